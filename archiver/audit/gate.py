@@ -1,0 +1,167 @@
+"""Reading what may be damaged, missing, huge or hostile: a bad object is a finding, never a crash.
+
+Of what the store refuses, some is about one object (a finding: `unreadable`, `too_large`), some
+about the store or our credentials (raised as it is). A store that refuses everything is the
+latter: before the first success, or after `PATIENCE` refusals in a row, the refusal is raised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO, TypeVar
+
+from archiver.audit.findings import Findings
+from archiver.audit.reader import Head, Reader
+from archiver.errors import StoreError
+
+T = TypeVar("T")
+
+PATIENCE = 10
+TRIES = 3
+LATE_TRIES = 4
+SPOOL_BYTES = 8 << 20
+"""What a segment may take of memory; beyond it goes to a temporary file."""
+
+_NOT_ABOUT_ONE_OBJECT = {"unreachable", "credentials", "tls", "settings"}
+
+
+class TooLarge(Exception):
+    """More bytes came than were allowed."""
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """An object on our side, to be read more than once. Close `file` after use."""
+
+    file: IO[bytes]
+    bytes: int
+    sha256: str
+
+
+class Gate:
+    """A reader whose refusals become findings. None always means that it has been said."""
+
+    def __init__(
+        self, reader: Reader, findings: Findings, pause: Callable[[float], None] = time.sleep
+    ) -> None:
+        self.reader = reader
+        self.findings = findings
+        self._pause = pause
+        self._lock = threading.Lock()
+        self._succeeded = False
+        self._refusals = 0
+
+    def read(self, key: str, limit: int, missing: str, *, late: bool = False) -> bytes | None:
+        """An object's bytes. `missing` is the code to report where there is none; with `late`
+        it is waited for a little first, because a writer may be about to write it."""
+
+        def ask() -> bytes | None:
+            data = self.reader.read(key, None, limit)
+            for _ in range(LATE_TRIES if late else 0):
+                if data is not None:
+                    break
+                self._pause(0.5)
+                data = self.reader.read(key, None, limit)
+            return data
+
+        return self._tell(key, missing, ask, "there is none")
+
+    def head(self, key: str, version_id: str | None, missing: str) -> Head | None:
+        """What the store says of an object, or of a version of it."""
+        detail = "there is none" if version_id is None else "not in the version that is recorded"
+        return self._tell(key, missing, lambda: self.reader.head(key, version_id), detail)
+
+    def spool(self, key: str, limit: int, missing: str) -> Spooled | None:
+        """An object of any size up to `limit`, in bounded memory. The caller closes its file."""
+        return self._tell(key, missing, lambda: spool(self.reader, key, limit), "there is none")
+
+    def sha256(self, key: str, version_id: str | None, size: int, missing: str) -> str | None:
+        """Hex digest of an object's bytes; of more than `size` bytes, a digest of nothing real."""
+
+        def digest() -> str | None:
+            chunks = self.reader.stream(key, version_id)
+            if chunks is None:
+                return None
+            sha256 = hashlib.sha256()
+            try:
+                for chunk in _limited(chunks, size):
+                    sha256.update(chunk)
+            except TooLarge:
+                return "longer than its record says"
+            return sha256.hexdigest()
+
+        return self._tell(key, missing, digest, "there is none")
+
+    def _tell(self, key: str, missing: str, ask: Callable[[], T | None], detail: str) -> T | None:
+        """Ask; whatever keeps us from an answer is reported or raised."""
+        try:
+            answer = self._persist(ask)
+        except TooLarge:
+            self.findings.add("too_large", key)
+            return None
+        except StoreError as error:
+            self._refused(error)
+            if error.reason == "too_large":
+                self.findings.add("too_large", key)
+            else:
+                self.findings.add("unreadable", key, str(error))
+            return None
+        with self._lock:
+            self._succeeded, self._refusals = True, 0
+        if answer is None:
+            self.findings.add(missing, key, detail)
+        return answer
+
+    def _persist(self, ask: Callable[[], T]) -> T:
+        """A stream that breaks is begun anew: the reader's own tries cannot cover its chunks."""
+        for attempt in range(1, TRIES):
+            try:
+                return ask()
+            except StoreError as error:
+                if not error.retryable:
+                    raise
+                self._pause(0.5 * attempt)
+        return ask()
+
+    def _refused(self, error: StoreError) -> None:
+        """Raise the refusal where it is not about one object."""
+        if error.reason == "too_large":
+            return
+        with self._lock:
+            self._refusals += 1
+            hopeless = not self._succeeded or self._refusals >= PATIENCE
+        if hopeless or error.reason in _NOT_ABOUT_ONE_OBJECT:
+            raise error
+
+
+def spool(reader: Reader, key: str, limit: int) -> Spooled | None:
+    """Read an object to our side; None where there is none, `TooLarge` beyond `limit` bytes."""
+    chunks = reader.stream(key)
+    if chunks is None:
+        return None
+    sha256, size = hashlib.sha256(), 0
+    file = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - the caller closes it
+    try:
+        for chunk in _limited(chunks, limit):
+            sha256.update(chunk)
+            size += len(chunk)
+            file.write(chunk)
+    except BaseException:
+        file.close()
+        raise
+    file.seek(0)
+    return Spooled(file, size, sha256.hexdigest())
+
+
+def _limited(chunks: Iterator[bytes], limit: int) -> Iterator[bytes]:
+    count = 0
+    for chunk in chunks:
+        count += len(chunk)
+        if count > limit:
+            raise TooLarge
+        yield chunk

@@ -1,0 +1,212 @@
+"""Records and files: what a segment's lines say, against what the bucket holds.
+
+At level `objects` every record is read and every file asked for by HEAD, in the very version that
+its record names; at level `bytes` files are read and hashed too, all of them or a random sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from archiver.audit.gate import Gate
+from archiver.audit.parallel import Backlog
+from archiver.audit.reader import Head
+from archiver.audit.segments import MAX_RECORD_BYTES, is_file_entry, is_file_key
+from archiver.manifest import layout
+from archiver.manifest.record import Record
+from archiver.model import format_time, parse_time
+
+MODES = ("GOVERNANCE", "COMPLIANCE")
+"""Weakest first."""
+MAX_SUSPECTS = 100_000
+"""Keys with more than one version that are told apart; beyond it they are all `overwritten`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRef:
+    """A file as a record names it."""
+
+    key: str
+    version_id: str | None
+    bytes: int
+    sha256: str
+
+
+class Sample:
+    """A random sample of a stream of unknown length (reservoir sampling). Threads share it.
+
+    The choice is not predictable, so that nobody can damage only what will not be read.
+    """
+
+    def __init__(self, size: int, rng: random.Random | None = None) -> None:
+        self._size = size
+        self._seen = 0
+        self._rng = rng or random.SystemRandom()
+        self._lock = threading.Lock()
+        self.chosen: list[FileRef] = []
+
+    def offer(self, file: FileRef) -> None:
+        with self._lock:
+            self._seen += 1
+            if len(self.chosen) < self._size:
+                self.chosen.append(file)
+            elif (place := self._rng.randrange(self._seen)) < self._size:
+                self.chosen[place] = file
+
+
+class Hashed:
+    """How many files, and bytes, were read and hashed. Threads share it."""
+
+    def __init__(self, watch: Callable[[int], None]) -> None:
+        self._lock = threading.Lock()
+        self._watch = watch
+        self.files = 0
+        self.bytes = 0
+
+    def add(self, size: int) -> None:
+        with self._lock:
+            self.files += 1
+            self.bytes += size
+        self._watch(size)
+
+
+class ObjectCheck:
+    """Checks records and their files, a task each. Threads share it."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        backlog: Backlog,
+        hashed: Hashed,
+        now: datetime,
+        *,
+        hash_files: bool,
+        sample: Sample | None,
+    ) -> None:
+        """With a `sample`, files are offered to it, and hashed in `finish` if they were chosen."""
+        self._gate = gate
+        self._report = gate.findings.add
+        self._backlog = backlog
+        self._hashed = hashed
+        self._now = now
+        self._hash_files = hash_files
+        self._sample = sample
+
+    def add(self, line: bytes, found: Record, files: Iterable[FileRef]) -> None:
+        """Have a record and those of its files checked; waits while too much is under way."""
+        promise = _promise(found.document.get("retention"), self._now)
+        self._backlog.add(lambda: self._record(found.key, line, promise))
+        for file in files:
+            self._backlog.add(lambda file=file: self._file(file, promise))  # type: ignore[misc]
+
+    def finish(self) -> None:
+        """Wait for all tasks, then hash the sample."""
+        self._backlog.drain()
+        for file in self._sample.chosen if self._sample else ():
+            self._backlog.add(lambda file=file: self._hash(file))  # type: ignore[misc]
+        self._backlog.drain()
+
+    def _record(self, key: str, line: bytes, promise: _Promise | None) -> None:
+        data = self._gate.read(key, MAX_RECORD_BYTES, "record_missing")
+        if data is None:
+            return
+        if data != line:
+            self._report("record_mismatch", key, hashlib.sha256(data).hexdigest())
+        if promise is not None:
+            head = self._gate.head(key, None, "record_missing")
+            if head is not None:
+                self._lock(key, head, promise)
+
+    def _file(self, file: FileRef, promise: _Promise | None) -> None:
+        head = self._gate.head(file.key, file.version_id, "file_missing")
+        if head is None:
+            return
+        if promise is not None:
+            self._lock(file.key, head, promise)
+        if head.size != file.bytes:
+            self._report("file_size", file.key, f"{head.size} bytes")
+        elif head.sha256 is not None and head.sha256 != file.sha256:
+            self._report("file_checksum", file.key, head.sha256)
+        elif self._sample is not None:
+            self._sample.offer(file)
+        elif self._hash_files:
+            self._hash(file)
+
+    def _hash(self, file: FileRef) -> None:
+        digest = self._gate.sha256(file.key, file.version_id, file.bytes, "file_missing")
+        if digest is None:
+            return
+        self._hashed.add(file.bytes)
+        if digest != file.sha256:
+            self._report("file_hash", file.key, digest)
+
+    def _lock(self, key: str, head: Head, promise: _Promise) -> None:
+        if head.lock_mode is None or head.lock_until is None:
+            self._report("retention_missing", key)
+        elif head.lock_mode not in promise.enough or head.lock_until < promise.until:
+            detail = f"{head.lock_mode} until {format_time(head.lock_until)}"
+            self._report("retention_weaker", key, detail)
+
+
+@dataclass(frozen=True)
+class _Promise:
+    """A retention that a record promises: modes that keep it, and until when."""
+
+    enough: tuple[str, ...]
+    until: datetime
+
+
+def _promise(retention: object, now: datetime) -> _Promise | None:
+    """What must still hold `now`; None where nothing was promised, or it is over."""
+    if not isinstance(retention, dict):
+        return None
+    mode, until = retention.get("mode"), parse_time(retention.get("until"))
+    if mode not in MODES or until is None or until <= now:
+        return None
+    return _Promise(MODES[MODES.index(mode) :], until)
+
+
+def files_of(found: Record, seen: set[int]) -> list[FileRef]:
+    """The files of a record that `seen` does not hold yet; malformed ones are left out, because
+    that was reported. Hashes are kept, not keys: a window may have very many."""
+    files = []
+    for file in found.document["files"]:
+        if not (is_file_key(found, file) and is_file_entry(file)):
+            continue
+        reference = FileRef(file["key"], file.get("version_id"), file["bytes"], file["sha256"])
+        if hash(reference) not in seen:
+            seen.add(hash(reference))
+            files.append(reference)
+    return files
+
+
+def check_versions(gate: Gate, prefixes: Iterable[str]) -> bool:
+    """Report each key that has more than one version, or a delete marker.
+
+    A version that is not the newest shows that something lies over it; what, is told once all
+    versions of the key are known. False where the store does not list versions.
+    """
+    suspects: dict[str, set[str]] = {}
+    known = False
+    for prefix in prefixes:
+        for version in gate.reader.versions(prefix):
+            known = True
+            if version.key == layout.PROBE or (version.is_latest and not version.is_delete_marker):
+                continue
+            kind = "version" if not version.is_delete_marker else "marker"
+            kind = "hidden" if version.is_delete_marker and version.is_latest else kind
+            if version.key in suspects or len(suspects) < MAX_SUSPECTS:
+                suspects.setdefault(version.key, set()).add(kind)
+            else:
+                gate.findings.add("overwritten", version.key)
+    for key, kinds in sorted(suspects.items()):
+        code = (
+            "deleted" if "hidden" in kinds else "recreated" if "marker" in kinds else "overwritten"
+        )
+        gate.findings.add(code, key)
+    return known

@@ -1,0 +1,61 @@
+"""What lies in the manifest and in no seal: segments that wait, and traces of what is gone.
+
+Writers may be at work: a key seen in a listing may belong to a seal that is newer than our reading
+of the chain. So before anything is called a trace, the bucket is asked again.
+"""
+
+from __future__ import annotations
+
+from archiver.audit.chain import ChainView
+from archiver.audit.gate import Gate
+from archiver.audit.segments import POINTER_BYTES, event_day, segment_name
+from archiver.manifest import layout
+
+_EXTENSIONS = (".jsonl", ".sha256", ".seal")
+
+
+def check(gate: Gate, chain: ChainView) -> None:
+    """List the manifest and report what no seal explains."""
+    for listed in gate.reader.list(layout.SEGMENTS):
+        stem, dot, extension = listed.key.rpartition(".")
+        segment = f"{stem}.jsonl"
+        if dot + extension not in _EXTENSIONS or segment_name(segment) is None:
+            gate.findings.add("unexpected_object", listed.key)
+        elif segment not in chain.segments:
+            _stray(gate, chain, listed.key, segment)
+    for listed in gate.reader.list(layout.EVENTS):
+        if event_day(listed.key) is None:
+            gate.findings.add("unexpected_object", listed.key)
+        elif listed.key not in chain.segments:
+            gate.findings.add("unsealed_segment", listed.key)
+    known = {layout.VERIFY_PAGE, layout.VERIFY_SCRIPT, chain.key_object}
+    for listed in gate.reader.list(layout.KEYS):
+        if listed.key not in known and chain.key_object is not None:
+            gate.findings.add("unexpected_object", listed.key)
+
+
+def _stray(gate: Gate, chain: ChainView, key: str, segment: str) -> None:
+    """One of the three objects of a segment that no seal names."""
+    pointer = segment.removesuffix(".jsonl") + ".seal"
+    if key == pointer:
+        _dangling(gate, chain, key)
+    elif key == segment:
+        if gate.reader.head(pointer) is None:
+            gate.findings.add("unsealed_segment", key)
+    elif gate.reader.head(segment) is None:
+        gate.findings.add("segment_missing", segment, "its .sha256 is there")
+
+
+def _dangling(gate: Gate, chain: ChainView, pointer: str) -> None:
+    """A pointer is written after its seal: without a seal, the seal is gone, or was read badly."""
+    data = gate.read(pointer, POINTER_BYTES, "pointer_missing")
+    if data is None:
+        return
+    number = data.removesuffix(b"\n")
+    if number.isdigit() and len(number) <= 12:
+        seq = int(number)
+        newer = seq > chain.last and gate.reader.head(layout.seal_key(seq)) is not None
+        unread = seq <= chain.last and seq not in chain.read
+        if newer or unread:
+            return
+    gate.findings.add("pointer_dangling", pointer)

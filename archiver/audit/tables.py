@@ -1,0 +1,145 @@
+"""Records as a table, as JSON lines, as CSV; the history of a call as text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+from archiver.audit.query import History, Row
+from archiver.audit.render import printable
+from archiver.errors import UsageError
+
+Format = Literal["table", "jsonl", "csv"]
+
+COLUMNS = (
+    "started_at",
+    "call_id",
+    "outcome",
+    "reason",
+    "direction",
+    "campaign_id",
+    "state",
+    "duration_seconds",
+    "recording_bytes",
+    "recording_sha256",
+    "recording_key",
+    "findings",
+    "revision",
+    "archived_at",
+    "record",
+    "segment",
+    "seal",
+)
+"""The columns of the CSV form: stable; later versions only add at the end."""
+
+_TABLE = (
+    ("started_at", 20),
+    ("call_id", 24),
+    ("outcome", 12),
+    ("duration_seconds", 8),
+    ("recording_bytes", 12),
+    ("revision", 3),
+    ("seal", 6),
+    ("reason", 0),
+)
+_TITLES = {"duration_seconds": "seconds", "recording_bytes": "bytes", "revision": "rev"}
+
+
+def render(rows: Iterable[Row], form: Format) -> Iterator[str]:
+    """The rows as text, piece by piece, each piece with its newline. Of `jsonl`, each line is the
+    record's exact bytes. Raises `UsageError` for another form."""
+    forms: Mapping[str, Callable[[Iterable[Row]], Iterator[str]]] = {
+        "table": _table,
+        "jsonl": lambda rows: (row.line.decode() for row in rows),
+        "csv": _csv,
+    }
+    if form not in forms:
+        raise UsageError("--format is table, jsonl or csv")
+    return forms[form](rows)
+
+
+def cells(row: Row) -> dict[str, Any]:
+    """What each of `COLUMNS` holds for a record."""
+    document = row.record.document
+    recording: Mapping[str, Any] = next(
+        (f for f in document["files"] if f["kind"] == "recording"), {}
+    )
+    own = {name: document.get(name) for name in COLUMNS if name in document}
+    return own | {
+        "recording_bytes": recording.get("bytes"),
+        "recording_sha256": recording.get("sha256"),
+        "recording_key": recording.get("key"),
+        "findings": " ".join(str(finding) for finding in document.get("findings") or ()),
+        "segment": row.segment,
+        "seal": row.seal,
+    }
+
+
+def safe_cell(value: object) -> str:
+    """A value as a spreadsheet may have it: what it would take for a formula gets a `'` before."""
+    text = "" if value is None else str(value)
+    if text.lstrip().startswith(("=", "+", "-", "@")) or text.startswith(("\t", "\r")):
+        return "'" + text
+    return text
+
+
+def _csv(rows: Iterable[Row]) -> Iterator[str]:
+    yield _csv_line(COLUMNS)
+    for row in rows:
+        told = cells(row)
+        yield _csv_line(safe_cell(told.get(name)) for name in COLUMNS)
+
+
+def _csv_line(values: Iterable[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\r\n").writerow(values)
+    return text.getvalue()
+
+
+def _table(rows: Iterable[Row]) -> Iterator[str]:
+    yield _table_line({name: _TITLES.get(name, name) for name, _ in _TABLE})
+    for row in rows:
+        yield _table_line(cells(row))
+
+
+def _table_line(told: Mapping[str, Any]) -> str:
+    texts = []
+    for name, width in _TABLE:
+        value = told.get(name)
+        text = "-" if value is None else printable(str(value))
+        right = isinstance(value, int | float) or name in _TITLES
+        texts.append(text.rjust(width) if right else text.ljust(width))
+    return "  ".join(texts).rstrip() + "\n"
+
+
+def history_text(history: History) -> str:
+    """What `manifest show` prints: each revision with its files, segment and seal."""
+    lines = [f"call {printable(history.call_id)}"]
+    for found in history.revisions:
+        segment, number = history.sealed.get(found.key, (None, None))
+        document = found.document
+        lines += [
+            "",
+            f"revision {found.revision}: {found.outcome}"
+            + (f" ({printable(str(document['reason']))})" if document.get("reason") else ""),
+            f"  record        {found.key}",
+            f"  started       {printable(str(document.get('started_at')))}",
+            f"  archived      {printable(str(document.get('archived_at')))}",
+        ]
+        lines += [_file_line(file) for file in document["files"]]
+        if document.get("findings"):
+            lines.append(f"  findings      {printable(' '.join(map(str, document['findings'])))}")
+        lines.append(
+            f"  sealed        seal {number}, {segment}" if segment else "  sealed        not yet"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _file_line(file: Mapping[str, Any]) -> str:
+    version = f" version {printable(file['version_id'])}" if file.get("version_id") else ""
+    return (
+        f"  {printable(file['kind']):10}  {printable(file['key'])}{version}\n"
+        f"              {file['bytes']:,} bytes, SHA-256 {printable(file['sha256'])}"
+    )

@@ -1,0 +1,329 @@
+"""The audit: what the seals promise, against what the bucket holds.
+
+Shares the formats with the writer, never its code paths: it takes nothing from the pipeline or the
+source, and reads through the `Reader` port alone. Levels, each with all of the one before:
+
+- `manifest`: the chain, and every segment: hashes, roots, balances, revisions, no gap in time.
+- `objects`: every record equals its line; every file is there in its version, size, lock.
+- `bytes`: every file's SHA-256, or those of a random sample.
+
+The chain is always read whole; a range restricts which windows are looked into.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal, Protocol
+
+from archiver.audit import strays
+from archiver.audit.chain import ChainCheck, ChainView, KnownHead, Sealed
+from archiver.audit.findings import Findings
+from archiver.audit.gate import Gate
+from archiver.audit.objects import (
+    Hashed,
+    ObjectCheck,
+    Sample,
+    check_versions,
+    files_of,
+)
+from archiver.audit.parallel import Backlog, ordered
+from archiver.audit.reader import Reader
+from archiver.audit.result import Counts, Report
+from archiver.audit.segments import SegmentCheck, event_day, segment_name
+from archiver.audit.windows import Span, WindowState, check_spans
+from archiver.errors import FormatError, StoreError, UsageError
+from archiver.manifest import layout
+from archiver.manifest.layout import SegmentName
+from archiver.manifest.record import Record
+from archiver.manifest.signing import PublicKey
+from archiver.model import format_time
+
+Level = Literal["manifest", "objects", "bytes"]
+
+WINDOWS_AT_ONCE = 4
+"""Windows read at a time: each may keep a segment in memory and the states of its calls."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to verify, and what the auditor knows from outside the bucket."""
+
+    level: Level = "objects"
+    start: datetime | None = None
+    end: datetime | None = None
+    sample: int | None = None
+    """At level `bytes`: hash so many files, chosen at random, instead of all."""
+    public_key: PublicKey | None = None
+    head: KnownHead | None = None
+    workers: int = 8
+    max_findings: int = 1000
+
+
+class Progress(Protocol):
+    """Somebody who watches. `hashed` is called from many threads."""
+
+    def windows(self, done: int, total: int) -> None: ...
+
+    def hashed(self, size: int) -> None: ...
+
+
+class NoProgress:
+    """Nobody watches."""
+
+    def windows(self, done: int, total: int) -> None:
+        pass
+
+    def hashed(self, size: int) -> None:
+        pass
+
+
+def read_public_key(pem: bytes) -> PublicKey:
+    """The key for `Options.public_key`; raises `UsageError`."""
+    try:
+        return PublicKey.from_pem(pem)
+    except FormatError as error:
+        raise UsageError(f"--public-key: {error}; keygen prints the right one") from None
+
+
+def verify(
+    reader: Reader,
+    options: Options,
+    *,
+    progress: Progress | None = None,
+    now: datetime | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> Report:
+    """Audit the archive behind `reader`.
+
+    Raises `StoreError` where the store itself cannot be used; whatever is wrong with what it
+    holds is in the report. `now` decides which retentions must still hold.
+    """
+    audit = _Audit(reader, options, progress or NoProgress(), now or datetime.now(UTC), pause)
+    try:
+        return audit.run()
+    finally:
+        audit.close()
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The sealed segments of one window, by revision."""
+
+    start: datetime
+    segments: Sequence[tuple[SegmentName, Sealed]]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What came of a window."""
+
+    counts: Counts
+    span: Span
+
+
+class _Audit:
+    """One run. Two pools, so that a window that waits for its objects never holds one up."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        options: Options,
+        progress: Progress,
+        now: datetime,
+        pause: Callable[[float], None],
+    ) -> None:
+        self._options = options
+        self._progress = progress
+        self._findings = Findings(options.max_findings)
+        self._gate = Gate(reader, self._findings, pause)
+        workers = max(1, options.workers)
+        self._object_pool = ThreadPoolExecutor(workers, thread_name_prefix="object")
+        self._window_pool = ThreadPoolExecutor(min(WINDOWS_AT_ONCE, workers), "window")
+        self._ahead = 4 * workers
+        self._hashed = Hashed(progress.hashed)
+        self._objects = ObjectCheck(
+            self._gate,
+            Backlog(self._object_pool, self._ahead),
+            self._hashed,
+            now,
+            hash_files=options.level == "bytes",
+            sample=self._sample(),
+        )
+        self._days: set[str] = set()
+        """The `dt=…` of records and files seen: where to look for versions in a range."""
+        self._counts = Counts()
+        self._notes: list[str] = []
+
+    def close(self) -> None:
+        """End the threads. What has begun is waited for."""
+        self._window_pool.shutdown(wait=False, cancel_futures=True)
+        self._object_pool.shutdown(wait=True, cancel_futures=True)
+        self._window_pool.shutdown(wait=True)
+
+    def run(self) -> Report:
+        options = self._options
+        check = ChainCheck(self._gate, self._object_pool, self._ahead)
+        chain = check.check(options.public_key, options.head)
+        self._counts.seals = chain.seals
+        if chain.last >= 0:
+            self._segments(chain)
+            strays.check(self._gate, chain)
+            self._versions()
+        self._note(chain)
+        return self._report(chain)
+
+    # --- segments
+
+    def _segments(self, chain: ChainView) -> None:
+        check = SegmentCheck(self._gate, chain.last)
+        windows, events = self._select(chain)
+        spans = []
+        for done, read in enumerate(
+            ordered(
+                self._window_pool,
+                lambda window: self._window(window, check, chain.whole),
+                windows,
+                2 * WINDOWS_AT_ONCE,
+            ),
+            1,
+        ):
+            self._counts.add(read.counts)
+            spans.append(read.span)
+            self._progress.windows(done, len(windows))
+        for count in ordered(self._object_pool, check.event_segment, events, self._ahead):
+            self._counts.add(Counts(segments=1, events=count))
+        self._objects.finish()
+        self._counts.files_hashed, self._counts.bytes_hashed = (
+            self._hashed.files,
+            self._hashed.bytes,
+        )
+        if chain.whole:
+            options = self._options
+            check_spans(spans, chain.advances, self._findings.add, options.start, options.end)
+
+    def _select(self, chain: ChainView) -> tuple[list[_Window], list[Sealed]]:
+        """The windows and the event segments in range; keys that are neither are reported."""
+        names: dict[datetime, list[tuple[SegmentName, Sealed]]] = {}
+        events = []
+        for key, sealed in chain.segments.items():
+            if (name := segment_name(key)) is not None:
+                names.setdefault(name.start, []).append((name, sealed))
+            elif (day := event_day(key)) is not None:
+                if self._is_day_in_range(day):
+                    events.append(sealed)
+            else:
+                self._findings.add("segment_key", key, f"in seal {sealed.seq}")
+        starts = sorted(names)
+        return [_Window(start, sorted(names[start])) for start in self._in_range(starts)], events
+
+    def _in_range(self, starts: Sequence[datetime]) -> Sequence[datetime]:
+        """The windows that begin in the range, and the one that may reach into it: a window is
+        aligned to midnight, so it does not reach into the next day."""
+        start, end = self._options.start, self._options.end
+        first = 0
+        if start is not None:
+            first = bisect_right(starts, start)
+            if first and starts[first - 1].date() == start.date():
+                first -= 1
+        return [moment for moment in starts[first:] if end is None or moment < end]
+
+    def _is_day_in_range(self, day: str) -> bool:
+        start, end = self._options.start, self._options.end
+        return not (
+            (start is not None and day < start.date().isoformat())
+            or (end is not None and day > end.date().isoformat())
+        )
+
+    def _window(self, window: _Window, check: SegmentCheck, chain_is_whole: bool) -> _Read:
+        """Read all revisions of a window, in order."""
+        state = WindowState(self._findings.add, chain_is_whole)
+        seen, counts, end = set[int](), Counts(windows=1), None
+
+        def on_record(line: bytes, found: Record) -> None:
+            files = files_of(found, seen)
+            counts.records += 1
+            counts.files += len(files)
+            counts.bytes += sum(file.bytes for file in files)
+            if self._options.level != "manifest":
+                self._days.update(key.split("/")[1] for key in (found.key, *(f.key for f in files)))
+                self._objects.add(line, found, files)
+
+        for name, sealed in window.segments:
+            summary = check.window_segment(sealed, name, on_record)
+            if summary is None:
+                state.lose()
+                continue
+            counts.segments += 1
+            state.fold(summary)
+            end = summary.window.end if summary.window is not None else end
+        counts.calls = Counter(call.outcome for call in state.calls.values())
+        counts.pending = len(state.pending)
+        seq = min(sealed.seq for _, sealed in window.segments)
+        key = window.segments[0][0].jsonl
+        return _Read(counts, Span(window.start, end, seq, key))
+
+    # --- versions
+
+    def _versions(self) -> None:
+        try:
+            if not check_versions(self._gate, self._version_prefixes()):
+                self._notes.append("the store lists no versions: overwriting leaves no trace there")
+        except StoreError as error:
+            if error.reason != "refused" and error.status not in (405, 501):
+                raise
+            self._notes.append("the store cannot list versions: overwriting leaves no trace there")
+
+    def _version_prefixes(self) -> Iterator[str]:
+        options = self._options
+        yield "manifest/"
+        if options.level == "manifest":
+            return
+        for root in (layout.RECORDS, layout.RECORDINGS):
+            if options.start is None and options.end is None:
+                yield root
+            else:
+                yield from (f"{root}{day}/" for day in sorted(self._days))
+
+    # --- the result
+
+    def _sample(self) -> Sample | None:
+        options = self._options
+        if options.sample is None or options.level != "bytes":
+            return None
+        return Sample(max(0, options.sample))
+
+    def _note(self, chain: ChainView) -> None:
+        options, notes = self._options, self._notes
+        if chain.key is None:
+            notes.append("no key: seal 0 has none and none was given: no signature was checked")
+        elif options.public_key is None:
+            notes.append("no --public-key: signatures were checked with the key in seal 0")
+        if options.head is None:
+            notes.append("no --head: whether the newest seals were cut off cannot be told")
+        if chain.last >= 0 and not chain.whole:
+            notes.append("seals are missing or unreadable: gaps in time were not looked for")
+
+    def _report(self, chain: ChainView) -> Report:
+        options = self._options
+        return Report(
+            scope={
+                "level": options.level,
+                "from": format_time(options.start) if options.start else None,
+                "to": format_time(options.end) if options.end else None,
+                "sample": options.sample,
+            },
+            archive=chain.archive,
+            key_id=chain.key.key_id if chain.key else None,
+            key_given=options.public_key is not None,
+            head=chain.head,
+            counts=self._counts,
+            findings=self._findings.kept(),
+            totals=self._findings.counts(),
+            notes=self._notes,
+        )

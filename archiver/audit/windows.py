@@ -1,0 +1,143 @@
+"""What the revisions of one window say together, and what all windows say of time.
+
+State after revision n: the newest record of each call over revisions 1 to n; the ids that revision
+n calls pending; and of all ids that were ever told, those that it calls vanished are not listed.
+So `listed` is all that was told so far but the vanished, and each of it is recorded or pending.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
+
+from archiver.audit.chain import Advance
+from archiver.audit.segments import CallState, Summary
+from archiver.manifest.record import OUTCOMES
+from archiver.manifest.segment import ids_sha256
+from archiver.model import Window, format_time
+
+Report = Callable[[str, str, str], None]
+
+
+@dataclass
+class WindowState:
+    """The state of a window, revision after revision. One thread folds one window."""
+
+    report: Report
+    chain_is_whole: bool = True
+    """Else a missing revision is a missing seal's, and that was said."""
+    calls: dict[str, CallState] = field(default_factory=dict)
+    pending: set[str] = field(default_factory=set)
+    """What the newest revision calls pending."""
+    _told: set[str] = field(default_factory=set)
+    """Every id that was ever pending: it must not fall silent."""
+    _revision: int = 0
+    _window: Window | None = None
+    _sound: bool = True
+    """Whether all revisions so far could be read: else nothing can be recomputed."""
+
+    def lose(self) -> None:
+        """A revision could not be read."""
+        self._revision += 1
+        self._sound = False
+
+    def fold(self, summary: Summary) -> None:
+        """Take in the next revision, and check what it says of itself and of those before."""
+        self._revision += 1
+        if summary.name.revision != self._revision:
+            if self.chain_is_whole:
+                detail = f"revision {self._revision} is in no seal"
+                self.report("window_revision", summary.name.jsonl, detail)
+            self._revision, self._sound = summary.name.revision, False
+        for call_id, new in summary.calls.items():
+            old = self.calls.get(call_id)
+            if old is None or new.revision >= old.revision:
+                self.calls[call_id] = new
+        self._sound = self._sound and summary.intact
+        self._line(summary)
+
+    def _line(self, summary: Summary) -> None:
+        line, key = summary.line, summary.name.jsonl
+        if line is None:
+            return
+        if self._window is not None and summary.window != self._window:
+            self.report("window_mismatch", key, "another length than the revision before")
+        self._window = summary.window
+        self.pending = set(line["pending"])
+        if line["listed"] != sum(line[name] for name in OUTCOMES) + len(self.pending):
+            self.report("window_balance", key, "")
+        self._told |= self.pending
+        if self._sound:
+            self._recompute(summary)
+
+    def _recompute(self, summary: Summary) -> None:
+        line, key = summary.line or {}, summary.name.jsonl
+        listed = (self.calls.keys() | self._told) - set(line["vanished"])
+        lost = listed - self.calls.keys() - self.pending
+        if lost:
+            self.report("call_lost", key, f"{len(lost)} calls")
+        counts = Counter(self.calls[i].outcome for i in listed - self.pending - lost)
+        for name in OUTCOMES:
+            if line[name] != counts[name]:
+                self.report("window_counts", key, f"{counts[name]} calls are {name}")
+        if line.get("listed_sha256") != ids_sha256(listed - lost):
+            self.report("listed_mismatch", key, "")
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """A window that is sealed: where it starts, where it ends if that could be read, and the seal
+    of its first revision."""
+
+    start: datetime
+    end: datetime | None
+    seq: int
+    key: str
+
+
+def check_spans(
+    spans: Sequence[Span],
+    advances: Sequence[Advance],
+    report: Report,
+    start: datetime | None,
+    end: datetime | None,
+) -> None:
+    """Windows must not overlap, and each advance of the watermark must be covered by windows that
+    were sealed by then. Only between `start` and `end`, where they are given."""
+    spans = sorted(spans)
+    for before, after in pairwise(spans):
+        if before.end is not None and before.end > after.start:
+            report("window_overlap", after.key, f"with {before.key}")
+    starts = [span.start for span in spans]
+    for advance in advances:
+        low = max(advance.start, start or advance.start)
+        high = min(advance.end, end or advance.end)
+        _check_advance(spans, starts, low, high, advance.seq, report)
+
+
+def _check_advance(
+    spans: Sequence[Span],
+    starts: Sequence[datetime],
+    low: datetime,
+    high: datetime,
+    seq: int,
+    report: Report,
+) -> None:
+    """Walk `[low, high)` from window to window."""
+    index = max(0, bisect_right(starts, low) - 1)
+    while low < high:
+        covering = spans[index] if index < len(spans) else None
+        if covering is not None and covering.start <= low:
+            following = spans[index + 1].start if index + 1 < len(spans) else high
+            if covering.seq > seq and (covering.end or following) > low:
+                report("watermark_ahead", covering.key, f"seal {seq} passed it")
+            low = max(low, covering.end or following)
+            index += 1
+            continue
+        until = min(high, covering.start) if covering is not None else high
+        report("window_gap", "", f"{format_time(low)} to {format_time(until)}, seal {seq}")
+        low = until

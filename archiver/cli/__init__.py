@@ -1,0 +1,102 @@
+"""The command line: verbs, options, exit codes.
+
+Each verb imports what it needs when it runs, so that `--help` and `verify` start fast. Results go
+to stdout, progress and logs to stderr; every error is one line.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from archiver import __version__
+from archiver.cli import archive, audit
+from archiver.errors import ArchiverError, UsageError
+
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="archiver")
+def cli() -> None:
+    """Archives call recordings into S3-compatible storage, with a signed, append-only manifest.
+
+    Settings are ARCHIVER_… environment variables: see config.example.env. T is a date or an
+    RFC 3339 time, UTC unless it says otherwise.
+
+    Exit codes: 0 done and it holds; 1 done, and something needs a person; 2 usage or settings;
+    3 the source refused or is unreachable; 4 the store refused, is unreachable or is unsafe;
+    130 interrupted.
+    """
+
+
+for verb in (
+    archive.demo,
+    archive.keygen,
+    archive.check,
+    archive.init,
+    archive.run,
+    archive.backfill,
+    audit.verify,
+    audit.manifest,
+):
+    cli.add_command(verb)
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command line; returns its exit code and prints every error as one line."""
+    try:
+        code = cli.main(list(arguments), prog_name="archiver", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return UsageError.exit_code
+    except click.ClickException as error:
+        return _complain(error.format_message(), UsageError.exit_code, _help_of(error))
+    except ArchiverError as error:
+        return _complain(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return _complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python must not complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _help_of(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f" (see `{context.command_path} --help`)" if context else ""
+
+
+def _complain(message: str, code: int, advice: str = "") -> int:
+    line = " ".join(message.split())
+    click.echo(f"archiver: {line}{advice}", err=True)
+    return code
+
+
+def _unexpected(error: Exception) -> int:
+    """A mistake of ours: one line, and the traceback (without values) for who asks for it."""
+    import traceback
+
+    from archiver.logs import redact
+
+    if os.environ.get("ARCHIVER_LOG_LEVEL", "").lower() == "debug":
+        click.echo(redact("".join(traceback.format_exception(error))), err=True)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return _complain(
+        f"internal error: {type(error).__name__} in {place.name}, line {place.lineno} of "
+        f"{Path(place.filename).name}; run again with ARCHIVER_LOG_LEVEL=debug and report it",
+        1,
+    )

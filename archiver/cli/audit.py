@@ -1,0 +1,141 @@
+"""The verbs that only read an archive. They never need the source or the private key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from archiver.cli.common import check_range, range_options, start_run, stopping
+from archiver.errors import UsageError
+
+if TYPE_CHECKING:
+    from archiver.store.bucket import Bucket
+
+
+@contextmanager
+def _reading() -> Iterator[tuple[Bucket, int]]:
+    """The bucket, for reading, and how many requests may be under way at a time."""
+    from archiver.readonly import reader
+    from archiver.settings import StoreSettings, load
+
+    settings = load(StoreSettings)
+    clock = start_run(settings)
+    with stopping(clock):
+        yield reader(settings, clock), settings.workers
+
+
+@click.command()
+@range_options(required=False)
+@click.option(
+    "--level",
+    type=click.Choice(["manifest", "objects", "bytes"]),
+    default="objects",
+    show_default=True,
+    help="seals and segments; every object too; every byte too",
+)
+@click.option("--sample", type=click.IntRange(1), help="at level bytes: hash so many files only")
+@click.option(
+    "--public-key",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="the archive's public key, from outside the bucket",
+)
+@click.option("--head", metavar="SEQ:SHA256", help="a seal you know: finds a chain cut off since")
+@click.option("--json", "as_json", is_flag=True, help="a stable format for programs")
+def verify(
+    start: datetime | None,
+    end: datetime | None,
+    level: str,
+    sample: int | None,
+    public_key: Path | None,
+    head: str | None,
+    as_json: bool,
+) -> int:
+    """An independent audit of the bucket; needs neither the source nor the private key."""
+    from archiver.audit import render
+    from archiver.audit import verify as audit
+    from archiver.audit.chain import KnownHead
+    from archiver.progress import auditing
+
+    check_range(start, end)
+    if sample is not None and level != "bytes":
+        raise UsageError("--sample goes with --level bytes")
+    options = audit.Options(
+        level=level,  # type: ignore[arg-type]
+        start=start,
+        end=end,
+        sample=sample,
+        public_key=audit.read_public_key(_file(public_key)) if public_key else None,
+        head=KnownHead.parse(head) if head else None,
+    )
+    with _reading() as (bucket, workers), auditing() as progress:
+        bucket.check_access()
+        report = audit.verify(bucket, replace(options, workers=workers), progress=progress)
+    click.echo(render.as_json(report) if as_json else render.as_text(report), nl=False)
+    return report.exit_code
+
+
+def _file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"--public-key: {path} cannot be read ({error.strerror})") from None
+
+
+@click.group()
+def manifest() -> None:
+    """What the archive says of calls, from sealed segments only."""
+
+
+@manifest.command("list")
+@range_options(required=True)
+@click.option(
+    "--outcome",
+    type=click.Choice(["archived", "no_recording", "failed"]),
+    help="only calls with this outcome",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "jsonl", "csv"]),
+    default="table",
+    show_default=True,
+    help="jsonl prints the records' exact bytes",
+)
+def list_records(start: datetime, end: datetime, outcome: str | None, form: str) -> int:
+    """The newest record of each call, window by window."""
+    from archiver.audit import tables
+    from archiver.audit.query import Query
+
+    check_range(start, end)
+    with _reading() as (bucket, _):
+        bucket.check_access()
+        rows = Query(bucket).records(start, end, outcome)
+        for text in tables.render(rows, form):  # type: ignore[arg-type]
+            click.echo(text, nl=False)
+    return 0
+
+
+@manifest.command("show")
+@click.argument("call_id")
+@click.option("--json", "as_json", is_flag=True, help="a stable format for programs")
+def show(call_id: str, as_json: bool) -> int:
+    """One call: all revisions, files, seal. Exits with 1 where the archive has none."""
+    from archiver.audit import tables
+    from archiver.audit.query import Query
+    from archiver.manifest import canonical
+
+    with _reading() as (bucket, _):
+        bucket.check_access()
+        history = Query(bucket).find(call_id, datetime.now(UTC))
+    if history is None:
+        click.echo("archiver: the archive has no record of this call", err=True)
+        return 1
+    text = canonical.dump(history.document()).decode() if as_json else tables.history_text(history)
+    click.echo(text, nl=False)
+    return 0

@@ -1,0 +1,106 @@
+"""What the verbs share: the types of their options, the start of a run, its end by a signal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from archiver.errors import UsageError
+
+if TYPE_CHECKING:
+    from archiver.clock import SystemClock
+    from archiver.settings import LogSettings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Moment(click.ParamType[datetime]):
+    """A date or an RFC 3339 time, UTC unless it says otherwise."""
+
+    name = "T"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        from archiver.model import parse_time
+
+        if isinstance(value, datetime):
+            return value
+        moment = parse_time(value)
+        if moment is None:
+            self.fail(f"{value!r} is no date and no RFC 3339 time, such as 2024-01-15T10:00:00Z")
+        return moment
+
+
+class Shard(click.ParamType[tuple[int, int]]):
+    """`I/N`: shard I of N, counted from 0."""
+
+    name = "I/N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        index, slash, count = str(value).partition("/")
+        if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+            self.fail(f"{value!r} is no shard: I/N with I from 0 to N-1, such as 0/4")
+        return int(index), int(count)
+
+
+MOMENT = _Moment()
+
+
+def range_options(required: bool) -> Callable[[F], F]:
+    """`--from` and `--to`."""
+
+    def decorate(function: F) -> F:
+        end = click.option("--to", "end", type=MOMENT, required=required, help="where it ends")
+        start = click.option(
+            "--from", "start", type=MOMENT, required=required, help="where the range begins"
+        )
+        return start(end(function))
+
+    return decorate
+
+
+def check_range(start: datetime | None, end: datetime | None) -> None:
+    if start is not None and end is not None and end <= start:
+        raise UsageError("--to must lie after --from: the range is empty")
+
+
+def start_run(settings: LogSettings) -> SystemClock:
+    """Set up logs; a clock that SIGTERM and SIGINT stop."""
+    from archiver.clock import SystemClock
+    from archiver.logs import configure
+
+    level = settings.log_level
+    if sys.stderr.isatty() and "ARCHIVER_LOG_LEVEL" not in os.environ:
+        level = "warning"  # a person watches the bar; a line for each call would hide it
+    configure(level, settings.log_format)
+    return SystemClock()
+
+
+@contextmanager
+def stopping(clock: SystemClock) -> Iterator[list[int]]:
+    """While inside, SIGTERM and SIGINT ask for a clean end; which came is in the list."""
+    came: list[int] = []
+
+    def handle(number: int, _frame: object) -> None:
+        came.append(number)
+        clock.stop()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,67 @@
+"""Time as a port: what the pipeline reads and waits on, so that tests can turn it by hand."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+from archiver.errors import ArchiverError
+
+
+class Interrupted(ArchiverError):
+    """Somebody asked the process to end: work in flight is aborted, nothing is half committed."""
+
+    exit_code = 130
+
+    def __init__(self) -> None:
+        super().__init__("interrupted", reason="interrupted")
+
+
+class Clock(Protocol):
+    """Threads share a clock. `sleep` and `check` raise `Interrupted` once the process must end."""
+
+    def now(self) -> datetime:
+        """The time of day, UTC, to the microsecond."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back, for durations."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, but not past the request to end."""
+
+    def check(self) -> None:
+        """Raise `Interrupted` if the process must end."""
+
+
+class SystemClock:
+    """The machine's clock, and the process's request to end."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._checked = time.monotonic()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        self._stop.wait(max(0.0, seconds))
+        self.check()
+
+    def check(self) -> None:
+        self._checked = time.monotonic()
+        if self._stop.is_set():
+            raise Interrupted
+
+    @property
+    def idle_seconds(self) -> float:
+        """Since anything last checked: whatever works does so at each request and each chunk."""
+        return time.monotonic() - self._checked
+
+    def stop(self) -> None:
+        """Ask everything that waits on this clock to end. Safe in a signal handler."""
+        self._stop.set()

@@ -1,0 +1,53 @@
+"""Digests of a byte stream on its way through."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+
+class Digests:
+    """SHA-256 of everything, and MD5 where the source announced one to compare with."""
+
+    def __init__(self, expected_md5: str | None = None) -> None:
+        """`expected_md5` is a Content-MD5 value: base64 of 16 bytes."""
+        self.bytes = 0
+        self._sha256 = hashlib.sha256()
+        self._md5 = hashlib.md5(usedforsecurity=False) if expected_md5 else None
+        self._expected_md5 = expected_md5
+
+    def update(self, chunk: bytes | bytearray | memoryview) -> None:
+        self.bytes += len(chunk)
+        self._sha256.update(chunk)
+        if self._md5 is not None:
+            self._md5.update(chunk)
+
+    @property
+    def sha256(self) -> str:
+        """Lower-case hex."""
+        return self._sha256.hexdigest()
+
+    @property
+    def md5_differs(self) -> bool:
+        """Whether an MD5 was announced and the bytes have another."""
+        if self._md5 is None:
+            return False
+        return base64.b64encode(self._md5.digest()).decode() != self._expected_md5
+
+
+def sha256_hex(data: bytes | bytearray | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def hex_to_base64(digest: str) -> str:
+    """The form that S3 wants in `x-amz-checksum-sha256`."""
+    return base64.b64encode(bytes.fromhex(digest)).decode()
+
+
+def base64_to_hex(value: str) -> str | None:
+    """The other way; None where the store sent something else than a SHA-256."""
+    try:
+        raw = base64.b64decode(value, validate=True)
+    except ValueError:
+        return None
+    return raw.hex() if len(raw) == 32 else None

@@ -1,0 +1,93 @@
+"""The one JSON form of the archive, and the one way to read JSON that others wrote.
+
+Rules (docs/manifest-format.md): UTF-8, keys sorted by code point, no white space, one newline at
+the end.
+Reading is strict, because two readers must never see two documents in the same bytes: duplicate
+keys, NaN, Infinity, numbers that overflow, lone surrogates and too deep nesting are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+from archiver.errors import FormatError
+
+MAX_DEPTH = 64
+"""Deepest nesting of objects and arrays that is read."""
+
+# Possessive, and content with no closing quote: time stays linear in whatever is sent.
+_STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_BRACKETS = re.compile(rb"[\[\]{}]")
+
+
+def dump(document: Any) -> bytes:
+    """Return `document` in the archive's form, with its newline.
+
+    Raises `FormatError` for what has no such form: NaN, infinities, lone surrogates.
+    """
+    try:
+        text = json.dumps(
+            document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
+        return text.encode("utf-8") + b"\n"
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not representable as JSON: {type(error).__name__}") from None
+
+
+def load(data: bytes) -> Any:
+    """Parse one JSON document strictly; raises `FormatError` and never shows what it read."""
+    _check_depth(data)
+    try:
+        document = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
+        if _SURROGATE.search(data):
+            dump(document)  # an escaped half of a pair has no UTF-8 form
+        return document
+    except FormatError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not valid JSON: {type(error).__name__}") from None
+
+
+def load_object(data: bytes) -> dict[str, Any]:
+    """Parse a JSON object strictly; raises `FormatError` for any other value too."""
+    document = load(data)
+    if not isinstance(document, dict):
+        raise FormatError("not a JSON object")
+    return document
+
+
+def _check_depth(data: bytes) -> None:
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return
+    depth = 0
+    for bracket in _BRACKETS.finditer(_STRINGS.sub(b"", data)):
+        depth += 1 if bracket.group() in b"[{" else -1
+        if depth > MAX_DEPTH:
+            raise FormatError(f"JSON nested deeper than {MAX_DEPTH}")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise FormatError("JSON with a duplicate key")
+    return document
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise FormatError(f"JSON with {name}")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise FormatError("JSON number out of range")
+    return number

@@ -1,0 +1,132 @@
+"""Every key of the bucket, built and parsed here alone (docs/manifest-format.md).
+
+Keys are relative to the archive's prefix. Nothing that the source says reaches a key except a call
+id of harmless characters; any other is replaced by its digest, and the record holds the real one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+RECORDINGS = "recordings/"
+RECORDS = "records/"
+SEGMENTS = "manifest/segments/"
+EVENTS = "manifest/events/"
+SEALS = "manifest/seals/"
+KEYS = "manifest/keys/"
+VERIFY_PAGE = "manifest/keys/VERIFY.md"
+VERIFY_SCRIPT = "manifest/keys/verify.sh"
+PROBE = "manifest/probe"
+
+_SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_SEGMENT = re.compile(
+    r"manifest/segments/dt=(\d{4}-\d\d-\d\d)/([01]\d|2[0-3])([0-5]\d)\.r([1-9]\d{0,8})"
+    r"\.(jsonl|sha256|seal)",
+    re.ASCII,
+)
+_RECORD = re.compile(
+    r"records/dt=(\d{4}-\d\d-\d\d)/([A-Za-z0-9_.-]+)/r([1-9]\d{0,8})\.json", re.ASCII
+)
+_SEAL = re.compile(r"manifest/seals/(\d{12})\.json(\.sig)?", re.ASCII)
+
+
+def day_dir(day: date) -> str:
+    return f"dt={day.isoformat()}"
+
+
+def call_dir(call_id: str) -> str:
+    """The call id where its characters are harmless, else `id.<sha256 of its UTF-8>`."""
+    if _SAFE_ID.fullmatch(call_id):
+        return call_id
+    return "id." + hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def recording_dir(day: date, call_id: str) -> str:
+    return f"{RECORDINGS}{day_dir(day)}/{call_dir(call_id)}/"
+
+
+def beside(key: str, tag: str) -> str:
+    """The key beside a taken one: `<name>-<tag>.<ext>`, `tag` being 16 hex digits."""
+    stem, dot, extension = key.rpartition(".")
+    return f"{stem}-{tag}{dot}{extension}"
+
+
+def record_prefix(day: date) -> str:
+    return f"{RECORDS}{day_dir(day)}/"
+
+
+def record_key(day: date, call_id: str, revision: int) -> str:
+    return f"{record_prefix(day)}{call_dir(call_id)}/r{revision}.json"
+
+
+def parse_record_key(key: str) -> tuple[date, str, int] | None:
+    """`(day, call directory, revision)` of a record's key, or None."""
+    match = _RECORD.fullmatch(key)
+    if match is None:
+        return None
+    try:
+        return date.fromisoformat(match[1]), match[2], int(match[3])
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True, order=True)
+class SegmentName:
+    """A window's segment: where the window starts, and which listing of it this is."""
+
+    start: datetime
+    revision: int
+
+    @property
+    def stem(self) -> str:
+        return f"{segment_prefix(self.start.date())}{self.start:%H%M}.r{self.revision}"
+
+    @property
+    def jsonl(self) -> str:
+        return self.stem + ".jsonl"
+
+    @property
+    def sha256(self) -> str:
+        return self.stem + ".sha256"
+
+    @property
+    def seal(self) -> str:
+        return self.stem + ".seal"
+
+
+def segment_prefix(day: date) -> str:
+    return f"{SEGMENTS}{day_dir(day)}/"
+
+
+def parse_segment_key(key: str) -> tuple[SegmentName, str] | None:
+    """`(name, "jsonl" | "sha256" | "seal")` of a segment's key, or None."""
+    match = _SEGMENT.fullmatch(key)
+    if match is None:
+        return None
+    try:
+        midnight = datetime.combine(date.fromisoformat(match[1]), datetime.min.time(), UTC)
+    except ValueError:
+        return None
+    start = midnight + timedelta(hours=int(match[2]), minutes=int(match[3]))
+    return SegmentName(start, int(match[4])), match[5]
+
+
+def seal_key(sequence: int) -> str:
+    return f"{SEALS}{sequence:012d}.json"
+
+
+def signature_key(sequence: int) -> str:
+    return seal_key(sequence) + ".sig"
+
+
+def parse_seal_key(key: str) -> tuple[int, bool] | None:
+    """`(number, whether it is the signature)` of a seal's key, or None."""
+    match = _SEAL.fullmatch(key)
+    return (int(match[1]), match[2] is not None) if match else None
+
+
+def public_key_key(key_id: str) -> str:
+    return f"{KEYS}{key_id}.pem"

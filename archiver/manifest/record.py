@@ -1,0 +1,171 @@
+"""The record: the immutable JSON object that commits one call (docs/manifest-format.md).
+
+Rules:
+- A call is archived when its record is; the record names only what is durable already.
+- Revision n+1 of a call amends revision n and stands alone: it names all files it vouches for.
+- `reason` and `findings` come from the closed sets below: nothing the source wrote reaches them.
+- `attempts` and `status` (the last HTTP status) stand only where the outcome is not `archived`.
+- `files` keeps the order recording, transcript, epa. No `epa` means that the source had no survey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any, Literal
+
+from archiver.errors import FormatError
+from archiver.manifest import canonical, layout
+from archiver.model import Call, format_second, format_time
+
+Outcome = Literal["archived", "no_recording", "failed"]
+OUTCOMES: tuple[Outcome, ...] = ("archived", "no_recording", "failed")
+KINDS = ("recording", "transcript", "epa")
+
+NO_RECORDING_REASONS = {
+    "not_found": "the source answered 404 to the request for a recording URL",
+    "gone": "the source answered 410 to the request for a recording URL",
+    "no_url": "the source answered without a recording URL",
+}
+FAILED_REASONS = {
+    "recording_missing": "the signed URL led to no blob (404 or 410)",
+    "recording_empty": "the blob has no bytes",
+    "not_wav": "the blob is no WAV file",
+    "truncated": "fewer bytes came, or are in the blob, than were announced",
+    "too_large": "the recording is larger than MAX_RECORDING_BYTES",
+    "too_slow": "the download stayed below MIN_RATE",
+    "url_refused": "the signed URL was refused (403), three fresh ones too",
+    "url_not_allowed": "the recording URL names a host outside RECORDING_HOSTS or is malformed",
+    "digest_mismatch": "the bytes do not have the Content-MD5 that the blob store announced",
+    "bad_response": "an answer that no client can use (encoded, without a length, an odd status)",
+    "bad_document": "the source's JSON for the call is malformed, too large or of another call",
+    "call_missing": "the source lists the call but answers 404 to a request for it",
+    "source_unavailable": "the source or its blob store went on failing",
+}
+FINDINGS = {
+    "duration_mismatch": "the audio's length differs from the call's by over 2 s and over 2 %",
+    "header_length_unknown": "the WAV header leaves the length of its data open (0 or 2^32-1)",
+    "trailing_bytes": "the file goes on after the end that its RIFF header states",
+}
+
+
+@dataclass(frozen=True)
+class File:
+    """One object that a record vouches for. `key` is relative to the archive's prefix."""
+
+    kind: str
+    key: str
+    bytes: int
+    sha256: str
+    content_type: str
+    version_id: str | None
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "bytes": self.bytes,
+            "content_type": self.content_type,
+            "key": self.key,
+            "kind": self.kind,
+            "sha256": self.sha256,
+            "version_id": self.version_id,
+        }
+
+
+@dataclass(frozen=True)
+class Result:
+    """How the try to archive one call ended, before it is written down."""
+
+    outcome: Outcome
+    files: tuple[File, ...]
+    source: Mapping[str, Any]
+    audio: Mapping[str, Any] | None = None
+    findings: tuple[str, ...] = ()
+    reason: str | None = None
+    attempts: int | None = None
+    status: int | None = None
+
+
+def build(
+    call: Call,
+    result: Result,
+    *,
+    day: date,
+    revision: int,
+    archived_at: datetime,
+    retention: Mapping[str, Any] | None,
+) -> bytes:
+    """The record's bytes. `day` is the call's `dt`, which its start time need not tell."""
+    document: dict[str, Any] = {
+        "archived_at": format_second(archived_at),
+        "audio": result.audio,
+        "call_id": call.id,
+        "campaign_id": call.text("campaignId"),
+        "direction": call.text("direction"),
+        "duration_seconds": call.duration_seconds,
+        "ended_at": _time(call.ended_at),
+        "files": [file.document() for file in result.files],
+        "findings": sorted(result.findings),
+        "outcome": result.outcome,
+        "reason": result.reason,
+        "record": layout.record_key(day, call.id, revision),
+        "retention": retention,
+        "revision": revision,
+        "source": dict(result.source),
+        "started_at": _time(call.started_at),
+        "state": call.state,
+        "type": "call",
+        "v": 1,
+    }
+    if result.outcome != "archived":
+        document |= {"attempts": result.attempts, "status": result.status}
+    return canonical.dump(document)
+
+
+def _time(moment: datetime | None) -> str | None:
+    return format_time(moment) if moment else None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record as it stands in the bucket: its bytes and what a writer needs of them."""
+
+    data: bytes
+    call_id: str
+    outcome: Outcome
+    revision: int
+    key: str
+    document: Mapping[str, Any]
+
+
+def parse(data: bytes) -> Record:
+    """Raises `FormatError` where `data` is no record of version 1 in the archive's JSON form."""
+    document = canonical.load_object(data)
+    if document.get("type") != "call" or document.get("v") != 1:
+        raise FormatError("not a call record of version 1")
+    call_id, outcome = document.get("call_id"), document.get("outcome")
+    revision, key = document.get("revision"), document.get("record")
+    if not isinstance(call_id, str) or outcome not in OUTCOMES:
+        raise FormatError("a record without call_id or with an unknown outcome")
+    parsed = layout.parse_record_key(key) if isinstance(key, str) else None
+    if parsed is None or parsed[1:] != (layout.call_dir(call_id), revision):
+        raise FormatError("a record whose key, call_id and revision disagree")
+    if canonical.dump(document) != data:
+        raise FormatError("a record that is not in canonical form")
+    check_files(document.get("files"))
+    return Record(data, call_id, outcome, parsed[2], str(key), document)
+
+
+def check_files(files: object) -> Sequence[Mapping[str, Any]]:
+    """The `files` of a record; raises `FormatError` where a field is missing or of another type."""
+    if not isinstance(files, list):
+        raise FormatError("a record without files")
+    for file in files:
+        fields = file if isinstance(file, dict) else {}
+        if (
+            not all(isinstance(fields.get(name), str) for name in ("key", "sha256", "kind"))
+            or not isinstance(fields.get("bytes"), int)
+            or not isinstance(fields.get("version_id"), str | None)
+        ):
+            raise FormatError("a record with a malformed file entry")
+    return files

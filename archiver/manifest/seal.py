@@ -1,0 +1,144 @@
+"""The seal: a numbered, signed, hash-chained JSON object that makes segments official.
+
+Rules (docs/manifest-format.md):
+- Numbers have no gap. `prev` is the SHA-256 of the seal before, 64 zeros in seal 0.
+- `archive` is one UUID for the whole chain; `records` the running total of the segments' records.
+- `watermark`: up to here the loop has sealed every window with none left out; never back.
+- A segment stands in exactly one seal.
+- Seal 0 (`"type":"genesis"`) carries the public key, what the store proved, and as its watermark
+  the place where the loop begins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from archiver.errors import FormatError
+from archiver.manifest import canonical, merkle
+from archiver.manifest.signing import PublicKey
+from archiver.model import format_second, format_time, parse_time
+
+NO_SEAL = "0" * 64
+
+
+@dataclass(frozen=True)
+class SegmentEntry:
+    """What a seal says of one segment. `records` counts its lines but the window line."""
+
+    key: str
+    bytes: int
+    records: int
+    root: str
+    sha256: str
+
+
+def describe(key: str, data: bytes, *, window_lines: int = 1) -> SegmentEntry:
+    """The entry for a segment's bytes; event segments have no window line."""
+    lines = data.split(b"\n")[:-1]
+    return SegmentEntry(
+        key=key,
+        bytes=len(data),
+        records=len(lines) - window_lines,
+        root=merkle.root(lines).hex(),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+@dataclass(frozen=True)
+class Seal:
+    """A seal as it stands in the bucket."""
+
+    data: bytes
+    archive: str
+    key_id: str
+    prev: str
+    records: int
+    sealed_at: datetime
+    segments: Sequence[SegmentEntry]
+    seq: int
+    watermark: datetime
+    document: Mapping[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+
+def genesis(
+    archive: str,
+    public_key: PublicKey,
+    store: Mapping[str, Any],
+    *,
+    sealed_at: datetime,
+    watermark: datetime,
+) -> bytes:
+    """The bytes of seal 0."""
+    return canonical.dump(
+        {
+            "archive": archive,
+            "key_id": public_key.key_id,
+            "prev": NO_SEAL,
+            "public_key": public_key.pem.decode(),
+            "records": 0,
+            "sealed_at": format_second(sealed_at),
+            "segments": [],
+            "seq": 0,
+            "store": dict(store),
+            "type": "genesis",
+            "v": 1,
+            "watermark": format_time(watermark),
+        }
+    )
+
+
+def following(
+    previous: Seal,
+    segments: Sequence[SegmentEntry],
+    *,
+    key_id: str,
+    sealed_at: datetime,
+    watermark: datetime,
+) -> bytes:
+    """The bytes of the seal after `previous`."""
+    return canonical.dump(
+        {
+            "archive": previous.archive,
+            "key_id": key_id,
+            "prev": previous.sha256,
+            "records": previous.records + sum(segment.records for segment in segments),
+            "sealed_at": format_second(sealed_at),
+            "segments": [vars(segment) for segment in segments],
+            "seq": previous.seq + 1,
+            "type": "seal",
+            "v": 1,
+            "watermark": format_time(max(watermark, previous.watermark)),
+        }
+    )
+
+
+def parse_seal(data: bytes) -> Seal:
+    """Raises `FormatError` where `data` is no seal of version 1 with all its fields."""
+    document = canonical.load_object(data)
+    expected = "genesis" if document.get("seq") == 0 else "seal"
+    if document.get("type") != expected or document.get("v") != 1:
+        raise FormatError("not a seal of version 1")
+    try:
+        segments = [SegmentEntry(**entry) for entry in document["segments"]]
+        sealed_at, watermark = (parse_time(document[name]) for name in ("sealed_at", "watermark"))
+        archive, key_id, prev = (document[name] for name in ("archive", "key_id", "prev"))
+        records, seq = document["records"], document["seq"]
+    except (KeyError, TypeError):
+        raise FormatError("a seal with a missing or malformed field") from None
+    strings = [archive, key_id, prev] + [v for s in segments for v in (s.key, s.root, s.sha256)]
+    numbers = [records, seq] + [v for s in segments for v in (s.bytes, s.records)]
+    if sealed_at is None or watermark is None or not _typed(strings, numbers):
+        raise FormatError("a seal with a field of the wrong type")
+    return Seal(data, archive, key_id, prev, records, sealed_at, segments, seq, watermark, document)
+
+
+def _typed(strings: Sequence[object], numbers: Sequence[object]) -> bool:
+    return all(isinstance(s, str) for s in strings) and all(type(n) is int for n in numbers)

@@ -1,0 +1,117 @@
+"""Every metric, declared once with its help text; docs/metrics.md is made from this file.
+
+Labels come from closed sets only: no id, no host, no URL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+from structlog.contextvars import bound_contextvars
+
+from archiver import __version__
+from archiver.errors import ArchiverError
+
+# The `…_created` series that the library would add are no names of the contract.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+REGISTRY = CollectorRegistry(auto_describe=True)
+
+STAGES = ("list", "call", "epa", "sas", "transfer", "verify", "record", "seal")
+
+CALLS = Counter(
+    "archiver_calls",
+    "Calls committed by a record of this process, by outcome.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+BYTES = Counter(
+    "archiver_bytes",
+    "Bytes written to the archive by this process, by kind of file.",
+    ["kind"],
+    registry=REGISTRY,
+)
+STAGE_SECONDS = Histogram(
+    "archiver_stage_seconds",
+    "Seconds that one pass through a stage took, retries included.",
+    ["stage"],
+    buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1200),
+    registry=REGISTRY,
+)
+RETRIES = Counter(
+    "archiver_retries",
+    "Requests that were sent again, by stage and reason.",
+    ["stage", "reason"],
+    registry=REGISTRY,
+)
+SAS_RENEWALS = Counter(
+    "archiver_sas_renewals",
+    "Signed recording URLs asked for again because the first was refused or had expired.",
+    registry=REGISTRY,
+)
+IN_FLIGHT = Gauge(
+    "archiver_in_flight", "Calls that a worker is archiving right now.", registry=REGISTRY
+)
+PENDING = Gauge(
+    "archiver_pending_calls",
+    "Calls that the source lists and that have no record yet.",
+    registry=REGISTRY,
+)
+OLDEST_UNARCHIVED = Gauge(
+    "archiver_oldest_unarchived_seconds",
+    "Age of the oldest call that the source lists and that has no record yet; 0 where none.",
+    registry=REGISTRY,
+)
+WATERMARK = Gauge(
+    "archiver_watermark_timestamp_seconds",
+    "Up to this Unix time every window is sealed with none left out.",
+    registry=REGISTRY,
+)
+LAST_ROUND = Gauge(
+    "archiver_last_round_timestamp_seconds",
+    "Unix time at which the loop last finished a round.",
+    registry=REGISTRY,
+)
+LAST_SEAL = Gauge(
+    "archiver_last_seal_timestamp_seconds",
+    "Unix time of the newest seal that this process knows.",
+    registry=REGISTRY,
+)
+SEAL_SEQUENCE = Gauge(
+    "archiver_seal_sequence",
+    "Number of the newest seal that this process knows.",
+    registry=REGISTRY,
+)
+FINDINGS = Counter(
+    "archiver_findings",
+    "Findings set down in records by this process, by code.",
+    ["code"],
+    registry=REGISTRY,
+)
+BUILD_INFO = Gauge(
+    "archiver_build_info", "Always 1; the label tells the version.", ["version"], registry=REGISTRY
+)
+BUILD_INFO.labels(__version__).set(1)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Time one pass through a stage, and name it in the log lines and the error it ends with."""
+    start = perf_counter()
+    try:
+        with bound_contextvars(stage=name):
+            yield
+    except ArchiverError as error:
+        error.stage = error.stage or name
+        raise
+    finally:
+        STAGE_SECONDS.labels(name).observe(perf_counter() - start)

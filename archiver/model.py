@@ -1,0 +1,136 @@
+"""The words that all rooms share: times, windows and calls. Pure, no I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+DAY = timedelta(days=1)
+
+MAX_DURATION_SECONDS = 10**9
+
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+_RFC3339 = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:?\d\d)?"
+)
+
+
+def parse_time(text: object) -> datetime | None:
+    """Read an RFC 3339 time, or a bare date as its midnight; UTC unless it says otherwise.
+
+    None for anything else, so that a source's odd value is a missing value and no crash.
+    """
+    if not isinstance(text, str):
+        return None
+    try:
+        if _DATE.fullmatch(text):
+            return datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC)
+        match = _RFC3339.fullmatch(text)
+        if match is None:
+            return None
+        day, clock, fraction, zone = match.groups()
+        micros = (fraction or "0")[:6].ljust(6, "0")
+        zone = "+00:00" if zone in (None, "Z", "z") else zone
+        return datetime.fromisoformat(f"{day}T{clock}.{micros}{zone}").astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def format_time(moment: datetime) -> str:
+    """RFC 3339, UTC, `Z`; with microseconds only where there are any."""
+    text = moment.astimezone(UTC).isoformat(timespec="auto")
+    return text.replace("+00:00", "Z")
+
+
+def format_second(moment: datetime) -> str:
+    """As `format_time`, to the second before: the form of our own times, which `jq` can read."""
+    return format_time(moment.replace(microsecond=0))
+
+
+@dataclass(frozen=True, order=True)
+class Window:
+    """A half-open UTC interval `[start, end)`: the unit of listing, completeness and sealing."""
+
+    start: datetime
+    end: datetime
+
+    def __contains__(self, moment: datetime) -> bool:
+        return self.start <= moment < self.end
+
+    def __str__(self) -> str:
+        return f"{format_time(self.start)}/{format_time(self.end)}"
+
+
+def window_of(moment: datetime, length: timedelta) -> Window:
+    """The window of `length` (a divisor of 24 h) that holds `moment`, aligned to midnight UTC."""
+    midnight = moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    start = midnight + (moment - midnight) // length * length
+    return Window(start, start + length)
+
+
+def windows_between(start: datetime, end: datetime, length: timedelta) -> Iterator[Window]:
+    """Every window that touches `[start, end)`: the range grown outward to whole windows."""
+    window = window_of(start, length)
+    while window.start < end:
+        yield window
+        window = Window(window.end, window.end + length)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call as the source told of it; `document` is its answer, every field kept."""
+
+    id: str
+    document: Mapping[str, Any]
+
+    @property
+    def started_at(self) -> datetime | None:
+        return parse_time(self.document.get("startTime"))
+
+    @property
+    def ended_at(self) -> datetime | None:
+        return parse_time(self.document.get("endTime"))
+
+    @property
+    def created_at(self) -> datetime | None:
+        return parse_time(self.document.get("createdAt"))
+
+    @property
+    def own_time(self) -> datetime | None:
+        """The time that places the call: its start, else its creation (docs/manifest-format.md)."""
+        return self.started_at or self.created_at
+
+    @property
+    def state(self) -> str | None:
+        return self.text("state")
+
+    @property
+    def duration_seconds(self) -> int | float | None:
+        """None also for a number that no call can have: it would break whoever reckons with it."""
+        value = self.document.get("durationSeconds")
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return None
+        return value if abs(value) <= MAX_DURATION_SECONDS else None
+
+    def text(self, field: str) -> str | None:
+        """A field that is a string, else None."""
+        value = self.document.get(field)
+        return value if isinstance(value, str) else None
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How long objects are locked: `mode` None for not at all, `days` counted from a call's end."""
+
+    mode: str | None = None
+    days: int = 0
+
+    def until(self, moment: datetime) -> datetime | None:
+        """The date to lock until, a whole second; None without a lock."""
+        if self.mode is None:
+            return None
+        whole = moment.replace(microsecond=0)
+        return whole + timedelta(days=self.days, seconds=0 if whole == moment else 1)

@@ -1,0 +1,145 @@
+"""A date range, window by window, a few windows at a time, sealed in their order.
+
+Windows overlap in time so that the workers stay busy at a window's end; seals are made by the one
+thread that runs `run`, for all windows that are ready, so that the chain costs little.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from archiver.model import Window, windows_between
+from archiver.pipeline.index import SegmentIndex
+from archiver.pipeline.ports import NoProgress, Progress
+from archiver.pipeline.sealing import Chain
+from archiver.pipeline.window import Outcome, Plan, Windows
+
+log = structlog.get_logger()
+
+WINDOWS_AT_ONCE = 4
+SEAL_AT_MOST = 64
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class Summary:
+    """What a backfill, or a round of the loop, did."""
+
+    windows: int = 0
+    closed: int = 0
+    open_windows: int = 0
+    """Windows that have not settled, or whose listing kept changing."""
+    segments: int = 0
+    committed: dict[str, int] = field(default_factory=dict)
+    """Calls that got a record in this run, by outcome."""
+    bytes: int = 0
+    failed: int = 0
+    """Calls that this run tried and that stand as failed."""
+    pending: int = 0
+    """Calls without a record in windows that are closed."""
+    waiting: int = 0
+    """Calls without a record as yet in windows that are still open."""
+
+    @property
+    def needs_a_person(self) -> bool:
+        """Calls failed or left pending; that windows are open yet is the caller's to judge."""
+        return bool(self.failed or self.pending)
+
+    def add(self, outcome: Outcome) -> None:
+        self.windows += 1
+        self.closed += outcome.closed
+        self.open_windows += not outcome.closed
+        self.segments += len(outcome.segments)
+        self.failed += outcome.failed
+        if outcome.closed:
+            self.pending += len(outcome.unarchived)
+        else:
+            self.waiting += len(outcome.unarchived)
+        for record in outcome.committed:
+            self.committed[record.outcome] = self.committed.get(record.outcome, 0) + 1
+            self.bytes += sum(file["bytes"] for file in record.document["files"])
+
+
+def shard_of(window: Window, length: timedelta, count: int) -> int:
+    """Which of `count` shards a window belongs to, whatever the range it is in."""
+    return (window.start - _EPOCH) // length % count
+
+
+def range_windows(
+    start: datetime, end: datetime, length: timedelta, shard: tuple[int, int] = (0, 1)
+) -> list[Window]:
+    """The windows of a range, grown outward to whole ones, that are this shard's."""
+    index, count = shard
+    return [
+        window
+        for window in windows_between(start, end, length)
+        if shard_of(window, length, count) == index
+    ]
+
+
+class Backfill:
+    """Processes given windows and seals them in order."""
+
+    def __init__(
+        self,
+        windows: Windows,
+        chain: Chain,
+        segments: SegmentIndex,
+        progress: Progress | None = None,
+    ) -> None:
+        self._windows = windows
+        self._chain = chain
+        self._segments = segments
+        self._progress = progress or NoProgress()
+
+    def run(self, todo: Iterable[Window], *, retry_failed: bool = True) -> Summary:
+        """Archive, close and seal. Raises what `Windows.process` and `Chain.append` raise."""
+        summary = Summary()
+        for batch in self.batches(todo, retry_failed):
+            self.seal(batch, None)
+            for outcome in batch:
+                summary.add(outcome)
+                self._progress.window_done(outcome.window)
+        return summary
+
+    def seal(self, batch: list[Outcome], watermark: datetime | None) -> None:
+        """One seal for all segments of a batch; what another writer sealed is left out."""
+        segments = [segment for outcome in batch for segment in outcome.segments]
+        if segments:
+            self._chain.append(segments, watermark)
+        for segment in segments:
+            self._segments.add(segment.name, sealed=True)
+
+    def plan(self, todo: Iterable[Window]) -> Iterator[Plan]:
+        """What `run` would do, window by window; writes nothing."""
+        for window in todo:
+            yield self._windows.plan(window, retry_failed=True)
+
+    def batches(self, todo: Iterable[Window], retry_failed: bool) -> Iterator[list[Outcome]]:
+        """Outcomes in the order of the windows, all that are ready at a time."""
+        running: deque[Future[Outcome]] = deque()
+        waiting = iter(todo)
+        pool = ThreadPoolExecutor(WINDOWS_AT_ONCE, thread_name_prefix="window")
+        try:
+            while True:
+                while len(running) < WINDOWS_AT_ONCE + SEAL_AT_MOST:
+                    window = next(waiting, None)
+                    if window is None:
+                        break
+                    running.append(
+                        pool.submit(self._windows.process, window, retry_failed=retry_failed)
+                    )
+                if not running:
+                    return
+                batch = [running.popleft().result()]
+                while running and running[0].done() and len(batch) < SEAL_AT_MOST:
+                    batch.append(running.popleft().result())
+                yield batch
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,102 @@
+"""What the pipeline needs of the outside. Each port's own file states its full contract.
+
+- `Source` (`source/client.py`): raises `SourceRefused`, `SourceError`, `CallError`, `NoRecording`;
+  retries within.
+- `Recordings` (`source/recording.py`): raises `Expired`, `CallError`; never retries.
+- `Store` (`store/bucket.py`): what returns is durable and checked; create-once; raises
+  `StoreError`, `KeyTaken`; retries within.
+All of them may be used by many threads, and raise `Interrupted` once the process must end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Any, Protocol
+
+from archiver.model import Call, Window
+from archiver.source.client import Filter, Page, SignedUrl
+from archiver.source.recording import Recording
+from archiver.store.objects import Head, Listed, Stored
+
+
+class Source(Protocol):
+    """The platform's API."""
+
+    base_url: str
+
+    def pages(self, window: Window, filters: Filter) -> Iterator[Page]: ...
+
+    def call(self, call_id: str) -> tuple[Call, str | None]: ...
+
+    def survey(self, call_id: str) -> dict[str, Any] | None: ...
+
+    def recording_url(self, call_id: str) -> SignedUrl: ...
+
+
+class Recordings(Protocol):
+    """The blob store behind the signed URLs."""
+
+    def open(self, url: str) -> AbstractContextManager[Recording]: ...
+
+
+class Upload(Protocol):
+    """A multipart upload under way."""
+
+    def part(self, data: bytes | bytearray) -> None: ...
+
+    def complete(self, sha256: str) -> Stored: ...
+
+    def abort(self) -> None: ...
+
+
+class Store(Protocol):
+    """The archive's bucket."""
+
+    @property
+    def read_back(self) -> bool: ...
+
+    def put_once(
+        self,
+        key: str,
+        data: bytes | bytearray,
+        *,
+        content_type: str = ...,
+        retain_until: datetime | None = ...,
+    ) -> Stored: ...
+
+    def begin(self, key: str, *, content_type: str, retain_until: datetime | None) -> Upload: ...
+
+    def read(
+        self, key: str, version_id: str | None = ..., max_bytes: int = ...
+    ) -> bytes | None: ...
+
+    def stream(self, key: str, version_id: str | None = ...) -> Iterator[bytes] | None: ...
+
+    def head(self, key: str, version_id: str | None = ...) -> Head | None: ...
+
+    def list(self, prefix: str, start_after: str = ...) -> Iterator[Listed]: ...
+
+
+class Progress(Protocol):
+    """Somebody who watches. Called from many threads."""
+
+    def window_listed(self, window: Window, new_calls: int) -> None: ...
+
+    def call_done(self, outcome: str, recording_bytes: int) -> None: ...
+
+    def window_done(self, window: Window) -> None: ...
+
+
+class NoProgress:
+    """Nobody watches."""
+
+    def window_listed(self, window: Window, new_calls: int) -> None:
+        pass
+
+    def call_done(self, outcome: str, recording_bytes: int) -> None:
+        pass
+
+    def window_done(self, window: Window) -> None:
+        pass

@@ -1,0 +1,217 @@
+"""The chain: find its head, append to it with create-once, complete what a crash left.
+
+Why it cannot fork: a seal's number is its key, and a key is created once. Why a segment stands in
+one seal only: a seal is completed (signature, then pointers) before the next one is appended, so
+only the newest can lack its pointers; and whoever loses a number reads the seals that won, drops
+the segments that they cover, and goes on behind them.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+import structlog
+
+from archiver import metrics
+from archiver.clock import Clock
+from archiver.errors import FormatError, KeyTaken, StoreError, UsageError
+from archiver.manifest import layout, seal
+from archiver.manifest.seal import Seal
+from archiver.manifest.segment import Segment
+from archiver.manifest.signing import SigningKey
+from archiver.model import Retention
+from archiver.pipeline.ports import Store
+from archiver.pipeline.retention import lock_until
+
+log = structlog.get_logger()
+
+
+class Chain:
+    """The chain of seals, as one writer sees it. Threads share it; appends wait for each other."""
+
+    def __init__(self, store: Store, key: SigningKey, clock: Clock, retention: Retention) -> None:
+        self._store = store
+        self._key = key
+        self._clock = clock
+        self._retention = retention
+        self._lock = threading.RLock()
+        self._head: Seal | None = None
+        self._sealed_since_open: set[str] = set()
+
+    @property
+    def head(self) -> Seal:
+        if self._head is None:
+            raise StoreError("the chain was not opened")
+        return self._head
+
+    def open(self) -> bool:
+        """Find the head and complete it; False where the archive is empty.
+
+        Raises `UsageError` where the archive is signed with another key than ours.
+        """
+        with self._lock:
+            number = _last(lambda n: self._store.head(layout.seal_key(n)) is not None)
+            if number is None:
+                return False
+            self._refuse_a_gap(number)
+            head = self._read(number)
+            if head is None:
+                raise StoreError(f"seal {number} cannot be read: run archiver verify")
+            self._take_over(head)
+            return True
+
+    def _refuse_a_gap(self, number: int) -> None:
+        """A seal beyond the first missing number means that one was lost: never fill its place."""
+        for item in self._store.list(layout.SEALS, start_after=layout.signature_key(number)):
+            parsed = layout.parse_seal_key(item.key)
+            if parsed is None or parsed[0] <= number + 1:
+                continue
+            # Another writer may have appended meanwhile: then the next number is there by now.
+            if self._store.head(layout.seal_key(number + 1)) is None:
+                raise StoreError(
+                    f"seal {number + 1} is missing, but later ones are there: run archiver verify, "
+                    "and bring the lost seal back before anything is archived"
+                )
+            return
+
+    def found(self, make: Callable[[], bytes]) -> bool:
+        """Write seal 0 and open the chain; False where a faster writer's seal 0 was adopted."""
+        data, ours = make(), True
+        with self._lock:
+            try:
+                self._store.put_once(layout.seal_key(0), data, retain_until=self._lock_until([]))
+            except KeyTaken:
+                ours = False
+            self.open()
+        return ours
+
+    def genesis(self) -> Seal:
+        """Seal 0. Raises `StoreError` where it is gone."""
+        found = self._read(0)
+        if found is None:
+            raise StoreError("seal 0 is gone: run archiver verify")
+        return found
+
+    def refresh(self) -> Seal:
+        """Read on from the known head to the newest, completing each seal on the way."""
+        with self._lock:
+            while (following := self._read(self.head.seq + 1)) is not None:
+                if following.prev != self.head.sha256 or following.archive != self.head.archive:
+                    raise StoreError(
+                        f"seal {following.seq} does not follow seal {self.head.seq}: "
+                        "run archiver verify"
+                    )
+                self._take_over(following)
+            return self.head
+
+    def append(self, segments: Sequence[Segment], watermark: datetime | None = None) -> None:
+        """Seal segments that are durable with their `.sha256`; those sealed already are passed by.
+
+        `watermark` moves the loop's mark forward; None carries it on unchanged.
+        """
+        with self._lock, metrics.stage("seal"):
+            while True:
+                head = self.refresh()
+                todo = [s for s in segments if s.name.jsonl not in self._sealed_since_open]
+                if not todo:
+                    return
+                data = seal.following(
+                    head,
+                    [seal.describe(s.name.jsonl, s.data) for s in todo],
+                    key_id=self._key.public.key_id,
+                    sealed_at=max(self._clock.now(), head.sealed_at),
+                    watermark=watermark or head.watermark,
+                )
+                until = self._lock_until(todo)
+                try:
+                    # A crash before this write leaves segments that the next writer seals; after
+                    # it they are official, and `_complete` can be done by anybody with the key.
+                    self._store.put_once(layout.seal_key(head.seq + 1), data, retain_until=until)
+                except KeyTaken:
+                    continue
+                sealed = seal.parse_seal(data)
+                self._complete(sealed, until)
+                self._advance(sealed)
+                log.info("seal.appended", seq=sealed.seq, segments=len(todo))
+                return
+
+    def _read(self, number: int) -> Seal | None:
+        data = self._store.read(layout.seal_key(number))
+        if data is None:
+            return None
+        try:
+            parsed = seal.parse_seal(data)
+        except FormatError as error:
+            raise StoreError(f"seal {number} is damaged ({error}): run archiver verify") from None
+        if parsed.seq != number:
+            raise StoreError(f"seal {number} has another number in it: run archiver verify")
+        return parsed
+
+    def _take_over(self, sealed: Seal) -> None:
+        """Make a seal that stands in the bucket our head, and complete it if nobody did."""
+        if sealed.key_id != self._key.public.key_id:
+            raise UsageError(
+                f"ARCHIVER_SIGNING_KEY_FILE holds key {self._key.public.key_id}, but this archive "
+                f"is signed with {sealed.key_id}: use that key"
+            )
+        if not self._is_complete(sealed):
+            self._complete(sealed, self._lock_until([]))
+        self._advance(sealed)
+
+    def _complete(self, sealed: Seal, until: datetime | None) -> None:
+        """Signature, then pointers. Ed25519 is deterministic: everybody writes the same bytes."""
+        self._store.put_once(
+            layout.signature_key(sealed.seq),
+            self._key.sign(sealed.data),
+            content_type="application/octet-stream",
+            retain_until=until,
+        )
+        for entry in sealed.segments:
+            self._store.put_once(
+                _pointer(entry.key),
+                f"{sealed.seq}\n".encode(),
+                content_type="text/plain",
+                retain_until=until,
+            )
+
+    def _is_complete(self, sealed: Seal) -> bool:
+        keys = [_pointer(entry.key) for entry in sealed.segments]
+        keys.append(layout.signature_key(sealed.seq))
+        return all(self._store.head(key) is not None for key in keys)
+
+    def _advance(self, sealed: Seal) -> None:
+        self._head = sealed
+        self._sealed_since_open.update(entry.key for entry in sealed.segments)
+        metrics.SEAL_SEQUENCE.set(sealed.seq)
+        metrics.LAST_SEAL.set(sealed.sealed_at.timestamp())
+        metrics.WATERMARK.set(sealed.watermark.timestamp())
+
+    def _lock_until(self, segments: Sequence[Segment]) -> datetime | None:
+        """The latest date that what is sealed is locked until, and not before ours from now."""
+        ends = [self._retention.until(self._clock.now())]
+        ends += [lock_until(segment, self._retention) for segment in segments]
+        return max((end for end in ends if end is not None), default=None)
+
+
+def _pointer(segment_key: str) -> str:
+    return segment_key.removesuffix(".jsonl") + ".seal"
+
+
+def new_archive_id() -> str:
+    return str(uuid.uuid4())
+
+
+def _last(exists: Callable[[int], bool]) -> int | None:
+    """The largest number that exists, where all smaller ones do: doubling, then halving."""
+    if not exists(0):
+        return None
+    low, high = 0, 1
+    while exists(high):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if exists(middle) else (low, middle)
+    return low

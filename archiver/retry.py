@@ -1,0 +1,65 @@
+"""One way to try again: exponential backoff with jitter, on the injected clock.
+
+tenacity does the looping; `sleep` is the clock's, so a request to end is heard while waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import tenacity
+
+from archiver.clock import Clock
+from archiver.errors import ArchiverError
+from archiver.metrics import RETRIES
+
+T = TypeVar("T")
+
+LONGEST_WAIT_SECONDS = 60.0
+"""A `Retry-After` beyond this ends the attempt: the loop comes back later anyway."""
+
+
+class Retry:
+    """A policy: at most `attempts` tries, waiting `first_wait_seconds` × 2ⁿ with jitter between."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        attempts: int = 5,
+        first_wait_seconds: float = 0.5,
+        max_wait_seconds: float = 20.0,
+    ) -> None:
+        self._clock = clock
+        self._attempts = attempts
+        self._wait = tenacity.wait_exponential(
+            multiplier=first_wait_seconds, max=max_wait_seconds
+        ) + tenacity.wait_random(0, first_wait_seconds)
+
+    def call(self, stage: str, function: Callable[[], T]) -> T:
+        """Run `function` until it returns; raises its last `ArchiverError`."""
+        retrying = tenacity.Retrying(
+            sleep=self._clock.sleep,
+            stop=tenacity.stop_after_attempt(self._attempts),
+            wait=self._wait_for,
+            retry=tenacity.retry_if_exception(_worth_it),
+            before_sleep=lambda state: RETRIES.labels(stage, _reason(state)).inc(),
+            reraise=True,
+        )
+        return retrying(function)
+
+    def _wait_for(self, state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.retry_after_seconds if isinstance(error, ArchiverError) else None
+        return max(self._wait(state), asked or 0.0)
+
+
+def _worth_it(error: BaseException) -> bool:
+    if not isinstance(error, ArchiverError) or not error.retryable:
+        return False
+    return (error.retry_after_seconds or 0.0) <= LONGEST_WAIT_SECONDS
+
+
+def _reason(state: tenacity.RetryCallState) -> str:
+    error = state.outcome.exception() if state.outcome else None
+    return error.reason if isinstance(error, ArchiverError) else "error"

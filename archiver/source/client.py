@@ -1,0 +1,441 @@
+"""The source's JSON API: listing, call, survey, signed recording URL.
+
+Contract of `VoiceCallsClient`:
+- Retries: 429, 5xx and broken connections are tried again with backoff (`Retry-After` is heard);
+  everything else is raised at once. All requests are GETs.
+- Errors: `SourceRefused` (401/403: the credentials or a scope), `SourceError` (unreachable, or not
+  the API), `CallError` (one call's answer is of no use), `NoRecording`.
+- Bounds: no answer is read beyond `MAX_JSON_BYTES`, no page twice, no listing without an end.
+- Threads share a client.
+"""
+
+from __future__ import annotations
+
+import random
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import structlog
+
+from archiver.clock import Clock
+from archiver.errors import CallError, FormatError, NoRecording, SourceError, SourceRefused
+from archiver.manifest import canonical
+from archiver.metrics import stage
+from archiver.model import Call, Window, format_time
+from archiver.retry import Retry
+
+log = structlog.get_logger()
+
+MAX_JSON_BYTES = 32 << 20
+PAGE_SIZE = 100
+MAX_PAGES = 100_000
+ACCESS_SAMPLE = 5
+"""Calls asked for a recording URL before work begins: the first may have no recording."""
+_ENVELOPE = {"data", "meta", "pagination", "error", "success"}
+READ_SCOPE, AUDIO_SCOPE = "voice:read", "audio:download"
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What narrows the listing. `states` holds at least one state."""
+
+    states: tuple[str, ...]
+    campaign_id: str | None = None
+    direction: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """As the window line tells it."""
+        document: dict[str, Any] = {"state": list(self.states)}
+        if self.campaign_id:
+            document["campaign_id"] = self.campaign_id
+        if self.direction:
+            document["direction"] = self.direction
+        return document
+
+    def admits(self, call: Call) -> bool:
+        """Whether a listed call is one that was asked for: a source may ignore a filter.
+
+        A field that is missing is no reason to leave the call out.
+        """
+        wanted = {
+            "state": self.states,
+            "campaignId": (self.campaign_id,),
+            "direction": (self.direction,),
+        }
+        return all(
+            call.text(field) in (None, *values) for field, values in wanted.items() if any(values)
+        )
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of the listing of one state; `total` and `pages` are what the source says of it."""
+
+    calls: tuple[Call, ...]
+    total: int | None
+    pages: int | None
+    filter_state: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A JSON answer, out of its envelope."""
+
+    body: Any
+    pagination: Mapping[str, Any]
+    request_id: str | None
+
+
+@dataclass(frozen=True)
+class SignedUrl:
+    """A recording's URL. Its query is a secret: never log it."""
+
+    url: str
+    request_id: str | None
+
+    def __repr__(self) -> str:
+        return "SignedUrl(…)"
+
+
+class VoiceCallsClient:
+    """The Voice Calls REST API, as far as an archive needs it."""
+
+    def __init__(
+        self,
+        base_url: str,
+        auth: httpx.Auth,
+        clock: Clock,
+        *,
+        retry: Retry,
+        tls: ssl.SSLContext,
+        connections: int = 16,
+        requests_per_second: float | None = None,
+        answer_seconds: float = 120.0,
+    ) -> None:
+        """`answer_seconds` is how long the source may take over the body of one answer."""
+        self._answer_seconds = answer_seconds
+        self.base_url = base_url.rstrip("/")
+        self._clock = clock
+        self._retry = retry
+        self._pace = Pace(requests_per_second, clock)
+        self._http = httpx.Client(
+            auth=auth,
+            verify=tls,
+            trust_env=False,
+            follow_redirects=False,
+            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+            timeout=httpx.Timeout(30.0, connect=10.0),
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def pages(self, window: Window, filters: Filter) -> Iterator[Page]:
+        """One pass over the listing of a window, page by page, until there is nothing more.
+
+        A page that brings no new id ends it: the source may ignore `page`, clamp it, or repeat.
+        """
+        for state in filters.states:
+            query = {
+                "state": state,
+                "dateFrom": format_time(window.start),
+                "dateTo": format_time(window.end),
+                "pageSize": str(PAGE_SIZE),
+            }
+            if filters.campaign_id:
+                query["campaignId"] = filters.campaign_id
+            if filters.direction:
+                query["direction"] = filters.direction
+            yield from self._pages(query, window)
+
+    def _pages(self, query: dict[str, str], window: Window) -> Iterator[Page]:
+        seen: set[str] = set()
+        total: int | None = None
+        for number in range(1, MAX_PAGES + 1):
+            with stage("list"):
+                page = self._page({**query, "page": str(number)})
+            known = len(seen)
+            seen.update(call.id for call in page.calls)
+            total = page.total if page.total is not None else total
+            yield page
+            if len(seen) == known or _is_last(page, number, len(seen)):
+                break
+        else:
+            raise SourceError(f"the source's listing goes on after {MAX_PAGES} pages")
+        if total is not None and total != len(seen):
+            log.warning("source.total_disagrees", window=str(window), total=total, listed=len(seen))
+
+    def _page(self, query: Mapping[str, str]) -> Page:
+        answer = self._get("list", "/voice-calls", query, scope=READ_SCOPE)
+        if not isinstance(answer.body, list):
+            raise SourceError(
+                "the source answered a listing with something else than a list: "
+                "check ARCHIVER_API_BASE_URL"
+            )
+        calls = tuple(_call(item) for item in answer.body)
+        total, pages = (_count(answer.pagination.get(n)) for n in ("totalCount", "totalPages"))
+        return Page(calls, total, pages, query.get("state", ""))
+
+    def call(self, call_id: str) -> tuple[Call, str | None]:
+        """The call with its transcript, and the request's id.
+
+        Raises `CallError` where the source does not know it or answers with another call.
+        """
+        with stage("call"):
+            answer = self._get_of_call("call", f"/voice-calls/{_segment(call_id)}")
+        if answer is None:
+            raise CallError("listed, but not found", reason="call_missing", status=404)
+        if not isinstance(answer.body, dict) or answer.body.get("id") != call_id:
+            raise CallError("the answer is not this call", reason="bad_document")
+        return Call(call_id, answer.body), answer.request_id
+
+    def survey(self, call_id: str) -> dict[str, Any] | None:
+        """The post-call survey, or None where the source has none."""
+        with stage("epa"):
+            answer = self._get_of_call("epa", f"/voice-calls/{_segment(call_id)}/epa-results")
+        if answer is None or answer.body in (None, {}, []):
+            return None
+        if not isinstance(answer.body, dict):
+            raise CallError("the survey is no JSON object", reason="bad_document")
+        return answer.body
+
+    def recording_url(self, call_id: str) -> SignedUrl:
+        """A fresh signed URL, to be used at once. Raises `NoRecording` where there is none."""
+        path = f"/voice-calls/{_segment(call_id)}/recording-url"
+        with stage("sas"):
+            answer = self._get_of_call("sas", path, scope=AUDIO_SCOPE)
+        if answer is None:
+            raise NoRecording("the source has no recording", reason="not_found", status=404)
+        if not isinstance(answer.body, dict):
+            raise CallError("the answer holds no recording URL", reason="bad_document")
+        url = answer.body.get("recordingUrl")
+        if not url:
+            raise NoRecording("the source has no recording", reason="no_url", status=200)
+        if not isinstance(url, str):
+            raise CallError("the recording URL is no string", reason="bad_document")
+        return SignedUrl(url, answer.request_id)
+
+    def check_access(self) -> SignedUrl | None:
+        """Ask once with each scope; raises `SourceRefused` or `SourceError`.
+
+        The audio scope is tried on calls of the source's where it lists any, else on an id that
+        it cannot know: 404 shows that the scope was not the obstacle. Returns a recording's URL
+        if one came, for a look at its host.
+        """
+        page = self._page({"page": "1", "pageSize": str(ACCESS_SAMPLE)})
+        for call_id in [call.id for call in page.calls] or ["access-check"]:
+            try:
+                return self.recording_url(call_id)
+            except CallError as error:
+                log.debug("source.access_checked", answer=error.reason)
+        return None
+
+    def clock_skew_seconds(self) -> float | None:
+        """The source's `Date` less our time, or None where it sends none."""
+        from email.utils import parsedate_to_datetime
+
+        try:
+            url = self.base_url + "/voice-calls?page=1&pageSize=1"
+            with self._http.stream("GET", url) as response:
+                served = parsedate_to_datetime(response.headers["Date"])
+        except (httpx.HTTPError, KeyError, ValueError, OverflowError):
+            return None
+        if served.tzinfo is None:  # "-0000" says UTC, and that no zone is known
+            served = served.replace(tzinfo=UTC)
+        return (served - self._clock.now()).total_seconds()
+
+    def _get_of_call(self, name: str, path: str, scope: str = READ_SCOPE) -> Answer | None:
+        """As `_get`, but what goes wrong is this call's matter; None for 404."""
+        try:
+            return self._get(name, path, {}, scope=scope)
+        except SourceRefused:
+            raise
+        except SourceError as error:
+            if error.reason == "unreachable":
+                raise  # no matter of this call: going on would blame every call for an outage
+            if error.status == 404:
+                return None
+            if error.status == 410 and name == "sas":
+                raise NoRecording(
+                    "the source has no recording", reason="gone", status=410
+                ) from None
+            reason = error.reason if error.reason == "bad_document" else "source_unavailable"
+            raise CallError(str(error), reason=reason, status=error.status) from None
+
+    def _get(self, name: str, path: str, query: Mapping[str, str], *, scope: str) -> Answer:
+        return self._retry.call(name, lambda: self._get_once(path, query, scope))
+
+    def _get_once(self, path: str, query: Mapping[str, str], scope: str) -> Answer:
+        self._pace.wait()
+        try:
+            url = self.base_url + path
+            with self._http.stream("GET", url, params=dict(query) or None) as response:
+                body = self._read(response)
+        except httpx.TransportError as error:
+            raise _unreachable(error, self.base_url) from None
+        except httpx.InvalidURL:
+            raise SourceError("ARCHIVER_API_BASE_URL is not a URL that can be asked") from None
+        if response.status_code != 200:
+            raise _refusal(response, scope)
+        return _unwrap(body, response)
+
+    def _read(self, response: httpx.Response) -> bytes:
+        """The body, within bounds of size and time: a timeout of httpx is one per read."""
+        encoding = response.headers.get("Content-Encoding", "identity").lower()
+        if response.status_code == 200 and encoding != "identity":
+            raise SourceError(
+                "the source answered with a Content-Encoding that was not asked for",
+                reason="bad_document",
+            )
+        body, deadline = bytearray(), self._clock.monotonic() + self._answer_seconds
+        for chunk in response.iter_raw():
+            self._clock.check()
+            body += chunk
+            if len(body) > MAX_JSON_BYTES:
+                raise SourceError(
+                    f"the source answered with more than {MAX_JSON_BYTES >> 20} MiB of JSON",
+                    reason="bad_document",
+                    status=response.status_code,
+                )
+            if self._clock.monotonic() > deadline:
+                raise SourceError(
+                    f"the source took over {self._answer_seconds:g} s for one answer",
+                    retryable=True,
+                    reason="too_slow",
+                )
+        return bytes(body)
+
+
+class Pace:
+    """Spaces requests evenly: at most `per_second` from this process, None for no limit."""
+
+    def __init__(self, per_second: float | None, clock: Clock) -> None:
+        self._interval = 1 / per_second if per_second else 0.0
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._next = 0.0
+
+    def wait(self) -> None:
+        self._clock.check()
+        if not self._interval:
+            return
+        with self._lock:
+            now = self._clock.monotonic()
+            at = max(self._next, now)
+            self._next = at + self._interval
+        if at > now:
+            self._clock.sleep(at - now)
+
+
+def _unreachable(error: httpx.TransportError, base_url: str) -> SourceError:
+    """A certificate that is not trusted is no matter of trying again; all else may be."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        return SourceError(
+            f"the source's TLS certificate is not trusted ({cause.verify_message}): set "
+            "SSL_CERT_FILE to its root",
+            reason="unreachable",
+        )
+    return SourceError(
+        f"the source is unreachable ({type(error).__name__}): check ARCHIVER_API_BASE_URL "
+        f"({_host(base_url)}) and the network",
+        retryable=True,
+        reason="unreachable",
+    )
+
+
+def _is_last(page: Page, number: int, seen: int) -> bool:
+    """Believe the source that this was its last page only where its own numbers agree."""
+    if not page.calls:
+        return True
+    if page.total is None:
+        return False
+    return seen >= page.total and (page.pages is None or number >= page.pages)
+
+
+def _call(item: object) -> Call:
+    call_id = item.get("id") if isinstance(item, dict) else None
+    if not isinstance(item, dict) or not isinstance(call_id, str) or not call_id:
+        raise SourceError("the source lists a call without an id: nothing can be told of it")
+    return Call(call_id, item)
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _segment(call_id: str) -> str:
+    """The id as one path segment. `.` and `..` would be eaten by URL normalisation."""
+    if call_id in (".", ".."):
+        return call_id.replace(".", "%2E")
+    return quote(call_id, safe="", errors="surrogatepass")
+
+
+def _unwrap(body: bytes, response: httpx.Response) -> Answer:
+    """Accept an answer bare, or in the envelope `{"data", "meta", "pagination"}`."""
+    try:
+        document = canonical.load(body)
+    except FormatError as error:
+        kind = response.headers.get("Content-Type", "no content type").partition(";")[0][:40]
+        raise SourceError(
+            f"the source answered {kind} that cannot be read as JSON ({error}): "
+            "check ARCHIVER_API_BASE_URL",
+            reason="bad_document",
+            status=200,
+        ) from None
+    meta: object = {}
+    pagination: object = {}
+    if isinstance(document, dict) and "data" in document and document.keys() <= _ENVELOPE:
+        meta, pagination = document.get("meta"), document.get("pagination")
+        document = document["data"]
+    request_id = meta.get("requestId") if isinstance(meta, dict) else None
+    request_id = request_id or response.headers.get("X-Request-Id")
+    return Answer(
+        document,
+        pagination if isinstance(pagination, dict) else {},
+        request_id[:128] if isinstance(request_id, str) else None,
+    )
+
+
+def _refusal(response: httpx.Response, scope: str) -> SourceError:
+    status = response.status_code
+    if status == 401:
+        return SourceRefused(
+            "the source refused the credentials (401): check ARCHIVER_API_TOKEN, or "
+            "ARCHIVER_API_KEY with ARCHIVER_API_HMAC_SECRET, and this machine's clock",
+            status=status,
+        )
+    if status == 403:
+        return SourceRefused(
+            f"the source refused access (403): give the token or key the scope {scope}",
+            status=status,
+        )
+    retryable = status in (408, 425, 429) or status >= 500
+    return SourceError(
+        f"the source answered {status}: check ARCHIVER_API_BASE_URL and the source's state",
+        retryable=retryable,
+        reason="throttled" if status == 429 else "status_5xx" if status >= 500 else "status",
+        retry_after_seconds=_retry_after(response) if retryable else None,
+        status=status,
+    )
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds, from the header's number form; a little more, so that a crowd is spread out."""
+    text = response.headers.get("Retry-After", "")
+    if not (text.isascii() and text.isdigit()) or len(text) > 6:
+        return None
+    return int(text) + random.uniform(0, 0.5)  # noqa: S311  (jitter, no secret)
+
+
+def _host(url: str) -> str:
+    return httpx.URL(url).host

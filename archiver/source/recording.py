@@ -1,0 +1,255 @@
+"""A signed URL as a checked byte stream: host rules, status, length, rate, size.
+
+The blob's client is not the API's: it sends no credentials, follows no redirect, hears no proxy
+setting, and asks for the bytes as they are. What is refused here:
+- a host that is not in the exact allowlist, any URL that two parsers could read differently;
+- an answer without Content-Length (a body cut short would pass for whole), with a
+  Content-Encoding, or larger than the limit;
+- bytes that come slower than the minimum rate.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import urllib3
+from urllib3.exceptions import HTTPError, IncompleteRead
+from urllib3.exceptions import SSLError as Urllib3SSLError
+
+from archiver.clock import Clock
+from archiver.errors import CallError
+
+READ_BYTES = 256 << 10
+RATE_GRACE_SECONDS = 30.0
+"""A download is not measured against the minimum rate before this long."""
+
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?|\[[0-9a-f:]+\](:\d{1,5})?")
+_LENGTH = re.compile(r"\d{1,15}", re.ASCII)
+_MD5 = re.compile(r"[A-Za-z0-9+/]{22}==")
+
+
+class Expired(CallError):
+    """The blob store refused the signed URL (403): a fresh one may do."""
+
+
+@dataclass(frozen=True)
+class BlobInfo:
+    """What the blob store says of a recording before its first byte."""
+
+    host: str
+    length: int
+    etag: str | None
+    content_md5: str | None
+    last_modified: str | None
+
+
+class Recording(Protocol):
+    """An open download."""
+
+    info: BlobInfo
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill `buffer` as far as the recording goes; fewer bytes only at its end.
+
+        Raises `CallError` (`truncated`, `too_slow`), and `Interrupted`.
+        """
+
+
+class RecordingClient:
+    """Opens signed URLs. Threads share it; each download is used by one thread."""
+
+    def __init__(
+        self,
+        hosts: Collection[str],
+        clock: Clock,
+        *,
+        tls: ssl.SSLContext,
+        allow_http: bool = False,
+        max_bytes: int = 2 << 30,
+        min_bytes_per_second: float = 16 << 10,
+        rate_grace_seconds: float = RATE_GRACE_SECONDS,
+        connections: int = 8,
+    ) -> None:
+        self._hosts = frozenset(host.lower() for host in hosts)
+        self._clock = clock
+        self._schemes = {"https", "http"} if allow_http else {"https"}
+        self._max_bytes = max_bytes
+        self._pace = (min_bytes_per_second, rate_grace_seconds)
+        self._http = urllib3.PoolManager(
+            num_pools=32,
+            maxsize=connections,
+            ssl_context=tls,
+            timeout=urllib3.Timeout(connect=10.0, read=30.0),
+            retries=False,
+        )
+
+    def close(self) -> None:
+        self._http.clear()
+
+    @contextmanager
+    def open(self, url: str) -> Iterator[Recording]:
+        """GET a signed URL and check its answer's head; the body is read by the caller.
+
+        Raises `Expired` on 403, `CallError` with one of `record.FAILED_REASONS` otherwise.
+        """
+        host = self.check_url(url)
+        response = self._get(url)
+        whole = False
+        try:
+            info = self._info(host, response)
+            download = _Download(response, info, self._clock, *self._pace)
+            yield download
+            whole = download.done
+        finally:
+            # A connection with unread bytes can't be used again; a whole one goes back.
+            if whole:
+                response.release_conn()
+            else:
+                response.close()
+
+    def check_url(self, url: str) -> str:
+        """The URL's `host` or `host:port`; raises `CallError` where it is not allowed."""
+        refused = CallError(
+            "the recording URL is malformed or names a host outside ARCHIVER_RECORDING_HOSTS",
+            reason="url_not_allowed",
+        )
+        if not url.isascii() or not url.isprintable() or "\\" in url or " " in url:
+            raise refused
+        try:
+            parts = urlsplit(url)
+            authority = parts.netloc.lower()
+            used = urllib3.util.parse_url(url)
+        except (ValueError, HTTPError):
+            raise refused from None
+        if parts.scheme not in self._schemes or not _HOST.fullmatch(authority):
+            raise refused
+        if used.netloc != authority or used.auth is not None or parts.fragment:
+            raise refused
+        default = ":443" if parts.scheme == "https" else ":80"
+        if self._hosts.isdisjoint({authority, authority.removesuffix(default)}):
+            raise refused
+        return authority
+
+    def _get(self, url: str) -> urllib3.BaseHTTPResponse:
+        try:
+            return self._http.request(
+                "GET",
+                url,
+                headers={"Accept-Encoding": "identity", "User-Agent": "call-archiver"},
+                redirect=False,
+                retries=False,
+                preload_content=False,
+                decode_content=False,
+            )
+        except Urllib3SSLError:
+            raise CallError(
+                "the blob store's TLS certificate is not trusted", reason="source_unavailable"
+            ) from None
+        except HTTPError as error:
+            raise CallError(
+                f"the blob store is unreachable ({type(error).__name__})",
+                retryable=True,
+                reason="source_unavailable",
+            ) from None
+
+    def _info(self, host: str, response: urllib3.BaseHTTPResponse) -> BlobInfo:
+        _check_status(response.status)
+        headers = response.headers
+        length_text = headers.get("Content-Length", "")
+        encoding = headers.get("Content-Encoding", "identity").lower()
+        chunked = "Transfer-Encoding" in headers  # it would outweigh the length
+        if not _LENGTH.fullmatch(length_text) or chunked or encoding != "identity":
+            raise CallError("no Content-Length, or encoded", reason="bad_response", status=200)
+        length = int(length_text)
+        if length == 0:
+            raise CallError("the blob is empty", reason="recording_empty", status=200)
+        if length > self._max_bytes:
+            raise CallError("larger than MAX_RECORDING_BYTES", reason="too_large", status=200)
+        md5 = headers.get("Content-MD5", "")
+        return BlobInfo(
+            host=host,
+            length=length,
+            etag=_header(headers.get("ETag")),
+            content_md5=md5 if _MD5.fullmatch(md5) else None,
+            last_modified=_header(headers.get("Last-Modified")),
+        )
+
+
+def _check_status(status: int) -> None:
+    if status == 200:
+        return
+    if status == 403:
+        raise Expired("the signed URL was refused", reason="url_refused", status=403)
+    if status in (404, 410):
+        raise CallError("no blob", reason="recording_missing", status=status)
+    retryable = status in (408, 429) or status >= 500
+    reason = "source_unavailable" if retryable else "bad_response"
+    raise CallError(
+        f"the blob store answered {status}", retryable=retryable, reason=reason, status=status
+    )
+
+
+def _header(value: str | None) -> str | None:
+    """A header as it goes into a record: printable, of bounded length."""
+    return value[:256] if value and value.isprintable() and value.isascii() else None
+
+
+class _Download:
+    """A response's body, counted and timed."""
+
+    def __init__(
+        self,
+        response: urllib3.BaseHTTPResponse,
+        info: BlobInfo,
+        clock: Clock,
+        min_bytes_per_second: float,
+        grace_seconds: float,
+    ) -> None:
+        self.info = info
+        self._response = response
+        self._clock = clock
+        self._min_rate = min_bytes_per_second
+        self._grace = grace_seconds
+        self._started = clock.monotonic()
+        self._read = 0
+
+    @property
+    def done(self) -> bool:
+        return self._read == self.info.length
+
+    def readinto(self, buffer: memoryview) -> int:
+        wanted = min(len(buffer), self.info.length - self._read)
+        filled = 0
+        while filled < wanted:
+            chunk = self._chunk(min(READ_BYTES, wanted - filled))
+            buffer[filled : filled + len(chunk)] = chunk
+            filled += len(chunk)
+            self._read += len(chunk)
+            self._check_rate()
+        return filled
+
+    def _chunk(self, size: int) -> bytes:
+        self._clock.check()
+        try:
+            # What is there, not `size` bytes: a drip feed must come up for its rate check.
+            chunk = self._response.read1(size)
+        except (HTTPError, OSError) as error:
+            cut = isinstance(error, IncompleteRead) or "IncompleteRead" in repr(error)
+            reason = "truncated" if cut else "source_unavailable"
+            raise CallError("the download broke off", retryable=True, reason=reason) from None
+        if not chunk:
+            raise CallError("the download ended early", retryable=True, reason="truncated")
+        return chunk
+
+    def _check_rate(self) -> None:
+        seconds = self._clock.monotonic() - self._started
+        if seconds > self._grace and self._read < seconds * self._min_rate:
+            raise CallError(
+                "the download is slower than ARCHIVER_MIN_RATE", retryable=True, reason="too_slow"
+            )

@@ -1,0 +1,50 @@
+"""What this store really does, tried out before anything is built on it.
+
+One small object stays behind, under one key for the whole archive; a later probe finds it there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from archiver.errors import StoreError
+from archiver.manifest import layout
+from archiver.store.bucket import Bucket
+
+PROBE_BYTES = b"Written to learn whether this store refuses to overwrite it.\n"
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What the store proved; it stands in seal 0 as `store`."""
+
+    checksums: bool
+    """A wrong SHA-256 is refused."""
+    create_once: bool
+    """A second create-once write of a key is refused."""
+    object_lock: bool
+    versioning: bool
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def probe(bucket: Bucket) -> Capabilities:
+    """Try the store out. Raises `StoreError` where it refuses or is unreachable."""
+    bucket.put_once(layout.PROBE, PROBE_BYTES, content_type="text/plain")
+    return Capabilities(
+        checksums=bucket.refuses_wrong_checksum(layout.PROBE),
+        create_once=bucket.refuses_overwrite(layout.PROBE, PROBE_BYTES),
+        object_lock=bucket.has_object_lock(),
+        versioning=bucket.is_versioned(),
+    )
+
+
+def require_safe(create_once: bool, *, single_writer: bool) -> None:
+    """Several writers need create-once; raises `StoreError` where it is missing."""
+    if not create_once and not single_writer:
+        raise StoreError(
+            "the store overwrites objects that must be created once, so two writers could harm "
+            "each other: use another store, or run exactly one process with --single-writer"
+        )

@@ -1,0 +1,64 @@
+"""`/metrics`, `/healthz` and `/readyz` on one port, on threads of their own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from archiver.errors import UsageError
+from archiver.metrics import REGISTRY
+
+Check = Callable[[], bool]
+
+
+class Telemetry:
+    """The server; `alive` and `ready` answer for the process."""
+
+    def __init__(self, port: int, alive: Check, ready: Check) -> None:
+        """Raises `UsageError` where the port is taken."""
+        try:
+            self._server = ThreadingHTTPServer(("", port), _handler(alive, ready))
+        except OSError as error:
+            raise UsageError(
+                f"port {port} cannot be listened on ({error.strerror}): set ARCHIVER_METRICS_PORT"
+            ) from None
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="telemetry", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _handler(alive: Check, ready: Check) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
+                self._answer(200, generate_latest(REGISTRY), CONTENT_TYPE_LATEST)
+            elif path in ("/healthz", "/readyz"):
+                holds = alive() if path == "/healthz" else ready()
+                self._answer(200 if holds else 503, b"ok\n" if holds else b"no\n", "text/plain")
+            else:
+                self._answer(404, b"/metrics, /healthz or /readyz\n", "text/plain")
+
+        def _answer(self, status: int, body: bytes, content_type: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass  # probes and scrapes would drown the log
+
+    return Handler

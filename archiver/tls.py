@@ -1,0 +1,15 @@
+"""One TLS client context for the API and the recordings: the system's roots, nothing weaker.
+
+OpenSSL reads `SSL_CERT_FILE` and `SSL_CERT_DIR`, which is how a private root is brought in.
+"""
+
+from __future__ import annotations
+
+import ssl
+
+
+def client_context() -> ssl.SSLContext:
+    """TLS 1.2 or newer, certificate and host name verified. Safe to share among threads."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context

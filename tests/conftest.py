@@ -1,0 +1,86 @@
+"""What the tests share: one real S3 server for each worker, clean environments, ports on loopback.
+
+Nothing of the package is imported here but inside fixtures, because tests/system must not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from archiver.demo.weed import Weed
+    from archiver.store.bucket import Bucket
+    from tests.fakes.clock import HandClock
+
+_NUMBERS = itertools.count(1)
+LOCKED, PLAIN = "locked", "plain"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_environment() -> Iterator[None]:
+    """No variable of a person's shell reaches a test; boto3 never looks beyond loopback."""
+    before = dict(os.environ)
+    for name in list(os.environ):
+        if name.startswith(("ARCHIVER_", "AWS_", "JOB_COMPLETION_")):
+            del os.environ[name]
+    os.environ |= {
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
+    """SeaweedFS with two buckets: `locked` (versions, Object Lock) and `plain`."""
+    from archiver.demo.weed import Weed
+
+    with Weed(tmp_path_factory.mktemp("weed")) as server:
+        server.create_bucket(LOCKED, object_lock=True)
+        server.create_bucket(PLAIN, object_lock=False)
+        os.environ.update(server.environment)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3(weed: Weed) -> Any:
+    """A boto3 client of the tests' own: it looks at what the archiver did."""
+    from archiver.store.bucket import StoreOptions, make_client
+
+    return make_client(StoreOptions("locked", endpoint_url=weed.endpoint_url, region="us-east-1"))
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix that no other test uses."""
+    return f"test-{next(_NUMBERS)}"
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    from tests.fakes.clock import HandClock
+
+    return HandClock()
+
+
+@pytest.fixture
+def open_bucket(weed: Weed, s3: Any, prefix: str, clock: HandClock) -> Callable[..., Bucket]:
+    """Makes a `Bucket` on the real store, below this test's own prefix."""
+    from archiver.retry import Retry
+    from archiver.store.bucket import Bucket, StoreOptions
+
+    def make(name: str = LOCKED, **options: Any) -> Bucket:
+        where = {"prefix": prefix, "endpoint_url": weed.endpoint_url, "region": "us-east-1"}
+        client = s3 if options.get("endpoint_url") is None else None
+        options = {**where, **options}
+        return Bucket(StoreOptions(name, **options), clock, Retry(clock), client=client)
+
+    return make

@@ -1,0 +1,156 @@
+"""An HTTP proxy in front of a real server that does harm to chosen requests.
+
+It can fail *before* the server hears of a request and *after* the server has done it, which is
+the difference that a create-once store has to live with.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+from urllib.parse import urlsplit
+
+Harm = Literal[
+    "swallow",  # the server did it; the answer never arrives
+    "reset",  # the connection is reset before the server hears of it
+    "reset-after",  # … after the server did it
+    "truncate",  # half of the answer's body, then the end
+    "unavailable",  # 503 SlowDown, the server hears nothing
+    "html",  # 200 with a page of HTML, the server hears nothing
+    "empty",  # the server did it, the answer is 200 and empty
+]
+_BUSY = b"<Error><Code>SlowDown</Code><Message>Please slow down.</Message></Error>"
+_HTML = b"<!doctype html><title>Sign in</title><p>Welcome to this network.</p>"
+_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "content-length"}
+
+
+@dataclass
+class Fault:
+    """Does `harm` to the first `times` requests whose `METHOD /path?query` matches."""
+
+    harm: Harm
+    pattern: str
+    times: int = 1
+    hits: int = 0
+
+
+@dataclass
+class FaultProxy:
+    """`with FaultProxy(upstream) as proxy`: `proxy.url` is what the client is told."""
+
+    upstream: str
+    faults: list[Fault] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> FaultProxy:
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    @contextmanager
+    def harming(self, harm: Harm, pattern: str, times: int = 1) -> Iterator[Fault]:
+        """Harm while inside; fails where no request came that could be harmed."""
+        fault = Fault(harm, pattern, times)
+        self.faults.append(fault)
+        try:
+            yield fault
+        finally:
+            self.faults.remove(fault)
+        assert fault.hits, f"no request matched {pattern}"
+
+    def harm_for(self, line: str) -> Harm | None:
+        with self._lock:
+            self.seen.append(line)
+            for fault in self.faults:
+                if fault.hits < fault.times and re.search(fault.pattern, line):
+                    fault.hits += 1
+                    return fault.harm
+        return None
+
+
+def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
+    address = urlsplit(proxy.upstream)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        timeout = 30
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def _serve(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            harm = proxy.harm_for(f"{self.command} {self.path}")
+            if harm == "reset":
+                return self._reset()
+            if harm in ("unavailable", "html"):
+                status, page = (503, _BUSY) if harm == "unavailable" else (200, _HTML)
+                return self._answer(status, [("Content-Type", "text/html")], page)
+            return self._forward(body, harm)
+
+        def _forward(self, body: bytes, harm: Harm | None) -> None:
+            connection = http.client.HTTPConnection(address.hostname, address.port, timeout=30)
+            headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
+            connection.request(self.command, self.path, body=body, headers=headers)
+            answer = connection.getresponse()
+            data = answer.read()
+            connection.close()
+            if harm == "swallow":
+                self.close_connection = True
+            elif harm == "reset-after":
+                self._reset()
+            elif harm == "empty":
+                self._answer(200, [], b"")
+            else:
+                cut = len(data) // 2 if harm == "truncate" else None
+                length = answer.headers.get("Content-Length", str(len(data)))
+                self._answer(answer.status, answer.getheaders(), data, length=length, cut=cut)
+
+        def _answer(
+            self,
+            status: int,
+            headers: list[tuple[str, str]],
+            body: bytes,
+            *,
+            length: str | None = None,
+            cut: int | None = None,
+        ) -> None:
+            self.send_response_only(status)
+            for name, value in headers:
+                if name.lower() not in _HOP:
+                    self.send_header(name, value)
+            if status not in (204, 304):
+                self.send_header("Content-Length", length or str(len(body)))
+            self.end_headers()
+            self.wfile.write(body if cut is None else body[:cut])
+            self.close_connection = self.close_connection or cut is not None
+
+        def _reset(self) -> None:
+            self.close_connection = True
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.connection.shutdown(socket.SHUT_RD)
+            self.connection.close()
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve  # noqa: N815
+
+    return Handler

@@ -1,0 +1,54 @@
+"""What the tests of the pipeline share: the platform, a bucket, a writer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from archiver.demo.platform import Platform
+from archiver.manifest.signing import SigningKey
+from archiver.store.bucket import Bucket
+from tests.fakes.clock import HandClock
+from tests.fakes.rig import Archive, Rig, new_key, wired
+
+
+@pytest.fixture
+def platform(clock: HandClock) -> Iterator[Platform]:
+    """A source without calls, on the test's clock; it must have nothing to complain of."""
+    with Platform(clock=clock.now) as served:
+        yield served
+        assert served.violations == []
+
+
+@pytest.fixture
+def key() -> SigningKey:
+    return new_key()
+
+
+@pytest.fixture
+def bucket(open_bucket: Callable[..., Bucket]) -> Bucket:
+    return open_bucket()
+
+
+@pytest.fixture
+def rig(
+    platform: Platform, bucket: Bucket, clock: HandClock, key: SigningKey
+) -> Iterator[Callable[..., Rig]]:
+    """Makes writers on the test's bucket: `rig()`."""
+    with ExitStack() as stack:
+
+        def make(where: Bucket | None = None, **options: Any) -> Rig:
+            signing = options.pop("key", key)
+            made = wired(platform, where or bucket, clock, signing, **options)
+            return stack.enter_context(made)
+
+        yield make
+
+
+@pytest.fixture
+def archive(bucket: Bucket) -> Callable[[], Archive]:
+    """The bucket as it stands when it is called."""
+    return lambda: Archive(bucket)

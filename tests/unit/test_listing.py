@@ -1,0 +1,208 @@
+"""Listing a window on every reading of what the source's documents leave open."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from archiver.demo.platform import Platform, Reply, Request, SimulatedCall
+from archiver.errors import SourceError
+from archiver.model import Window
+from archiver.pipeline.listing import MAX_PASSES, Listed, Lister
+from archiver.source import client as client_module
+from archiver.source.client import Filter
+from tests.fakes.clock import HandClock
+from tests.fakes.population import TEN, a_call, stamp
+from tests.fakes.rig import HOUR, WINDOW, api_client
+
+SECOND = timedelta(seconds=1)
+NEXT = Window(WINDOW.end, WINDOW.end + HOUR)
+BEFORE = Window(WINDOW.start - HOUR, WINDOW.start)
+MakeLister = Callable[..., Lister]
+
+
+@pytest.fixture
+def platform(clock: HandClock) -> Iterator[Platform]:
+    with Platform(clock=clock.now) as served:
+        yield served
+        assert served.violations == []
+
+
+@pytest.fixture
+def lister(platform: Platform, clock: HandClock) -> MakeLister:
+    def make(*states: str, **narrow: str) -> Lister:
+        filters = Filter(states or ("Completed",), **narrow)
+        return Lister(api_client(platform, clock), filters, clock, HOUR)
+
+    return make
+
+
+def spread(count: int, step: timedelta = 20 * SECOND) -> list[SimulatedCall]:
+    return [a_call(f"vc_{n:03}", TEN + n * step) for n in range(count)]
+
+
+def around_the_ends() -> list[SimulatedCall]:
+    tick = timedelta(milliseconds=1)
+    moments = {"before": TEN - tick, "first": TEN, "last": WINDOW.end - tick, "next": WINDOW.end}
+    return [a_call(name, at) for name, at in moments.items()]
+
+
+def by_window(made: Lister, *windows: Window) -> list[set[str]]:
+    return [set(made.list(window).calls) for window in windows]
+
+
+@pytest.mark.parametrize("sort", ["-startTime", "startTime", "id", "given"])
+@pytest.mark.parametrize("cap", [7, 100])
+def test_every_order_and_page_size_lists_all(
+    platform: Platform, lister: MakeLister, sort: Any, cap: int
+) -> None:
+    platform.options.sort, platform.options.page_size_cap = sort, cap
+    platform.add(*spread(150))
+    found = lister().list(WINDOW)
+    assert found.stable
+    assert found.calls.keys() == {call.id for call in platform.calls}
+    assert (found.listing.passes, found.listing.source_total) == (2, 150)
+    assert found.listing.pages == -(-150 // cap)
+
+
+@pytest.mark.parametrize("field", ["startTime", "createdAt", "endTime"])
+@pytest.mark.parametrize("inclusive", [True, False])
+@pytest.mark.parametrize("whole_days", [True, False])
+def test_whatever_the_filter_reads_each_call_lies_in_one_window(
+    platform: Platform, lister: MakeLister, field: Any, inclusive: bool, whole_days: bool
+) -> None:
+    platform.options.filter_field = field
+    platform.options.inclusive_end, platform.options.whole_days = inclusive, whole_days
+    platform.add(*around_the_ends())
+    per_window = by_window(lister(), BEFORE, WINDOW, NEXT)
+    assert sum(map(len, per_window)) == 4, "each call once, none dropped"
+    if field == "startTime":
+        assert per_window == [{"before"}, {"first", "last"}, {"next"}]
+
+
+def test_a_call_that_only_this_window_lists_is_kept_here(
+    platform: Platform, lister: MakeLister
+) -> None:
+    """The filter reads createdAt; this call started in the window after."""
+    platform.options.filter_field = "createdAt"
+    platform.add(a_call("late", NEXT.start + SECOND, createdAt=stamp(TEN + SECOND)))
+    assert by_window(lister(), WINDOW, NEXT) == [{"late"}, set()]
+
+
+def test_a_call_without_any_time_is_kept_where_it_is_listed(
+    platform: Platform, lister: MakeLister
+) -> None:
+    call = a_call("timeless", startTime=None, endTime=None, createdAt=None)
+    call.listed_at = TEN + SECOND
+    platform.add(call)
+    assert by_window(lister(), BEFORE, WINDOW, NEXT) == [set(), {"timeless"}, set()]
+
+
+def test_several_states_are_listed_one_by_one(platform: Platform, lister: MakeLister) -> None:
+    platform.add(a_call("done"), a_call("bad", state="Failed"), a_call("now", state="InProgress"))
+    found = lister("Completed", "Failed").list(WINDOW)
+    assert found.calls.keys() == {"done", "bad"}
+    assert found.listing.source_total == 2
+    assert found.listing.filter == {"state": ["Completed", "Failed"]}
+
+
+def test_a_source_that_ignores_the_filters_is_filtered_here(
+    platform: Platform, lister: MakeLister
+) -> None:
+    platform.add(a_call("mine"), a_call("other", campaignId="camp_2"), a_call("open", state="X"))
+    platform.add(a_call("in", direction="Inbound"), a_call("bare", campaignId=..., direction=None))
+    summaries = [call.summary() for call in platform.calls]
+    platform.hooks.append(lambda _: Reply(200, {}, json.dumps(summaries).encode()))
+    made = lister("Completed", campaign_id="camp_1", direction="Outbound")
+    assert made.list(WINDOW).calls.keys() == {"mine", "bare"}
+
+
+class Drift:
+    """Changes the platform at certain requests, while somebody lists."""
+
+    def __init__(self, platform: Platform, *changes: Callable[[], None]) -> None:
+        self._changes = list(changes)
+        self._lock = threading.Lock()
+        platform.hooks.append(self)
+
+    def __call__(self, _: Request) -> None:
+        with self._lock:
+            if self._changes:
+                self._changes.pop(0)()
+
+
+def nothing() -> None:
+    pass
+
+
+def test_a_page_that_shifts_while_one_lists_loses_nothing(
+    platform: Platform, lister: MakeLister
+) -> None:
+    """Newest first: a call that goes from page 1 after it was read moves the next ones forward."""
+    platform.options.page_size_cap = 10
+    platform.add(*spread(30))
+    Drift(platform, nothing, lambda: platform.remove("vc_029"))
+    found = lister().list(WINDOW)
+    assert found.stable
+    assert {f"vc_{n:03}" for n in range(29)} <= found.calls.keys()
+
+
+def test_a_call_that_comes_while_one_lists_is_there(
+    platform: Platform, lister: MakeLister
+) -> None:
+    platform.options.page_size_cap = 10
+    platform.add(*spread(30))
+    Drift(platform, nothing, nothing, nothing, lambda: platform.add(a_call("new", TEN + SECOND)))
+    found = lister().list(WINDOW)
+    assert found.stable
+    assert len(found.calls) == 31
+
+
+def test_what_never_holds_still_is_not_called_stable(
+    platform: Platform, lister: MakeLister
+) -> None:
+    numbers = iter(range(1000))
+    platform.hooks.append(lambda _: platform.add(a_call(f"new_{next(numbers)}", TEN + SECOND)))
+    found = lister().list(WINDOW)
+    assert not found.stable
+    assert found.listing.passes == MAX_PASSES
+    assert len(found.calls) == len(platform.calls), "all that was ever seen is kept"
+
+
+@pytest.mark.parametrize("change", ["clamped", "ignored"])
+def test_paging_that_never_ends_ends(
+    platform: Platform, lister: MakeLister, change: str
+) -> None:
+    platform.add(*spread(10))
+    platform.options.enveloped = False
+    platform.options.clamp_pages = True
+    if change == "ignored":
+        platform.options.page_size_cap = 100
+    found = lister().list(WINDOW)
+    assert len(found.calls) == 10
+    assert found.listing.source_total is None
+    assert len(platform.served()) <= 4
+
+
+def test_a_listing_of_ever_new_ids_is_an_error(
+    platform: Platform, lister: MakeLister, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "MAX_PAGES", 30)
+    numbers = iter(range(10**9))
+    platform.hooks.append(
+        lambda _: Reply(200, {}, json.dumps([{"id": f"x{next(numbers)}"}]).encode())
+    )
+    with pytest.raises(SourceError, match="30 pages"):
+        lister().list(WINDOW)
+
+
+def test_the_same_id_twice_is_one_call(platform: Platform, lister: MakeLister) -> None:
+    body = json.dumps([{"id": "x", "startTime": stamp(TEN)}] * 3).encode()
+    platform.hooks.append(lambda _: Reply(200, {}, body))
+    found: Listed = lister().list(WINDOW)
+    assert list(found.calls) == ["x"]

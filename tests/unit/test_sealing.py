@@ -1,0 +1,232 @@
+"""The chain: no fork, no segment sealed twice, and what a crash left is completed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from archiver.errors import StoreError, UsageError
+from archiver.manifest import layout, seal, segment
+from archiver.manifest.segment import Balance, Listing, Segment
+from archiver.manifest.signing import SigningKey
+from archiver.model import Retention, Window
+from archiver.pipeline.sealing import Chain, _last
+from archiver.store.bucket import Bucket
+from archiver.store.objects import Stored
+from tests.fakes.clock import HandClock
+from tests.fakes.population import TEN
+from tests.fakes.rig import HOUR, Archive, Rig, new_key
+
+MakeRig = Callable[..., Rig]
+Look = Callable[[], Archive]
+
+
+class Crash(Exception):
+    """The process is gone."""
+
+
+class Crashing(Bucket):
+    """Dies before it writes the first key that ends so, or just after it did."""
+
+    def __init__(self, real: Bucket, ending: str, *, after: bool = False) -> None:
+        super().__init__(real.options, real._clock, real._retry, client=real._s3)
+        self._ending = ending
+        self._after = after
+
+    def put_once(self, key: str, *rest: Any, **options: Any) -> Stored:
+        if not key.endswith(self._ending):
+            return super().put_once(key, *rest, **options)
+        if self._after:
+            super().put_once(key, *rest, **options)
+        raise Crash
+
+
+def write_segment(bucket: Bucket, start: datetime, revision: int = 1) -> Segment:
+    """An empty window's segment, durable with its companion, not sealed."""
+    window = Window(start, start + HOUR)
+    listing = Listing(start, 1, 2, 0, {"state": ["Completed"]})
+    made = segment.parse_segment(segment.build(window, revision, [], Balance({}), listing))
+    bucket.put_once(made.name.jsonl, made.data)
+    bucket.put_once(made.name.sha256, made.sha256_file())
+    return made
+
+
+@pytest.mark.parametrize("count", [*range(12), 100, 1000])
+def test_the_head_is_found_in_few_steps(count: int) -> None:
+    asked: list[int] = []
+
+    def exists(number: int) -> bool:
+        asked.append(number)
+        return number < count
+
+    assert _last(exists) == (count - 1 if count else None)
+    assert len(asked) <= 2 * max(1, count).bit_length() + 2
+
+
+def test_an_archive_begins_once(rig: MakeRig, archive: Look, key: SigningKey) -> None:
+    first, second = rig(), rig()
+    assert not first.chain.open()
+    first.found()
+    second.found(TEN + HOUR)
+    assert first.chain.head.data == second.chain.head.data
+    assert second.chain.head.watermark == TEN
+    archive().check(key)
+    assert archive().read(layout.public_key_key(key.public.key_id)) == key.public.pem
+
+
+def test_two_founders_at_once_found_one_archive(
+    rig: MakeRig, archive: Look, key: SigningKey
+) -> None:
+    rigs = [rig() for _ in range(4)]
+    barrier = threading.Barrier(4)
+
+    def found(made: Rig) -> None:
+        barrier.wait()
+        made.found()
+
+    threads = [threading.Thread(target=found, args=(made,)) for made in rigs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({made.chain.head.archive for made in rigs}) == 1
+    archive().check(key)
+
+
+def test_a_chain_that_was_not_opened_says_so(rig: MakeRig) -> None:
+    with pytest.raises(StoreError, match="not opened"):
+        _ = rig().chain.head
+
+
+def test_segments_are_sealed_in_one_seal(
+    rig: MakeRig, bucket: Bucket, archive: Look, key: SigningKey
+) -> None:
+    made = rig()
+    made.found()
+    segments = [write_segment(bucket, TEN + n * HOUR) for n in range(3)]
+    made.chain.append(segments, TEN + 3 * HOUR)
+    assert made.chain.head.seq == 1
+    assert made.chain.head.watermark == TEN + 3 * HOUR
+    archive().check(key)
+
+
+def test_appending_again_does_nothing(rig: MakeRig, bucket: Bucket, archive: Look) -> None:
+    made = rig()
+    made.found()
+    one = write_segment(bucket, TEN)
+    made.chain.append([one])
+    before = archive().keys
+    made.chain.append([one])
+    made.chain.append([])
+    assert archive().keys == before
+
+
+def test_writers_that_race_make_one_chain(
+    rig: MakeRig, bucket: Bucket, archive: Look, key: SigningKey
+) -> None:
+    """Four writers, each with segments of its own and all with one in common."""
+    rigs = [rig() for _ in range(4)]
+    for made in rigs:
+        made.found()
+    common = write_segment(bucket, TEN - HOUR)
+    own = [[write_segment(bucket, TEN + (10 * n + m) * HOUR) for m in range(2)] for n in range(4)]
+    barrier = threading.Barrier(4)
+    errors: list[Exception] = []
+
+    def write(number: int) -> None:
+        barrier.wait()
+        try:
+            for one in own[number]:
+                rigs[number].chain.append([common, one])
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    look = archive()
+    look.check(key)
+    assert len(look.segments) == 9
+    assert sum(len(one.segments) for one in look.seals) == 9
+    versions = [v.key for v in bucket.versions(layout.SEALS)]
+    assert len(versions) == len(set(versions)), "no seal has two versions"
+
+
+@pytest.mark.parametrize("ending", ["001.json", "001.json.sig", "1000.r1.seal", "1100.r1.seal"])
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("finder", ["open", "append"])
+def test_a_crash_is_completed_by_whoever_comes_next(
+    rig: MakeRig, bucket: Bucket, archive: Look, key: SigningKey,
+    ending: str, after: bool, finder: str,
+) -> None:  # fmt: skip
+    other = rig()
+    other.found()
+    dying = rig(Crashing(bucket, ending, after=after))
+    dying.found()
+    segments = [write_segment(bucket, TEN), write_segment(bucket, TEN + HOUR)]
+    with pytest.raises(Crash):
+        dying.chain.append(segments, TEN + 2 * HOUR)
+    if finder == "open":
+        other = rig()
+        other.found()
+    other.chain.append(segments, TEN + 2 * HOUR)
+    assert other.chain.head.seq == 1
+    archive().check(key)
+
+
+def test_another_key_is_refused(rig: MakeRig, archive: Look) -> None:
+    rig().found()
+    before = archive().keys
+    stranger = rig(key=new_key())
+    with pytest.raises(UsageError, match="ARCHIVER_SIGNING_KEY_FILE"):
+        stranger.chain.open()
+    assert archive().keys == before
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{}\n", b"not json", b'{"seq":1,"type":"seal","v":1}\n']
+)
+def test_a_damaged_seal_stops_the_writer(rig: MakeRig, bucket: Bucket, data: bytes) -> None:
+    made = rig()
+    made.found()
+    if data:
+        bucket.put_once(layout.seal_key(1), data)
+        with pytest.raises(StoreError, match="archiver verify"):
+            made.chain.refresh()
+        with pytest.raises(StoreError, match="archiver verify"):
+            rig().chain.open()
+
+
+def test_a_seal_that_does_not_follow_stops_the_writer(
+    rig: MakeRig, bucket: Bucket, key: SigningKey, clock: HandClock
+) -> None:
+    made = rig()
+    made.found()
+    stranger = seal.parse_seal(
+        seal.genesis("other", key.public, {}, sealed_at=clock.now(), watermark=TEN)
+    )
+    data = seal.following(
+        stranger, [], key_id=key.public.key_id, sealed_at=clock.now(), watermark=TEN
+    )
+    bucket.put_once(layout.seal_key(1), data)
+    with pytest.raises(StoreError, match="does not follow"):
+        made.chain.refresh()
+
+
+def test_a_clock_that_is_behind_does_not_seal_in_the_past(
+    rig: MakeRig, bucket: Bucket, key: SigningKey
+) -> None:
+    made = rig()
+    made.found()
+    made.chain.append([write_segment(bucket, TEN)])
+    behind = Chain(bucket, key, HandClock(TEN - timedelta(days=1)), Retention())
+    behind.open()
+    behind.append([write_segment(bucket, TEN + HOUR)])
+    assert behind.head.sealed_at == made.chain.head.sealed_at

@@ -1,0 +1,361 @@
+"""One call: what is written for it, in which order, and what becomes of a failure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from archiver import fixity
+from archiver.demo.platform import BytesRecording, Platform, Reply, Request
+from archiver.errors import StoreError
+from archiver.manifest import canonical
+from archiver.manifest.record import FAILED_REASONS, Record
+from archiver.metrics import REGISTRY
+from archiver.model import Call
+from archiver.pipeline.transfer import Unarchived
+from archiver.store.bucket import Bucket
+from tests.fakes.audio import MULAW, chunk, fmt, noise, riff, wav
+from tests.fakes.clock import HandClock
+from tests.fakes.population import TEN, a_call, voice
+from tests.fakes.rig import WINDOW, Archive, Rig, blob_client
+
+MakeRig = Callable[..., Rig]
+DIR = "recordings/dt=2024-01-15/vc_1/"
+DAYS = timedelta(days=30)
+
+
+def archived(made: Rig, call_id: str = "vc_1", *, settled: bool = True, **options: Record) -> Record:
+    """The call's record; fails where it has none."""
+    found = made.transfer.archive(Call(call_id, {"id": call_id}), WINDOW, settled=settled, **options)
+    assert isinstance(found, Record), found
+    return found
+
+
+def unarchived(made: Rig, call_id: str = "vc_1", *, settled: bool = True) -> Unarchived:
+    found = made.transfer.archive(Call(call_id, {"id": call_id}), WINDOW, settled=settled)
+    assert isinstance(found, Unarchived), found
+    return found
+
+
+def test_the_whole_of_a_call(platform: Platform, rig: MakeRig, bucket: Bucket) -> None:
+    survey = {"state": "Completed", "responses": [{"score": 5}]}
+    call = a_call(seconds=2, epa=survey, unknown={"ü": [1, None]})
+    platform.add(call)
+    found = archived(rig())
+    files = {file["kind"]: file for file in found.document["files"]}
+    assert list(files) == ["recording", "transcript", "epa"]
+    assert bucket.read(DIR + "recording.wav") == voice(seconds=2)
+    transcript = {k: v for k, v in call.detail().items() if k != "epaResults"}
+    assert bucket.read(DIR + "transcript.json") == canonical.dump(transcript)
+    assert bucket.read(DIR + "epa.json") == canonical.dump(survey)
+    for file in files.values():
+        data = bucket.read(file["key"], file["version_id"])
+        assert data is not None
+        assert (file["bytes"], file["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert bucket.read(found.key) == found.data
+    document = found.document
+    assert (document["outcome"], document["reason"], document["revision"]) == ("archived", None, 1)
+    assert document["findings"] == []
+    assert document["audio"]["duration_seconds"] == 2.0
+    source = document["source"]
+    assert source["api"] == platform.api_url
+    assert source["recording_host"] == platform.blob_host
+    assert source["content_md5"]
+    assert source["request_id"].startswith("req_")
+
+
+def test_the_record_is_written_last(platform: Platform, rig: MakeRig, bucket: Bucket) -> None:
+    platform.add(a_call(epa={"a": 1}))
+    written: list[str] = []
+
+    class Watching(Bucket):
+        def put_once(self, key: str, *rest: object, **options: object) -> object:  # type: ignore[override]
+            written.append(key)
+            return super().put_once(key, *rest, **options)  # type: ignore[arg-type]
+
+    watching = Watching(bucket.options, bucket._clock, bucket._retry, client=bucket._s3)
+    archived(rig(watching))
+    assert written[-1].startswith("records/")
+    assert [key.rpartition("/")[2] for key in written[:-1]] == [
+        "recording.wav", "transcript.json", "epa.json",
+    ]  # fmt: skip
+
+
+def test_again_is_the_same_record_and_no_new_version(
+    platform: Platform, rig: MakeRig, bucket: Bucket
+) -> None:
+    platform.add(a_call(epa={"a": 1}))
+    first, again = archived(rig()), archived(rig())
+    assert again.data == first.data
+    versions = list(bucket.versions(""))
+    assert len(versions) == len({version.key for version in versions}) == 4
+
+
+def test_files_without_a_record_are_adopted_or_written_beside(
+    platform: Platform, rig: MakeRig, bucket: Bucket
+) -> None:
+    """A crash left files; since then the transcript has changed."""
+    platform.add(a_call())
+    kept = bucket.put_once(DIR + "recording.wav", voice())
+    bucket.put_once(DIR + "transcript.json", b"{}\n")
+    files = {file["kind"]: file for file in archived(rig()).document["files"]}
+    assert files["recording"]["key"] == DIR + "recording.wav"
+    assert files["recording"]["version_id"] == kept.version_id
+    tag = files["transcript"]["sha256"][:16]
+    assert files["transcript"]["key"] == f"{DIR}transcript-{tag}.json"
+    assert bucket.read(DIR + "transcript.json") == b"{}\n"
+
+
+@pytest.mark.parametrize("size", [5 << 20, (5 << 20) + 1, (10 << 20) + 44, 12 << 20])
+def test_a_large_recording_goes_in_parts_under_a_key_of_its_own(
+    platform: Platform, rig: MakeRig, bucket: Bucket, size: int
+) -> None:
+    data = riff(chunk(b"fmt ", fmt()), chunk(b"data", noise(size - 44)))[:size]
+    platform.add(a_call(audio=data, durationSeconds=size // 16000))
+    found = archived(rig(part_bytes=5 << 20))
+    [recording, _] = found.document["files"]
+    name = "recording.wav" if size == 5 << 20 else "recording-"
+    assert recording["key"].startswith(DIR + name)
+    assert (recording["bytes"], recording["sha256"]) == (size, fixity.sha256_hex(data))
+    stored = b"".join(bucket.stream(recording["key"], recording["version_id"]) or ())
+    assert stored == data
+
+
+def test_a_multipart_upload_that_breaks_is_aborted(
+    platform: Platform, rig: MakeRig, bucket: Bucket
+) -> None:
+    data = riff(chunk(b"fmt ", fmt()), chunk(b"data", noise(11 << 20)))
+    platform.add(a_call(audio=data))
+    cut = Reply(200, {}, data, close_after=8 << 20)
+    platform.hooks.append(lambda request: cut if request.server == "blob" else None)
+    assert unarchived(rig(part_bytes=5 << 20)).reason == "truncated"
+    uploads = bucket._s3.list_multipart_uploads(Bucket="locked", Prefix=bucket._prefix)
+    assert "Uploads" not in uploads
+    assert list(bucket.list("")) == []
+
+
+# --- the signed URL
+
+
+def test_a_refused_url_is_replaced_three_times_at_most(platform: Platform, rig: MakeRig) -> None:
+    platform.add(a_call())
+    refused = Reply(403, {}, b"<Error/>")
+    platform.hooks.append(lambda request: refused if request.server == "blob" else None)
+    before = REGISTRY.get_sample_value("archiver_sas_renewals_total") or 0
+    found = unarchived(rig())
+    assert (found.reason, found.status) == ("url_refused", 403)
+    assert platform.sas_issued["vc_1"] == 4
+    assert (REGISTRY.get_sample_value("archiver_sas_renewals_total") or 0) > before
+
+
+def test_an_expired_url_is_replaced(platform: Platform, rig: MakeRig) -> None:
+    platform.add(a_call())
+
+    def expire_once(request: Request) -> None:
+        if request.server == "blob" and platform.sas_issued["vc_1"] == 1:
+            platform.void_recording_urls()
+
+    platform.hooks.append(expire_once)
+    archived(rig())
+    assert platform.sas_issued["vc_1"] == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Reply(503, {}, b"busy"),
+        Reply(200, {}, wav(1), close_after=100),
+        Reply(200, {}, wav(1), close_after=-1),
+        Reply(200, {"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}, wav(1)),
+    ],
+)
+def test_a_fault_that_passes_is_overcome(platform: Platform, rig: MakeRig, fault: Reply) -> None:
+    platform.add(a_call())
+    left = [fault, fault]
+    platform.hooks.append(
+        lambda request: left.pop() if request.server == "blob" and left else None
+    )
+    assert archived(rig()).document["files"][0]["sha256"] == fixity.sha256_hex(
+        voice()
+    )
+
+
+# --- what cannot be archived
+
+BAD: dict[str, object] = {
+    "recording_missing": Reply(404, {}, b""),
+    "recording_empty": Reply(200, {}, b""),
+    "not_wav": Reply(200, {"Content-Type": "audio/wav"}, b"<!doctype html>" * 50),
+    "truncated": Reply(200, {}, wav(1)[:-100]),
+    "too_large": Reply(200, {}, b"x", content_length=5 << 30),
+    "url_refused": Reply(403, {}, b""),
+    "digest_mismatch": Reply(200, {"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}, wav(1)),
+    "bad_response": Reply(200, {"Content-Encoding": "gzip"}, wav(1)),
+    "source_unavailable": Reply(500, {}, b""),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_bad_blob_is_pending_then_failed(
+    platform: Platform, rig: MakeRig, clock: HandClock, reason: str
+) -> None:
+    platform.add(a_call(epa={"a": 1}))
+    platform.hooks.append(lambda request: BAD[reason] if request.server == "blob" else None)
+    made = rig()
+    assert unarchived(made, settled=False).reason == reason
+    assert unarchived(made).attempts == 2
+    clock.turn_to(WINDOW.end + DAYS)
+    found = archived(made)
+    document = found.document
+    assert reason in FAILED_REASONS
+    assert (document["outcome"], document["reason"], document["attempts"]) == ("failed", reason, 3)
+    assert [file["kind"] for file in document["files"]] == ["transcript", "epa"], "what is known"
+    assert document["audio"] is None
+
+
+def test_a_bad_url_is_never_asked(
+    platform: Platform, rig: MakeRig, clock: HandClock
+) -> None:
+    platform.add(a_call())
+    answer = Reply(200, {}, b'{"recordingUrl":"http://127.0.0.1:9/a.wav?sig=x"}')
+    platform.hooks.append(
+        lambda request: answer if request.path.endswith("/recording-url") else None
+    )
+    assert unarchived(rig()).reason == "url_not_allowed"
+    assert platform.served("blob") == []
+
+
+def test_failed_becomes_archived_as_the_next_revision(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Callable[[], Archive]
+) -> None:
+    platform.add(a_call())
+    platform.find("vc_1").blob_missing = True  # type: ignore[union-attr]
+    clock.turn_to(WINDOW.end + DAYS)
+    made = rig()
+    failed = archived(made)
+    assert archived(made, previous=failed) == failed, "the same again tells nothing new"
+    platform.find("vc_1").blob_missing = False  # type: ignore[union-attr]
+    amended = archived(made, previous=failed)
+    assert (amended.outcome, amended.revision) == ("archived", 2)
+    assert amended.key == "records/dt=2024-01-15/vc_1/r2.json"
+    assert len(archive().below("records/")) == 2
+
+
+def test_a_call_that_is_listed_but_not_found(
+    platform: Platform, rig: MakeRig, clock: HandClock
+) -> None:
+    assert unarchived(rig()).reason == "call_missing"
+    clock.turn_to(WINDOW.end + DAYS)
+    document = archived(rig()).document
+    assert (document["outcome"], document["reason"], document["status"]) == (
+        "failed", "call_missing", 404,
+    )  # fmt: skip
+    assert document["files"] == []
+
+
+def test_no_recording_is_a_result_only_when_the_window_has_settled(
+    platform: Platform, rig: MakeRig
+) -> None:
+    platform.add(a_call(audio=None, epa={"a": 1}))
+    made = rig()
+    assert unarchived(made, settled=False).status == 404
+    document = archived(made).document
+    assert (document["outcome"], document["reason"], document["status"]) == (
+        "no_recording", "not_found", 404,
+    )  # fmt: skip
+    assert [file["kind"] for file in document["files"]] == ["transcript", "epa"]
+    assert document["attempts"] == 2
+
+
+# --- surveys, audio
+
+
+def test_the_inline_survey_stands_where_the_endpoint_has_none(
+    platform: Platform, rig: MakeRig, bucket: Bucket
+) -> None:
+    platform.add(a_call(epa={"state": "Completed", "inlineOnly": 1}))
+    short = Reply(200, {}, json.dumps({"data": {"state": "Later"}}).encode())
+    platform.hooks.append(lambda request: short if "epa-results" in request.path else None)
+    archived(rig())
+    assert bucket.read(DIR + "epa.json") == b'{"inlineOnly":1,"state":"Later"}\n'
+
+
+def test_no_survey_is_no_file(platform: Platform, rig: MakeRig, bucket: Bucket) -> None:
+    platform.add(a_call(epaResults=None))
+    assert len(archived(rig()).document["files"]) == 2
+    assert bucket.head(DIR + "epa.json") is None
+    assert b"epaResults" not in (bucket.read(DIR + "transcript.json") or b"")
+
+
+@pytest.mark.parametrize(
+    ("audio", "told", "findings"),
+    [
+        (wav(10), 10, []),
+        (wav(10), 12, []),
+        (wav(10), 13, ["duration_mismatch"]),
+        (wav(200 / 16), 1, ["duration_mismatch"]),
+        (wav(1), 10**400, []),
+        (wav(1), "long", []),
+        (wav(1) + b"tail", 1, ["trailing_bytes"]),
+        (wav(1)[:40] + bytes(4) + noise(16000), 1, ["header_length_unknown"]),
+        (riff(chunk(b"fmt ", fmt(MULAW, bits=8)), chunk(b"data", noise(8000))), 1, []),
+    ],
+)
+def test_what_the_header_says_is_held_against_the_call(
+    platform: Platform, rig: MakeRig, audio: bytes, told: object, findings: list[str]
+) -> None:
+    platform.add(a_call(audio=audio, durationSeconds=told))
+    assert archived(rig()).document["findings"] == findings
+
+
+def test_read_back_finds_other_bytes(
+    platform: Platform, rig: MakeRig, bucket: Bucket
+) -> None:
+    platform.add(a_call())
+
+    class Lying(Bucket):
+        def stream(self, key: str, version_id: str | None = None) -> object:  # type: ignore[override]
+            return iter([b"other"]) if key.endswith(".wav") else super().stream(key, version_id)
+
+    lying = Lying(bucket.options, bucket._clock, bucket._retry, client=bucket._s3)
+    lying.read_back = True
+    with pytest.raises(StoreError, match="other bytes"):
+        archived(rig(lying))
+    assert not list(bucket.list("records/"))
+
+
+def test_larger_than_allowed_is_an_exception_not_a_crash(
+    platform: Platform, rig: MakeRig, clock: HandClock
+) -> None:
+    platform.add(a_call(audio=wav(5)))
+    made = rig(recordings=blob_client(platform, clock, max_bytes=1000))
+    assert unarchived(made).reason == "too_large"
+
+
+def test_an_id_that_wants_to_be_a_path_is_archived_under_its_digest(
+    platform: Platform, rig: MakeRig, archive: Callable[[], Archive]
+) -> None:
+    for call_id in ("../x", ".", "👋\u202e", "a" * 300, "nul\0"):
+        platform.add(a_call(call_id))
+        found = archived(rig(), call_id)
+        digest = hashlib.sha256(call_id.encode()).hexdigest()
+        assert found.key == f"records/dt=2024-01-15/id.{digest}/r1.json"
+        assert found.document["call_id"] == call_id
+    assert all(".." not in key for key in archive().keys)
+    assert len(archive().below("recordings/", "recording.wav")) == 5
+
+
+def test_a_call_without_times_lies_on_its_window_s_day(platform: Platform, rig: MakeRig) -> None:
+    platform.add(a_call(startTime=None, endTime=None, createdAt=...))
+    assert archived(rig()).key == "records/dt=2024-01-15/vc_1/r1.json"
+
+
+def test_the_day_is_that_of_the_start(platform: Platform, rig: MakeRig) -> None:
+    late = TEN.replace(hour=23, minute=59, second=59)
+    platform.add(a_call(at=late, startTime="2024-01-15T23:59:59-05:00"))
+    assert archived(rig()).key == "records/dt=2024-01-16/vc_1/r1.json"
+    assert isinstance(platform.find("vc_1").recording, BytesRecording)  # type: ignore[union-attr]

@@ -1,0 +1,519 @@
+"""Windows, backfills and the loop on a clock that is turned by hand."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import pytest
+
+from archiver import metrics
+from archiver.clock import Interrupted
+from archiver.demo.platform import Platform, Reply, Request
+from archiver.errors import SourceError, SourceRefused, UsageError
+from archiver.manifest import layout
+from archiver.manifest.signing import SigningKey
+from archiver.model import Window, window_of
+from archiver.pipeline import service
+from archiver.pipeline.backfill import range_windows, shard_of
+from archiver.pipeline.service import loop_start
+from archiver.store.bucket import Bucket
+from tests.fakes.clock import HandClock
+from tests.fakes.population import TEN, a_call
+from tests.fakes.rig import HOUR, WINDOW, Archive, Rig
+from tests.unit.test_sealing import Crash, Crashing
+
+MakeRig = Callable[..., Rig]
+Look = Callable[[], Archive]
+MINUTE = timedelta(minutes=1)
+SETTLED = WINDOW.end + 2 * HOUR
+GIVEN_UP = WINDOW.end + timedelta(days=1)
+
+
+def missing(platform: Platform, call_id: str, *, gone: bool = True) -> None:
+    call = platform.find(call_id)
+    assert call is not None
+    call.blob_missing = gone
+
+
+def value(name: str) -> float:
+    found = metrics.REGISTRY.get_sample_value(name)
+    assert found is not None
+    return found
+
+
+# --- backfill
+
+
+def test_a_backfill_archives_closes_and_seals(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey
+) -> None:
+    clock.turn_to(SETTLED + HOUR)
+    platform.add(*[a_call(f"vc_{n}", TEN + n * 10 * MINUTE) for n in range(12)])
+    platform.add(a_call("none", audio=None), a_call("open", state="InProgress"))
+    summary = rig().backfill(hours=2)
+    assert summary.committed == {"archived": 12, "no_recording": 1}
+    assert (summary.windows, summary.closed, summary.open_windows) == (2, 2, 0)
+    assert not summary.needs_a_person
+    look = archive()
+    look.check(key)
+    assert look.line()["listed"] == 7
+    assert look.line(TEN + HOUR)["archived"] == 6
+    assert "open" not in look.records
+
+
+def test_the_same_again_writes_nothing(
+    platform: Platform, rig: MakeRig, clock: HandClock, bucket: Bucket
+) -> None:
+    clock.turn_to(SETTLED)
+    platform.add(a_call(), a_call("none", audio=None))
+    rig().backfill()
+    before = sorted((v.key, v.version_id) for v in bucket.versions(""))
+    clock.forward(HOUR)
+    summary = rig().backfill()
+    assert summary.committed == {}
+    assert sorted((v.key, v.version_id) for v in bucket.versions("")) == before
+
+
+def test_empty_windows_are_sealed_too(
+    rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey
+) -> None:
+    clock.turn_to(SETTLED + 4 * HOUR)
+    rig().backfill(hours=4)
+    look = archive()
+    assert len(look.segments) == 4
+    look.check(key)
+
+
+def test_a_window_that_has_not_settled_is_archived_but_left_open(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    clock.turn_to(SETTLED - timedelta(seconds=1))
+    platform.add(a_call(), a_call("none", audio=None))
+    summary = rig().backfill()
+    assert (summary.closed, summary.open_windows, summary.waiting) == (0, 1, 1)
+    assert archive().segments == {}
+    assert archive().records.keys() == {"vc_1"}
+
+
+def test_what_is_missing_is_pending_then_archived_in_the_next_revision(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey
+) -> None:
+    clock.turn_to(SETTLED)
+    platform.add(a_call(), a_call("late"))
+    missing(platform, "late")
+    summary = rig().backfill()
+    assert summary.needs_a_person
+    assert archive().line()["pending"] == ["late"]
+    missing(platform, "late", gone=False)
+    assert not rig().backfill().needs_a_person
+    look = archive()
+    assert look.line(revision=2)["pending"] == []
+    assert look.line(revision=2)["archived"] == 2
+    names = layout.SegmentName(TEN, 2)
+    assert [one.call_id for one in look.segments[names.jsonl].records] == ["late"]
+    look.check(key)
+
+
+def test_given_up_calls_are_failed_and_tried_again_by_a_backfill(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey
+) -> None:
+    clock.turn_to(GIVEN_UP)
+    platform.add(a_call())
+    missing(platform, "vc_1")
+    first = rig().backfill()
+    assert (first.failed, first.committed) == (1, {"failed": 1})
+    again = rig().backfill()
+    assert (again.failed, again.committed, again.segments) == (1, {}, 0)
+    missing(platform, "vc_1", gone=False)
+    assert rig().backfill(retry_failed=False).committed == {}
+    assert rig().backfill().committed == {"archived": 1}
+    look = archive()
+    assert look.records["vc_1"]["revision"] == 2
+    look.check(key)
+
+
+def test_what_the_source_no_longer_lists_is_vanished_and_may_come_back(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey
+) -> None:
+    clock.turn_to(SETTLED)
+    call = a_call("gone")
+    platform.add(a_call(), call)
+    rig().backfill()
+    platform.remove("gone")
+    rig().backfill()
+    assert archive().line(revision=2)["vanished"] == ["gone"]
+    assert archive().line(revision=2)["listed"] == 1
+    assert "gone" in archive().records
+    platform.add(call)
+    rig().backfill()
+    assert archive().line(revision=3)["vanished"] == []
+    archive().check(key)
+
+
+@pytest.mark.parametrize("whole_days", [False, True])
+def test_calls_without_any_time_are_one_record_each(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey,
+    whole_days: bool,
+) -> None:  # fmt: skip
+    """With a filter that reads only the date, every window of the day lists them."""
+    clock.turn_to(SETTLED + timedelta(days=1))
+    platform.options.whole_days = whole_days
+    for n in range(6):
+        call = a_call(f"t{n}", startTime=None, endTime=None, createdAt=None)
+        call.listed_at = TEN + MINUTE
+        platform.add(call)
+    rig().backfill(hours=8)
+    assert archive().records.keys() == {f"t{n}" for n in range(6)}
+    assert len(archive().below("records/")) == 6
+
+
+def test_another_window_length_is_refused(
+    platform: Platform, rig: MakeRig, clock: HandClock
+) -> None:
+    clock.turn_to(SETTLED)
+    made = rig()
+    made.backfill()
+    half = Window(TEN, TEN + HOUR / 2)
+    with pytest.raises(UsageError, match="ARCHIVER_WINDOW"):
+        rig().windows.process(half, retry_failed=False)
+
+
+def test_a_damaged_segment_stops_the_writer(
+    platform: Platform, rig: MakeRig, clock: HandClock, bucket: Bucket
+) -> None:
+    clock.turn_to(SETTLED)
+    bucket.put_once(layout.SegmentName(TEN, 1).jsonl, b"{}\n")
+    with pytest.raises(Exception, match="archiver verify"):
+        rig().backfill()
+
+
+def test_a_plan_writes_nothing_even_after_a_crash(
+    platform: Platform, rig: MakeRig, clock: HandClock, bucket: Bucket, archive: Look
+) -> None:
+    clock.turn_to(SETTLED)
+    platform.add(a_call())
+    dying = rig(Crashing(bucket, ".sha256"))
+    with pytest.raises(Crash):
+        dying.backfill()
+    platform.add(a_call("new"))
+    before = archive().keys
+    plan = rig().windows.plan(WINDOW, retry_failed=True)
+    assert [call.id for call, _ in plan.todo] == ["new"]
+    assert archive().keys == before
+
+
+@pytest.mark.parametrize(
+    "ending", ["recording.wav", "transcript.json", "epa.json", "r1.json", ".jsonl", ".sha256",
+               "001.json", "001.json.sig", "r1.seal"],
+)  # fmt: skip
+@pytest.mark.parametrize("after", [False, True])
+def test_a_crash_anywhere_is_mended_by_the_next_run(
+    platform: Platform, rig: MakeRig, clock: HandClock, bucket: Bucket, archive: Look,
+    key: SigningKey, ending: str, after: bool,
+) -> None:  # fmt: skip
+    clock.turn_to(SETTLED)
+    platform.add(*[a_call(f"vc_{n}", TEN + n * MINUTE, epa={"a": n}) for n in range(3)])
+    with pytest.raises(Crash):
+        rig(Crashing(bucket, ending, after=after)).backfill()
+    rig().backfill()
+    look = archive()
+    look.check(key)
+    assert {one["outcome"] for one in look.records.values()} == {"archived"}
+    assert look.line()["archived"] == 3
+    versions = [version.key for version in bucket.versions("")]
+    assert len(versions) == len(set(versions))
+    assert len(look.seals) == 2
+
+
+def test_two_backfills_at_once_make_one_record_a_call_and_one_chain(
+    platform: Platform, rig: MakeRig, clock: HandClock, bucket: Bucket, archive: Look,
+    key: SigningKey,
+) -> None:  # fmt: skip
+    clock.turn_to(SETTLED + 5 * HOUR)
+    platform.add(*[a_call(f"vc_{n:02}", TEN + n * 10 * MINUTE) for n in range(30)])
+    rigs = [rig(), rig()]
+    errors: list[Exception] = []
+
+    def run(made: Rig) -> None:
+        try:
+            made.backfill(hours=5)
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(made,)) for made in rigs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    look = archive()
+    look.check(key)
+    assert len(look.records) == len(look.below("records/")) == 30
+    assert all(one.revision == 1 for one in look.segments.values())
+    versions = [version.key for version in bucket.versions("")]
+    assert len(versions) == len(set(versions))
+
+
+def test_a_refused_token_stops_the_run_and_fails_no_call(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    clock.turn_to(GIVEN_UP)
+    platform.add(*[a_call(f"vc_{n}") for n in range(20)])
+    refuse = Reply(403, {}, b"{}")
+    platform.hooks.append(lambda r: refuse if r.path.endswith("/recording-url") else None)
+    with pytest.raises(SourceRefused):
+        rig().backfill()
+    assert archive().records == {}
+    assert archive().segments == {}
+
+
+def test_one_bad_call_does_not_hold_up_the_others(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey
+) -> None:
+    clock.turn_to(SETTLED)
+    platform.add(*[a_call(f"vc_{n}") for n in range(6)])
+
+    def harm(request: Request) -> Reply | None:
+        if request.path.endswith("/vc_3"):
+            return Reply(200, {}, b'{"id":"vc_3","x":NaN}')
+        return None
+
+    platform.hooks.append(harm)
+    summary = rig().backfill()
+    assert summary.committed == {"archived": 5}
+    assert archive().line()["pending"] == ["vc_3"]
+    archive().check(key)
+
+
+# --- shards
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_share_every_window_once(count: int) -> None:
+    end = TEN + 3 * timedelta(days=1)
+    whole = range_windows(TEN, end, HOUR)
+    parts = [range_windows(TEN, end, HOUR, (index, count)) for index in range(count)]
+    assert sorted(window for part in parts for window in part) == whole
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    [same] = range_windows(TEN, TEN + HOUR, HOUR)
+    assert shard_of(whole[0], HOUR, count) == shard_of(same, HOUR, count)
+
+
+# --- the loop
+
+
+def test_the_loop_archives_at_once_and_seals_when_settled(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey
+) -> None:
+    made = rig()
+    made.found(TEN)
+    loop = made.service()
+    platform.add(a_call(), a_call("none", audio=None))
+    clock.turn_to(SETTLED - MINUTE)
+    summary = loop.round()
+    assert summary.committed == {"archived": 1}
+    assert archive().segments == {}
+    assert value("archiver_pending_calls") == 1
+    assert value("archiver_oldest_unarchived_seconds") == (clock.now() - TEN).total_seconds()
+    clock.turn_to(SETTLED)
+    assert loop.round().committed == {"no_recording": 1}
+    look = archive()
+    look.check(key)
+    assert look.seals[-1].watermark == WINDOW.end
+    assert value("archiver_watermark_timestamp_seconds") == WINDOW.end.timestamp()
+    assert value("archiver_pending_calls") == 0
+    assert value("archiver_last_round_timestamp_seconds") == clock.now().timestamp()
+    assert value("archiver_seal_sequence") == 1
+
+
+def test_no_recording_before_settling_may_still_come(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    made = rig()
+    made.found(TEN)
+    loop = made.service()
+    platform.add(a_call(audio=None))
+    assert clock.now() < SETTLED
+    loop.round()
+    assert archive().records == {}
+    platform.add(a_call())
+    loop.round()
+    assert archive().records["vc_1"]["outcome"] == "archived"
+    assert archive().records["vc_1"]["revision"] == 1
+
+
+def test_pending_is_listed_again_until_it_comes(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey
+) -> None:
+    made = rig()
+    made.found(TEN)
+    loop = made.service()
+    platform.add(a_call())
+    missing(platform, "vc_1")
+    clock.turn_to(SETTLED)
+    assert loop.round().pending >= 1
+    assert archive().line()["pending"] == ["vc_1"]
+    loop.round()
+    assert len(archive().segments) == 1, "nothing new, nothing written"
+    missing(platform, "vc_1", gone=False)
+    loop.round()
+    assert archive().line(revision=2)["archived"] == 1
+    archive().check(key)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_pending_is_given_up_in_time(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey,
+    restarted: bool,
+) -> None:  # fmt: skip
+    made = rig(give_up=4 * HOUR)
+    made.found(TEN)
+    loop = made.service()
+    platform.add(a_call())
+    missing(platform, "vc_1")
+    clock.turn_to(SETTLED)
+    loop.round()
+    clock.turn_to(WINDOW.end + 4 * HOUR)
+    if restarted:
+        made = rig(give_up=4 * HOUR)
+        made.found()
+        loop = made.service()
+    loop.round()
+    look = archive()
+    assert look.records["vc_1"]["outcome"] == "failed"
+    assert look.records["vc_1"]["reason"] == "recording_missing"
+    assert look.line(revision=2)["failed"] == 1
+    look.check(key)
+    assert value("archiver_pending_calls") == 0
+
+
+@pytest.mark.parametrize("ending", [".r2.jsonl", ".r2.sha256", "/r1.json", ".json"])
+def test_a_crash_in_a_relisting_is_mended_by_the_loop(
+    platform: Platform, rig: MakeRig, clock: HandClock, bucket: Bucket, archive: Look,
+    key: SigningKey, ending: str,
+) -> None:  # fmt: skip
+    first = rig()
+    first.found(TEN)
+    platform.add(a_call())
+    missing(platform, "vc_1")
+    clock.turn_to(SETTLED)
+    first.service().round()
+    missing(platform, "vc_1", gone=False)
+    dying = rig(Crashing(bucket, ending, after=True))
+    dying.found()
+    with pytest.raises(Crash):
+        dying.service().round()
+    made = rig()
+    made.found()
+    made.service().round()
+    look = archive()
+    look.check(key)
+    assert look.line(revision=2)["archived"] == 1
+
+
+def test_the_watermark_moves_over_windows_that_a_backfill_sealed(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey
+) -> None:
+    made = rig()
+    made.found(TEN)
+    clock.turn_to(SETTLED + 2 * HOUR)
+    rig().backfill(TEN + HOUR)
+    assert archive().seals[-1].watermark == TEN, "a backfill carries it on unchanged"
+    platform.add(a_call())
+    made.service().round()
+    look = archive()
+    assert look.seals[-1].watermark == TEN + 3 * HOUR
+    look.check(key)
+
+
+def test_a_backlog_is_worked_off_in_order(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    made = rig()
+    made.found(TEN)
+    platform.add(*[a_call(f"vc_{n}", TEN + n * HOUR) for n in range(10)])
+    clock.turn_to(TEN + 12 * HOUR)
+    monkeypatch.setattr(service, "ROUND_WINDOWS", 4)
+    made.service().round()
+    look = archive()
+    look.check(key)
+    assert [one.watermark for one in look.seals] == [TEN + n * HOUR for n in (0, 4, 8, 10)]
+    assert len(look.segments) == 10
+    assert look.records.keys() == {f"vc_{n}" for n in range(10)}
+
+
+def test_an_unstable_window_is_not_closed_and_the_mark_waits(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey
+) -> None:
+    made = rig()
+    made.found(TEN)
+    loop = made.service()
+    clock.turn_to(SETTLED + HOUR)
+    numbers = iter(range(1000))
+
+    def grow(request: Request) -> None:
+        if "dateFrom=2024-01-15T10" in request.raw_query:
+            platform.add(a_call(f"n{next(numbers)}", audio=None))
+
+    platform.hooks.append(grow)
+    loop.round()
+    assert archive().seals[-1].watermark == TEN
+    platform.hooks.clear()
+    loop.round()
+    look = archive()
+    look.check(key)
+    assert look.seals[-1].watermark == TEN + 2 * HOUR
+
+
+def test_a_round_that_fails_is_followed_by_another(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey
+) -> None:
+    made = rig()
+    made.found(TEN)
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+
+    def down_at_first(request: Request) -> Reply | None:
+        return Reply(500, {}, b"") if clock.now() < SETTLED + 3 * MINUTE else None
+
+    def stop_at_last(_: Request) -> None:
+        if clock.now() > SETTLED + 10 * MINUTE:
+            clock.stop()
+
+    platform.hooks += [stop_at_last, down_at_first]
+    with pytest.raises(Interrupted):
+        made.service().run_forever()
+    clock.go_on()
+    archive().check(key)
+    assert archive().records["vc_1"]["outcome"] == "archived"
+    assert 60.0 in clock.sleeps
+
+
+def test_a_single_round_tells_its_failure(
+    platform: Platform, rig: MakeRig, clock: HandClock
+) -> None:
+    made = rig()
+    made.found(TEN)
+    clock.turn_to(SETTLED)
+    platform.hooks.append(lambda _: Reply(500, {}, b""))
+    with pytest.raises(SourceError):
+        made.service().round()
+
+
+def test_an_archive_that_begins_in_the_future_waits(
+    rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    made = rig()
+    made.found(clock.now() + timedelta(days=1))
+    made.service().round()
+    assert archive().segments == {}
+
+
+def test_where_the_loop_begins() -> None:
+    now = datetime.fromisoformat("2024-01-15T12:34:56+00:00")
+    assert loop_start(None, now, HOUR) == TEN + 2 * HOUR
+    assert loop_start(TEN + MINUTE, now, HOUR) == TEN
+    assert window_of(now, HOUR).start == TEN + 2 * HOUR

@@ -1,0 +1,189 @@
+"""Writes the pages that are made from the code, or says which of them have drifted.
+
+A page that is written by hand may have parts that are made: what stands between its markers.
+
+python tools/docs.py            writes them
+python tools/docs.py --check    writes nothing; exits with 1 where one is not what it should be
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import click
+from prometheus_client.metrics import MetricWrapperBase
+
+from archiver import metrics
+from archiver.audit.findings import CODES
+from archiver.cli import cli
+from archiver.manifest import record
+from archiver.settings import documented
+
+ROOT = Path(__file__).parents[1]
+NOTE = "made by `make docs`; do not edit"
+HELP_WIDTH = 88
+
+
+def example_settings() -> str:
+    """`config.example.env`: every setting, its default and a line of why."""
+    lines = [
+        f"# All settings of the archiver ({NOTE}).",
+        "# Those without a # have no default and must be set; the others show theirs.",
+        "# S3 credentials come the way boto3 finds them: AWS_ACCESS_KEY_ID and",
+        "# AWS_SECRET_ACCESS_KEY, a shared credentials file, a role.",
+    ]
+    for variable, default, why in documented():
+        required = default == "required"
+        lines += ["", *_comment(why), f"{variable}=" if required else f"#{variable}={default}"]
+    return "\n".join(lines) + "\n"
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(text, 98, initial_indent="# ", subsequent_indent="# ")
+
+
+def settings_page() -> str:
+    """`docs/settings.md`."""
+    rows = ((f"`{variable}`", _default(default), why) for variable, default, why in documented())
+    intro = (
+        "Environment variables. Sizes are `16KiB`, `64MiB`, `2GiB`; lengths of time `90s`, `15m`, "
+        "`2h`, `7d`. An empty variable counts as not set. Of a secret and its `…_FILE` one may be "
+        "set; the file is read again when it changes. `config.example.env` has the same as a file "
+        "to fill in."
+    )
+    return _page("Settings", intro, _table(("setting", "default", "meaning"), rows))
+
+
+def _default(value: str) -> str:
+    if value == "required":
+        return "required"
+    return f"`{value}`" if value else "–"
+
+
+def metrics_page() -> str:
+    """`docs/metrics.md`."""
+    declared = (each for each in vars(metrics).values() if isinstance(each, MetricWrapperBase))
+    intro = "Served on `/metrics` of `ARCHIVER_METRICS_PORT`. Labels come from closed sets."
+    head = ("metric", "type", "labels", "meaning")
+    return _page("Metrics", intro, _table(head, map(_metric, declared)))
+
+
+def _metric(metric: MetricWrapperBase) -> tuple[str, str, str, str]:
+    (family,) = metric.describe()
+    name = family.name + ("_total" if family.type == "counter" else "")
+    labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "–"
+    return f"`{name}`", family.type, labels, family.documentation
+
+
+def commands_page() -> str:
+    """`docs/commands.md`: the help of each command."""
+    sections = [f"## {title}\n\n```\n{text}\n```" for title, text in _help(cli, "archiver", None)]
+    intro = "The help texts, as the command prints them."
+    return _page("Commands", intro, "\n\n".join(sections))
+
+
+def _help(
+    command: click.Command, name: str, parent: click.Context | None
+) -> Iterator[tuple[str, str]]:
+    """The help of a command and of those below it."""
+    width = {"terminal_width": HELP_WIDTH, "max_content_width": HELP_WIDTH}
+    settings = {**command.context_settings, **width}
+    context = click.Context(command, info_name=name, parent=parent, **settings)
+    yield context.command_path, command.get_help(context)
+    if isinstance(command, click.Group):
+        for below in command.list_commands(context):
+            child = command.get_command(context, below)
+            assert child is not None
+            yield from _help(child, below, context)
+
+
+def manifest_page() -> str:
+    """`docs/manifest-format.md`: by hand, but for the codes of records and of `verify`."""
+    return _filled("docs/manifest-format.md", {"reasons": _reasons(), "findings": _findings()})
+
+
+def _reasons() -> str:
+    """The closed sets of a record's `reason` and `findings`."""
+    kinds = (
+        ("`reason` where the outcome is `no_recording`", record.NO_RECORDING_REASONS),
+        ("`reason` where the outcome is `failed`", record.FAILED_REASONS),
+        ("`findings`", record.FINDINGS),
+    )
+    return "\n\n".join(
+        _table((title, "means"), ((f"`{code}`", text) for code, text in codes.items()))
+        for title, codes in kinds
+    )
+
+
+def _findings() -> str:
+    """The codes of `verify`, each with the section of the page whose rule it breaks."""
+    rows = ((f"`{n}`", c.severity, c.meaning, _rule(c.clause)) for n, c in CODES.items())
+    return _table(("code", "severity", "meaning", "breaks"), rows)
+
+
+def _rule(clause: str) -> str:
+    """`6 Order of writes` or `6 Invariant 3`, as a link to the section of the page."""
+    name = clause.partition(" ")[2]
+    name = {"Bucket": "The bucket"}.get(name, name)
+    heading = re.sub(r"Invariant \d+", "What holds", name)
+    text = name.replace("Invariant", "What holds,")
+    return f"[{text}](#{heading.lower().replace(' ', '-')})"
+
+
+def _filled(name: str, parts: Mapping[str, str]) -> str:
+    """The page `name` with each part between its markers; exits where a marker is missing."""
+    text = _read(name) or ""
+    for part, body in parts.items():
+        begin, end = f"<!-- made: {part} (by `make docs`; do not edit) -->", f"<!-- end: {part} -->"
+        before, found, rest = text.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not (found and ended):
+            sys.exit(f"{name} lacks the markers of its part {part}: {begin} and {end}")
+        text = f"{before}{begin}\n\n{body}\n\n{end}{after}"
+    return text
+
+
+def _page(title: str, intro: str, body: str) -> str:
+    return f"<!-- {NOTE} -->\n\n# {title}\n\n{intro}\n\n{body}\n"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "config.example.env": example_settings,
+    "docs/commands.md": commands_page,
+    "docs/manifest-format.md": manifest_page,
+    "docs/metrics.md": metrics_page,
+    "docs/settings.md": settings_page,
+}
+
+
+def main(arguments: list[str]) -> int:
+    if arguments not in ([], ["--check"]):
+        sys.exit(__doc__)
+    drifted = [name for name, make in PAGES.items() if _read(name) != make()]
+    if arguments:
+        for name in drifted:
+            print(f"{name} is not what the code says: run `make docs`", file=sys.stderr)
+        return 1 if drifted else 0
+    for name in drifted:
+        (ROOT / name).parent.mkdir(exist_ok=True)
+        (ROOT / name).write_text(PAGES[name](), "utf-8")
+        print(f"wrote {name}")
+    return 0
+
+
+def _read(name: str) -> str | None:
+    path = ROOT / name
+    return path.read_text("utf-8") if path.exists() else None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
