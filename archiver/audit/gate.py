@@ -1,8 +1,8 @@
 """Reading what may be damaged, missing, huge or hostile: a bad object is a finding, never a crash.
 
 Of what the store refuses, some is about one object (a finding: `unreadable`, `too_large`), some
-about the store or our credentials (raised as it is). A store that refuses everything is the
-latter: before the first success, or after `PATIENCE` refusals in a row, the refusal is raised.
+about the store or our credentials (raised as it is). A refusal is the latter before the first
+success, after `PATIENCE` refusals in a row, and once access was denied `PATIENCE` times at all.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Gate:
         self._lock = threading.Lock()
         self._succeeded = False
         self._refusals = 0
+        self._denials = 0
 
     def read(self, key: str, limit: int, missing: str, *, late: bool = False) -> bytes | None:
         """An object's bytes. `missing` is the code to report where there is none; with `late`
@@ -134,7 +135,8 @@ class Gate:
             return
         with self._lock:
             self._refusals += 1
-            hopeless = not self._succeeded or self._refusals >= PATIENCE
+            self._denials += error.reason == "denied"
+            hopeless = not self._succeeded or max(self._refusals, self._denials) >= PATIENCE
         if hopeless or error.reason in _NOT_ABOUT_ONE_OBJECT:
             raise error
 

@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -21,7 +22,7 @@ from archiver.model import Call, format_second, format_time
 
 Outcome = Literal["archived", "no_recording", "failed"]
 OUTCOMES: tuple[Outcome, ...] = ("archived", "no_recording", "failed")
-KINDS = ("recording", "transcript", "epa")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 NO_RECORDING_REASONS = {
     "not_found": "the source answered 404 to the request for a recording URL",
@@ -162,9 +163,11 @@ def check_files(files: object) -> Sequence[Mapping[str, Any]]:
         raise FormatError("a record without files")
     for file in files:
         fields = file if isinstance(file, dict) else {}
+        size, sha256 = fields.get("bytes"), fields.get("sha256")
         if (
-            not all(isinstance(fields.get(name), str) for name in ("key", "sha256", "kind"))
-            or not isinstance(fields.get("bytes"), int)
+            not all(isinstance(fields.get(name), str) for name in ("key", "kind"))
+            or not (type(size) is int and size >= 0)
+            or not (isinstance(sha256, str) and _SHA256.fullmatch(sha256))
             or not isinstance(fields.get("version_id"), str | None)
         ):
             raise FormatError("a record with a malformed file entry")

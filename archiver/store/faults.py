@@ -75,9 +75,11 @@ def _answered(error: ClientError, operation: str, bucket: str) -> StoreError:
             status=403,
             reason="denied",
         )
-    if code == "NotImplemented":
+    if code == "NotImplemented" or status == 501:
         return StoreError(
-            f"the store does not know {operation} as it was asked", reason="not_implemented"
+            f"the store does not know {operation} as it was asked",
+            reason="not_implemented",
+            status=501,
         )
     retryable = code in _RETRYABLE or (isinstance(status, int) and status >= 500)
     throttled = code in ("SlowDown", "503", "Throttling", "ThrottlingException")

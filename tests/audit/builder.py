@@ -1,0 +1,227 @@
+"""Real archives for the auditor, made with the formats alone: no line of the pipeline runs here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from archiver.manifest import canonical, layout, record, seal, segment
+from archiver.manifest.record import File, Record, Result
+from archiver.manifest.seal import Seal
+from archiver.manifest.segment import Balance, Listing, Segment
+from archiver.manifest.signing import SigningKey
+from archiver.model import Call, Window, format_time
+from tests.audit.store import MemoryStore
+
+DAY = datetime(2024, 1, 15, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+KINDS = {
+    "recording": ("wav", "audio/wav"),
+    "transcript": ("json", "application/json"),
+    "epa": ("json", "application/json"),
+}
+
+
+def hour(number: int) -> Window:
+    """The `number`th hour of the builder's day."""
+    return Window(DAY + number * HOUR, DAY + (number + 1) * HOUR)
+
+
+@dataclass
+class Builder:
+    """Builds one archive in a `MemoryStore`, in the order of writes."""
+
+    store: MemoryStore = field(default_factory=MemoryStore)
+    key: SigningKey = field(default_factory=SigningKey.generate)
+    retention: Mapping[str, Any] | None = None
+    start: datetime = DAY + 10 * HOUR
+    now: datetime = DAY + 48 * HOUR
+    seals: list[Seal] = field(default_factory=list)
+
+    def genesis(self, *, archive: str = "6f1f7b0e-0000-4000-8000-000000000001") -> Builder:
+        self.put(layout.public_key_key(self.key.public.key_id), self.key.public.pem)
+        data = seal.genesis(
+            archive, self.key.public, {"versioned": True}, sealed_at=self.now, watermark=self.start
+        )
+        self.put_seal(data)
+        return self
+
+    def put(self, key: str, data: bytes) -> str | None:
+        lock = self.retention or {}
+        until = datetime.fromisoformat(lock["until"]) if lock else None
+        return self.store.put(key, data, lock_mode=lock.get("mode"), lock_until=until)
+
+    def call(
+        self,
+        call_id: str,
+        window: Window,
+        *,
+        outcome: str = "archived",
+        revision: int = 1,
+        kinds: Sequence[str] = ("recording", "transcript", "epa"),
+        audio: bytes | None = None,
+    ) -> Record:
+        """Archive one call: files, then the record."""
+        started = window.start + timedelta(minutes=5)
+        call = Call(
+            call_id,
+            {
+                "id": call_id,
+                "startTime": format_time(started),
+                "endTime": format_time(started + timedelta(seconds=312)),
+                "durationSeconds": 312,
+                "campaignId": "camp_456",
+                "direction": "Outbound",
+                "state": "Completed",
+            },
+        )
+        if outcome != "archived":
+            kinds = [kind for kind in kinds if kind != "recording"]
+        files = tuple(self._file(call_id, window, kind, audio) for kind in kinds)
+        result = Result(
+            outcome=outcome,  # type: ignore[arg-type]
+            files=files,
+            source={"api": "https://api.example.com/api/v1"},
+            audio={"channels": 1, "sample_rate_hz": 8000} if outcome == "archived" else None,
+            reason={"archived": None, "no_recording": "not_found", "failed": "not_wav"}[outcome],
+        )
+        data = record.build(
+            call,
+            result,
+            day=started.date(),
+            revision=revision,
+            archived_at=self.now,
+            retention=self.retention,
+        )
+        found = record.parse(data)
+        self.put(found.key, data)
+        return found
+
+    def _file(self, call_id: str, window: Window, kind: str, audio: bytes | None) -> File:
+        extension, content_type = KINDS[kind]
+        key = layout.recording_dir(window.start.date(), call_id) + f"{kind}.{extension}"
+        if kind == "recording":
+            data = audio or hashlib.sha256(call_id.encode()).digest() * 50
+        else:
+            data = canonical.dump({"id": call_id, "kind": kind, "text": "Grüße"})
+        if key in self.store.all_keys():  # an amendment names what is there
+            version_id = self.store.entry(key).version_id if self.store.versioned else None
+            data = self.store.data(key)
+        else:
+            version_id = self.put(key, data)
+        digest = hashlib.sha256(data).hexdigest()
+        return File(kind, key, len(data), digest, content_type, version_id)
+
+    def segment(
+        self,
+        window: Window,
+        records: Sequence[Record],
+        *,
+        revision: int = 1,
+        outcomes: Mapping[str, str] | None = None,
+        pending: Sequence[str] = (),
+        vanished: Sequence[str] = (),
+        write: bool = True,
+    ) -> Segment:
+        """Close a window. `outcomes` is the state after this revision, if not just `records`."""
+        if outcomes is None:
+            outcomes = {found.call_id: found.outcome for found in records}
+        data = segment.build(
+            window,
+            revision,
+            records,
+            Balance(outcomes, pending, vanished),
+            Listing(self.now, 1, 2, len(outcomes) + len(pending), {"state": ["Completed"]}),
+        )
+        built = segment.parse_segment(data)
+        if write:
+            self.put(built.name.jsonl, data)
+            self.put(built.name.sha256, built.sha256_file())
+        return built
+
+    def event(self, name: str, *events: Mapping[str, Any]) -> tuple[str, bytes]:
+        """A segment of events, as `(key, bytes)`."""
+        data = b"".join(canonical.dump({"v": 1, **event}) for event in events)
+        key = f"{layout.EVENTS}dt={DAY.date()}/{name}.jsonl"
+        self.put(key, data)
+        return key, data
+
+    def seal(
+        self,
+        *segments: Segment,
+        watermark: datetime | None = None,
+        events: Sequence[tuple[str, bytes]] = (),
+    ) -> Seal:
+        """Append to the chain; the watermark goes to the end of the last window unless told."""
+        entries = [seal.describe(s.name.jsonl, s.data) for s in segments]
+        entries += [seal.describe(key, data, window_lines=0) for key, data in events]
+        mark = watermark or max((s.window.end for s in segments), default=self.start)
+        data = seal.following(
+            self.seals[-1],
+            entries,
+            key_id=self.key.public.key_id,
+            sealed_at=self.now,
+            watermark=mark,
+        )
+        sealed = self.put_seal(data)
+        for one in segments:
+            self.put(one.name.seal, f"{sealed.seq}\n".encode())
+        return sealed
+
+    def put_seal(self, data: bytes, *, at: int | None = None) -> Seal:
+        """Write a seal's bytes with a good signature."""
+        sealed = seal.parse_seal(data)
+        number = sealed.seq if at is None else at
+        self.put(layout.seal_key(number), data)
+        self.put(layout.signature_key(number), self.key.sign(data))
+        self.seals.append(sealed)
+        return sealed
+
+    @property
+    def head(self) -> str:
+        """What an auditor notes of the chain: SEQ:SHA256."""
+        return f"{self.seals[-1].seq}:{self.seals[-1].sha256}"
+
+
+def small_archive(store: MemoryStore | None = None, **options: Any) -> Builder:
+    """Three windows of the loop, one re-listed: four seals, every outcome, pending and vanished.
+
+    10:00 r1  vc_a archived, vc_b no_recording, vc_x pending, vc_g archived
+    10:00 r2  vc_x archived now, vc_a amended, vc_g vanished
+    11:00 r1  nothing
+    12:00 r1  vc_c failed, vc_d archived, one with an odd id
+    """
+    builder = Builder(store or MemoryStore(), **options).genesis()
+    a1 = builder.call("vc_a", hour(10), kinds=("recording", "transcript"))
+    first = builder.segment(
+        hour(10),
+        [
+            a1,
+            builder.call("vc_b", hour(10), outcome="no_recording"),
+            builder.call("vc_g", hour(10)),
+        ],
+        pending=["vc_x"],
+    )
+    builder.seal(first)
+    builder.seal(builder.segment(hour(11), []))
+    third = builder.segment(
+        hour(12),
+        [
+            builder.call("vc_c", hour(12), outcome="failed"),
+            builder.call("vc_d", hour(12)),
+            builder.call("../önd\n=1", hour(12)),
+        ],
+    )
+    builder.seal(third)
+    again = builder.segment(
+        hour(10),
+        [builder.call("vc_x", hour(10)), builder.call("vc_a", hour(10), revision=2)],
+        revision=2,
+        outcomes={"vc_a": "archived", "vc_b": "no_recording", "vc_x": "archived"},
+        vanished=["vc_g"],
+    )
+    builder.seal(again, watermark=hour(12).end)
+    return builder

@@ -1,0 +1,64 @@
+"""Each kind of damage is found, by its own code, at its level, and nothing else is said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from archiver.audit.chain import KnownHead
+from archiver.audit.findings import CODES
+from archiver.audit.verify import Options, verify
+from archiver.manifest.signing import SigningKey
+from tests.audit.builder import small_archive
+from tests.audit.damage import DAMAGES, Damage, damaged
+
+
+def found(builder, options: Options) -> set[str]:
+    report = verify(builder.store, options, pause=lambda _: None)
+    assert report.exit_code == (0 if report.ok else 1)
+    return set(report.totals)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
+def test_damage_has_its_code(damage: Damage) -> None:
+    builder, head = damaged(damage)
+    options = Options(level=damage.level, head=KnownHead.parse(head) if damage.head else None)
+
+    assert found(builder, options) == damage.codes
+
+
+@pytest.mark.parametrize(
+    "damage", [damage for damage in DAMAGES if damage.head], ids=lambda damage: damage.name
+)
+def test_without_the_known_head_it_cannot_be_seen(damage: Damage) -> None:
+    assert found(damaged(damage)[0], Options(level="bytes")) == set()
+
+
+def test_a_whole_chain_of_another_key_needs_the_key_from_outside() -> None:
+    forged = small_archive()
+    real = SigningKey.generate().public
+
+    assert found(forged, Options()) == set()
+    assert found(forged, Options(public_key=real)) == {"key_mismatch", "signature_invalid"}
+
+
+@pytest.mark.parametrize("level", ["manifest", "objects", "bytes"])
+def test_a_sound_archive_is_clean(level) -> None:
+    builder = small_archive()
+    options = Options(
+        level=level, public_key=builder.key.public, head=KnownHead.parse(builder.head)
+    )
+
+    report = verify(builder.store, replace(options, workers=1))
+
+    assert (report.ok, report.exit_code, report.totals, report.notes) == (True, 0, {}, [])
+    assert verify(builder.store, options).counts == report.counts
+
+
+def test_every_code_is_provoked_by_some_test() -> None:
+    elsewhere = {  # test_hostile.py, test_retention.py, test_strays.py
+        "retention_weaker", "retention_missing", "too_large", "unreadable", "unexpected_object",
+        "unsealed_segment",
+    }  # fmt: skip
+    assert set().union(*(damage.codes for damage in DAMAGES)) | elsewhere == set(CODES)

@@ -1,0 +1,252 @@
+"""Whatever lies in the bucket: every single flip is found, and nothing makes the auditor fall."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from archiver.audit.verify import Options, verify
+from archiver.errors import StoreError
+from archiver.manifest import canonical, layout
+from tests.audit.builder import Builder, hour, small_archive
+from tests.audit.damage import RECORD, THIRD, WAV, seal_bytes
+from tests.audit.store import MemoryStore
+
+ARCHIVE = small_archive()
+KEYS = ARCHIVE.store.all_keys()
+ODD_KEYS = [
+    "manifest/seals/٠٠٠٠٠٠٠٠٠٠٠٧.json",
+    "manifest/seals/7.json",
+    "manifest/seals/000000000007.json/",
+    "manifest/segments/dt=2024-01-15/9999.r1.jsonl",
+    "manifest/segments/dt=9999-12-31/9999.r1.jsonl",
+    "manifest/segments/dt=2024-99-99/1000.r1.seal",
+    "manifest/segments/x",
+    "manifest/segments/dt=2024-01-15/1000.r1.jsonl\n",
+    "manifest/events/dt=2024-01-15/\u202e.jsonl",
+    "manifest/keys/../../x.pem",
+]
+
+
+def audit(builder: Builder, level: str = "bytes"):
+    return verify(builder.store, Options(level=level, workers=2), pause=lambda _: None)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(KEYS), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+def test_any_changed_byte_of_any_object_is_found(key: str, where: float, mask: int) -> None:
+    builder = fresh()
+    at = int(where * len(builder.store.data(key)))
+    builder.store.rot(key, lambda d: d[:at] + bytes([d[at] ^ mask]) + d[at + 1 :])
+
+    assert not audit(builder).ok
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(KEYS), st.binary(max_size=200) | st.sampled_from([b"{}", b"[]\n", b"null"]))
+def test_any_other_bytes_under_any_key_are_found(key: str, data: bytes) -> None:
+    builder = fresh()
+    if data == builder.store.data(key):
+        return
+    builder.store.rot(key, lambda _: data)
+
+    assert not audit(builder).ok
+
+
+def fresh() -> Builder:
+    """The archive again, in a store of its own; the seals and the key are shared."""
+    store = MemoryStore()
+    store.replace(ARCHIVE.store)
+    return Builder(store, ARCHIVE.key, seals=list(ARCHIVE.seals))
+
+
+VALUES = [10**4000, -1, 0.5, 1e300, "", "\x00", "0001-01-01T00:00:00Z", "../x", "é" * 99]
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(VALUES) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+def mutate(document: Any, path: list[int], value: Any) -> Any:
+    """Put `value` somewhere into a document: `path` chooses the way down."""
+    if isinstance(document, dict) and document and path:
+        names = sorted(document)
+        name = names[path[0] % len(names)]
+        return {**document, name: mutate(document[name], path[1:], value)}
+    if isinstance(document, list) and document and path:
+        at = path[0] % len(document)
+        return [*document[:at], mutate(document[at], path[1:], value), *document[at + 1 :]]
+    return value
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 4), st.lists(st.integers(0, 20), min_size=1, max_size=3), ODD)
+def test_odd_values_in_a_well_signed_seal_are_no_crash(seq: int, path: list[int], odd: Any) -> None:
+    builder = fresh()
+    key = layout.seal_key(seq)
+    data = canonical.dump(mutate(canonical.load(builder.store.data(key)), path, odd))
+    if data == builder.store.data(key):
+        return
+    builder.store.rot(key, lambda _: data)
+    builder.store.rot(layout.signature_key(seq), lambda _: builder.key.sign(data))
+
+    audit(builder)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2), st.lists(st.integers(0, 30), min_size=1, max_size=4), ODD)
+def test_odd_values_in_a_well_sealed_segment_are_no_crash(
+    line: int, path: list[int], odd: Any
+) -> None:
+    builder = fresh()
+    calls = [builder.call(f"vc_{name}", hour(13)) for name in "ef"]
+    lines = builder.segment(hour(13), calls, write=False).data.splitlines(keepends=True)
+    lines[line] = canonical.dump(mutate(canonical.load(lines[line]), path, odd))
+    try:
+        seal_bytes(builder, THIRD.replace("12", "13"), b"".join(lines), hour(13).end)
+    except (AttributeError, KeyError, TypeError, UnicodeEncodeError, ValueError):
+        return  # so odd that the test cannot write the companion for it
+
+    audit(builder)
+
+
+@pytest.mark.parametrize("key", ODD_KEYS)
+def test_odd_keys_are_told_and_no_crash(key: str) -> None:
+    builder = fresh()
+    builder.store.put(key, b"{}")
+
+    report = audit(builder)
+
+    assert [(finding.code, finding.key) for finding in report.findings] == [
+        ("unexpected_object", key)
+    ]
+    assert report.ok
+
+
+def test_a_seal_far_away_is_one_gap() -> None:
+    builder = fresh()
+    builder.store.put(layout.seal_key(10**12 - 1), b"{}")
+
+    assert audit(builder).totals["seal_missing"] == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "size"),
+    [(layout.seal_key(2), 17 << 20), (layout.signature_key(2), 65), (RECORD, 2 << 20),
+     (THIRD + ".seal", 1000)],
+)  # fmt: skip
+def test_an_object_too_large_is_not_read(key: str, size: int) -> None:
+    builder = fresh()
+    builder.store.rot(key, lambda _: b" " * size)
+
+    assert "too_large" in audit(builder).totals
+
+
+def test_a_huge_line_is_not_kept() -> None:
+    builder = fresh()
+    builder.store.rot(THIRD + ".jsonl", lambda data: b"[" * (17 << 20) + data)
+
+    assert set(audit(builder).totals) == {"segment_mismatch", "segment_invalid"}
+
+
+def test_a_file_that_never_ends_is_cut() -> None:
+    builder = fresh()
+    true_head = builder.store.head(WAV)
+    builder.store.rot(WAV, lambda data: data + b"x")
+    builder.store.head = lambda key, version_id=None: (  # type: ignore[method-assign]
+        true_head if key == WAV else MemoryStore.head(builder.store, key, version_id)
+    )
+
+    assert set(audit(builder).totals) == {"file_hash"}
+
+
+def test_a_deep_document_is_no_crash() -> None:
+    builder = fresh()
+    builder.store.rot(layout.seal_key(1), lambda _: b"[" * 100_000)
+
+    assert "seal_invalid" in audit(builder).totals
+
+
+@pytest.mark.parametrize("key", [layout.seal_key(2), RECORD, WAV, THIRD + ".jsonl"])
+def test_an_object_that_the_store_refuses_is_a_finding(key: str) -> None:
+    builder = fresh()
+    builder.store.refuse[key] = StoreError("the store answered with InternalError", retryable=True)
+
+    report = audit(builder)
+
+    assert "unreadable" in report.totals
+    assert report.exit_code == 1
+
+
+@pytest.mark.parametrize("reason", ["unreachable", "credentials", "tls", "settings"])
+def test_a_store_that_is_gone_ends_the_audit(reason: str) -> None:
+    builder = fresh()
+    builder.store.refuse[RECORD] = StoreError("gone", reason=reason)
+
+    with pytest.raises(StoreError, match="gone"):
+        audit(builder)
+
+
+def test_a_store_that_refuses_from_the_first_object_on_ends_the_audit() -> None:
+    builder = Builder().genesis()
+    denied = StoreError("give the credentials s3:GetObject", reason="denied")
+    builder.store.refuse = dict.fromkeys(KEYS + builder.store.all_keys(), denied)
+
+    with pytest.raises(StoreError, match="s3:GetObject"):
+        audit(builder)
+
+
+def test_a_store_that_denies_all_of_a_kind_ends_the_audit() -> None:
+    builder = fresh()
+    denied = StoreError("give the credentials s3:GetObject", reason="denied")
+    builder.store.refuse = dict.fromkeys([k for k in KEYS if k.startswith("record")], denied)
+
+    with pytest.raises(StoreError, match="s3:GetObject"):
+        audit(builder)
+
+
+def test_a_store_that_stops_answering_ends_the_audit() -> None:
+    builder = Builder().genesis()
+    builder.seal(*(builder.segment(hour(number), []) for number in range(10, 20)))
+    odd = StoreError("odd", reason="status_5xx")
+    builder.store.refuse = dict.fromkeys(builder.store.all_keys("manifest/segments/"), odd)
+
+    with pytest.raises(StoreError, match="odd"):
+        verify(builder.store, Options(workers=1), pause=lambda _: None)
+
+
+def test_a_stream_that_breaks_is_begun_again() -> None:
+    builder = fresh()
+    breaks = {WAV: 2, THIRD + ".jsonl": 1}
+
+    def stream(key: str, version_id: str | None = None):
+        chunks = MemoryStore.stream(builder.store, key, version_id)
+        if breaks.get(key, 0) > 0:
+            breaks[key] -= 1
+            return broken(chunks)
+        return chunks
+
+    def broken(chunks):
+        yield next(chunks)
+        raise StoreError("the store cut an object short", retryable=True, reason="truncated")
+
+    builder.store.stream = stream  # type: ignore[method-assign]
+
+    assert audit(builder).totals == {}
+
+
+def test_findings_are_capped_and_counted() -> None:
+    builder = fresh()
+    for number in range(50):
+        builder.store.put(f"manifest/segments/odd{number:02}", b"")
+
+    report = verify(builder.store, Options(level="manifest", max_findings=10))
+
+    assert len(report.findings) == 10
+    assert report.totals == {"unexpected_object": 50}

@@ -1,0 +1,236 @@
+"""`manifest list` and `manifest show`: only what is sealed, in the newest revision."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from datetime import timedelta
+
+import pytest
+
+from archiver.audit import tables
+from archiver.audit.query import Query
+from archiver.errors import FormatError, UsageError
+from archiver.manifest import layout
+from tests.audit.builder import DAY, Builder, hour, small_archive
+from tests.audit.damage import THIRD, edit_seal, flip, lose_seal
+
+ALL = (DAY, DAY + timedelta(days=1))
+
+
+def ids(builder: Builder, start=ALL[0], end=ALL[1], outcome=None) -> list[tuple[str, int]]:
+    rows = Query(builder.store).records(start, end, outcome)
+    return [(row.record.call_id, row.record.revision) for row in rows]
+
+
+def test_each_call_once_in_its_newest_revision() -> None:
+    assert ids(small_archive()) == [
+        ("vc_a", 2), ("vc_b", 1), ("vc_g", 1), ("vc_x", 1), ("../önd\n=1", 1), ("vc_c", 1),
+        ("vc_d", 1),
+    ]  # fmt: skip
+
+
+def test_a_row_knows_its_segment_and_seal() -> None:
+    rows = {row.record.call_id: row for row in Query(small_archive().store).records(*ALL)}
+
+    assert (rows["vc_a"].seal, rows["vc_a"].segment[-8:]) == (4, "r2.jsonl")
+    assert (rows["vc_b"].seal, rows["vc_b"].segment[-8:]) == (1, "r1.jsonl")
+
+
+def test_the_range_is_of_windows() -> None:
+    builder = small_archive()
+    half = timedelta(minutes=30)
+
+    assert len(ids(builder, hour(11).start, hour(12).end)) == 3
+    assert len(ids(builder, hour(10).start + half, hour(11).start)) == 4
+    assert len(ids(builder, hour(11).start, hour(12).start)) == 0
+    assert len(ids(builder, hour(12).start + half, hour(12).start + 2 * half)) == 3
+    assert len(ids(builder, hour(13).start, hour(14).end)) == 0
+    assert len(ids(builder, DAY - timedelta(days=3), DAY + timedelta(days=3))) == 7
+    assert len(ids(builder, DAY + timedelta(days=1), DAY + timedelta(days=3))) == 0
+
+
+def test_an_outcome_can_be_asked_for() -> None:
+    builder = small_archive()
+
+    assert ids(builder, outcome="failed") == [("vc_c", 1)]
+    assert ids(builder, outcome="no_recording") == [("vc_b", 1)]
+
+
+def test_what_is_not_sealed_is_not_listed() -> None:
+    builder = small_archive()
+    built = builder.segment(hour(13), [builder.call("vc_e", hour(13))])
+    assert "vc_e" not in dict(ids(builder))
+
+    sealed = builder.seal(built)
+    assert "vc_e" in dict(ids(builder))
+
+    builder.store.lose(built.name.seal)  # a crash came between: the newest seal still says so
+    assert "vc_e" in dict(ids(builder))
+    builder.store.put(built.name.seal, f"{sealed.seq - 1}\n".encode())
+    with pytest.raises(FormatError, match="run archiver verify"):
+        ids(builder)
+
+
+def test_a_later_window_alone_has_no_first_revision() -> None:
+    builder = small_archive()
+    builder.store.lose(THIRD + ".jsonl")
+
+    assert len(ids(builder)) == 4  # not listed: verify says why
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b.store.rot(THIRD + ".jsonl", flip),
+        lambda b: b.store.rot(THIRD + ".jsonl", lambda d: d + b"more"),
+        lambda b: lose_seal(b, 3),
+        lambda b: b.store.rot(layout.seal_key(3), lambda _: b"{}"),
+        lambda b: edit_seal(b, 3, segments=[]),
+        lambda b: b.store.rot(THIRD + ".seal", lambda _: "٣".encode()),
+        lambda b: b.store.rot(THIRD + ".seal", lambda _: b"-1"),
+    ],
+)
+def test_damage_is_one_clear_line(damage) -> None:
+    builder = small_archive()
+    damage(builder)
+
+    with pytest.raises(FormatError, match="run archiver verify") as caught:
+        ids(builder)
+    assert "\n" not in str(caught.value)
+
+
+# --- forms
+
+
+def told(builder: Builder, form: str) -> str:
+    return "".join(tables.render(Query(builder.store).records(*ALL), form))  # type: ignore[arg-type]
+
+
+def test_jsonl_is_the_exact_lines() -> None:
+    builder = small_archive()
+    lines = told(builder, "jsonl").splitlines(keepends=True)
+
+    assert len(lines) == 7
+    for line in lines:
+        assert builder.store.data(json.loads(line)["record"]) == line.encode()
+
+
+def test_csv_is_quoted_and_has_no_formulas() -> None:
+    builder = Builder().genesis()
+    names = ["=1+1", " \t=1", "@x", "+4", "-4", "\tx", "\rx", 'say "hi",\nyou', "plain"]
+    builder.seal(builder.segment(hour(10), [builder.call(name, hour(10)) for name in names]))
+
+    text = told(builder, "csv")
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+
+    assert {row["call_id"] for row in rows} == {
+        "'=1+1", "' \t=1", "'@x", "'+4", "'-4", "'\tx", "'\rx", 'say "hi",\nyou', "plain"
+    }  # fmt: skip
+    assert tuple(rows[0]) == tables.COLUMNS
+    assert rows[0]["recording_bytes"] == "1600"
+    assert all(line.startswith('"') for line in text.split("\r\n") if line and line != 'you"')
+
+
+def test_the_table_shows_no_control_characters() -> None:
+    text = told(small_archive(), "table")
+
+    assert len(text.splitlines()) == 8
+    assert "../önd\\n=1" in text
+
+
+def test_another_form_is_a_usage_error() -> None:
+    with pytest.raises(UsageError):
+        tables.render([], "xml")  # type: ignore[arg-type]
+
+
+# --- one call
+
+
+def test_all_revisions_with_files_and_seals() -> None:
+    builder = small_archive()
+    history = Query(builder.store).find("vc_a", builder.now)
+
+    assert history is not None
+    document = history.document()
+    assert [(r["record"]["revision"], r["seal"]) for r in document["revisions"]] == [(1, 1), (2, 4)]
+    assert [r["segment"][-8:] for r in document["revisions"]] == ["r1.jsonl", "r2.jsonl"]
+    assert len(document["revisions"][1]["record"]["files"]) == 3
+    text = tables.history_text(history)
+    assert "seal 4, manifest/segments/dt=2024-01-15/1000.r2.jsonl" in text
+    assert document["revisions"][1]["record"]["files"][0]["sha256"] in text
+
+
+def test_an_odd_id_is_found_and_shown_harmless() -> None:
+    builder = small_archive()
+    history = Query(builder.store).find("../önd\n=1", builder.now)
+
+    assert history is not None
+    assert "call ../önd\\n=1\n" in tables.history_text(history)
+
+
+@pytest.mark.parametrize("days_later", [0, 1, 40, 3000])
+def test_an_unknown_call_is_none(days_later: int) -> None:
+    builder = small_archive()
+
+    assert Query(builder.store).find("vc_no", builder.now + timedelta(days=days_later)) is None
+    assert Query(Builder().genesis().store).find("vc_no", builder.now) is None
+
+
+def test_a_recent_call_costs_little() -> None:
+    builder = small_archive()
+    Query(builder.store).find("vc_a", builder.now)
+
+    assert len(builder.store.requests) < 80
+
+
+def test_a_call_of_tomorrow_and_one_of_another_century_are_found() -> None:
+    builder = small_archive()
+    for days in (400, -20_000):
+        window = type(hour(0))(hour(0).start + timedelta(days=days), hour(1).start)
+        builder.call(f"vc_{days}", window)
+
+    for days in (400, -20_000):
+        history = Query(builder.store).find(f"vc_{days}", builder.now)
+        assert history is not None
+        assert history.document()["revisions"][0]["seal"] is None
+
+
+def test_a_call_that_is_not_sealed_yet_says_so() -> None:
+    builder = small_archive()
+    builder.now += timedelta(days=1)
+    builder.call("vc_e", hour(13))
+    history = Query(builder.store).find("vc_e", builder.now)
+
+    assert history is not None
+    assert "sealed    " in tables.history_text(history)
+    assert "not yet" in tables.history_text(history)
+
+
+def test_a_call_in_a_window_far_from_its_start_is_found() -> None:
+    builder = small_archive()
+    found = builder.call("vc_e", hour(13))
+    far = type(hour(0))(hour(0).start + timedelta(days=90), hour(1).start + timedelta(days=90))
+    sealed = builder.seal(builder.segment(far, [found]), watermark=hour(12).end)
+    history = Query(builder.store).find("vc_e", builder.now)
+
+    assert history is not None
+    assert history.sealed[found.key][1] == sealed.seq
+
+
+def test_a_damaged_record_is_one_clear_line() -> None:
+    builder = small_archive()
+    builder.store.rot("records/dt=2024-01-15/vc_a/r1.json", lambda _: b"{}")
+
+    with pytest.raises(FormatError, match="run archiver verify"):
+        Query(builder.store).find("vc_a", builder.now)
+
+
+def test_the_head_is_found_in_chains_of_any_length() -> None:
+    builder = Builder().genesis()
+    for length in range(1, 20):
+        assert Query(builder.store)._newest().seq == length - 1
+        builder.seal()
+    with pytest.raises(FormatError, match="no archive"):
+        Query(Builder().store)._newest()

@@ -1,0 +1,119 @@
+"""`verify.sh`: the same damages, found with standard tools alone on a downloaded copy."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from archiver import audit
+from archiver.manifest import layout
+from archiver.manifest.signing import SigningKey
+from tests.audit.builder import Builder, hour, small_archive
+from tests.audit.damage import DAMAGES, TRANSCRIPT, WAV, Damage, damaged, flip
+
+SCRIPT = Path(audit.__file__).with_name("verify.sh")
+
+pytestmark = pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
+
+
+def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The script, as an auditor starts it, in another directory than the copy."""
+    command = ["bash", str(SCRIPT), *options, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, cwd="/")
+
+
+def check(builder: Builder, folder: Path, *options: str) -> tuple[int, list[str]]:
+    """Its exit code and the lines that do not say OK."""
+    builder.store.save(folder)
+    done = run(folder, *options)
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    return done.returncode, [line for line in lines if not line.startswith("OK ")]
+
+
+def test_a_sound_archive_holds(tmp_path: Path) -> None:
+    builder = small_archive()
+    code, rest = check(builder, tmp_path / "archive", "--head", builder.head)
+
+    assert code == 0
+    assert rest[-1] == f"all holds; note the newest seal: {builder.head}"
+    assert [line for line in rest if "FAIL" in line] == []
+
+
+def test_the_given_key_is_used(tmp_path: Path) -> None:
+    builder, folder = small_archive(), tmp_path / "archive"
+    (tmp_path / "right.pem").write_bytes(builder.key.public.pem)
+    (tmp_path / "wrong.pem").write_bytes(SigningKey.generate().public.pem)
+
+    assert check(builder, folder, "--public-key", str(tmp_path / "right.pem"))[0] == 0
+    code, rest = check(builder, folder, "--public-key", str(tmp_path / "wrong.pem"))
+    assert code == 1
+    assert len([line for line in rest if "is no signature of the key" in line]) == 5
+
+
+@pytest.mark.parametrize(
+    "damage", [damage for damage in DAMAGES if damage.shell], ids=lambda damage: damage.name
+)
+def test_damage_is_found(damage: Damage, tmp_path: Path) -> None:
+    builder, head = damaged(damage)
+    (tmp_path / "archive").mkdir()
+    code, rest = check(builder, tmp_path / "archive", *(["--head", head] if damage.head else []))
+
+    assert code == 1, rest
+    assert rest[0].startswith("FAIL  ")
+
+
+def test_each_flip_is_named(tmp_path: Path) -> None:
+    """What is wrong is told with its key."""
+    for number, key in enumerate([WAV, TRANSCRIPT, "records/dt=2024-01-15/vc_d/r1.json"]):
+        builder = small_archive()
+        builder.store.rot(key, flip)
+        _, rest = check(builder, tmp_path / str(number))
+        assert any(key in line for line in rest), rest
+
+
+def test_the_manifest_alone_can_be_checked(tmp_path: Path) -> None:
+    builder = small_archive()
+    for key in builder.store.all_keys("record"):
+        builder.store.lose(key)
+
+    assert check(builder, tmp_path / "archive", "--manifest-only")[0] == 0
+    assert check(builder, tmp_path / "archive")[0] == 1
+
+
+def test_events_and_many_revisions_hold(tmp_path: Path) -> None:
+    builder = small_archive()
+    known = {"vc_c": "failed", "vc_d": "archived", "../önd\n=1": "archived"}
+    for revision in range(2, 12):
+        builder.seal(builder.segment(hour(12), [], revision=revision, outcomes=known))
+    event = builder.event("101112-0123abcd", {"type": "hold", "at": "2024-01-16T00:00:00Z"})
+    builder.seal(events=[event], watermark=hour(12).end)
+
+    assert check(builder, tmp_path / "archive")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["nowhere"], ["--head", "4", "."], ["--head", "x:y", "."], ["--key"], [".", "."],
+     ["--public-key"], ["--public-key", "nowhere", "."], ["--head"]],
+)  # fmt: skip
+def test_wrong_usage_ends_with_2(options: list[str]) -> None:
+    done = subprocess.run(["bash", str(SCRIPT), *options], capture_output=True, text=True)
+
+    assert done.returncode == 2
+    assert "usage: bash verify.sh" in done.stderr
+
+
+def test_an_empty_directory_is_no_archive(tmp_path: Path) -> None:
+    assert run(tmp_path).returncode == 1
+
+
+def test_the_page_in_the_bucket_disturbs_nothing(tmp_path: Path) -> None:
+    builder = small_archive()
+    for key in (layout.VERIFY_PAGE, layout.VERIFY_SCRIPT):
+        builder.store.put(key, SCRIPT.read_bytes())
+
+    assert check(builder, tmp_path / "archive")[0] == 0

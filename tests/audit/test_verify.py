@@ -1,0 +1,388 @@
+"""What `verify` looks at: levels, ranges, samples, locks, strays, a writer at work."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from archiver.audit.chain import KnownHead
+from archiver.audit.objects import FileRef, Sample
+from archiver.audit.verify import Options, read_public_key, verify
+from archiver.errors import StoreError, UsageError
+from archiver.manifest import layout
+from tests.audit.builder import DAY, Builder, hour, small_archive
+from tests.audit.damage import FIRST, RECORD, SEGMENTS, THIRD, WAV, cut_tail, flip, lose_seal
+from tests.audit.store import MemoryStore
+
+
+def audit(builder: Builder, **options):
+    return verify(builder.store, Options(**options), pause=lambda _: None)
+
+
+# --- levels and counts
+
+
+def test_counts_say_what_is_there() -> None:
+    report = audit(small_archive(), level="bytes")
+    counts = report.counts
+
+    assert (counts.seals, counts.segments, counts.windows, counts.records) == (5, 4, 3, 8)
+    assert counts.document()["calls"] == {"archived": 5, "no_recording": 1, "failed": 1}
+    assert (counts.files, counts.files_hashed) == (19, 19)
+    assert counts.bytes == counts.bytes_hashed
+    assert counts.pending == 0
+
+
+def test_pending_counts_what_the_newest_revision_leaves_open() -> None:
+    builder = Builder().genesis()
+    builder.seal(builder.segment(hour(10), [], pending=["vc_p", "vc_q"]))
+    found = builder.call("vc_p", hour(10))
+    builder.seal(
+        builder.segment(
+            hour(10), [found], revision=2, outcomes={"vc_p": "archived"}, pending=["vc_q"]
+        )
+    )
+
+    assert audit(builder).counts.pending == 1
+
+
+def test_a_level_asks_for_no_more_than_it_says() -> None:
+    builder = small_archive()
+    audit(builder, level="manifest")
+    assert not [r for r in builder.store.requests if " record" in r]
+
+    builder.store.requests.clear()
+    audit(builder, level="objects")
+    assert not [r for r in builder.store.requests if r.startswith("stream recordings/")]
+
+
+def test_a_damage_below_the_level_is_not_seen() -> None:
+    builder = small_archive()
+    builder.store.rot(WAV, flip)
+
+    assert audit(builder, level="objects").ok
+    assert not audit(builder, level="bytes").ok
+
+
+def test_works_without_versions_and_checksums() -> None:
+    builder = small_archive(MemoryStore(versioned=False, checksums=False))
+
+    report = audit(builder, level="bytes")
+
+    assert report.totals == {}
+    builder.store.put(WAV, flip(builder.store.data(WAV)))
+    assert set(audit(builder, level="bytes").totals) == {"file_hash"}
+
+
+def test_a_store_that_cannot_list_versions_is_noted() -> None:
+    builder = small_archive()
+    builder.store.refuse["manifest/"] = StoreError("no", reason="refused", status=501)
+
+    report = audit(builder)
+
+    assert report.ok
+    assert any("cannot list versions" in note for note in report.notes)
+
+
+def test_a_missing_right_to_list_versions_ends_the_audit() -> None:
+    builder = small_archive()
+    builder.store.refuse["manifest/"] = StoreError("give s3:ListBucketVersions", reason="denied")
+
+    with pytest.raises(StoreError, match="s3:ListBucketVersions"):
+        audit(builder)
+
+
+def test_the_probe_of_the_store_is_no_evidence() -> None:
+    builder = small_archive()
+    builder.store.put(layout.PROBE, b"x")
+    builder.store.put(layout.PROBE, b"x")
+
+    assert audit(builder).totals == {}
+
+
+# --- ranges
+
+
+def test_a_range_restricts_what_is_looked_into_but_not_the_chain() -> None:
+    builder = small_archive()
+    builder.store.rot(WAV, flip)  # 12:00
+    builder.store.lose(RECORD)
+    builder.store.put(RECORD.replace("vc_d", "vc_c"), b"overwritten")
+    early = {"level": "bytes", "start": hour(10).start, "end": hour(12).start}
+
+    assert audit(builder, **early).counts.windows == 2
+    assert audit(builder, **(early | {"end": hour(12).end})).totals["file_hash"] == 1
+    lose_seal(builder, 3)
+    assert "seal_missing" in audit(builder, **early).totals
+
+
+def test_a_range_in_the_middle_of_a_window_takes_the_window() -> None:
+    builder = small_archive()
+    start = hour(10).start + timedelta(minutes=30)
+
+    assert audit(builder, start=start, end=start).counts.windows == 1
+    assert audit(builder, start=hour(13).start).counts.windows == 1  # it may reach into the range
+    assert audit(builder, start=DAY + timedelta(days=1)).counts.windows == 0
+    assert audit(builder, end=hour(10).start).counts.windows == 0
+
+
+def test_a_gap_counts_in_its_range_only() -> None:
+    builder = small_archive()
+    builder.seal(builder.segment(hour(14), []))  # 13:00 is left out
+
+    assert set(audit(builder).totals) == {"window_gap"}
+    assert set(audit(builder, start=hour(13).start, end=hour(14).start).totals) == {"window_gap"}
+    assert audit(builder, start=hour(14).start).totals == {}
+    assert audit(builder, end=hour(13).start).totals == {}
+
+
+def test_windows_of_a_backfill_need_not_touch_the_loops() -> None:
+    builder = small_archive()
+    for window in (hour(3), hour(20)):
+        builder.seal(builder.segment(window, []), watermark=hour(12).end)
+
+    assert audit(builder).totals == {}
+
+
+def test_a_seal_may_move_the_watermark_over_windows_of_earlier_seals() -> None:
+    builder = small_archive()
+    builder.seal(builder.segment(hour(14), []), watermark=hour(12).end)
+    builder.seal(builder.segment(hour(13), []), watermark=hour(14).end)
+
+    assert audit(builder).totals == {}
+
+
+def test_a_range_looks_for_versions_on_its_days() -> None:
+    builder = small_archive()
+    builder.store.put(WAV, builder.store.data(WAV))
+
+    assert set(audit(builder, start=hour(12).start).totals) == {"overwritten"}
+    assert audit(builder, start=hour(40).start).totals == {}
+
+
+# --- samples
+
+
+def test_a_sample_hashes_so_many_files() -> None:
+    builder = small_archive()
+
+    assert audit(builder, level="bytes", sample=3).counts.files_hashed == 3
+    assert audit(builder, level="bytes", sample=0).counts.files_hashed == 0
+    assert audit(builder, level="bytes", sample=1000).counts.files_hashed == 19
+    assert audit(builder, level="objects", sample=3).counts.files_hashed == 0
+
+
+def test_a_sample_finds_a_damage_sooner_or_later() -> None:
+    builder = small_archive()
+    builder.store.rot(WAV, flip)
+
+    assert any("file_hash" in audit(builder, level="bytes", sample=3).totals for _ in range(200))
+
+
+def test_a_sample_is_even() -> None:
+    files = [FileRef(str(number), None, 0, "") for number in range(10)]
+    chosen = dict.fromkeys(range(10), 0)
+    for seed in range(3000):
+        sample = Sample(3, random.Random(seed))
+        for file in files:
+            sample.offer(file)
+        for file in sample.chosen:
+            chosen[int(file.key)] += 1
+
+    assert all(750 < count < 1050 for count in chosen.values())
+
+
+# --- retention
+
+PROMISE = {"mode": "GOVERNANCE", "until": "2034-01-15T10:10:12Z"}
+BEFORE = datetime(2034, 1, 15, tzinfo=UTC)
+
+
+def locked() -> Builder:
+    return small_archive(retention=PROMISE)
+
+
+@pytest.mark.parametrize("key", [WAV, RECORD])
+@pytest.mark.parametrize(
+    ("mode", "until", "code"),
+    [
+        ("GOVERNANCE", "2034-01-15T10:10:12Z", None),
+        ("COMPLIANCE", "2035-01-15T10:10:12Z", None),
+        ("GOVERNANCE", "2034-01-15T10:10:11Z", "retention_weaker"),
+        (None, None, "retention_missing"),
+    ],
+)
+def test_a_lock_is_at_least_as_promised(key: str, mode, until, code) -> None:
+    builder = locked()
+    entry = builder.store.entry(key)
+    entry.lock_mode = mode
+    entry.lock_until = datetime.fromisoformat(until) if until else None
+
+    report = verify(builder.store, Options(), now=BEFORE)
+
+    assert [(f.code, f.key) for f in report.findings] == ([(code, key)] if code else [])
+    assert report.exit_code == (1 if code else 0)
+
+
+def test_a_weaker_mode_is_weaker() -> None:
+    builder = small_archive(retention={**PROMISE, "mode": "COMPLIANCE"})
+    builder.store.entry(WAV).lock_mode = "GOVERNANCE"
+
+    assert verify(builder.store, Options(), now=BEFORE).totals == {"retention_weaker": 1}
+
+
+def test_a_retention_that_is_over_need_not_hold() -> None:
+    builder = locked()
+    builder.store.entry(WAV).lock_mode = None
+
+    after = datetime(2034, 1, 16, tzinfo=UTC)
+    assert verify(builder.store, Options(), now=after).totals == {}
+
+
+# --- strays, and a writer at work
+
+
+def test_a_segment_without_a_seal_is_information() -> None:
+    builder = small_archive()
+    builder.segment(hour(13), [builder.call("vc_e", hour(13))])
+    builder.event("101112-0123abcd", {"type": "hold", "at": "2024-01-16T00:00:00Z"})
+
+    report = audit(builder)
+
+    assert report.totals == {"unsealed_segment": 2}
+    assert report.exit_code == 0
+
+
+def test_a_cut_off_tail_leaves_traces_unless_they_go_too() -> None:
+    builder = small_archive()
+    lose_seal(builder, 4)
+    assert set(audit(builder).totals) == {"pointer_dangling"}
+
+    cut = small_archive()
+    cut_tail(cut)
+    assert audit(cut).totals == {}
+
+
+def test_a_companion_without_its_segment_is_a_trace() -> None:
+    builder = small_archive()
+    built = builder.segment(hour(13), [])
+    builder.store.lose(built.name.jsonl)
+
+    assert set(audit(builder).totals) == {"segment_missing"}
+
+
+def test_damage_in_a_seal_is_not_told_again_of_its_segments() -> None:
+    builder = small_archive()
+    lose_seal(builder, 1)
+
+    report = audit(builder)
+
+    assert set(report.totals) == {"seal_missing"}
+    assert any("gaps in time were not looked for" in note for note in report.notes)
+
+
+class Growing(MemoryStore):
+    """A writer seals a further window while the auditor lists the segments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.then: list = []
+
+    def list(self, prefix: str, start_after: str = "") -> Iterator:
+        if prefix == layout.SEGMENTS and self.then:
+            self.then.pop()()
+        return super().list(prefix, start_after)
+
+
+def test_a_seal_made_meanwhile_is_no_finding() -> None:
+    store = Growing()
+    builder = small_archive(store)
+    store.then = [lambda: builder.seal(builder.segment(hour(13), []))]
+
+    assert audit(builder).totals == {}
+
+
+def test_a_seal_under_way_is_waited_for() -> None:
+    """The newest seal stands; its signature and its pointer come a moment later."""
+    builder = small_archive()
+    late = {}
+    for key in (layout.signature_key(4), SEGMENTS + "1000.r2.seal"):
+        late[key] = builder.store.data(key)
+        builder.store.lose(key)
+
+    def pause(seconds: float) -> None:
+        if late:
+            builder.store.put(*late.popitem())
+
+    assert verify(builder.store, Options(level="manifest", workers=1), pause=pause).totals == {}
+
+
+def test_events_are_sealed_too() -> None:
+    builder = small_archive()
+    holds = [{"type": "hold", "at": f"2024-01-16T00:00:0{n}Z"} for n in range(3)]
+    builder.seal(
+        events=[builder.event("101112-0123abcd", *holds)], watermark=builder.seals[-1].watermark
+    )
+
+    report = audit(builder)
+    assert (report.totals, report.counts.events) == ({}, 3)
+    assert audit(builder, end=DAY - timedelta(days=1)).counts.events == 0
+
+    builder.store.rot("manifest/events/dt=2024-01-15/101112-0123abcd.jsonl", flip)
+    assert "segment_mismatch" in audit(builder).totals
+
+
+# --- what the auditor is given
+
+
+@pytest.mark.parametrize("text", ["", "4", "4:", "x:" + "a" * 64, "4:" + "g" * 64, "²:" + "a" * 64])
+def test_a_malformed_head_is_a_usage_error(text: str) -> None:
+    with pytest.raises(UsageError, match="--head"):
+        KnownHead.parse(text)
+
+
+def test_a_head_is_read_as_it_is_printed() -> None:
+    assert KnownHead.parse(" 4:" + "A" * 64 + "\n") == KnownHead(4, "a" * 64)
+
+
+def test_any_seal_may_be_the_known_head() -> None:
+    builder = small_archive()
+    sealed = builder.seals[2]
+
+    assert audit(builder, head=KnownHead(2, sealed.sha256)).totals == {}
+    assert audit(builder, head=KnownHead(2, "0" * 64)).totals == {"head_mismatch": 1}
+
+
+def test_a_file_that_is_no_key_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="--public-key"):
+        read_public_key(b"no key")
+    assert read_public_key(small_archive().key.public.pem).key_id
+
+
+def test_progress_counts_windows_and_bytes() -> None:
+    class Watch:
+        done: list = []  # noqa: RUF012
+        size = 0
+
+        def windows(self, done: int, total: int) -> None:
+            self.done.append((done, total))
+
+        def hashed(self, size: int) -> None:
+            self.size += size
+
+    builder, watch = small_archive(), Watch()
+    report = verify(builder.store, Options(level="bytes", workers=1), progress=watch)
+
+    assert watch.done == [(1, 3), (2, 3), (3, 3)]
+    assert watch.size == report.counts.bytes_hashed
+
+
+@pytest.mark.parametrize("stem", [FIRST, THIRD])
+def test_every_finding_names_its_object(stem: str) -> None:
+    builder = small_archive()
+    builder.store.lose(stem + ".jsonl")
+
+    assert [f.key for f in audit(builder).findings] == [stem + ".jsonl"]
