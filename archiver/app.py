@@ -22,7 +22,7 @@ from archiver.pipeline.listing import Lister
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import Progress
 from archiver.pipeline.sealing import Chain
-from archiver.pipeline.service import Schedule, Service, loop_start
+from archiver.pipeline.service import Heartbeat, Schedule, Service, loop_start
 from archiver.pipeline.transfer import Transfer
 from archiver.pipeline.window import Windows
 from archiver.readonly import store_options
@@ -101,6 +101,7 @@ class App:
     chain: Chain
     segments: SegmentIndex
     windows: Windows
+    transfer: Transfer
 
     def preflight(self) -> None:
         """Ask source and store for access, before anything is written.
@@ -114,33 +115,51 @@ class App:
         """Open the archive, or begin one; True where it was begun."""
         settings = self.settings
         opened = self.chain.open()
-        store = self._genesis_store() if opened else probe(self.bucket).document()
-        require_safe(bool(store.get("create_once")), single_writer=single_writer)
-        proved = bool(store.get("checksums"))
-        self.bucket.read_back = {"full": True, "head": False, "auto": not proved}[
+        if opened:
+            self._check_window()
+        elif settings.start is not None and settings.start > self.clock.now():
+            raise UsageError("ARCHIVER_START lies in the future: the loop would do nothing")
+        found = probe(self.bucket)
+        require_safe(found.create_once, single_writer=single_writer)
+        self.bucket.create_once = found.create_once
+        self.bucket.read_back = {"full": True, "head": False, "auto": not found.checksums}[
             settings.verify_writes
         ]
         if opened:
             return False
+        seconds = int(settings.window.total_seconds())
         return found_archive(
             self.chain,
             self.bucket,
             self.key.public,
             self.clock,
-            capabilities=store,
+            capabilities={**found.document(), "window_seconds": seconds},
             pages=_verifier_pages(),
             watermark=loop_start(settings.start, self.clock.now(), settings.window),
             retention=retention(settings),
         )
 
-    def _genesis_store(self) -> dict[str, object]:
+    def _check_window(self) -> None:
+        """Windows of two lengths in one archive would overlap: its first length is its length."""
         store = self.chain.genesis().document.get("store")
-        return store if isinstance(store, dict) else {}
+        told = store.get("window_seconds") if isinstance(store, dict) else None
+        if isinstance(told, int) and told != self.settings.window.total_seconds():
+            raise UsageError(
+                f"ARCHIVER_WINDOW: this archive has windows of {told // 60}m, and keeps them: "
+                f"set ARCHIVER_WINDOW={told // 60}m"
+            )
 
     def backfill(self, progress: Progress | None) -> Backfill:
         return Backfill(self.windows, self.chain, self.segments, progress)
 
-    def service(self) -> Service:
+    def is_alive(self, heartbeat: Heartbeat) -> bool:
+        """What `/healthz` says: a round or a window was done lately, or a call is on its way and
+        its bytes go on coming. A loop whose rounds keep failing is not alive."""
+        patience = max(300.0, 5 * self.settings.poll_interval.total_seconds())
+        moving = self.transfer.in_flight > 0 and self.clock.idle_seconds < patience
+        return moving or heartbeat.age_seconds < patience
+
+    def service(self, heartbeat: Heartbeat) -> Service:
         settings = self.settings
         schedule = Schedule(
             window=settings.window,
@@ -148,7 +167,7 @@ class App:
             give_up=settings.give_up,
             poll_interval_seconds=settings.poll_interval.total_seconds(),
         )
-        return Service(self.windows, self.chain, self.segments, self.clock, schedule)
+        return Service(self.windows, self.chain, self.segments, self.clock, schedule, heartbeat)
 
 
 def _verifier_pages() -> dict[str, bytes]:
@@ -171,9 +190,10 @@ def open_app(
     segments = SegmentIndex(bucket)
     workers = Workers(settings.workers)
     filters = Filter(settings.states, settings.campaign_id, settings.direction)
+    transfer = Transfer(api, blobs, bucket, clock, retention=keep, give_up=settings.give_up)
     windows = Windows(
         Lister(api, filters, clock, settings.window),
-        Transfer(api, blobs, bucket, clock, retention=keep, give_up=settings.give_up),
+        transfer,
         bucket,
         workers,
         clock,
@@ -184,7 +204,7 @@ def open_app(
     )
     chain = Chain(bucket, key, clock, keep)
     try:
-        yield App(settings, clock, key, api, blobs, bucket, chain, segments, windows)
+        yield App(settings, clock, key, api, blobs, bucket, chain, segments, windows, transfer)
     finally:
         workers.close()
         api.close()
@@ -227,12 +247,15 @@ def check(settings: Settings, clock: SystemClock) -> list[CheckLine]:
         CheckLine("settings", "complete"),
         CheckLine("signing key", f"Ed25519, key id {key.public.key_id}"),
     ]
-    for examine in (_check_source, _check_store):
-        try:
-            lines += examine(settings, clock)
-        except (SourceError, StoreError, UsageError) as error:
-            name = "store" if isinstance(error, StoreError) else "source"
-            lines.append(CheckLine(name, str(error), error.exit_code))
+    try:
+        lines += _check_source(settings, clock)
+    except (SourceError, UsageError) as error:
+        lines.append(CheckLine("source", str(error), error.exit_code))
+    try:
+        # The store is tried out by writing: not before all else holds.
+        lines += _check_store(settings, clock, try_out=all(line.ok for line in lines))
+    except StoreError as error:
+        lines.append(CheckLine("store", str(error), error.exit_code))
     return lines
 
 
@@ -252,9 +275,11 @@ def _check_source(settings: Settings, clock: SystemClock) -> list[CheckLine]:
     return lines
 
 
-def _check_store(settings: Settings, clock: SystemClock) -> list[CheckLine]:
+def _check_store(settings: Settings, clock: SystemClock, *, try_out: bool) -> list[CheckLine]:
     bucket = writer(settings, clock)
     bucket.check_access()
+    if not try_out:
+        return [CheckLine("bucket", f"{settings.s3_bucket} can be listed; not tried out further")]
     found = probe(bucket)
     lock = f"{settings.object_lock_mode}, {settings.retention_days} days"
     once = CheckLine("create-once", "a second write of a key is refused")
@@ -266,6 +291,6 @@ def _check_store(settings: Settings, clock: SystemClock) -> list[CheckLine]:
         CheckLine("bucket", f"{settings.s3_bucket} can be listed and written"),
         once,
         CheckLine("checksums", f"a wrong one is {'refused' if found.checksums else checksums}"),
-        CheckLine("versioning", "on" if found.versioning else "off"),
+        CheckLine("versioning", {True: "on", False: "off", None: "unknown"}[found.versioning]),
         CheckLine("object lock", "not used" if settings.object_lock_mode == "none" else lock),
     ]

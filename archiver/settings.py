@@ -109,6 +109,15 @@ class StoreSettings(LogSettings):
     def _check_store(self) -> StoreSettings:
         if self.s3_endpoint_url and _split_url(self.s3_endpoint_url) is None:
             raise ValueError("ARCHIVER_S3_ENDPOINT_URL: takes a URL such as https://s3.example.com")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}|arn:[\w:/.-]+", self.s3_bucket):
+            raise ValueError("ARCHIVER_S3_BUCKET: takes a bucket's name, such as call-archive")
+        parts = self.s3_prefix.strip("/").split("/")
+        wrong = any(part in ("", ".", "..") for part in parts) if parts != [""] else False
+        if wrong or not re.fullmatch(r"[\w!./()*'-]{0,512}", self.s3_prefix, re.ASCII):
+            raise ValueError(
+                "ARCHIVER_S3_PREFIX: takes segments of letters, digits and !-_.*'() with one / "
+                "between, such as archive/calls"
+            )
         return self
 
 

@@ -43,11 +43,15 @@ def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
     """SeaweedFS with two buckets: `locked` (versions, Object Lock) and `plain`."""
     from archiver.demo.weed import Weed
 
-    with Weed(tmp_path_factory.mktemp("weed")) as server:
+    server = Weed(tmp_path_factory.mktemp("weed"))
+    server.start()
+    try:
         server.create_bucket(LOCKED, object_lock=True)
         server.create_bucket(PLAIN, object_lock=False)
         os.environ.update(server.environment)
         yield server
+    finally:
+        server.kill()  # nobody reads its data again, so it need not be asked and waited for
 
 
 @pytest.fixture(scope="session")

@@ -110,22 +110,20 @@ def run(once: bool, single_writer: bool) -> int:
     """The loop: archive what completes, seal what has settled."""
     from archiver.app import open_app
     from archiver.clock import Interrupted
+    from archiver.pipeline.service import Heartbeat
     from archiver.settings import Settings, load
     from archiver.telemetry import Telemetry
 
     settings = load(Settings)
     clock = start_run(settings)
-    ready = threading.Event()
-    patience = max(300.0, 5 * settings.poll_interval.total_seconds())
+    ready, heartbeat = threading.Event(), Heartbeat(clock)
     with stopping(clock) as came, open_app(settings, clock) as app:
-        telemetry = Telemetry(
-            settings.metrics_port, lambda: clock.idle_seconds < patience, ready.is_set
-        )
+        telemetry = Telemetry(settings.metrics_port, lambda: app.is_alive(heartbeat), ready.is_set)
         try:
             app.preflight()
             app.ensure_archive(single_writer=single_writer)
             ready.set()
-            service = app.service()
+            service = app.service(heartbeat)
             if not once:
                 service.run_forever()
             summary = service.round()
@@ -181,17 +179,17 @@ def backfill(
         app.ensure_archive(single_writer=single_writer)
         summary = app.backfill(progress).run(windows)
     click.echo(_told(summary, app.chain.head.seq))
-    if summary.open_windows:
+    if summary.unsettled:
         click.echo(
-            f"{summary.open_windows} windows are not sealed: they end less than "
-            "ARCHIVER_SETTLE ago, or the source's listing kept changing. Run it again later."
+            f"{summary.unsettled} windows are not sealed yet: they end less than ARCHIVER_SETTLE "
+            "ago. The loop seals them, or this command run again later."
         )
-    return 1 if summary.needs_a_person or summary.open_windows else 0
+    return 1 if summary.needs_a_person or summary.waiting else 0
 
 
 def _dry_run(app: Any, windows: Sequence[Any]) -> int:
-    """What a backfill would do, a line a day; writes nothing."""
-    app.chain.open()
+    """What a backfill would do, a line a day; writes nothing, so the chain is not opened: that
+    would complete what a crash left."""
     days: dict[str, list[int]] = {}
     for plan in app.backfill(None).plan(windows):
         row = days.setdefault(plan.listed.window.start.date().isoformat(), [0, 0, 0])
@@ -207,8 +205,13 @@ def _dry_run(app: Any, windows: Sequence[Any]) -> int:
 
 def _job_shard() -> tuple[int, int]:
     index, count = os.environ.get("JOB_COMPLETION_INDEX"), os.environ.get("ARCHIVER_SHARDS")
-    if not index or not count:
+    if not index:
         return 0, 1
+    if not count:
+        raise UsageError(
+            "ARCHIVER_SHARDS must be set beside JOB_COMPLETION_INDEX, to the Job's completions: "
+            "without it each pod would do the whole range"
+        )
     return Shard().convert(f"{index}/{count}", None, None)
 
 
@@ -239,8 +242,10 @@ def _told(summary: Any, seal: int) -> str:
     )
     retried = summary.failed - summary.committed.get("failed", 0)
     again = f", {retried} failed as before" if retried else ""
+    stuck = f", {summary.stuck} WINDOWS STAY OPEN (see the log)" if summary.stuck else ""
+    waiting = f", {summary.waiting} waiting in open windows" if summary.waiting else ""
     return (
         f"{summary.windows} windows, {summary.closed} closed: {counts}{again}, "
-        f"{summary.pending + summary.waiting} pending; {summary.bytes / 1e6:,.1f} MB written; "
+        f"{summary.pending} pending{waiting}{stuck}; {summary.bytes / 1e6:,.1f} MB written; "
         f"the chain stands at seal {seal}"
     )

@@ -50,7 +50,8 @@ class Shard(click.ParamType[tuple[int, int]]):
         if isinstance(value, tuple):
             return value
         index, slash, count = str(value).partition("/")
-        if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        numbers = index.isdecimal() and count.isdecimal() and len(index + count) <= 12
+        if not (slash and numbers and int(index) < int(count)):
             self.fail(f"{value!r} is no shard: I/N with I from 0 to N-1, such as 0/4")
         return int(index), int(count)
 

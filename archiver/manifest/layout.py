@@ -20,6 +20,8 @@ KEYS = "manifest/keys/"
 VERIFY_PAGE = "manifest/keys/VERIFY.md"
 VERIFY_SCRIPT = "manifest/keys/verify.sh"
 PROBE = "manifest/probe"
+MAX_SEQUENCE = 10**12 - 1
+"""What twelve digits hold."""
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _SEGMENT = re.compile(

@@ -33,8 +33,10 @@ class Summary:
 
     windows: int = 0
     closed: int = 0
-    open_windows: int = 0
-    """Windows that have not settled, or whose listing kept changing."""
+    unsettled: int = 0
+    """Windows that are rightly open yet."""
+    stuck: int = 0
+    """Windows that have settled and stay open: their listing kept changing, or is malformed."""
     segments: int = 0
     committed: dict[str, int] = field(default_factory=dict)
     """Calls that got a record in this run, by outcome."""
@@ -48,13 +50,14 @@ class Summary:
 
     @property
     def needs_a_person(self) -> bool:
-        """Calls failed or left pending; that windows are open yet is the caller's to judge."""
-        return bool(self.failed or self.pending)
+        """What waits in windows that are rightly open is the caller's to judge."""
+        return bool(self.failed or self.pending or self.stuck)
 
     def add(self, outcome: Outcome) -> None:
         self.windows += 1
         self.closed += outcome.closed
-        self.open_windows += not outcome.closed
+        self.unsettled += not outcome.settled
+        self.stuck += outcome.settled and not outcome.closed
         self.segments += len(outcome.segments)
         self.failed += outcome.failed
         if outcome.closed:

@@ -84,14 +84,19 @@ class Lister:
     def _pass(self, window: Window) -> _Pass:
         result = _Pass()
         totals: dict[str, int] = {}
+        discarded = 0
         for page in self._source.pages(window, self._filters):
             result.pages += 1
             for call in page.calls:
                 if self._filters.admits(call):
                     result.calls[call.id] = call
+                else:
+                    discarded += 1
             if page.total is not None:
                 totals[page.filter_state] = page.total
         result.total = sum(totals.values()) if totals else None
+        if discarded:
+            log.warning("source.filter_ignored", window=str(window), discarded=discarded)
         return result
 
     def _own(self, window: Window, calls: Mapping[str, Call]) -> dict[str, Call]:

@@ -210,6 +210,8 @@ def _last(exists: Callable[[int], bool]) -> int | None:
         return None
     low, high = 0, 1
     while exists(high):
+        if 2 * high > layout.MAX_SEQUENCE:
+            raise StoreError("the store says of every key that it is there: it is unsafe")
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2

@@ -41,6 +41,21 @@ class Schedule:
     poll_interval_seconds: float
 
 
+class Heartbeat:
+    """When the loop last came on: a window done, a round ended well."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._at = clock.monotonic()
+
+    def beat(self) -> None:
+        self._at = self._clock.monotonic()
+
+    @property
+    def age_seconds(self) -> float:
+        return self._clock.monotonic() - self._at
+
+
 class Service:
     """The loop of `archiver run`. One thread runs it."""
 
@@ -51,12 +66,14 @@ class Service:
         segments: SegmentIndex,
         clock: Clock,
         schedule: Schedule,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self._windows = windows
         self._chain = chain
         self._segments = segments
         self._clock = clock
         self._schedule = schedule
+        self._heartbeat = heartbeat or Heartbeat(clock)
         self._backfill = Backfill(windows, chain, segments)
         self._quiet: dict[Window, list[tuple[SegmentName, bool]]] = {}
         self._waiting: dict[Window, list[datetime]] = {}
@@ -84,12 +101,14 @@ class Service:
         due = list(windows_between(mark, now - self._schedule.settle, self._schedule.window))
         due = [window for window in due if window.end + self._schedule.settle <= now]
         first_open = due[-1].end if due else mark
+        # Before any is closed: what this very round leaves pending is for the next one to try.
+        left_open = list(self._left_open())
         self._open_windows(first_open, now, summary)
         for batch in _batches(due, ROUND_WINDOWS):
             mark = self._close(batch, mark, summary)
             if batch[-1] != (due[-1] if due else None):
                 self._open_windows(first_open, self._clock.now(), summary)
-        self._retry_pending(summary)
+        self._retry_pending(left_open, summary)
         self._report(now)
         return summary
 
@@ -117,9 +136,9 @@ class Service:
             self._note(outcome, summary)
         return mark
 
-    def _retry_pending(self, summary: Summary) -> None:
+    def _retry_pending(self, left_open: list[Window], summary: Summary) -> None:
         """Windows that were sealed with pending calls: list them again, append what changed."""
-        for window in list(self._left_open()):
+        for window in left_open:
             outcome = self._windows.process(window, retry_failed=False)
             self._backfill.seal([outcome], None)
             self._note(outcome, summary)
@@ -148,6 +167,7 @@ class Service:
         """Keep what the next round and the metrics need of a window."""
         window = outcome.window
         summary.add(outcome)
+        self._heartbeat.beat()
         waiting = [item.call.own_time or window.start for item in outcome.unarchived]
         self._waiting.pop(window, None)
         if waiting:
@@ -160,6 +180,7 @@ class Service:
         oldest = (now - min(times)).total_seconds() if times else 0.0
         metrics.OLDEST_UNARCHIVED.set(max(0.0, oldest))
         metrics.LAST_ROUND.set(now.timestamp())
+        self._heartbeat.beat()
         log.info(
             "round.done",
             watermark=format_time(self._chain.head.watermark),

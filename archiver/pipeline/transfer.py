@@ -7,7 +7,9 @@ the next try adopts them where they hold the same bytes, and writes beside them 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -34,6 +36,8 @@ MISMATCH_SECONDS = 2.0
 MISMATCH_SHARE = 0.02
 
 WAV, JSON = "audio/wav", "application/json"
+
+Survey = dict[str, Any] | list[Any]
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class Transfer:
         self._part_bytes = part_bytes
         self._tag = tag
         self._attempts: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._in_flight = 0
         self._retry = Retry(clock, attempts=1 + FRESH_URLS)
 
     def archive(
@@ -89,7 +95,7 @@ class Transfer:
         """
         with (
             structlog.contextvars.bound_contextvars(call_id=call.id),
-            metrics.IN_FLIGHT.track_inprogress(),
+            self._counted(),
         ):
             self._clock.check()
             attempts = self._attempts[call.id] = self._attempts.get(call.id, 0) + 1
@@ -101,7 +107,7 @@ class Transfer:
                     "call.unarchived", stage=error.stage, reason=error.reason, status=error.status
                 )
                 unarchived = Unarchived(call, error.reason, attempts, error.status)
-                if not settled or self._clock.now() < window.end + self._give_up:
+                if not settled or not self._is_given_up(unarchived, window):
                     return unarchived
                 result = job.failure(unarchived)
             if previous is not None and _says_the_same(previous, result):
@@ -109,6 +115,28 @@ class Transfer:
             # Another window may have been at the same call: one without any time of its own.
             self._attempts.pop(call.id, None)
             return self._commit(job, result, previous)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that a worker is at right now."""
+        return self._in_flight
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._lock:
+            self._in_flight += 1
+        try:
+            with metrics.IN_FLIGHT.track_inprogress():
+                yield
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+
+    def _is_given_up(self, unarchived: Unarchived, window: Window) -> bool:
+        """An outage says nothing of the call: it is never given up at the first try."""
+        if unarchived.reason == "source_unavailable" and unarchived.attempts < 2:
+            return False
+        return self._clock.now() >= window.end + self._give_up
 
     def _commit(self, job: _Job, result: Result, previous: Record | None) -> Record:
         """Write the record: the one place where exactly-once is decided.
@@ -207,7 +235,7 @@ class _Job:
         self._files, self._findings = [], []
         if self.call.document.get("transcript") is not None:
             survey = self.call.document.get("epaResults")
-            self._sidecars(survey if isinstance(survey, dict) else None)
+            self._sidecars(_merged(None, survey))
         return self._result("failed", reason=unarchived.reason, status=unarchived.status)
 
     def _result(self, outcome: record.Outcome, **fields: Any) -> Result:
@@ -223,13 +251,15 @@ class _Job:
 
     # --- sidecars
 
-    def _sidecars(self, survey: dict[str, Any] | None) -> None:
-        document = {k: v for k, v in self.call.document.items() if k != "epaResults"}
+    def _sidecars(self, survey: Survey | None) -> None:
+        document = dict(self.call.document)
+        if document.get("epaResults") is None or survey is not None:
+            document.pop("epaResults", None)
         self._sidecar("transcript", document)
         if survey is not None:
             self._sidecar("epa", survey)
 
-    def _sidecar(self, kind: str, document: dict[str, Any]) -> None:
+    def _sidecar(self, kind: str, document: Survey) -> None:
         try:
             data = canonical.dump(document)
         except FormatError:
@@ -361,11 +391,13 @@ def _file(kind: str, stored: Stored, content_type: str) -> File:
     return File(kind, stored.key, stored.size, stored.sha256, content_type, stored.version_id)
 
 
-def _merged(survey: dict[str, Any] | None, inline: object) -> dict[str, Any] | None:
+def _merged(survey: Survey | None, inline: object) -> Survey | None:
     """The survey of its own endpoint, and what only the call's inline copy has: nothing is lost."""
-    if not isinstance(inline, dict) or not inline:
+    if not isinstance(inline, dict | list) or not inline:
         return survey
-    return {**inline, **(survey or {})}
+    if isinstance(inline, dict) and isinstance(survey, dict):
+        return {**inline, **survey}
+    return inline if survey is None else survey
 
 
 def _says_the_same(previous: Record, result: Result) -> bool:

@@ -7,14 +7,14 @@ crash all run this same code. Sealing is the caller's, in the order of the windo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import structlog
 
 from archiver.clock import Clock
-from archiver.errors import FormatError, KeyTaken, StoreError, UsageError
+from archiver.errors import FormatError, KeyTaken, SourceError, StoreError, UsageError
 from archiver.manifest import layout, record, segment
 from archiver.manifest.record import Record
 from archiver.manifest.segment import Balance, Segment
@@ -53,6 +53,8 @@ class Outcome:
     failed: int = 0
     """Calls that this run tried and that stand as failed."""
     unarchived: list[Unarchived] = field(default_factory=list)
+    settled: bool = False
+    """Whether the window had settled when it was listed: else it is rightly open yet."""
     closed: bool = False
     """Whether every listed call of the window stands in a segment, sealed or about to be."""
 
@@ -97,16 +99,26 @@ class Windows:
         self._retention = retention
         self._settle = settle
         self._progress = progress or NoProgress()
+        self._seen: dict[Window, dict[str, Call]] = {}
+        """Calls listed in windows that are open: each window is processed by one thread."""
 
     def process(self, window: Window, *, retry_failed: bool) -> Outcome:
         """Archive what the window lacks and, once it has settled, close it.
 
         Writes revision 1, or a later one where something changed since; nothing otherwise.
-        Raises `SourceRefused`, `SourceError`, `StoreError` and `Interrupted`.
+        A listing that is malformed leaves the window open, with an error in the log.
+        Raises `SourceRefused`, `SourceError` (unreachable), `StoreError` and `Interrupted`.
         """
         outcome = Outcome(window)
         for _ in range(RIVAL_ROUNDS):
-            if self._try(outcome, retry_failed):
+            try:
+                if self._try(outcome, retry_failed):
+                    return outcome
+            except SourceError as error:
+                if error.reason != "bad_document":
+                    raise
+                # One listing that cannot be read must not keep the other windows from sealing.
+                log.error("window.unreadable", window=str(window), error=str(error))
                 return outcome
             log.info("window.rival", window=str(window))
             self._segments.forget()
@@ -128,18 +140,20 @@ class Windows:
         for unsealed in outcome.segments:
             self._write_companion(unsealed)
         # Judged before the listing: what settles while we list was not listed settled.
-        settled = self._clock.now() >= window.end + self._settle
+        outcome.settled = self._clock.now() >= window.end + self._settle
         plan = self._plan(self._lister.list(window), history, retry_failed)
         self._progress.window_listed(window, len(plan.todo))
-        records = {**plan.done, **self._archive(plan, settled, outcome)}
-        if not settled or not plan.listed.stable:
+        records = {**plan.done, **self._archive(plan, outcome)}
+        gone = self._gone(plan.listed, history)
+        if not outcome.settled or not plan.listed.stable:
             return True
-        closing = self._close(plan.listed, records, outcome.unarchived, history)
+        closing = self._close(plan.listed, records, gone, outcome.unarchived, history)
         if closing is not None:
             if not self._write(closing):
                 return False
             outcome.segments.append(closing)
         outcome.closed = True
+        self._seen.pop(window, None)
         return True
 
     # --- what is there
@@ -166,16 +180,8 @@ class Windows:
         return history, unsealed
 
     def _plan(self, listed: Listed, history: History, retry_failed: bool) -> Plan:
-        known = dict(history.records)
-        keys = {}
-        for call in listed.calls.values():
-            day = (call.own_time or listed.window.start).date()
-            revision = self._records.revision(day, call.id)
-            told = known.get(call.id)
-            if revision > (told.revision if told else 0):
-                keys[call.id] = layout.record_key(day, call.id, revision)
-        records = self._workers.map(self._read_record, keys.values())
-        known.update(zip(keys, records, strict=True))
+        calls = listed.calls.values()
+        known = {**history.records, **self._recorded(calls, listed.window, history)}
         done, todo = {}, []
         for call in listed.calls.values():
             told = known.get(call.id)
@@ -184,6 +190,31 @@ class Windows:
             else:
                 todo.append((call, told))
         return Plan(listed, done, todo)
+
+    def _recorded(
+        self, calls: Iterable[Call], window: Window, history: History
+    ) -> dict[str, Record]:
+        """The records that stand in the bucket and that the window's segments do not tell."""
+        keys = {}
+        for call in calls:
+            day = (call.own_time or window.start).date()
+            revision = self._records.revision(day, call.id)
+            told = history.records.get(call.id)
+            if revision > (told.revision if told else 0):
+                keys[call.id] = layout.record_key(day, call.id, revision)
+        records = self._workers.map(self._read_record, keys.values())
+        return dict(zip(keys, records, strict=True))
+
+    def _gone(self, listed: Listed, history: History) -> dict[str, Record | None]:
+        """The calls that this process saw listed while the window was open and that are not
+        listed any more, with their records: they must not fall silent when it closes."""
+        if history.revision:
+            return {}
+        seen = self._seen.setdefault(listed.window, {})
+        seen.update(listed.calls)
+        calls = [call for call_id, call in seen.items() if call_id not in listed.calls]
+        records = self._recorded(calls, listed.window, history)
+        return {call.id: records.get(call.id) for call in calls}
 
     def _read_record(self, key: str) -> Record:
         data = self._store.read(key)
@@ -194,13 +225,13 @@ class Windows:
 
     # --- archiving
 
-    def _archive(self, plan: Plan, settled: bool, outcome: Outcome) -> dict[str, Record]:
+    def _archive(self, plan: Plan, outcome: Outcome) -> dict[str, Record]:
         """Try the calls of the plan; what has a record afterwards, by call id."""
 
         def one(item: tuple[Call, Record | None]) -> Record | Unarchived:
             call, previous = item
             result = self._transfer.archive(
-                call, outcome.window, settled=settled, previous=previous
+                call, outcome.window, settled=outcome.settled, previous=previous
             )
             self._note(result)
             return result
@@ -235,13 +266,15 @@ class Windows:
         self,
         listed: Listed,
         records: Mapping[str, Record],
+        gone: Mapping[str, Record | None],
         unarchived: Sequence[Unarchived],
         history: History,
     ) -> Segment | None:
         """The next revision of the window; None where nothing changed since the last one."""
         told = {found.key for found in history.records.values()}
-        changed = [found for found in records.values() if found.key not in told]
-        known = history.records.keys() | history.pending | history.vanished
+        standing = [*records.values(), *(found for found in gone.values() if found is not None)]
+        changed = [found for found in standing if found.key not in told]
+        known = history.records.keys() | history.pending | history.vanished | gone.keys()
         balance = Balance(
             outcomes={call_id: found.outcome for call_id, found in records.items()},
             pending=sorted({item.call.id for item in unarchived} - records.keys()),

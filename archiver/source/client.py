@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -37,7 +38,9 @@ PAGE_SIZE = 100
 MAX_PAGES = 100_000
 ACCESS_SAMPLE = 5
 """Calls asked for a recording URL before work begins: the first may have no recording."""
-_ENVELOPE = {"data", "meta", "pagination", "error", "success"}
+_ABSENT = object()
+_NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout)
+"""An outage of the source; a connection that breaks off later may be one call's own matter."""
 READ_SCOPE, AUDIO_SCOPE = "voice:read", "audio:download"
 
 
@@ -61,7 +64,7 @@ class Filter:
     def admits(self, call: Call) -> bool:
         """Whether a listed call is one that was asked for: a source may ignore a filter.
 
-        A field that is missing is no reason to leave the call out.
+        A field that is missing, or spelt in other letters' case, is no reason to leave it out.
         """
         wanted = {
             "state": self.states,
@@ -69,7 +72,9 @@ class Filter:
             "direction": (self.direction,),
         }
         return all(
-            call.text(field) in (None, *values) for field, values in wanted.items() if any(values)
+            _folded(call.text(field)) in (None, *map(_folded, values))
+            for field, values in wanted.items()
+            if any(values)
         )
 
 
@@ -80,6 +85,8 @@ class Page:
     calls: tuple[Call, ...]
     total: int | None
     pages: int | None
+    size: int
+    """How many calls a full page has: what was asked for, or less where the source says so."""
     filter_state: str
 
 
@@ -159,8 +166,7 @@ class VoiceCallsClient:
         seen: set[str] = set()
         total: int | None = None
         for number in range(1, MAX_PAGES + 1):
-            with stage("list"):
-                page = self._page({**query, "page": str(number)})
+            page = self._page_or_end({**query, "page": str(number)}, number)
             known = len(seen)
             seen.update(call.id for call in page.calls)
             total = page.total if page.total is not None else total
@@ -172,6 +178,16 @@ class VoiceCallsClient:
         if total is not None and total != len(seen):
             log.warning("source.total_disagrees", window=str(window), total=total, listed=len(seen))
 
+    def _page_or_end(self, query: Mapping[str, str], number: int) -> Page:
+        """A page; one that the source answers with 404 lies beyond the end, so it is empty."""
+        try:
+            with stage("list"):
+                return self._page(query)
+        except SourceError as error:
+            if error.status != 404 or number == 1:
+                raise
+            return Page((), None, None, 0, query["state"])
+
     def _page(self, query: Mapping[str, str]) -> Page:
         answer = self._get("list", "/voice-calls", query, scope=READ_SCOPE)
         if not isinstance(answer.body, list):
@@ -180,8 +196,10 @@ class VoiceCallsClient:
                 "check ARCHIVER_API_BASE_URL"
             )
         calls = tuple(_call(item) for item in answer.body)
-        total, pages = (_count(answer.pagination.get(n)) for n in ("totalCount", "totalPages"))
-        return Page(calls, total, pages, query.get("state", ""))
+        told = (_count(answer.pagination.get(n)) for n in ("totalCount", "totalPages", "pageSize"))
+        total, pages, size = told
+        asked = int(query["pageSize"])
+        return Page(calls, total, pages, min(asked, size or asked), query.get("state", ""))
 
     def call(self, call_id: str) -> tuple[Call, str | None]:
         """The call with its transcript, and the request's id.
@@ -196,15 +214,17 @@ class VoiceCallsClient:
             raise CallError("the answer is not this call", reason="bad_document")
         return Call(call_id, answer.body), answer.request_id
 
-    def survey(self, call_id: str) -> dict[str, Any] | None:
+    def survey(self, call_id: str) -> dict[str, Any] | list[Any] | None:
         """The post-call survey, or None where the source has none."""
         with stage("epa"):
             answer = self._get_of_call("epa", f"/voice-calls/{_segment(call_id)}/epa-results")
         if answer is None or answer.body in (None, {}, []):
             return None
-        if not isinstance(answer.body, dict):
-            raise CallError("the survey is no JSON object", reason="bad_document")
-        return answer.body
+        rows = answer.body if isinstance(answer.body, list) else [answer.body]
+        if not all(isinstance(row, dict) for row in rows):
+            raise CallError("the survey is no object or array of objects", reason="bad_document")
+        survey: dict[str, Any] | list[Any] = answer.body
+        return survey
 
     def recording_url(self, call_id: str) -> SignedUrl:
         """A fresh signed URL, to be used at once. Raises `NoRecording` where there is none."""
@@ -215,8 +235,8 @@ class VoiceCallsClient:
             raise NoRecording("the source has no recording", reason="not_found", status=404)
         if not isinstance(answer.body, dict):
             raise CallError("the answer holds no recording URL", reason="bad_document")
-        url = answer.body.get("recordingUrl")
-        if not url:
+        url = answer.body.get("recordingUrl", _ABSENT)
+        if url is None or url == "":
             raise NoRecording("the source has no recording", reason="no_url", status=200)
         if not isinstance(url, str):
             raise CallError("the recording URL is no string", reason="bad_document")
@@ -239,8 +259,6 @@ class VoiceCallsClient:
 
     def clock_skew_seconds(self) -> float | None:
         """The source's `Date` less our time, or None where it sends none."""
-        from email.utils import parsedate_to_datetime
-
         try:
             url = self.base_url + "/voice-calls?page=1&pageSize=1"
             with self._http.stream("GET", url) as response:
@@ -249,7 +267,8 @@ class VoiceCallsClient:
             return None
         if served.tzinfo is None:  # "-0000" says UTC, and that no zone is known
             served = served.replace(tzinfo=UTC)
-        return (served - self._clock.now()).total_seconds()
+        seconds: float = (served - self._clock.now()).total_seconds()
+        return seconds
 
     def _get_of_call(self, name: str, path: str, scope: str = READ_SCOPE) -> Answer | None:
         """As `_get`, but what goes wrong is this call's matter; None for 404."""
@@ -283,7 +302,7 @@ class VoiceCallsClient:
         except httpx.InvalidURL:
             raise SourceError("ARCHIVER_API_BASE_URL is not a URL that can be asked") from None
         if response.status_code != 200:
-            raise _refusal(response, scope)
+            raise _refusal(response, scope, body)
         return _unwrap(body, response)
 
     def _read(self, response: httpx.Response) -> bytes:
@@ -349,15 +368,20 @@ def _unreachable(error: httpx.TransportError, base_url: str) -> SourceError:
         f"the source is unreachable ({type(error).__name__}): check ARCHIVER_API_BASE_URL "
         f"({_host(base_url)}) and the network",
         retryable=True,
-        reason="unreachable",
+        reason="unreachable" if isinstance(error, _NO_CONNECTION) else "broken_off",
     )
 
 
+def _folded(text: str | None) -> str | None:
+    return text.casefold() if text is not None else None
+
+
 def _is_last(page: Page, number: int, seen: int) -> bool:
-    """Believe the source that this was its last page only where its own numbers agree."""
+    """Believe the source that this was its last page only where all its numbers agree, and the
+    page is not full: totals that speak of the page alone would end every listing at its first."""
     if not page.calls:
         return True
-    if page.total is None:
+    if page.total is None or len(page.calls) >= page.size:
         return False
     return seen >= page.total and (page.pages is None or number >= page.pages)
 
@@ -394,7 +418,15 @@ def _unwrap(body: bytes, response: httpx.Response) -> Answer:
         ) from None
     meta: object = {}
     pagination: object = {}
-    if isinstance(document, dict) and "data" in document and document.keys() <= _ENVELOPE:
+    if (
+        isinstance(document, dict)
+        and document.get("error")
+        and document.keys() <= {"error", "meta", "success"}
+    ):
+        raise SourceError(
+            "the source answered an error with status 200", reason="bad_document", status=200
+        )
+    if isinstance(document, dict) and "data" in document and "id" not in document:
         meta, pagination = document.get("meta"), document.get("pagination")
         document = document["data"]
     request_id = meta.get("requestId") if isinstance(meta, dict) else None
@@ -406,7 +438,7 @@ def _unwrap(body: bytes, response: httpx.Response) -> Answer:
     )
 
 
-def _refusal(response: httpx.Response, scope: str) -> SourceError:
+def _refusal(response: httpx.Response, scope: str, body: bytes) -> SourceError:
     status = response.status_code
     if status == 401:
         return SourceRefused(
@@ -424,17 +456,36 @@ def _refusal(response: httpx.Response, scope: str) -> SourceError:
         f"the source answered {status}: check ARCHIVER_API_BASE_URL and the source's state",
         retryable=retryable,
         reason="throttled" if status == 429 else "status_5xx" if status >= 500 else "status",
-        retry_after_seconds=_retry_after(response) if retryable else None,
+        retry_after_seconds=_retry_after(response, body) if retryable else None,
         status=status,
     )
 
 
-def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds, from the header's number form; a little more, so that a crowd is spread out."""
+def _retry_after(response: httpx.Response, body: bytes) -> float | None:
+    """Seconds, as the header (a number or a date) or the error's body asks; a little more, so that
+    a crowd is spread out."""
     text = response.headers.get("Retry-After", "")
-    if not (text.isascii() and text.isdigit()) or len(text) > 6:
+    seconds: object = int(text) if text.isdecimal() and len(text) <= 6 else None
+    if seconds is None and text:
+        seconds = _seconds_until(text, response.headers.get("Date", ""))
+    if seconds is None:
+        try:
+            error = canonical.load_object(body).get("error")
+            seconds = error.get("retryAfter") if isinstance(error, dict) else None
+        except FormatError:
+            return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0:
         return None
-    return int(text) + random.uniform(0, 0.5)  # noqa: S311  (jitter, no secret)
+    return seconds + random.uniform(0, 0.5)  # noqa: S311  (jitter, no secret)
+
+
+def _seconds_until(date: str, now: str) -> float | None:
+    """Between two dates of HTTP headers, by the source's own clock."""
+    try:
+        seconds: float = (parsedate_to_datetime(date) - parsedate_to_datetime(now)).total_seconds()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return seconds
 
 
 def _host(url: str) -> str:

@@ -98,6 +98,8 @@ class Bucket:
         self, options: StoreOptions, clock: Clock, retry: Retry, *, client: Any = None
     ) -> None:
         self.options = options
+        self.create_once = True
+        """Whether the store refuses to overwrite; else one writer looks before each write."""
         self.read_back = False
         """Whether each recording is read back and hashed, because a HEAD proves too little."""
         self._clock = clock
@@ -228,6 +230,8 @@ class Bucket:
 
         def once() -> Stored:
             try:
+                if not self.create_once and self.head(key) is not None:
+                    return self._adopt(stored)
                 answer = self._call("PutObject", lambda: self._put(key, arguments))
             except KeyTaken:
                 return self._adopt(stored)
@@ -341,7 +345,7 @@ class Bucket:
 
     def check_access(self) -> None:
         """Raises `StoreError` where the bucket is missing, closed to us, or lacks the lock."""
-        self._retry.call(
+        answer = self._retry.call(
             "store",
             lambda: self._call(
                 "ListObjectsV2",
@@ -350,6 +354,10 @@ class Bucket:
                 ),
             ),
         )
+        if "IsTruncated" not in answer and "Name" not in answer:
+            raise StoreError(
+                "the store answers a listing with something else: check ARCHIVER_S3_ENDPOINT_URL"
+            )
         if self.options.lock_mode is not None and not self.has_object_lock():
             raise StoreError(
                 f"bucket {self.options.bucket} has no Object Lock: make it with Object Lock "
@@ -357,19 +365,28 @@ class Bucket:
             )
 
     def has_object_lock(self) -> bool:
-        try:
-            answer = self._s3.get_object_lock_configuration(Bucket=self.options.bucket)
-        except (BotoCoreError, ClientError):
-            return False
-        config = answer.get("ObjectLockConfiguration") or {}
-        return bool(config.get("ObjectLockEnabled") == "Enabled")
+        """Raises `StoreError` where we may not ask: guessing would be set down in seal 0."""
+        answer = self._configuration("get_object_lock_configuration", "GetObjectLockConfiguration")
+        return (answer.get("ObjectLockConfiguration") or {}).get("ObjectLockEnabled") == "Enabled"
 
     def is_versioned(self) -> bool:
-        try:
-            answer = self._s3.get_bucket_versioning(Bucket=self.options.bucket)
-        except (BotoCoreError, ClientError):
-            return False
+        """Raises `StoreError` where we may not ask."""
+        answer = self._configuration("get_bucket_versioning", "GetBucketVersioning")
         return bool(answer.get("Status") == "Enabled")
+
+    def _configuration(self, method: str, operation: str) -> dict[str, Any]:
+        """A setting of the bucket; empty where the store knows no such thing."""
+        request = getattr(self._s3, method)
+        try:
+            answer: dict[str, Any] = self._retry.call(
+                "store",
+                lambda: self._call(operation, lambda: request(Bucket=self.options.bucket)),
+            )
+        except StoreError as error:
+            if error.reason in ("not_implemented", "not_configured"):
+                return {}
+            raise
+        return answer
 
     def refuses_wrong_checksum(self, key: str) -> bool:
         """Send a part with another's SHA-256 to an upload that is given up: it leaves nothing."""
@@ -531,7 +548,7 @@ def _head(answer: dict[str, Any]) -> Head:
     return Head(
         size=answer["ContentLength"],
         version_id=answer.get("VersionId"),
-        etag=answer.get("ETag", ""),
+        etag=_etag(answer),
         sha256=fixity.base64_to_hex(checksum) if checksum else None,
         lock_mode=answer.get("ObjectLockMode"),
         lock_until=answer.get("ObjectLockRetainUntilDate"),

@@ -75,6 +75,8 @@ def _answered(error: ClientError, operation: str, bucket: str) -> StoreError:
             status=403,
             reason="denied",
         )
+    if code == "ObjectLockConfigurationNotFoundError":
+        return StoreError("the bucket has no Object Lock", reason="not_configured", status=404)
     if code == "NotImplemented" or status == 501:
         return StoreError(
             f"the store does not know {operation} as it was asked",
@@ -96,6 +98,7 @@ _PERMISSIONS = {
     "list_objects_v2": "s3:ListBucket",
     "list_object_versions": "s3:ListBucketVersions",
     "HeadObject": "s3:GetObject",
+    "GetObjectLockConfiguration": "s3:GetBucketObjectLockConfiguration",
     "CreateMultipartUpload": "s3:PutObject",
     "UploadPart": "s3:PutObject",
     "CompleteMultipartUpload": "s3:PutObject",

@@ -5,6 +5,7 @@ One small object stays behind, under one key for the whole archive; a later prob
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,8 +24,9 @@ class Capabilities:
     """A wrong SHA-256 is refused."""
     create_once: bool
     """A second create-once write of a key is refused."""
-    object_lock: bool
-    versioning: bool
+    object_lock: bool | None
+    versioning: bool | None
+    """None where we may not ask."""
 
     def document(self) -> dict[str, Any]:
         return asdict(self)
@@ -36,9 +38,18 @@ def probe(bucket: Bucket) -> Capabilities:
     return Capabilities(
         checksums=bucket.refuses_wrong_checksum(layout.PROBE),
         create_once=bucket.refuses_overwrite(layout.PROBE, PROBE_BYTES),
-        object_lock=bucket.has_object_lock(),
-        versioning=bucket.is_versioned(),
+        object_lock=_unless_denied(bucket.has_object_lock),
+        versioning=_unless_denied(bucket.is_versioned),
     )
+
+
+def _unless_denied(ask: Callable[[], bool]) -> bool | None:
+    try:
+        return ask()
+    except StoreError as error:
+        if error.reason != "denied":
+            raise
+        return None
 
 
 def require_safe(create_once: bool, *, single_writer: bool) -> None:

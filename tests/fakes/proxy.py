@@ -52,8 +52,8 @@ class FaultProxy:
 
     def __enter__(self) -> FaultProxy:
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.proxy = self
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
@@ -86,71 +86,73 @@ class FaultProxy:
         return None
 
 
-def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
-    address = urlsplit(proxy.upstream)
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    proxy: FaultProxy
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-        timeout = 30
 
-        def log_message(self, *_: object) -> None:
-            pass
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    timeout = 30
 
-        def _serve(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            harm = proxy.harm_for(f"{self.command} {self.path}")
-            if harm == "reset":
-                return self._reset()
-            if harm in ("unavailable", "html"):
-                status, page = (503, _BUSY) if harm == "unavailable" else (200, _HTML)
-                return self._answer(status, [("Content-Type", "text/html")], page)
-            return self._forward(body, harm)
+    def log_message(self, *_: object) -> None:
+        pass
 
-        def _forward(self, body: bytes, harm: Harm | None) -> None:
-            connection = http.client.HTTPConnection(address.hostname, address.port, timeout=30)
-            headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
-            connection.request(self.command, self.path, body=body, headers=headers)
-            answer = connection.getresponse()
-            data = answer.read()
-            connection.close()
-            if harm == "swallow":
-                self.close_connection = True
-            elif harm == "reset-after":
-                self._reset()
-            elif harm == "empty":
-                self._answer(200, [], b"")
-            else:
-                cut = len(data) // 2 if harm == "truncate" else None
-                length = answer.headers.get("Content-Length", str(len(data)))
-                self._answer(answer.status, answer.getheaders(), data, length=length, cut=cut)
+    def _serve(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        harm = self.server.proxy.harm_for(f"{self.command} {self.path}")
+        if harm == "reset":
+            return self._reset()
+        if harm in ("unavailable", "html"):
+            status, page = (503, _BUSY) if harm == "unavailable" else (200, _HTML)
+            return self._answer(status, [("Content-Type", "text/html")], page)
+        return self._forward(body, harm)
 
-        def _answer(
-            self,
-            status: int,
-            headers: list[tuple[str, str]],
-            body: bytes,
-            *,
-            length: str | None = None,
-            cut: int | None = None,
-        ) -> None:
-            self.send_response_only(status)
-            for name, value in headers:
-                if name.lower() not in _HOP:
-                    self.send_header(name, value)
-            if status not in (204, 304):
-                self.send_header("Content-Length", length or str(len(body)))
-            self.end_headers()
-            self.wfile.write(body if cut is None else body[:cut])
-            self.close_connection = self.close_connection or cut is not None
-
-        def _reset(self) -> None:
+    def _forward(self, body: bytes, harm: Harm | None) -> None:
+        address = urlsplit(self.server.proxy.upstream)
+        connection = http.client.HTTPConnection(address.netloc, timeout=30)
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
+        connection.request(self.command, self.path, body=body, headers=headers)
+        answer = connection.getresponse()
+        data = answer.read()
+        connection.close()
+        if harm == "swallow":
             self.close_connection = True
-            linger = struct.pack("ii", 1, 0)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            self.connection.shutdown(socket.SHUT_RD)
-            self.connection.close()
+        elif harm == "reset-after":
+            self._reset()
+        elif harm == "empty":
+            self._answer(200, [], b"")
+        else:
+            cut = len(data) // 2 if harm == "truncate" else None
+            length = answer.headers.get("Content-Length", str(len(data)))
+            self._answer(answer.status, answer.getheaders(), data, length=length, cut=cut)
 
-        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve  # noqa: N815
+    def _answer(
+        self,
+        status: int,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        *,
+        length: str | None = None,
+        cut: int | None = None,
+    ) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in _HOP:
+                self.send_header(name, value)
+        if status not in (204, 304):
+            self.send_header("Content-Length", length or str(len(body)))
+        self.end_headers()
+        self.wfile.write(body if cut is None else body[:cut])
+        self.close_connection = self.close_connection or cut is not None
 
-    return Handler
+    def _reset(self) -> None:
+        self.close_connection = True
+        linger = struct.pack("ii", 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.connection.shutdown(socket.SHUT_RD)
+        self.connection.close()
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve  # noqa: N815

@@ -152,7 +152,7 @@ class Archive:
 
     @property
     def segments(self) -> dict[str, segment.Segment]:
-        names = [key for key in self.below(layout.SEGMENTS, ".jsonl")]
+        names = self.below(layout.SEGMENTS, ".jsonl")
         return {key: segment.parse_segment(self.read(key)) for key in names}
 
     def line(self, start: datetime = TEN, revision: int = 1) -> dict[str, Any]:

@@ -30,7 +30,9 @@ def test_the_form_is_sorted_compact_utf8_with_one_newline() -> None:
 
 
 def test_keys_are_sorted_by_code_point_not_by_utf16_unit() -> None:
-    assert canonical.dump({"\U0001f34c": 1, "\uffee": 2}) == '{"\uffee":2,"\U0001f34c":1}\n'.encode()
+    assert (
+        canonical.dump({"\U0001f34c": 1, "\uffee": 2}) == '{"\uffee":2,"\U0001f34c":1}\n'.encode()
+    )
 
 
 @given(DOCUMENTS)

@@ -152,9 +152,7 @@ def test_a_page_that_shifts_while_one_lists_loses_nothing(
     assert {f"vc_{n:03}" for n in range(29)} <= found.calls.keys()
 
 
-def test_a_call_that_comes_while_one_lists_is_there(
-    platform: Platform, lister: MakeLister
-) -> None:
+def test_a_call_that_comes_while_one_lists_is_there(platform: Platform, lister: MakeLister) -> None:
     platform.options.page_size_cap = 10
     platform.add(*spread(30))
     Drift(platform, nothing, nothing, nothing, lambda: platform.add(a_call("new", TEN + SECOND)))
@@ -175,9 +173,7 @@ def test_what_never_holds_still_is_not_called_stable(
 
 
 @pytest.mark.parametrize("change", ["clamped", "ignored"])
-def test_paging_that_never_ends_ends(
-    platform: Platform, lister: MakeLister, change: str
-) -> None:
+def test_paging_that_never_ends_ends(platform: Platform, lister: MakeLister, change: str) -> None:
     platform.add(*spread(10))
     platform.options.enveloped = False
     platform.options.clamp_pages = True

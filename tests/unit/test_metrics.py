@@ -1,4 +1,4 @@
-"""Metrics: the frozen names, help texts, and labels from closed sets; the server that shows them."""
+"""Metrics: the frozen names, help texts, labels; and the server that shows them."""
 
 from __future__ import annotations
 

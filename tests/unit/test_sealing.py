@@ -142,7 +142,7 @@ def test_writers_that_race_make_one_chain(
         try:
             for one in own[number]:
                 rigs[number].chain.append([common, one])
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             errors.append(error)
 
     threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
@@ -190,9 +190,7 @@ def test_another_key_is_refused(rig: MakeRig, archive: Look) -> None:
     assert archive().keys == before
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"{}\n", b"not json", b'{"seq":1,"type":"seal","v":1}\n']
-)
+@pytest.mark.parametrize("data", [b"", b"{}\n", b"not json", b'{"seq":1,"type":"seal","v":1}\n'])
 def test_a_damaged_seal_stops_the_writer(rig: MakeRig, bucket: Bucket, data: bytes) -> None:
     made = rig()
     made.found()

@@ -221,13 +221,42 @@ def test_a_secret_comes_from_the_variable_or_its_file(
 
 def test_the_documentation_has_every_setting_of_the_contract() -> None:
     names = {name for name, _, _ in documented()}
-    contract = (
-        "API_BASE_URL API_TOKEN API_KEY API_HMAC_SECRET RECORDING_HOSTS ALLOW_HTTP STATES "
-        "CAMPAIGN_ID DIRECTION S3_BUCKET S3_PREFIX S3_ENDPOINT_URL S3_REGION SIGNING_KEY_FILE "
-        "WORKERS WINDOW SETTLE RELIST POLL_INTERVAL START GIVE_UP OBJECT_LOCK_MODE RETENTION_DAYS "
-        "SSE SSE_KMS_KEY_ID STORAGE_CLASS VERIFY_WRITES MAX_RECORDING_BYTES API_RATE TSA_URL "
-        "MIN_RATE METRICS_PORT LOG_LEVEL LOG_FORMAT"
-    ).split()
+    contract = [
+        "API_BASE_URL",
+        "API_TOKEN",
+        "API_KEY",
+        "API_HMAC_SECRET",
+        "RECORDING_HOSTS",
+        "ALLOW_HTTP",
+        "STATES",
+        "CAMPAIGN_ID",
+        "DIRECTION",
+        "S3_BUCKET",
+        "S3_PREFIX",
+        "S3_ENDPOINT_URL",
+        "S3_REGION",
+        "SIGNING_KEY_FILE",
+        "WORKERS",
+        "WINDOW",
+        "SETTLE",
+        "RELIST",
+        "POLL_INTERVAL",
+        "START",
+        "GIVE_UP",
+        "OBJECT_LOCK_MODE",
+        "RETENTION_DAYS",
+        "SSE",
+        "SSE_KMS_KEY_ID",
+        "STORAGE_CLASS",
+        "VERIFY_WRITES",
+        "MAX_RECORDING_BYTES",
+        "API_RATE",
+        "TSA_URL",
+        "MIN_RATE",
+        "METRICS_PORT",
+        "LOG_LEVEL",
+        "LOG_FORMAT",
+    ]
     assert {f"ARCHIVER_{name}" for name in contract} <= names
     assert all(description for _, _, description in documented())
 

@@ -264,7 +264,6 @@ def test_the_answers_about_one_call(platform: Platform, client: VoiceCallsClient
     ("reply", "reason"),
     [
         (Reply(410, {}, b"{}"), "gone"),
-        (Reply(200, {}, b"{}"), "no_url"),
         (Reply(200, {}, b'{"recordingUrl":null}'), "no_url"),
         (Reply(200, {}, b'{"data":{"recordingUrl":""}}'), "no_url"),
     ],
@@ -276,6 +275,16 @@ def test_the_ways_to_say_that_there_is_no_recording(
     with pytest.raises(NoRecording) as caught:
         client.recording_url("vc_001")
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"status":"processing"}', b'{"error":{"code":"X"}}'])
+def test_an_answer_that_says_nothing_of_the_url_is_no_proof_of_absence(
+    platform: Platform, client: VoiceCallsClient, body: bytes
+) -> None:
+    platform.hooks.append(on("/recording-url", Reply(200, {}, body)))
+    with pytest.raises(CallError) as caught:
+        client.recording_url("vc_001")
+    assert caught.value.reason == "bad_document"
 
 
 @pytest.mark.parametrize(
@@ -300,9 +309,7 @@ def test_an_answer_of_no_use_is_the_call_s_matter(
 
 
 @pytest.mark.parametrize("body", [b"null", b"{}", b"[]", b'{"data":null}'])
-def test_an_empty_survey_is_none(
-    platform: Platform, client: VoiceCallsClient, body: bytes
-) -> None:
+def test_an_empty_survey_is_none(platform: Platform, client: VoiceCallsClient, body: bytes) -> None:
     platform.hooks.append(on("/epa-results", Reply(200, {}, body)))
     assert client.survey("vc_001") is None
 

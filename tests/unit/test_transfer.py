@@ -28,9 +28,13 @@ DIR = "recordings/dt=2024-01-15/vc_1/"
 DAYS = timedelta(days=30)
 
 
-def archived(made: Rig, call_id: str = "vc_1", *, settled: bool = True, **options: Record) -> Record:
+def archived(
+    made: Rig, call_id: str = "vc_1", *, settled: bool = True, **options: Record
+) -> Record:
     """The call's record; fails where it has none."""
-    found = made.transfer.archive(Call(call_id, {"id": call_id}), WINDOW, settled=settled, **options)
+    found = made.transfer.archive(
+        Call(call_id, {"id": call_id}), WINDOW, settled=settled, **options
+    )
     assert isinstance(found, Record), found
     return found
 
@@ -176,12 +180,8 @@ def test_an_expired_url_is_replaced(platform: Platform, rig: MakeRig) -> None:
 def test_a_fault_that_passes_is_overcome(platform: Platform, rig: MakeRig, fault: Reply) -> None:
     platform.add(a_call())
     left = [fault, fault]
-    platform.hooks.append(
-        lambda request: left.pop() if request.server == "blob" and left else None
-    )
-    assert archived(rig()).document["files"][0]["sha256"] == fixity.sha256_hex(
-        voice()
-    )
+    platform.hooks.append(lambda request: left.pop() if request.server == "blob" and left else None)
+    assert archived(rig()).document["files"][0]["sha256"] == fixity.sha256_hex(voice())
 
 
 # --- what cannot be archived
@@ -217,9 +217,7 @@ def test_a_bad_blob_is_pending_then_failed(
     assert document["audio"] is None
 
 
-def test_a_bad_url_is_never_asked(
-    platform: Platform, rig: MakeRig, clock: HandClock
-) -> None:
+def test_a_bad_url_is_never_asked(platform: Platform, rig: MakeRig, clock: HandClock) -> None:
     platform.add(a_call())
     answer = Reply(200, {}, b'{"recordingUrl":"http://127.0.0.1:9/a.wav?sig=x"}')
     platform.hooks.append(
@@ -312,9 +310,7 @@ def test_what_the_header_says_is_held_against_the_call(
     assert archived(rig()).document["findings"] == findings
 
 
-def test_read_back_finds_other_bytes(
-    platform: Platform, rig: MakeRig, bucket: Bucket
-) -> None:
+def test_read_back_finds_other_bytes(platform: Platform, rig: MakeRig, bucket: Bucket) -> None:
     platform.add(a_call())
 
     class Lying(Bucket):

@@ -133,7 +133,9 @@ def test_any_bytes_are_a_header_or_a_format_error(data: bytes) -> None:
 
 
 @given(st.data())
-def test_a_good_header_with_changed_bytes_is_a_header_or_a_format_error(data: st.DataObject) -> None:
+def test_a_good_header_with_changed_bytes_is_a_header_or_a_format_error(
+    data: st.DataObject,
+) -> None:
     ds64 = chunk(b"ds64", struct.pack("<QQQI", 80, 16, 0, 0))
     good = bytearray(riff(ds64, chunk(b"LIST", b"abc"), chunk(b"fmt ", fmt()), chunk(b"data", b"")))
     for _ in range(data.draw(st.integers(1, 6))):

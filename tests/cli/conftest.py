@@ -1,0 +1,66 @@
+"""The command, a source and a place in the real store for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archiver.demo.platform import Platform
+from archiver.manifest.signing import SigningKey
+from archiver.store.bucket import Bucket
+from tests.fakes.command import Command
+from tests.fakes.population import TEN, a_call
+from tests.fakes.rig import Archive, new_key
+
+
+@pytest.fixture
+def platform() -> Iterator[Platform]:
+    """Three calls on a day long ago."""
+    with Platform([a_call("vc_1", epa={"a": 1}), a_call("vc_2"), a_call("vc_3")]) as served:
+        yield served
+        assert served.violations == []
+
+
+@pytest.fixture
+def key() -> SigningKey:
+    return new_key()
+
+
+@pytest.fixture
+def command(platform: Platform, weed: Any, prefix: str, tmp_path: Path, key: SigningKey) -> Command:
+    """`python -m archiver` with settings that are complete and right."""
+    (tmp_path / "key.pem").write_bytes(key.pem)
+    settings = {
+        "API_BASE_URL": platform.api_url,
+        "API_TOKEN": platform.token,
+        "RECORDING_HOSTS": platform.blob_host,
+        "ALLOW_HTTP": "true",
+        "S3_BUCKET": "locked",
+        "S3_PREFIX": prefix,
+        "S3_ENDPOINT_URL": weed.endpoint_url,
+        "SIGNING_KEY_FILE": str(tmp_path / "key.pem"),
+        "METRICS_PORT": "0",
+        "WORKERS": "2",
+    }
+    environment = {f"ARCHIVER_{name}": value for name, value in settings.items()}
+    return Command(tmp_path, {**weed.environment, **environment})
+
+
+@pytest.fixture
+def bucket(open_bucket: Callable[..., Bucket]) -> Bucket:
+    return open_bucket()
+
+
+@pytest.fixture
+def archive(bucket: Bucket) -> Callable[[], Archive]:
+    return lambda: Archive(bucket)
+
+
+@pytest.fixture
+def hour() -> list[str]:
+    """The options for the window that the calls lie in."""
+    assert TEN.isoformat() == "2024-01-15T10:00:00+00:00"
+    return ["--from", "2024-01-15T10:00:00Z", "--to", "2024-01-15T11:00:00Z"]

@@ -1,0 +1,52 @@
+"""What is wrong with single calls is their own matter: the others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from archiver.demo.platform import BytesRecording, Platform, Reply
+from archiver.manifest.signing import SigningKey
+from tests.fakes.audio import wav
+from tests.fakes.command import Command
+from tests.fakes.population import a_call
+from tests.fakes.rig import Archive
+
+Look = Callable[[], Archive]
+
+
+@pytest.mark.parametrize("bad", ["missing", "empty", "no wav", "cut", "short"])
+def test_a_bad_blob_is_its_call_s_matter(
+    command: Command, platform: Platform, hour: list[str], archive: Look, bad: str, key: SigningKey
+) -> None:
+    data = {"empty": b"", "no wav": b"<html>" * 9, "short": wav(1)[:-9]}.get(bad, wav(1))
+    platform.add(a_call("bad", audio=data or None))
+    call = platform.find("bad")
+    assert call is not None
+    call.blob_missing = bad == "missing"
+    if bad == "empty":
+        call.recording = BytesRecording(b"")
+    if bad == "cut":
+        cut = Reply(200, {}, wav(1), close_after=99)
+        platform.hooks.append(lambda r: cut if r.server == "blob" and "bad" in r.path else None)
+    done = command.run("backfill", *hour)
+    assert done.code == 1, done.err
+    look = archive()
+    look.check(key)
+    assert look.records["bad"]["outcome"] == "failed"
+    assert {one for one, found in look.records.items() if found["outcome"] == "archived"} == {
+        "vc_1", "vc_2", "vc_3",
+    }  # fmt: skip
+    reasons = {"missing": "recording_missing", "empty": "recording_empty", "no wav": "not_wav"}
+    assert look.records["bad"]["reason"] == reasons.get(bad, "truncated")
+    assert "1 failed" in done.out
+
+
+def test_no_recording_is_a_result(
+    command: Command, platform: Platform, hour: list[str], archive: Look
+) -> None:
+    platform.add(a_call("none", audio=None))
+    done = command.run("backfill", *hour)
+    assert done.code == 0, done.err
+    assert archive().records["none"]["outcome"] == "no_recording"

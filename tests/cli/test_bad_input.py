@@ -1,0 +1,196 @@
+"""Bad input: one line that names the setting or the scope, the right exit code, nothing written."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from archiver.demo.platform import READ, Platform, Reply
+from tests.fakes.command import Command
+from tests.fakes.rig import Archive
+
+Look = Callable[[], Archive]
+VERBS = [
+    ["init"],
+    ["run", "--once"],
+    ["backfill", "--from", "2024-01-15", "--to", "2024-01-16"],
+    ["backfill", "--from", "2024-01-15", "--to", "2024-01-16", "--dry-run"],
+    ["check"],
+]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_written(archive: Look) -> Iterator[None]:
+    yield
+    assert archive().keys == []
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb[0] + str(len(verb)))
+def test_no_settings(command: Command, verb: list[str]) -> None:
+    bare = Command(command.directory)
+    done = bare.run(*verb)
+    assert done.code == 2
+    for name in ("API_BASE_URL", "RECORDING_HOSTS", "S3_BUCKET", "SIGNING_KEY_FILE"):
+        assert f"ARCHIVER_{name}" in done.complaint
+    assert done.out == ""
+
+
+@pytest.mark.parametrize("verb", VERBS[1:4], ids=lambda verb: verb[0] + str(len(verb)))
+@pytest.mark.parametrize(
+    ("changes", "code", "told"),
+    [
+        ({"ARCHIVER_API_TOKEN": "wrong"}, 3, "ARCHIVER_API_TOKEN"),
+        ({"ARCHIVER_S3_BUCKET": "nowhere"}, 4, "ARCHIVER_S3_BUCKET"),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, 4, "AWS_SECRET_ACCESS_KEY"),
+        ({"ARCHIVER_SIGNING_KEY_FILE": "/nowhere.pem"}, 2, "ARCHIVER_SIGNING_KEY_FILE"),
+    ],
+    ids=["token", "bucket", "credentials", "key file"],
+)
+def test_wrong_settings(
+    command: Command, verb: list[str], changes: dict[str, str], code: int, told: str
+) -> None:
+    done = command.run(*verb, **changes)
+    assert done.code == code
+    assert told in done.complaint
+    assert done.out == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "told"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": None, "AWS_ACCESS_KEY_ID": None}, 4, "AWS_ACCESS_KEY_ID"),
+        ({"ARCHIVER_S3_ENDPOINT_URL": "http://127.0.0.1:1"}, 4, "ARCHIVER_S3_ENDPOINT_URL"),
+        ({"ARCHIVER_API_BASE_URL": "http://127.0.0.1:1/api/v1"}, 3, "ARCHIVER_API_BASE_URL"),
+        ({"ARCHIVER_S3_BUCKET": "plain", "ARCHIVER_OBJECT_LOCK_MODE": "COMPLIANCE",
+          "ARCHIVER_RETENTION_DAYS": "1"}, 4, "ARCHIVER_OBJECT_LOCK_MODE"),
+        ({"ARCHIVER_WINDOW": "7h"}, 2, "ARCHIVER_WINDOW"),
+        ({"ARCHIVER_LOG_LEVEL": "loud"}, 2, "ARCHIVER_LOG_LEVEL"),
+        ({"ARCHIVER_API_TOKEN": "two\nlines"}, 2, "ARCHIVER_API_TOKEN"),
+    ],
+)  # fmt: skip
+def test_more_wrong_settings(
+    command: Command, hour: list[str], changes: dict[str, str | None], code: int, told: str
+) -> None:
+    done = command.run("backfill", *hour, **changes)
+    assert (done.code, told in done.complaint) == (code, True), done.err
+
+
+def test_a_token_without_the_audio_scope(
+    command: Command, platform: Platform, hour: list[str]
+) -> None:
+    token = platform.token_for(READ)
+    done = command.run("backfill", *hour, ARCHIVER_API_TOKEN=token)
+    assert done.code == 3
+    assert "audio:download" in done.complaint
+    assert token not in done.err
+
+
+def test_a_bucket_without_permission(command: Command, weed: Any, hour: list[str]) -> None:
+    """An identity of this server's that may do nothing cannot be had at run time: the answer of
+    one that lacks the permission is given in its place."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    class Denied(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"<Error><Code>AccessDenied</Code><Message>secret words</Message></Error>"
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Denied)
+    Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    done = command.run("backfill", *hour, ARCHIVER_S3_ENDPOINT_URL=url)
+    server.shutdown()
+    assert done.code == 4
+    assert "s3:ListBucket" in done.complaint
+    assert "secret words" not in done.err
+
+
+def test_a_source_that_answers_html(command: Command, platform: Platform, hour: list[str]) -> None:
+    page = Reply(200, {"Content-Type": "text/html"}, b"<!doctype html><h1>Sign in</h1>")
+    platform.hooks.append(lambda _: page)
+    done = command.run("backfill", *hour)
+    assert done.code == 3
+    assert "ARCHIVER_API_BASE_URL" in done.complaint
+    assert "Sign in" not in done.err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--from", "2024-01-16", "--to", "2024-01-15"],
+        ["--from", "2024-01-15", "--to", "2024-01-15"],
+        ["--from", "2124-01-15", "--to", "2124-01-16"],
+        ["--from", "yesterday", "--to", "2024-01-15"],
+        ["--from", "2024-01-15"],
+        [],
+        ["--from", "2024-01-15", "--to", "2024-01-16", "--shard", "4/4"],
+        ["--from", "2024-01-15", "--to", "2024-01-16", "--shard", "²/4"],
+        ["--from", "2024-01-15", "--to", "2024-01-16", "--shard", "0/" + "9" * 5000],
+        ["--from", "2024-01-15", "--to", "2024-01-16", "--shards", "1"],
+    ],
+)
+def test_a_bad_range_or_option(command: Command, options: list[str]) -> None:
+    done = command.run("backfill", *options)
+    assert done.code == 2
+    assert done.complaint
+
+
+@pytest.mark.parametrize("arguments", [["no-such-verb"], ["run", "--twice"], ["keygen"]])
+def test_a_bad_command_line(command: Command, arguments: list[str]) -> None:
+    done = command.run(*arguments)
+    assert done.code == 2
+    assert "--help" in done.complaint
+
+
+@pytest.mark.parametrize(
+    ("index", "count", "code"), [("4", "4", 2), ("x", "4", 2), ("0", "0", 2), ("", "4", 0)]
+)
+def test_a_bad_shard_of_the_environment(
+    command: Command, hour: list[str], index: str, count: str, code: int
+) -> None:
+    done = command.run(
+        "backfill", *hour, "--dry-run", JOB_COMPLETION_INDEX=index, ARCHIVER_SHARDS=count
+    )
+    assert done.code == code, done.err
+    assert code == 0 or done.complaint
+
+
+@pytest.mark.parametrize("content", [None, "", "no key", "dir"])
+def test_an_unreadable_key_file(command: Command, hour: list[str], content: str | None) -> None:
+    file = command.directory / "bad.pem"
+    if content == "dir":
+        file.mkdir()
+    elif content is not None:
+        file.write_text(content)
+    done = command.run("backfill", *hour, ARCHIVER_SIGNING_KEY_FILE=str(file))
+    assert done.code == 2
+    assert "ARCHIVER_SIGNING_KEY_FILE" in done.complaint
+    assert "archiver keygen" in done.complaint
+
+
+def test_a_missing_token_file(command: Command, hour: list[str]) -> None:
+    done = command.run(
+        "backfill", *hour, ARCHIVER_API_TOKEN=None, ARCHIVER_API_TOKEN_FILE="/nowhere/token"
+    )
+    assert done.code == 2
+    assert "ARCHIVER_API_TOKEN_FILE" in done.complaint
+
+
+def test_run_needs_its_metrics_port(command: Command) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = command.run("run", "--once", ARCHIVER_METRICS_PORT=port)
+    assert done.code == 2
+    assert "ARCHIVER_METRICS_PORT" in done.complaint

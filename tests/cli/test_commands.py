@@ -1,0 +1,334 @@
+"""The verbs that write: what they do, what they print, how they end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import stat
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from archiver.demo.platform import Platform, Request
+from archiver.manifest.signing import SigningKey
+from archiver.store.bucket import Bucket
+from tests.fakes.command import Command
+from tests.fakes.population import PHONE, SECRET_WORDS, TEN, a_call
+from tests.fakes.rig import Archive
+
+HOUR_OF_TEN = ["--from", "2024-01-15T10:00:00Z", "--to", "2024-01-15T11:00:00Z"]
+Look = Callable[[], Archive]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# --- keygen, init, check
+
+
+def test_keygen_makes_a_key_that_openssl_reads(command: Command) -> None:
+    done = command.run("keygen", "--out", "new.pem")
+    file = command.directory / "new.pem"
+    assert done.code == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    made = SigningKey.from_pem(file.read_bytes())
+    assert done.out.encode() == made.public.pem
+    assert made.public.key_id in done.err
+    assert "PRIVATE" not in done.out + done.err
+    told = subprocess.run(
+        ["openssl", "pkey", "-in", str(file), "-pubout"], capture_output=True, check=True
+    )
+    assert told.stdout == made.public.pem
+
+
+def test_keygen_never_overwrites(command: Command) -> None:
+    (command.directory / "old.pem").write_text("precious")
+    done = command.run("keygen", "--out", "old.pem")
+    assert done.code == 2
+    assert "old.pem" in done.complaint
+    assert (command.directory / "old.pem").read_text() == "precious"
+    assert command.run("keygen", "--out", "no/such/dir/key.pem").code == 2
+
+
+def test_init_begins_an_archive_once(command: Command, archive: Look, key: SigningKey) -> None:
+    first, again = command.run("init"), command.run("init")
+    assert (first.code, again.code) == (0, 0)
+    assert "begun" in first.out
+    assert "there already" in again.out
+    look = archive()
+    look.check(key)
+    assert len(look.seals) == 1
+    for name in ("VERIFY.md", "verify.sh", f"{key.public.key_id}.pem"):
+        assert f"manifest/keys/{name}" in look.keys
+
+
+def test_check_tells_what_holds(command: Command) -> None:
+    done = command.run("check")
+    assert done.code == 0, done.out
+    assert "FAIL" not in done.out
+    lines = json.loads(command.run("check", "--json").out)
+    assert all(line["ok"] for line in lines)
+    assert {"settings", "source", "bucket", "create-once"} <= {line["name"] for line in lines}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "name"),
+    [
+        ({"ARCHIVER_API_TOKEN": "wrong"}, 3, "source"),
+        ({"ARCHIVER_S3_BUCKET": "nowhere"}, 4, "store"),
+    ],
+)
+def test_check_tells_what_does_not(
+    command: Command, changes: dict[str, str], code: int, name: str
+) -> None:
+    done = command.run("check", **changes)
+    assert done.code == code
+    [line] = [line for line in done.out.splitlines() if line.startswith("FAIL")]
+    assert name in line
+
+
+def test_help_names_every_verb(command: Command) -> None:
+    done = Command(command.directory).run("--help")
+    assert done.code == 0
+    for verb in ("demo", "keygen", "check", "init", "run", "backfill", "verify", "manifest"):
+        assert f"  {verb}" in done.out
+    assert Command(command.directory).run("--version").out.startswith("archiver")
+
+
+# --- backfill
+
+
+def test_a_backfill_and_the_same_again(
+    command: Command, hour: list[str], archive: Look, bucket: Bucket, key: SigningKey
+) -> None:
+    done = command.run("backfill", *hour)
+    assert done.code == 0, done.err
+    assert "3 archived" in done.out
+    look = archive()
+    look.check(key)
+    assert look.records.keys() == {"vc_1", "vc_2", "vc_3"}
+    before = sorted((v.key, v.version_id) for v in bucket.versions(""))
+    again = command.run("backfill", *hour)
+    assert again.code == 0
+    assert sorted((v.key, v.version_id) for v in bucket.versions("")) == before
+
+
+def test_logs_are_json_lines_without_secrets(
+    command: Command, platform: Platform, hour: list[str], weed: object
+) -> None:
+    platform.add(a_call("none", audio=None), a_call("bad"))
+    bad = platform.find("bad")
+    assert bad is not None
+    bad.blob_missing = True
+    done = command.run("backfill", *hour, ARCHIVER_LOG_LEVEL="debug")
+    lines = [json.loads(line) for line in done.err.splitlines()]
+    assert any(line.get("call_id") == "vc_1" for line in lines)
+    secrets = [SECRET_WORDS, PHONE, platform.token, "sig=", "PRIVATE KEY"]
+    secrets += [command.environment["AWS_SECRET_ACCESS_KEY"]]
+    for secret in secrets:
+        assert secret not in done.err + done.out
+
+
+def test_dry_run_writes_nothing(
+    command: Command, hour: list[str], archive: Look, bucket: Bucket
+) -> None:
+    done = command.run("backfill", *hour, "--dry-run")
+    assert done.code == 0
+    assert done.out.splitlines()[1].split() == ["2024-01-15", "1", "3", "3"]
+    assert archive().keys == []
+    command.run("backfill", *hour)
+    before = sorted((v.key, v.version_id) for v in bucket.versions(""))
+    after = command.run("backfill", *hour, "--dry-run")
+    assert after.out.splitlines()[-1].split() == ["total", "1", "3", "0"]
+    assert sorted((v.key, v.version_id) for v in bucket.versions("")) == before
+
+
+def test_the_shard_comes_from_the_environment(
+    command: Command, platform: Platform, archive: Look, key: SigningKey
+) -> None:
+    platform.add(*[a_call(f"h{n}", TEN + timedelta(hours=n)) for n in range(1, 4)])
+    span = ["--from", "2024-01-15T10:00:00Z", "--to", "2024-01-15T14:00:00Z"]
+    first = command.run("backfill", *span, JOB_COMPLETION_INDEX="0", ARCHIVER_SHARDS="2")
+    assert first.code == 0, first.err
+    assert len(archive().segments) == 2
+    second = command.run("backfill", *span, "--shard", "1/2")
+    assert second.code == 0, second.err
+    look = archive()
+    look.check(key)
+    assert len(look.segments) == 4
+    assert len(look.records) == 6
+
+
+def test_a_backfill_goes_on_without_its_metrics(command: Command, hour: list[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = command.run("backfill", *hour, ARCHIVER_METRICS_PORT=port)
+    assert done.code == 0, done.err
+    assert "ARCHIVER_METRICS_PORT" in done.err
+
+
+def test_an_open_window_is_archived_and_left_open(
+    command: Command, platform: Platform, archive: Look
+) -> None:
+    now = datetime.now(UTC)
+    platform.add(a_call("fresh", now - timedelta(minutes=1)))
+    start = (now - timedelta(minutes=2)).isoformat()
+    done = command.run("backfill", "--from", start, "--to", now.isoformat())
+    assert done.code == 0, "that a window has not settled is nothing for a person"
+    assert "ARCHIVER_SETTLE" in done.out
+    assert "fresh" in archive().records
+    assert archive().segments == {}
+
+
+@pytest.mark.parametrize("kind", ["token", "key"])
+def test_secrets_from_files(
+    command: Command, platform: Platform, hour: list[str], kind: str
+) -> None:
+    files = {
+        "API_TOKEN": platform.token,
+        "API_KEY": platform.api_key,
+        "API_HMAC_SECRET": platform.api_secret,
+    }
+    names = ["API_TOKEN"] if kind == "token" else ["API_KEY", "API_HMAC_SECRET"]
+    changes: dict[str, str | None] = {"ARCHIVER_API_TOKEN": None}
+    for name in names:
+        file = command.directory / name
+        file.write_text(files[name] + "\n")
+        changes[f"ARCHIVER_{name}_FILE"] = str(file)
+    done = command.run("backfill", *hour, **changes)
+    assert done.code == 0, done.err
+    assert "3 archived" in done.out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_backfill_ends_with_130_and_the_next_completes_it(
+    command: Command, platform: Platform, archive: Look, key: SigningKey,
+    hour: list[str], number: signal.Signals,
+) -> None:  # fmt: skip
+    platform.add(*[a_call(f"vc_{n}") for n in range(4, 40)])
+
+    def slow(request: Request) -> None:
+        if request.server == "blob":
+            import time
+
+            time.sleep(0.2)
+
+    platform.hooks.append(slow)
+    done = command.interrupt(
+        lambda: len(platform.served("blob", status=200)) >= 3, number, "backfill", *hour
+    )
+    assert done.code == 130, done.err
+    assert done.complaint == "archiver: interrupted"
+    platform.hooks.clear()
+    assert archive().segments == {}
+    again = command.run("backfill", *hour)
+    assert again.code == 0, again.err
+    look = archive()
+    look.check(key)
+    assert len(look.records) == len(look.below("records/")) == 39
+
+
+# --- run
+
+
+def recent(platform: Platform) -> str:
+    """Move the calls to six hours ago; returns the START of their window."""
+    at = datetime.now(UTC).replace(minute=5, second=0, microsecond=0) - timedelta(hours=6)
+    for call in platform.calls:
+        platform.remove(call.id)
+    platform.add(*[a_call(f"r{n}", at) for n in range(3)])
+    return at.isoformat()
+
+
+def test_run_once_does_one_round(
+    command: Command, platform: Platform, archive: Look, key: SigningKey
+) -> None:
+    start = recent(platform)
+    done = command.run("run", "--once", ARCHIVER_START=start)
+    assert done.code == 0, done.err
+    assert "3 archived" in done.out
+    look = archive()
+    look.check(key)
+    assert look.seals[-1].watermark > look.seals[0].watermark
+    assert len(look.segments) >= 3
+    again = command.run("run", "--once")
+    assert again.code == 0
+    assert "0 archived" in again.out
+
+
+def test_run_once_with_pending_calls_needs_a_person(
+    command: Command, platform: Platform, archive: Look
+) -> None:
+    start = recent(platform)
+    call = platform.find("r1")
+    assert call is not None
+    call.blob_missing = True
+    done = command.run("run", "--once", ARCHIVER_START=start)
+    assert done.code == 1
+    assert "1 pending" in done.out
+    assert archive().line(datetime.fromisoformat(start))["pending"] == ["r1"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_run_ends_cleanly(
+    command: Command, platform: Platform, archive: Look, number: signal.Signals
+) -> None:
+    import urllib.request
+
+    start, port = recent(platform), free_port()
+    seen: list[int] = []
+
+    def sealed() -> bool:
+        if not any(key.endswith(".seal") for key in archive().keys):
+            return False
+        for path in ("metrics", "healthz", "readyz"):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}") as answer:
+                seen.append(answer.status)
+        return True
+
+    done = command.interrupt(
+        sealed, number, "run", ARCHIVER_START=start, ARCHIVER_METRICS_PORT=str(port)
+    )
+    assert seen == [200, 200, 200]
+    assert done.code == (0 if number == signal.SIGTERM else 130), done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_pod_that_does_not_know_the_number_of_shares_does_nothing(
+    command: Command, archive: Look
+) -> None:
+    done = command.run("backfill", *HOUR_OF_TEN, JOB_COMPLETION_INDEX="3")
+    assert done.code == 2
+    assert "ARCHIVER_SHARDS" in done.err
+    assert archive().keys == []
+
+
+def test_an_archive_keeps_its_length_of_window(command: Command, archive: Look) -> None:
+    assert command.run("backfill", *HOUR_OF_TEN).code == 0
+    before = archive().keys
+    done = command.run("backfill", *HOUR_OF_TEN, ARCHIVER_WINDOW="15m")
+    assert done.code == 2
+    assert "ARCHIVER_WINDOW" in done.err
+    assert archive().keys == before
+
+
+def test_an_archive_does_not_begin_in_the_future(command: Command, archive: Look) -> None:
+    done = command.run("init", ARCHIVER_START="2999-01-01")
+    assert done.code == 2
+    assert "ARCHIVER_START" in done.err
+    assert archive().keys == []
+
+
+def test_a_check_that_the_source_fails_writes_nothing(command: Command, archive: Look) -> None:
+    done = command.run("check", ARCHIVER_API_TOKEN="wrong")
+    assert done.code == 3
+    assert "FAIL  source" in done.out
+    assert archive().keys == []

@@ -1,0 +1,433 @@
+"""One suite for the store: what `Bucket` promises, on a real S3 server, locked and plain.
+
+The same runs against moto where moto keeps to it; where it does not stands in `MOTO_DEVIATES`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from archiver import fixity
+from archiver.clock import Interrupted
+from archiver.errors import KeyTaken, StoreError
+from archiver.retry import Retry
+from archiver.store.bucket import Bucket, StoreOptions, create_bucket, make_client
+from archiver.store.probe import Capabilities, probe, require_safe
+from tests.fakes.audio import noise
+from tests.fakes.clock import HandClock
+
+MakeBucket = Callable[..., Bucket]
+PART = 5 << 20
+
+MOTO_DEVIATES = {
+    "checksums": "takes a part with a wrong SHA-256",
+    "multipart": "tells the composite checksum of the parts as if it were the object's",
+    "credentials": "knows no wrong credentials",
+    "races": "now and then has two create-once winners (TRAPS.md), so no race is run on it",
+}
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["weed-locked", "weed-plain", "moto"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def bucket(
+    kind: str, request: pytest.FixtureRequest, open_bucket: MakeBucket, prefix: str
+) -> Bucket:
+    if kind.startswith("weed"):
+        return open_bucket(kind.removeprefix("weed-"))
+    url = request.getfixturevalue("moto")
+    options = StoreOptions(f"moto-{prefix}", endpoint_url=url, region="us-east-1")
+    create_bucket(options, object_lock=True)
+    clock = HandClock()
+    return Bucket(options, clock, Retry(clock))
+
+
+def versions_of(bucket: Bucket, key: str) -> int:
+    return sum(version.key == key for version in bucket.versions(key))
+
+
+# --- create-once
+
+
+def test_what_is_put_is_read_back(bucket: Bucket, kind: str) -> None:
+    stored = bucket.put_once("a/b.json", b"{}\n", content_type="application/json")
+    assert (stored.key, stored.size, stored.adopted) == ("a/b.json", 3, False)
+    assert stored.sha256 == fixity.sha256_hex(b"{}\n")
+    assert (stored.version_id is None) == (kind == "weed-plain")
+    assert bucket.read("a/b.json") == b"{}\n"
+    assert bucket.read("a/b.json", stored.version_id) == b"{}\n"
+    assert b"".join(bucket.stream("a/b.json") or ()) == b"{}\n"
+    head = bucket.head("a/b.json")
+    assert head is not None
+    assert (head.size, head.version_id) == (3, stored.version_id)
+    assert head.sha256 in (None, stored.sha256)
+    raw = bucket._s3.head_object(**bucket._at("a/b.json"))
+    assert raw["ContentType"] == "application/json"
+    assert not raw.get("ContentEncoding"), "an aws-chunked trailer was stored as an encoding"
+
+
+def test_the_same_bytes_are_adopted_as_one_version(bucket: Bucket) -> None:
+    first = bucket.put_once("k", b"same")
+    again = bucket.put_once("k", b"same")
+    assert again.adopted
+    assert again.version_id == first.version_id
+    if first.version_id is not None:
+        assert versions_of(bucket, "k") == 1
+
+
+@pytest.mark.parametrize("other", [b"othr", b"longer than before", b"s"])
+def test_other_bytes_find_the_key_taken(bucket: Bucket, other: bytes) -> None:
+    bucket.put_once("k", b"same")
+    with pytest.raises(KeyTaken) as caught:
+        bucket.put_once("k", other)
+    assert caught.value.exit_code == 4
+    assert bucket.read("k") == b"same"
+
+
+def test_what_is_not_there_is_none(bucket: Bucket) -> None:
+    assert bucket.read("nothing") is None
+    assert bucket.stream("nothing") is None
+    assert bucket.head("nothing") is None
+    assert list(bucket.list("nothing")) == []
+    assert list(bucket.versions("nothing")) == []
+
+
+def test_more_than_allowed_is_not_read(bucket: Bucket) -> None:
+    bucket.put_once("k", b"x" * 100)
+    with pytest.raises(StoreError, match="larger"):
+        bucket.read("k", max_bytes=99)
+    assert bucket.read("k", max_bytes=100) == b"x" * 100
+
+
+@pytest.mark.parametrize("key", ["a b", "ü/zß水🍌", "a+b=c", "dt=2024-01-15/id.ff/r1.json"])
+def test_keys_come_back_as_they_were(bucket: Bucket, key: str) -> None:
+    bucket.put_once(key, b"x")
+    assert bucket.read(key) == b"x"
+    assert [item.key for item in bucket.list("")] == [key]
+
+
+def test_a_prefix_is_a_world_of_its_own(bucket: Bucket) -> None:
+    other = Bucket(
+        StoreOptions(bucket.options.bucket, prefix=f"/{bucket.options.prefix}-other/"),
+        HandClock(), Retry(HandClock()), client=bucket._s3,
+    )  # fmt: skip
+    bucket.put_once("k", b"here")
+    assert other.read("k") is None
+    other.put_once("k", b"there")
+    assert bucket.read("k") == b"here"
+    assert [item.key for item in other.list("")] == ["k"]
+
+
+def race(bucket: Bucket, key: str, *, writers: int) -> list[int]:
+    """All write at once to one key; who was told that it won."""
+    winners: list[int] = []
+    barrier = threading.Barrier(writers)
+
+    def write(number: int) -> None:
+        barrier.wait()
+        with contextlib.suppress(KeyTaken):
+            bucket.put_once(key, f"writer {number}".encode())
+            winners.append(number)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(writers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return winners
+
+
+@pytest.mark.parametrize("kind", ["weed-locked", "weed-plain"])
+def test_of_many_writers_one_wins(bucket: Bucket) -> None:
+    for key in ("race-1", "race-2"):
+        [winner] = race(bucket, key, writers=8)
+        assert bucket.read(key) == f"writer {winner}".encode()
+
+
+# --- listing
+
+
+def test_listings_go_on_beyond_a_page(bucket: Bucket, kind: str) -> None:
+    count = 1005
+    keys = [f"many/{number:05}" for number in range(count)]
+    client = bucket._s3
+
+    def fill(part: list[str]) -> None:
+        for key in part:
+            client.put_object(**bucket._at(key), Body=b"x")
+
+    threads = [threading.Thread(target=fill, args=(keys[n::8],)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    listed = [item.key for item in bucket.list("many/")]
+    assert sorted(listed) == keys
+    assert len(listed) == count
+    after = {item.key for item in bucket.list("many/", start_after="many/00999")}
+    assert after == set(keys[1000:])
+    if kind != "weed-plain":
+        assert sorted(version.key for version in bucket.versions("many/")) == keys
+
+
+@pytest.mark.parametrize("kind", ["weed-locked", "moto"])
+def test_versions_and_delete_markers_are_told(bucket: Bucket) -> None:
+    stored = bucket.put_once("k", b"first")
+    bucket._s3.put_object(**bucket._at("k"), Body=b"second!")
+    bucket._s3.delete_object(**bucket._at("k"))
+    versions = {version.version_id: version for version in bucket.versions("k")}
+    assert len(versions) == 3
+    assert sum(version.is_delete_marker for version in versions.values()) == 1
+    [latest] = [version for version in versions.values() if version.is_latest]
+    assert latest.is_delete_marker
+    assert stored.version_id is not None
+    assert versions[stored.version_id].size == 5
+    assert bucket.read("k", stored.version_id) == b"first"
+    assert bucket.read("k") is None
+
+
+# --- multipart
+
+
+def uploads(bucket: Bucket) -> int:
+    answer = bucket._s3.list_multipart_uploads(Bucket=bucket.options.bucket, Prefix=bucket._prefix)
+    return len(answer.get("Uploads", []))
+
+
+@pytest.mark.parametrize("kind", ["weed-locked", "weed-plain"])
+def test_parts_make_one_object(bucket: Bucket) -> None:
+    data = noise(2 * PART + 7)
+    upload = bucket.begin("big.wav", content_type="audio/wav", retain_until=None)
+    for start in range(0, len(data), PART):
+        upload.part(data[start : start + PART])
+    stored = upload.complete(fixity.sha256_hex(data))
+    assert stored.size == len(data)
+    assert b"".join(bucket.stream("big.wav", stored.version_id) or ()) == data
+    head = bucket.head("big.wav")
+    assert head is not None
+    assert head.sha256 is None, "a composite checksum is no content hash"
+    assert uploads(bucket) == 0
+
+
+def test_an_aborted_upload_leaves_nothing(bucket: Bucket) -> None:
+    upload = bucket.begin("big.wav", content_type="audio/wav", retain_until=None)
+    upload.part(noise(PART))
+    upload.abort()
+    upload.abort()
+    assert uploads(bucket) == 0
+    assert bucket.head("big.wav") is None
+
+
+# --- retention
+
+
+@pytest.fixture
+def locking(open_bucket: MakeBucket, clock: HandClock) -> MakeBucket:
+    """The real server judges dates by the real time."""
+    clock.turn_to(datetime.now(UTC))
+    return lambda **options: open_bucket("locked", lock_mode="GOVERNANCE", **options)
+
+
+def test_a_put_is_locked_until_its_date(locking: MakeBucket, clock: HandClock) -> None:
+    bucket = locking()
+    until = clock.now() + timedelta(days=2)
+    stored = bucket.put_once("k", b"x", retain_until=until)
+    head = bucket.head("k", stored.version_id)
+    assert head is not None
+    assert head.lock_mode == "GOVERNANCE"
+    assert head.lock_until is not None
+    assert timedelta(0) <= head.lock_until - until < timedelta(seconds=1)
+
+
+def test_a_multipart_upload_is_locked_too(locking: MakeBucket, clock: HandClock) -> None:
+    bucket = locking()
+    until = clock.now() + timedelta(days=2)
+    upload = bucket.begin("big", content_type="audio/wav", retain_until=until)
+    upload.part(noise(PART))
+    upload.complete(fixity.sha256_hex(noise(PART)))
+    head = bucket.head("big")
+    assert head is not None
+    assert head.lock_mode == "GOVERNANCE"
+
+
+def test_an_adopted_object_gets_the_lock_that_it_lacks(
+    locking: MakeBucket, open_bucket: MakeBucket, clock: HandClock
+) -> None:
+    open_bucket("locked").put_once("k", b"x")
+    until = clock.now() + timedelta(days=2)
+    assert locking().put_once("k", b"x", retain_until=until).adopted
+    head = locking().head("k")
+    assert head is not None
+    assert head.lock_mode == "GOVERNANCE"
+
+
+def test_a_longer_lock_is_never_shortened(locking: MakeBucket, clock: HandClock) -> None:
+    bucket = locking()
+    far = clock.now() + timedelta(days=9)
+    bucket.put_once("k", b"x", retain_until=far)
+    bucket.put_once("k", b"x", retain_until=clock.now() + timedelta(days=1))
+    head = bucket.head("k")
+    assert head is not None
+    assert head.lock_until is not None
+    assert head.lock_until >= far.replace(microsecond=0)
+
+
+def test_a_date_that_is_over_sets_no_lock(locking: MakeBucket, clock: HandClock) -> None:
+    bucket = locking()
+    bucket.put_once("k", b"x", retain_until=clock.now() - timedelta(days=1))
+    head = bucket.head("k")
+    assert head is not None
+    assert head.lock_mode is None
+
+
+def test_a_lock_in_a_bucket_without_object_lock_is_refused(
+    open_bucket: MakeBucket, clock: HandClock
+) -> None:
+    bucket = open_bucket("plain", lock_mode="COMPLIANCE")
+    with pytest.raises(StoreError, match="Object Lock"):
+        bucket.check_access()
+    clock.turn_to(datetime.now(UTC))
+    with pytest.raises(StoreError):
+        bucket.put_once("k", b"x", retain_until=clock.now() + timedelta(days=1))
+
+
+# --- access
+
+
+def test_access(bucket: Bucket, kind: str) -> None:
+    bucket.check_access()
+    assert bucket.has_object_lock() == (kind != "weed-plain")
+    assert bucket.is_versioned() == (kind != "weed-plain")
+
+
+def test_an_unknown_bucket_names_the_setting(open_bucket: MakeBucket) -> None:
+    bucket = open_bucket("no-such-bucket")
+    for ask in (bucket.check_access, lambda: bucket.put_once("k", b"x"), lambda: bucket.read("k")):
+        with pytest.raises(StoreError, match="ARCHIVER_S3_BUCKET") as caught:
+            ask()
+        assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, "AWS_ACCESS_KEY_ID"),
+        ({"AWS_ACCESS_KEY_ID": None}, "AWS_ACCESS_KEY_ID"),
+        ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "AWS_SECRET_ACCESS_KEY"),
+    ],
+)
+def test_wrong_credentials_name_the_variables(
+    weed: Any, monkeypatch: pytest.MonkeyPatch, clock: HandClock,
+    environment: dict[str, str | None], told: str,
+) -> None:  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
+    options = StoreOptions("locked", endpoint_url=weed.endpoint_url, region="us-east-1")
+    bucket = Bucket(options, clock, Retry(clock))
+    for ask in (bucket.check_access, lambda: bucket.put_once("k", b"x")):
+        with pytest.raises(StoreError) as caught:
+            ask()
+        assert told in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert clock.sleeps == [], "trying again cannot help"
+
+
+def test_an_unreachable_store_names_the_setting(clock: HandClock, weed: Any) -> None:
+    options = StoreOptions("b", endpoint_url="http://127.0.0.1:1", region="us-east-1")
+    with pytest.raises(StoreError, match="ARCHIVER_S3_ENDPOINT_URL"):
+        Bucket(options, clock, Retry(clock)).check_access()
+    assert len(clock.sleeps) == 4
+
+
+def test_an_odd_bucket_name_is_a_store_error(clock: HandClock, weed: Any) -> None:
+    options = StoreOptions("Not A Bucket!", endpoint_url=weed.endpoint_url, region="us-east-1")
+    with pytest.raises(StoreError, match="ARCHIVER_S3_BUCKET"):
+        Bucket(options, clock, Retry(clock)).check_access()
+
+
+def test_a_request_to_end_is_heard(bucket: Bucket) -> None:
+    clock = HandClock()
+    stopped = Bucket(bucket.options, clock, Retry(clock), client=bucket._s3)
+    clock.stop()
+    for ask in (lambda: stopped.put_once("k", b"x"), lambda: list(stopped.list(""))):
+        with pytest.raises(Interrupted):
+            ask()
+    assert bucket.read("k") is None
+
+
+# --- what the store proves
+
+
+def test_the_probe_tells_what_the_store_does_and_leaves_one_object(
+    bucket: Bucket, kind: str
+) -> None:
+    expected = Capabilities(
+        checksums=kind != "moto",
+        create_once=True,
+        object_lock=kind != "weed-plain",
+        versioning=kind != "weed-plain",
+    )
+    assert probe(bucket) == expected
+    assert probe(bucket) == expected
+    assert [item.key for item in bucket.list("")] == ["manifest/probe"]
+    assert uploads(bucket) == 0
+    if kind != "weed-plain":
+        assert versions_of(bucket, "manifest/probe") == 1
+
+
+def test_several_writers_need_create_once() -> None:
+    require_safe(True, single_writer=False)
+    require_safe(False, single_writer=True)
+    with pytest.raises(StoreError, match="--single-writer"):
+        require_safe(False, single_writer=False)
+
+
+def test_options_reach_each_write(open_bucket: MakeBucket, weed: Any) -> None:
+    """Server-side encryption and the storage class, as far as the real store tells them back."""
+    seen: list[dict[str, Any]] = []
+    options = StoreOptions(
+        "locked", endpoint_url=weed.endpoint_url, region="us-east-1", sse="aws:kms",
+        sse_kms_key_id="key-1", storage_class="STANDARD_IA",
+    )  # fmt: skip
+    client = make_client(options)
+
+    def look(params: dict[str, Any], **_: Any) -> None:
+        seen.append(params["headers"])
+
+    for operation in ("PutObject", "CreateMultipartUpload"):
+        client.meta.events.register(f"before-call.s3.{operation}", look)
+    clock = HandClock()
+    bucket = Bucket(options, clock, Retry(clock, attempts=1), client=client)
+    for write in (
+        lambda: bucket.put_once("k", b"x"),
+        lambda: bucket.begin("m", content_type="audio/wav", retain_until=None).abort(),
+    ):
+        with contextlib.suppress(StoreError):  # this store may know no KMS: what was sent counts
+            write()
+    assert len(seen) == 2
+    for headers in seen:
+        assert headers["x-amz-server-side-encryption"] == "aws:kms"
+        assert headers["x-amz-server-side-encryption-aws-kms-key-id"] == "key-1"
+        assert headers["x-amz-storage-class"] == "STANDARD_IA"
+    assert seen[0]["If-None-Match"] == "*"

@@ -1,0 +1,68 @@
+"""Done when 7: eight recordings of 250 MB with `WORKERS=4` in under 300 MB of memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.bucket import Bucket
+from tests.system.command import Archiver, Running
+from tests.system.servers import Source, Weed
+
+RECORDINGS, BYTES, WORKERS = 8, 250_000_000, 4
+LIMIT_BYTES = 300_000_000
+DATES = ("--from", "2024-04-01", "--to", "2024-04-02")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def own_weed(tmp_path: Path) -> Iterator[Weed]:
+    """A store of its own, so that its 2 GB are given back at once."""
+    weed = Weed(tmp_path / "store")
+    yield weed
+    weed.remove()
+
+
+def peak_bytes(running: Running) -> int:
+    """The largest resident set of the process so far, as the kernel counts it."""
+    status = Path(f"/proc/{running.pid}/status").read_text()
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def test_peak_memory(
+    own_weed: Weed, signing_key: Path, tmp_path: Path, record_property: pytest.RecordProperty
+) -> None:
+    bucket = Bucket.make(own_weed.client, "calls")
+    huge = ("--calls", "0", "--huge", str(RECORDINGS), "--huge-bytes", str(BYTES))
+    with Source(tmp_path, *huge, *DATES) as source:
+        settings = {
+            **source.settings(),
+            **own_weed.settings("calls"),
+            "SIGNING_KEY_FILE": str(signing_key),
+            "METRICS_PORT": "0",
+            "WORKERS": str(WORKERS),
+        }
+        running = Archiver(settings, own_weed.environment).start("backfill", *DATES)
+        peak = 0
+
+        def ended() -> bool:
+            nonlocal peak
+            peak = max(peak, peak_bytes(running))
+            return running.ended
+
+        running.wait_until(ended, timeout=240)
+        result = running.wait().expect(0)
+        record_property("peak_mb", round(peak / 1e6))
+        record_property("seconds", round(result.seconds))
+        print(f"peak {peak / 1e6:.0f} MB, {result.seconds:.0f} s")
+        assert 20_000_000 < peak < LIMIT_BYTES
+
+        told = {call["recording"]["sha256"] for call in source.truth.values()}
+        keys = [key for key in bucket.keys("recordings/") if key.endswith(".wav")]
+        assert len(keys) == RECORDINGS
+        assert {bucket.sha256(key) for key in keys} == told

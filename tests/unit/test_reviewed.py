@@ -1,0 +1,195 @@
+"""What a review found and the rest of the suite had not asked: each was seen to go wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from archiver import fixity
+from archiver.demo.platform import Platform, Reply, Request
+from archiver.errors import KeyTaken, StoreError
+from archiver.manifest import layout
+from archiver.manifest.signing import SigningKey
+from archiver.retry import Retry
+from archiver.store.bucket import Bucket
+from tests.fakes.clock import HandClock
+from tests.fakes.population import TEN, a_call
+from tests.fakes.rig import HOUR, WINDOW, Archive, Rig
+
+MakeRig = Callable[..., Rig]
+Look = Callable[[], Archive]
+SETTLED = WINDOW.end + 2 * HOUR
+
+
+def bend(platform: Platform, path_end: str, change: Callable[[Any], Any]) -> None:
+    """Serve the normal answer of the API's paths that end so, changed."""
+
+    def hook(request: Request) -> Reply | None:
+        if request.server != "api" or not request.path.endswith(path_end):
+            return None
+        reply = platform.answer(request)
+        if reply.status != 200 or not isinstance(reply.body, bytes):
+            return reply
+        document = change(json.loads(reply.body))
+        return Reply(200, {"Content-Type": "application/json"}, json.dumps(document).encode())
+
+    platform.hooks.append(hook)
+
+
+def bodies(document: Any) -> list[Any]:
+    items = document["data"] if isinstance(document, dict) else document
+    assert isinstance(items, list)
+    return items
+
+
+def test_totals_that_speak_of_the_page_alone_do_not_end_the_listing(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    clock.turn_to(SETTLED)
+    platform.add(*[a_call(f"vc_{n:03}", TEN + timedelta(seconds=n)) for n in range(130)])
+
+    def lie(document: Any) -> Any:
+        count = len(bodies(document))
+        pagination = {"page": 1, "pageSize": 100, "totalCount": count, "totalPages": 1}
+        return {"data": bodies(document), "meta": {}, "pagination": pagination}
+
+    bend(platform, "/voice-calls", lie)
+    rig().backfill()
+    assert archive().line()["listed"] == 130
+
+
+def test_an_envelope_with_unknown_fields_is_an_envelope(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    clock.turn_to(SETTLED)
+    platform.add(a_call(epa={"score": 3}))
+    for end in ("/voice-calls", "/vc_1", "/recording-url", "/epa-results"):
+        bend(platform, end, lambda document: {
+            "success": True, "version": 2, "requestId": "r",
+            "data": document.get("data", document) if isinstance(document, dict) else document,
+        })  # fmt: skip
+    rig().backfill()
+    record = archive().records["vc_1"]
+    assert record["outcome"] == "archived"
+    assert [file["kind"] for file in record["files"]] == ["recording", "transcript", "epa"]
+
+
+def test_a_state_in_other_letters_is_the_same_state(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    clock.turn_to(SETTLED)
+    platform.add(a_call())
+
+    def shout(document: Any) -> Any:
+        return [{**item, "state": item["state"].upper()} for item in bodies(document)]
+
+    bend(platform, "/voice-calls", shout)
+    rig().backfill()
+    assert archive().line()["archived"] == 1
+
+
+def test_a_survey_that_is_a_list_is_kept(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    clock.turn_to(SETTLED)
+    platform.add(a_call(epaResults=[{"question": "q", "answer": "a"}]))
+    rig().backfill()
+    look = archive()
+    epa = next(file for file in look.records["vc_1"]["files"] if file["kind"] == "epa")
+    assert look.json(epa["key"]) == [{"question": "q", "answer": "a"}]
+
+
+def test_a_call_that_goes_while_its_window_is_open_is_told_when_it_closes(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey
+) -> None:
+    made = rig()
+    made.found()
+    platform.add(a_call("stays"), a_call("goes"))
+    clock.turn_to(WINDOW.end + HOUR)
+    loop = made.service()
+    loop.round()
+    platform.remove("goes")
+    clock.turn_to(SETTLED)
+    loop.round()
+    look = archive()
+    line = look.line()
+    assert (line["listed"], line["vanished"]) == (1, ["goes"])
+    told = [json.loads(row) for row in look.read(layout.SegmentName(TEN, 1).jsonl).splitlines()]
+    assert {row["call_id"] for row in told[:-1]} == {"stays", "goes"}
+
+
+def test_an_outage_gives_no_call_up_at_the_first_try(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    clock.turn_to(WINDOW.end + timedelta(days=9))
+    platform.add(a_call())
+    platform.hooks.append(lambda r: Reply(503, {}, b"") if r.server == "blob" else None)
+    made = rig()
+    made.backfill()
+    assert archive().line()["pending"] == ["vc_1"]
+    platform.hooks.clear()
+    made.backfill()
+    assert archive().records["vc_1"]["outcome"] == "archived"
+
+
+def test_one_malformed_listing_does_not_keep_other_windows_from_sealing(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    clock.turn_to(SETTLED + 2 * HOUR)
+    platform.add(a_call(), a_call("bad", TEN + HOUR), a_call("later", TEN + 2 * HOUR))
+
+    def hook(request: Request) -> Reply | None:
+        if "dateFrom=2024-01-15T11" in request.raw_query:
+            return Reply(200, {}, b'[{"id":"bad","note":"\\ud800"}]')
+        return None
+
+    platform.hooks.append(hook)
+    summary = rig().backfill(hours=3)
+    assert (summary.closed, summary.stuck) == (2, 1)
+    assert summary.needs_a_person
+    assert archive().records.keys() == {"vc_1", "later"}
+
+
+def test_a_lost_seal_is_never_replaced(
+    platform: Platform, rig: MakeRig, clock: HandClock, bucket: Bucket, archive: Look
+) -> None:
+    clock.turn_to(SETTLED + 6 * HOUR)
+    made = rig()
+    for hour in range(4):
+        made.backfill(TEN + hour * HOUR)
+    assert made.chain.head.seq == 4
+    bucket._s3.delete_object(Bucket=bucket.options.bucket, Key=bucket._prefix + layout.seal_key(2))
+    platform.add(a_call("new", TEN + 5 * HOUR))
+    with pytest.raises(StoreError, match="seal 2 is missing"):
+        rig().backfill(TEN + 5 * HOUR)
+    assert layout.seal_key(2) not in archive().keys
+
+
+class Forgetful:
+    """A store's client whose store does not know `If-None-Match`."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def put_object(self, **arguments: Any) -> Any:
+        arguments.pop("IfNoneMatch", None)
+        return self._client.put_object(**arguments)
+
+
+def test_one_writer_on_a_store_that_overwrites_looks_before_it_writes(
+    bucket: Bucket, clock: HandClock
+) -> None:
+    careless = Bucket(bucket.options, clock, Retry(clock), client=Forgetful(bucket._s3))
+    careless.create_once = False
+    first = careless.put_once("records/x", b"first")
+    assert careless.put_once("records/x", b"first").adopted
+    with pytest.raises(KeyTaken):
+        careless.put_once("records/x", b"other")
+    assert fixity.sha256_hex(bucket.read("records/x") or b"") == first.sha256
