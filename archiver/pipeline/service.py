@@ -148,10 +148,12 @@ class Service:
         calls, or with a later revision that a crash left without its seal.
 
         Asked of the bucket in each round, because another writer may have sealed them; windows
-        whose segments are the same as in the last round are not read again.
+        whose segments are the same as in the last round are not read again. Older ones, closed
+        late after a long downtime, are those that this process left so itself.
         """
         mark = self._chain.head.watermark
         reach = self._schedule.give_up + self._schedule.settle + self._schedule.window
+        yield from sorted(window for window in self._waiting if window.end <= mark - reach)
         quiet: dict[Window, list[tuple[SegmentName, bool]]] = {}
         for window in windows_between(mark - reach, mark, self._schedule.window):
             names = self._segments.of(window.start)

@@ -136,6 +136,25 @@ def test_an_outage_gives_no_call_up_at_the_first_try(
     assert archive().records["vc_1"]["outcome"] == "archived"
 
 
+def test_an_outage_after_a_long_downtime_is_mended_by_the_next_round(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey
+) -> None:
+    made = rig(give_up=HOUR)
+    made.found()
+    platform.add(a_call(), a_call("newer", TEN + 8 * HOUR))
+    clock.turn_to(WINDOW.end + 10 * HOUR)
+    platform.hooks.append(lambda r: Reply(503, {}, b"") if r.server == "blob" else None)
+    loop = made.service()
+    loop.round()
+    assert archive().line()["pending"] == ["vc_1"]
+    platform.hooks.clear()
+    loop.round()
+    look = archive()
+    look.check(key)
+    assert {found["outcome"] for found in look.records.values()} == {"archived"}
+    assert look.line(revision=2)["pending"] == []
+
+
 def test_one_malformed_listing_does_not_keep_other_windows_from_sealing(
     platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
 ) -> None:
