@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from datetime import UTC, datetime
 from typing import Protocol
@@ -17,6 +16,10 @@ class Interrupted(ArchiverError):
 
     def __init__(self) -> None:
         super().__init__("interrupted", reason="interrupted")
+
+
+LONGEST_NAP_SECONDS = 0.2
+"""How late a request to end is heard by what sleeps."""
 
 
 class Clock(Protocol):
@@ -39,7 +42,7 @@ class SystemClock:
     """The machine's clock, and the process's request to end."""
 
     def __init__(self) -> None:
-        self._stop = threading.Event()
+        self._stopped = False
         self._checked = time.monotonic()
 
     def now(self) -> datetime:
@@ -49,12 +52,14 @@ class SystemClock:
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
-        self._stop.wait(max(0.0, seconds))
+        end = time.monotonic() + seconds
+        while not self._stopped and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, LONGEST_NAP_SECONDS))
         self.check()
 
     def check(self) -> None:
         self._checked = time.monotonic()
-        if self._stop.is_set():
+        if self._stopped:
             raise Interrupted
 
     @property
@@ -63,5 +68,9 @@ class SystemClock:
         return time.monotonic() - self._checked
 
     def stop(self) -> None:
-        """Ask everything that waits on this clock to end. Safe in a signal handler."""
-        self._stop.set()
+        """Ask everything that waits on this clock to end.
+
+        For a signal handler: it takes no lock. An `Event` would: set by a handler that interrupts
+        its own thread's wait at the wrong moment, it waits for itself for ever.
+        """
+        self._stopped = True

@@ -89,6 +89,7 @@ check_numbers() {
 # --- 2. each seal names the SHA-256 of the one before; totals and watermark go on
 
 # Input: all seals, one a line. Output: FAIL lines, a SEGMENT line for each segment, a HEAD line.
+# shellcheck disable=SC2016  # jq's variables, not the shell's
 chain_program='
 def fails($seq; $wrong; $what): if $wrong then "FAIL\tseal \($seq): \($what)" else empty end;
 def name: capture("^manifest/segments/dt=(?<day>[0-9]{4}-[0-9]{2}-[0-9]{2})/(?<time>[0-9]{4})"
@@ -228,6 +229,7 @@ lines() { # how many lines a file has
 
 # Input: all windows' segments, in order. Output: FAIL lines; LISTED with a SHA-256 and the ids that it
 # must be of; SEGMENT, then its RECORD and FILE lines.
+# shellcheck disable=SC2016  # jq's variables, not the shell's
 windows_program='
 def fails($name; $wrong; $what): if $wrong then "FAIL\t\($name.key): \($what)" else empty end;
 def segment: [label $closed | range(1e12) | input

@@ -7,6 +7,7 @@ to stdout, progress and logs to stderr; every error is one line.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,13 @@ for verb in (
 
 def main() -> None:
     """The console script."""
+    signal.signal(signal.SIGTERM, _stop_early)
     sys.exit(run_command(sys.argv[1:]))
+
+
+def _stop_early(*_: object) -> None:
+    """SIGTERM while a verb is still being loaded: nothing has begun, so there is nothing to end."""
+    raise SystemExit(0 if sys.argv[1:2] == ["run"] else INTERRUPTED)
 
 
 def run_command(arguments: Sequence[str]) -> int:
