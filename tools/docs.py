@@ -126,9 +126,8 @@ def _findings() -> str:
 
 
 def _rule(clause: str) -> str:
-    """`6 Order of writes` or `6 Invariant 3`, as a link to the section of the page."""
-    name = clause.partition(" ")[2]
-    name = {"Bucket": "The bucket"}.get(name, name)
+    """`Order of writes` or `Invariant 3`, as a link to the section of the page."""
+    name = {"Bucket": "The bucket"}.get(clause, clause)
     heading = re.sub(r"Invariant \d+", "What holds", name)
     text = name.replace("Invariant", "What holds,")
     return f"[{text}](#{heading.lower().replace(' ', '-')})"

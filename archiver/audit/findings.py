@@ -2,12 +2,11 @@
 
 A code is stable: it is never renamed, and never gets another meaning. `error`: the archive does not
 hold what it promises. `warning`: it holds, but a person must look. `info`: worth knowing; alone it
-leaves the audit clean. `python -m archiver.audit.findings` prints the table for the docs.
+leaves the audit clean. docs/manifest-format.md has the table, made from here.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ Severity = Literal["error", "warning", "info"]
 
 @dataclass(frozen=True)
 class Code:
-    """One row of the table. `clause` names the rule that is broken."""
+    """One row of the table. `clause` names the section of docs/manifest-format.md whose rule is
+    broken, or a number of its "What holds" as an invariant."""
 
     severity: Severity
     meaning: str
@@ -27,122 +27,120 @@ class Code:
 
 CODES: dict[str, Code] = {
     # the chain
-    "no_archive": Code("error", "there is no seal 0: nothing is archived here", "6 Seal"),
+    "no_archive": Code("error", "there is no seal 0: nothing is archived here", "Seal"),
     "seal_missing": Code(
-        "error", "a number up to the newest seal or signature has no seal", "6 Seal"
+        "error", "a number up to the newest seal or signature has no seal", "Seal"
     ),
-    "seal_invalid": Code("error", "a seal is malformed or not in canonical form", "6 Seal"),
-    "seal_number": Code("error", "a seal states another number than its key", "6 Seal"),
-    "prev_mismatch": Code("error", "`prev` is not the SHA-256 of the seal before", "6 Seal"),
-    "archive_mismatch": Code("error", "a seal is of another archive than seal 0", "6 Seal"),
+    "seal_invalid": Code("error", "a seal is malformed or not in canonical form", "Seal"),
+    "seal_number": Code("error", "a seal states another number than its key", "Seal"),
+    "prev_mismatch": Code("error", "`prev` is not the SHA-256 of the seal before", "Seal"),
+    "archive_mismatch": Code("error", "a seal is of another archive than seal 0", "Seal"),
     "key_mismatch": Code(
-        "error", "a seal names another key than the archive's, or than yours", "6 Seal"
+        "error", "a seal names another key than the archive's, or than yours", "Seal"
     ),
-    "public_key_missing": Code("error", "the public key is not under `manifest/keys/`", "5 Bucket"),
+    "public_key_missing": Code("error", "the public key is not under `manifest/keys/`", "Bucket"),
     "public_key_mismatch": Code(
-        "error", "the key under `manifest/keys/` is not that of seal 0", "5 Bucket"
+        "error", "the key under `manifest/keys/` is not that of seal 0", "Bucket"
     ),
-    "signature_missing": Code("error", "a seal has no `.sig`", "6 Order of writes"),
+    "signature_missing": Code("error", "a seal has no `.sig`", "Order of writes"),
     "signature_invalid": Code(
-        "error", "a `.sig` is no signature of the archive's key over the seal's bytes", "6 Seal"
+        "error", "a `.sig` is no signature of the archive's key over the seal's bytes", "Seal"
     ),
     "seal_time": Code(
-        "warning", "`sealed_at` lies over 5 minutes before that of the seal before", "6 Seal"
+        "warning", "`sealed_at` lies over 5 minutes before that of the seal before", "Seal"
     ),
-    "watermark_back": Code("error", "the watermark went back", "6 Invariant 3"),
+    "watermark_back": Code("error", "the watermark went back", "Invariant 3"),
     "running_total": Code(
-        "error", "`records` is not the seal before's plus that of its segments", "6 Seal"
+        "error", "`records` is not the seal before's plus that of its segments", "Seal"
     ),
     "tail_missing": Code(
-        "error", "the chain ends before the head given with `--head`", "6 Invariant 6"
+        "error", "the chain ends before the head given with `--head`", "Invariant 6"
     ),
     "head_mismatch": Code(
-        "error", "the seal at the number given with `--head` is another one", "6 Invariant 6"
+        "error", "the seal at the number given with `--head` is another one", "Invariant 6"
     ),
     # segments
-    "segment_key": Code("error", "a seal names a segment by a key that none can have", "5 Bucket"),
-    "segment_twice": Code("error", "a segment stands in more than one seal", "6 Seal"),
+    "segment_key": Code("error", "a seal names a segment by a key that none can have", "Bucket"),
+    "segment_twice": Code("error", "a segment stands in more than one seal", "Seal"),
     "segment_missing": Code(
-        "error", "a segment that a seal or a companion names is not there", "6 Order of writes"
+        "error", "a segment that a seal or a companion names is not there", "Order of writes"
     ),
     "segment_mismatch": Code(
-        "error", "a segment has another size or SHA-256 than its seal says", "6 Seal"
+        "error", "a segment has another size or SHA-256 than its seal says", "Seal"
     ),
-    "segment_root": Code("error", "a segment has another Merkle root than its seal says", "6 Seal"),
+    "segment_root": Code("error", "a segment has another Merkle root than its seal says", "Seal"),
     "segment_records": Code(
-        "error", "a segment has another number of records than its seal says", "6 Seal"
+        "error", "a segment has another number of records than its seal says", "Seal"
     ),
     "segment_invalid": Code(
-        "error", "a segment has a malformed line, or lines out of order", "6 Segment"
+        "error", "a segment has a malformed line, or lines out of order", "Segment"
     ),
-    "event_invalid": Code("error", "an event segment has a malformed line", "6 Events"),
-    "pointer_missing": Code("error", "a sealed segment has no `.seal`", "6 Order of writes"),
-    "pointer_mismatch": Code("error", "a `.seal` names another seal", "5 Bucket"),
+    "event_invalid": Code("error", "an event segment has a malformed line", "Events"),
+    "pointer_missing": Code("error", "a sealed segment has no `.seal`", "Order of writes"),
+    "pointer_mismatch": Code("error", "a `.seal` names another seal", "Bucket"),
     "pointer_dangling": Code(
-        "error", "a `.seal` stands beside a segment that no seal covers", "6 Order of writes"
+        "error", "a `.seal` stands beside a segment that no seal covers", "Order of writes"
     ),
-    "companion_missing": Code("error", "a sealed segment has no `.sha256`", "6 Order of writes"),
+    "companion_missing": Code("error", "a sealed segment has no `.sha256`", "Order of writes"),
     "companion_mismatch": Code(
-        "error", "a `.sha256` is not the list of its segment, records and files", "5 Bucket"
+        "error", "a `.sha256` is not the list of its segment, records and files", "Bucket"
     ),
     "unsealed_segment": Code(
-        "info", "a segment waits for its seal: a writer is at work, or ended", "6 Order of writes"
+        "info", "a segment waits for its seal: a writer is at work, or ended", "Order of writes"
     ),
     # windows
     "window_mismatch": Code(
-        "error", "a window line states another window or revision than its key", "6 Segment"
+        "error", "a window line states another window or revision than its key", "Segment"
     ),
-    "window_revision": Code("error", "a window's revisions have a gap", "6 Segment"),
+    "window_revision": Code("error", "a window's revisions have a gap", "Segment"),
     "window_balance": Code(
-        "error", "listed is not archived + no_recording + failed + pending", "6 Segment"
+        "error", "listed is not archived + no_recording + failed + pending", "Segment"
     ),
     "window_counts": Code(
-        "error", "a window line's counts are not those of its records", "6 Segment"
+        "error", "a window line's counts are not those of its records", "Segment"
     ),
     "listed_mismatch": Code(
-        "error", "`listed_sha256` is not that of the ids that the window tells of", "6 Segment"
+        "error", "`listed_sha256` is not that of the ids that the window tells of", "Segment"
     ),
     "call_lost": Code(
-        "error", "a call once pending is neither recorded, pending nor vanished", "6 Invariant 2"
+        "error", "a call once pending is neither recorded, pending nor vanished", "Invariant 2"
     ),
-    "window_overlap": Code("warning", "two windows overlap", "6 Invariant 3"),
+    "window_overlap": Code("warning", "two windows overlap", "Invariant 3"),
     "window_gap": Code(
-        "error", "between seal 0's watermark and the head's, a time has no window", "6 Invariant 3"
+        "error", "between seal 0's watermark and the head's, a time has no window", "Invariant 3"
     ),
     "watermark_ahead": Code(
-        "error", "a watermark passed a window that was sealed only later", "6 Invariant 3"
+        "error", "a watermark passed a window that was sealed only later", "Invariant 3"
     ),
     # records and files
     "record_incomplete": Code(
-        "error", "a record says archived and names no recording", "6 Invariant 1"
+        "error", "a record says archived and names no recording", "Invariant 1"
     ),
-    "record_missing": Code("error", "a record of a segment is not there", "6 Invariant 1"),
-    "record_mismatch": Code("error", "a record is not the line of its segment", "6 Segment"),
-    "file_key": Code("error", "a record names a file by a key that is not its call's", "5 Bucket"),
-    "file_missing": Code("error", "a file, or its very version, is not there", "6 Invariant 1"),
-    "file_size": Code("error", "a file has another size than its record says", "6 Invariant 1"),
+    "record_missing": Code("error", "a record of a segment is not there", "Invariant 1"),
+    "record_mismatch": Code("error", "a record is not the line of its segment", "Segment"),
+    "file_key": Code("error", "a record names a file by a key that is not its call's", "Bucket"),
+    "file_missing": Code("error", "a file, or its very version, is not there", "Invariant 1"),
+    "file_size": Code("error", "a file has another size than its record says", "Invariant 1"),
     "file_checksum": Code(
-        "error", "the store's own SHA-256 of a file is not the record's", "6 Invariant 1"
+        "error", "the store's own SHA-256 of a file is not the record's", "Invariant 1"
     ),
-    "file_hash": Code("error", "a file's bytes have another SHA-256", "6 Invariant 1"),
+    "file_hash": Code("error", "a file's bytes have another SHA-256", "Invariant 1"),
     "retention_weaker": Code(
-        "error", "an object is locked for shorter, or weaker, than its record promises", "6 Record"
+        "error", "an object is locked for shorter, or weaker, than its record promises", "Record"
     ),
     "retention_missing": Code(
         "warning",
         "the store tells of no lock where the record promises one: there is none, or you may not "
         "read it (`s3:GetObjectRetention`)",
-        "6 Record",
+        "Record",
     ),
-    "overwritten": Code("error", "a key has more than one version", "6 Invariant 7"),
-    "deleted": Code("error", "a delete marker hides a key", "6 Invariant 7"),
-    "recreated": Code(
-        "error", "a key was deleted by a marker, then written again", "6 Invariant 7"
-    ),
+    "overwritten": Code("error", "a key has more than one version", "Invariant 7"),
+    "deleted": Code("error", "a delete marker hides a key", "Invariant 7"),
+    "recreated": Code("error", "a key was deleted by a marker, then written again", "Invariant 7"),
     # the bucket
-    "too_large": Code("error", "an object is larger than any of its kind can be", "6 Invariant 9"),
-    "unreadable": Code("error", "the store does not hand out an object", "6 Invariant 1"),
-    "unexpected_object": Code("info", "a key in the manifest that nothing explains", "5 Bucket"),
+    "too_large": Code("error", "an object is larger than any of its kind can be", "Invariant 9"),
+    "unreadable": Code("error", "the store does not hand out an object", "Invariant 1"),
+    "unexpected_object": Code("info", "a key in the manifest that nothing explains", "Bucket"),
 }
 
 
@@ -185,14 +183,3 @@ class Findings:
     def counts(self) -> dict[str, int]:
         with self._lock:
             return dict(sorted(self._counts.items()))
-
-
-def markdown_table() -> str:
-    """The codes as a Markdown table, for the docs."""
-    rows = ["| code | severity | meaning | rule |", "|---|---|---|---|"]
-    rows += [f"| `{n}` | {c.severity} | {c.meaning} | {c.clause} |" for n, c in CODES.items()]
-    return "\n".join(rows) + "\n"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(markdown_table())

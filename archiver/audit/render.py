@@ -78,7 +78,7 @@ def _findings(report: Report) -> Iterator[str]:
         yield f"{CODES[code].severity:7}  {code:{wide}}  and {count:,} more"
     yield ""
     for code in sorted({finding.code for finding in shown}):
-        yield f"{code}: {CODES[code].meaning} (SPEC.md section {CODES[code].clause})"
+        yield f"{code}: {CODES[code].meaning} (docs/manifest-format.md: {CODES[code].clause})"
     yield ""
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from archiver import audit
 from archiver.audit import render
-from archiver.audit.findings import CODES, Findings, markdown_table
+from archiver.audit.findings import CODES, Findings
 from archiver.audit.verify import Options, verify
 from tests.audit.builder import small_archive
 from tests.audit.damage import WAV, flip
@@ -81,15 +81,6 @@ def test_an_empty_bucket_reads_well() -> None:
 
     assert "NOT OK: verified at level objects; 1 error" in render.as_text(empty)
     assert json.loads(render.as_json(empty))["head"] is None
-
-
-def test_the_table_of_codes_has_every_code() -> None:
-    table = markdown_table()
-
-    assert len(table.splitlines()) == len(CODES) + 2
-    assert all(row.count("|") == 5 for row in table.splitlines())
-    assert all(f"| `{code}` |" in table for code in CODES)
-    assert {code.severity for code in CODES.values()} == {"error", "warning", "info"}
 
 
 def test_a_code_outside_the_table_is_a_mistake_of_ours() -> None:

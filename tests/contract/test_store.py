@@ -29,7 +29,7 @@ MOTO_DEVIATES = {
     "checksums": "takes a part with a wrong SHA-256",
     "multipart": "tells the composite checksum of the parts as if it were the object's",
     "credentials": "knows no wrong credentials",
-    "races": "now and then has two create-once winners (TRAPS.md), so no race is run on it",
+    "races": "now and then has two create-once winners, so no race is run on it",
 }
 
 

@@ -327,7 +327,7 @@ def test_the_script_finds_it_too(sound: Archive, damage: Damage, tmp_path: Path)
 
 
 def test_without_a_known_head_a_cut_off_tail_cannot_be_told(sound: Archive, tmp_path: Path) -> None:
-    """The limit that SPEC section 6 states: before a *known* head."""
+    """The limit that docs/manifest-format.md states: before a *known* head."""
     copy = Copy(shutil.copytree(sound.copy, tmp_path / "copy"))
     truncate(copy)
     script = audit.run_script(copy.directory)

@@ -1,4 +1,4 @@
-"""Record, segment, seal: the exact fields and bytes of SPEC.md section 6, and what is refused."""
+"""Record, segment, seal: exact fields and bytes, and what is refused."""
 
 from __future__ import annotations
 
