@@ -14,8 +14,10 @@ import pytest
 
 if TYPE_CHECKING:
     from archiver.demo.weed import Weed
+    from archiver.manifest.signing import SigningKey
     from archiver.store.bucket import Bucket
     from tests.fakes.clock import HandClock
+    from tests.fakes.rig import Archive
 
 _NUMBERS = itertools.count(1)
 LOCKED, PLAIN = "locked", "plain"
@@ -88,3 +90,23 @@ def open_bucket(weed: Weed, s3: Any, prefix: str, clock: HandClock) -> Callable[
         return Bucket(StoreOptions(name, **options), clock, Retry(clock), client=client)
 
     return make
+
+
+@pytest.fixture
+def key() -> SigningKey:
+    from tests.fakes.rig import new_key
+
+    return new_key()
+
+
+@pytest.fixture
+def bucket(open_bucket: Callable[..., Bucket]) -> Bucket:
+    return open_bucket()
+
+
+@pytest.fixture
+def archive(bucket: Bucket) -> Callable[[], Archive]:
+    """The bucket as it stands when it is called."""
+    from tests.fakes.rig import Archive
+
+    return lambda: Archive(bucket)

@@ -253,8 +253,8 @@ class _Job:
 
     def _sidecars(self, survey: Survey | None) -> None:
         document = dict(self.call.document)
-        if document.get("epaResults") is None or survey is not None:
-            document.pop("epaResults", None)
+        if isinstance(document.get("epaResults"), dict | list | None):
+            document.pop("epaResults", None)  # anything else is no survey, and would be lost
         self._sidecar("transcript", document)
         if survey is not None:
             self._sidecar("epa", survey)

@@ -144,9 +144,10 @@ class Windows:
         plan = self._plan(self._lister.list(window), history, retry_failed)
         self._progress.window_listed(window, len(plan.todo))
         records = {**plan.done, **self._archive(plan, outcome)}
-        gone = self._gone(plan.listed, history)
         if not outcome.settled or not plan.listed.stable:
+            self._seen.setdefault(window, {}).update(plan.listed.calls)
             return True
+        gone = self._gone(plan.listed, history)
         closing = self._close(plan.listed, records, gone, outcome.unarchived, history)
         if closing is not None:
             if not self._write(closing):
@@ -208,10 +209,7 @@ class Windows:
     def _gone(self, listed: Listed, history: History) -> dict[str, Record | None]:
         """The calls that this process saw listed while the window was open and that are not
         listed any more, with their records: they must not fall silent when it closes."""
-        if history.revision:
-            return {}
-        seen = self._seen.setdefault(listed.window, {})
-        seen.update(listed.calls)
+        seen = self._seen.get(listed.window, {})
         calls = [call for call_id, call in seen.items() if call_id not in listed.calls]
         records = self._recorded(calls, listed.window, history)
         return {call.id: records.get(call.id) for call in calls}

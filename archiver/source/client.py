@@ -474,7 +474,9 @@ def _retry_after(response: httpx.Response, body: bytes) -> float | None:
             seconds = error.get("retryAfter") if isinstance(error, dict) else None
         except FormatError:
             return None
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return None
+    if not 0 <= seconds < 10**6:
         return None
     return seconds + random.uniform(0, 0.5)  # noqa: S311  (jitter, no secret)
 

@@ -81,16 +81,6 @@ def make_client(options: StoreOptions) -> Any:
         raise translate(error, "connect", options.bucket) from None
 
 
-def create_bucket(options: StoreOptions, *, object_lock: bool) -> None:
-    """Make the bucket: for the demo and for tests. A company makes its own."""
-    try:
-        make_client(options).create_bucket(
-            Bucket=options.bucket, ObjectLockEnabledForBucket=object_lock
-        )
-    except (BotoCoreError, ClientError) as error:
-        raise translate(error, "CreateBucket", options.bucket) from None
-
-
 class Bucket:
     """One archive: a bucket, or a prefix of it."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,8 @@ import pytest
 
 from archiver.demo.platform import Platform
 from archiver.manifest.signing import SigningKey
-from archiver.store.bucket import Bucket
 from tests.fakes.command import Command
 from tests.fakes.population import TEN, a_call
-from tests.fakes.rig import Archive, new_key
 
 
 @pytest.fixture
@@ -22,11 +20,6 @@ def platform() -> Iterator[Platform]:
     with Platform([a_call("vc_1", epa={"a": 1}), a_call("vc_2"), a_call("vc_3")]) as served:
         yield served
         assert served.violations == []
-
-
-@pytest.fixture
-def key() -> SigningKey:
-    return new_key()
 
 
 @pytest.fixture
@@ -47,16 +40,6 @@ def command(platform: Platform, weed: Any, prefix: str, tmp_path: Path, key: Sig
     }
     environment = {f"ARCHIVER_{name}": value for name, value in settings.items()}
     return Command(tmp_path, {**weed.environment, **environment})
-
-
-@pytest.fixture
-def bucket(open_bucket: Callable[..., Bucket]) -> Bucket:
-    return open_bucket()
-
-
-@pytest.fixture
-def archive(bucket: Bucket) -> Callable[[], Archive]:
-    return lambda: Archive(bucket)
 
 
 @pytest.fixture

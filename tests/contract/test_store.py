@@ -17,7 +17,7 @@ from archiver import fixity
 from archiver.clock import Interrupted
 from archiver.errors import KeyTaken, StoreError
 from archiver.retry import Retry
-from archiver.store.bucket import Bucket, StoreOptions, create_bucket, make_client
+from archiver.store.bucket import Bucket, StoreOptions, make_client
 from archiver.store.probe import Capabilities, probe, require_safe
 from tests.fakes.audio import noise
 from tests.fakes.clock import HandClock
@@ -57,7 +57,7 @@ def bucket(
         return open_bucket(kind.removeprefix("weed-"))
     url = request.getfixturevalue("moto")
     options = StoreOptions(f"moto-{prefix}", endpoint_url=url, region="us-east-1")
-    create_bucket(options, object_lock=True)
+    make_client(options).create_bucket(Bucket=options.bucket, ObjectLockEnabledForBucket=True)
     clock = HandClock()
     return Bucket(options, clock, Retry(clock))
 

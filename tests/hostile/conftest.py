@@ -1,7 +1,7 @@
-"""The command and a bucket for the tests that need a whole process."""
+"""The command for the tests that need a whole process."""
 
 from __future__ import annotations
 
-from tests.cli.conftest import archive, bucket, command, key
+from tests.cli.conftest import command
 
-__all__ = ["archive", "bucket", "command", "key"]
+__all__ = ["command"]

@@ -12,7 +12,7 @@ from archiver.demo.platform import Platform
 from archiver.manifest.signing import SigningKey
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
-from tests.fakes.rig import Archive, Rig, new_key, wired
+from tests.fakes.rig import Rig, wired
 
 
 @pytest.fixture
@@ -21,16 +21,6 @@ def platform(clock: HandClock) -> Iterator[Platform]:
     with Platform(clock=clock.now) as served:
         yield served
         assert served.violations == []
-
-
-@pytest.fixture
-def key() -> SigningKey:
-    return new_key()
-
-
-@pytest.fixture
-def bucket(open_bucket: Callable[..., Bucket]) -> Bucket:
-    return open_bucket()
 
 
 @pytest.fixture
@@ -46,9 +36,3 @@ def rig(
             return stack.enter_context(made)
 
         yield make
-
-
-@pytest.fixture
-def archive(bucket: Bucket) -> Callable[[], Archive]:
-    """The bucket as it stands when it is called."""
-    return lambda: Archive(bucket)

@@ -103,6 +103,20 @@ def test_a_survey_that_is_a_list_is_kept(
     assert look.json(epa["key"]) == [{"question": "q", "answer": "a"}]
 
 
+@pytest.mark.parametrize(
+    ("inline", "kept"), [({}, False), ([], False), (None, False), ("n/a", True)]
+)
+def test_only_what_is_no_survey_stays_in_the_transcript(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, inline: Any, kept: bool
+) -> None:
+    clock.turn_to(SETTLED)
+    platform.add(a_call(epaResults=inline))
+    rig().backfill()
+    look = archive()
+    (transcript,) = [f for f in look.records["vc_1"]["files"] if f["kind"] != "recording"]
+    assert ("epaResults" in look.json(transcript["key"])) is kept
+
+
 def test_a_call_that_goes_while_its_window_is_open_is_told_when_it_closes(
     platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey
 ) -> None:

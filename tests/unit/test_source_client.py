@@ -192,6 +192,32 @@ def test_an_odd_retry_after_is_a_plain_retry(
     assert clock.sleeps[0] < 2
 
 
+@pytest.mark.parametrize(
+    ("headers", "body", "seconds"),
+    [
+        ({}, b'{"error":{"retryAfter":9}}', 9),
+        (
+            {
+                "Date": "Mon, 15 Jan 2024 10:00:00 GMT",
+                "Retry-After": "Mon, 15 Jan 2024 10:00:12 GMT",
+            },
+            b"",
+            12,
+        ),
+        ({}, b'{"error":{"retryAfter":1' + b"0" * 400 + b"}}", 0),
+        ({}, b'{"error":{"retryAfter":-1}}', 0),
+        ({}, b'{"error":{"retryAfter":true}}', 0),
+    ],
+)
+def test_the_other_ways_to_ask_for_a_wait(
+    platform: Platform, client: VoiceCallsClient, clock: HandClock,
+    headers: dict[str, str], body: bytes, seconds: int,
+) -> None:  # fmt: skip
+    platform.hooks.append(on("vc_001", Reply(503, headers, body), times=1))
+    client.call("vc_001")
+    assert int(clock.sleeps[0]) == seconds
+
+
 def test_a_retry_after_of_an_hour_ends_the_attempt(
     platform: Platform, client: VoiceCallsClient, clock: HandClock
 ) -> None:
