@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from urllib.parse import urlsplit
 
-import httpx
-
+from archiver.apiclient import lister, source
 from archiver.clock import SystemClock
 from archiver.errors import CallError, SourceError, StoreError, UsageError
 from archiver.manifest import layout
@@ -18,7 +17,6 @@ from archiver.model import Retention
 from archiver.pipeline.backfill import Backfill
 from archiver.pipeline.genesis import found_archive
 from archiver.pipeline.index import SegmentIndex
-from archiver.pipeline.listing import Lister
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import Progress
 from archiver.pipeline.sealing import Chain
@@ -28,8 +26,7 @@ from archiver.pipeline.window import Windows
 from archiver.readonly import store_options
 from archiver.retry import Retry
 from archiver.settings import Settings
-from archiver.source.auth import BearerAuth, SignedKeyAuth
-from archiver.source.client import Filter, SignedUrl, VoiceCallsClient
+from archiver.source.client import SignedUrl, VoiceCallsClient
 from archiver.source.recording import RecordingClient
 from archiver.store.bucket import Bucket
 from archiver.store.probe import probe, require_safe
@@ -56,24 +53,6 @@ def retention(settings: Settings) -> Retention:
     if settings.object_lock_mode == "none":
         return Retention()
     return Retention(settings.object_lock_mode, settings.retention_days or 0)
-
-
-def source(settings: Settings, clock: SystemClock) -> VoiceCallsClient:
-    """The source's API client; raises `UsageError` where a secret's file cannot be read."""
-    auth: httpx.Auth
-    if settings.has("api_token"):
-        auth = BearerAuth(settings.secret("api_token"))
-    else:
-        auth = SignedKeyAuth(settings.secret("api_key"), settings.secret("api_hmac_secret"), clock)
-    return VoiceCallsClient(
-        settings.api_base_url,
-        auth,
-        clock,
-        retry=Retry(clock),
-        tls=client_context(),
-        connections=settings.workers + 4,
-        requests_per_second=settings.api_rate,
-    )
 
 
 def recordings(settings: Settings, clock: SystemClock) -> RecordingClient:
@@ -166,6 +145,7 @@ class App:
             settle=settings.settle,
             give_up=settings.give_up,
             poll_interval_seconds=settings.poll_interval.total_seconds(),
+            relist=settings.relist,
         )
         return Service(self.windows, self.chain, self.segments, self.clock, schedule, heartbeat)
 
@@ -189,10 +169,17 @@ def open_app(
     keep = retention(settings)
     segments = SegmentIndex(bucket)
     workers = Workers(settings.workers)
-    filters = Filter(settings.states, settings.campaign_id, settings.direction)
-    transfer = Transfer(api, blobs, bucket, clock, retention=keep, give_up=settings.give_up)
+    transfer = Transfer(
+        api,
+        blobs,
+        bucket,
+        clock,
+        retention=keep,
+        give_up=settings.give_up,
+        first_rest_seconds=settings.poll_interval.total_seconds(),
+    )
     windows = Windows(
-        Lister(api, filters, clock, settings.window),
+        lister(settings, api, clock),
         transfer,
         bucket,
         workers,
@@ -200,6 +187,7 @@ def open_app(
         segments=segments,
         retention=keep,
         settle=settings.settle,
+        give_up=settings.give_up,
         progress=progress,
     )
     chain = Chain(bucket, key, clock, keep)

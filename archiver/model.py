@@ -79,7 +79,7 @@ def windows_between(start: datetime, end: datetime, length: timedelta) -> Iterat
         window = Window(window.end, window.end + length)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Call:
     """One call as the source told of it; `document` is its answer, every field kept."""
 

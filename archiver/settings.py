@@ -60,8 +60,11 @@ def _parse_list(value: object) -> object:
 
 
 def _parse_durations(value: object) -> object:
-    items = _parse_list(value)
-    return tuple(parse_duration(item) for item in items) if isinstance(items, tuple) else items
+    """`1d,7d`, or `none`."""
+    if not isinstance(value, str):
+        return value
+    items = () if value.strip() == "none" else value.split(",")
+    return tuple(parse_duration(item) for item in items)
 
 
 def _parse_moment(value: object) -> object:
@@ -121,8 +124,8 @@ class StoreSettings(LogSettings):
         return self
 
 
-class Settings(StoreSettings):
-    """What the archiver itself needs."""
+class SourceSettings(StoreSettings):
+    """What a reader of the source needs beside."""
 
     api_base_url: str = Field(description="base URL of the source, …/api/v1")
     api_token: SecretStr | None = Field(None, description="bearer token of the source; or")
@@ -133,27 +136,79 @@ class Settings(StoreSettings):
     api_hmac_secret_file: Path | None = Field(
         None, description="… a file with it, read when it changes"
     )
-    recording_hosts: Names = Field(
-        description="exact hosts (or host:port) that a recording URL may name, comma separated"
-    )
     allow_http: bool = Field(
         False, description="permits plain http for source and recordings: tests and demo only"
     )
     states: Names = Field(("Completed",), description="call states to archive, comma separated")
     campaign_id: str | None = Field(None, description="narrows the listing to a campaign")
     direction: str | None = Field(None, description="narrows the listing to a direction")
-    signing_key_file: Path = Field(
-        description="Ed25519 private key, PKCS#8 PEM; `archiver keygen` makes one"
-    )
     window: Duration = Field(
         timedelta(hours=1), description="length of a window: divides 24 h, at least 1m"
+    )
+    api_rate: float | None = Field(
+        None, gt=0, description="at most so many requests a second to the source"
+    )
+
+    @model_validator(mode="after")
+    def _check_source(self) -> SourceSettings:
+        for complaint in (self._check_api(), self._check_window()):
+            if complaint:
+                raise ValueError(complaint)
+        return self
+
+    def _check_api(self) -> str | None:
+        url = _split_url(self.api_base_url)
+        if url is None or url.query or url.fragment or url.username:
+            return "ARCHIVER_API_BASE_URL: takes a URL such as https://api.example.com/api/v1"
+        if url.scheme == "http" and not self.allow_http:
+            return "ARCHIVER_API_BASE_URL: must be https (ARCHIVER_ALLOW_HTTP is for tests)"
+        for name in ("api_token", "api_key", "api_hmac_secret"):
+            secret: SecretStr | None = getattr(self, name)
+            if secret and getattr(self, name + "_file"):
+                return f"{_variable(name)} and {_variable(name)}_FILE: set one of the two"
+            if secret and not _is_one_ascii_line(secret.get_secret_value().strip()):
+                return f"{_variable(name)}: takes one line of ASCII"
+        token, key = self.has("api_token"), self.has("api_key")
+        if token == key or self.has("api_hmac_secret") != key:
+            return (
+                "ARCHIVER_API_TOKEN: set it, or ARCHIVER_API_KEY with ARCHIVER_API_HMAC_SECRET "
+                "(each also as …_FILE), and not both"
+            )
+        return None
+
+    def _check_window(self) -> str | None:
+        if self.window < timedelta(minutes=1) or DAY % self.window:
+            return "ARCHIVER_WINDOW: must divide 24h and be at least 1m"
+        if self.window.total_seconds() % 60:
+            return "ARCHIVER_WINDOW: must be whole minutes"
+        return None
+
+    def has(self, name: str) -> bool:
+        return bool(getattr(self, name) or getattr(self, name + "_file"))
+
+    def secret(self, name: str) -> Secret:
+        """A secret's value of now; raises `UsageError` where its file cannot be read."""
+        value: SecretStr | None = getattr(self, name)
+        if value is not None:
+            return fixed(value.get_secret_value().strip())
+        return from_file(getattr(self, name + "_file"), _variable(name) + "_FILE")
+
+
+class Settings(SourceSettings):
+    """What the archiver itself needs."""
+
+    recording_hosts: Names = Field(
+        description="exact hosts (or host:port) that a recording URL may name, comma separated"
+    )
+    signing_key_file: Path = Field(
+        description="Ed25519 private key, PKCS#8 PEM; `archiver keygen` makes one"
     )
     settle: Duration = Field(
         timedelta(hours=2), description="a window is sealed this long after its end"
     )
     relist: Durations = Field(
         (timedelta(days=1), timedelta(days=7)),
-        description="ages at which a sealed window is listed again (not used yet)",
+        description="ages at which a sealed window is listed again; none for never",
     )
     poll_interval: Duration = Field(
         timedelta(seconds=60), description="pause between rounds of the loop"
@@ -181,9 +236,6 @@ class Settings(StoreSettings):
     max_recording_bytes: Size = Field(
         2 << 30, description="a larger recording is an exception, not a crash"
     )
-    api_rate: float | None = Field(
-        None, gt=0, description="at most so many requests a second to the source"
-    )
     tsa_url: str | None = Field(
         None, description="RFC 3161 time-stamp authority for seals (not used yet)"
     )
@@ -194,57 +246,28 @@ class Settings(StoreSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Settings:
-        for complaint in (self._check_api(), self._check_times(), self._check_lock()):
+        for complaint in (self._check_hosts(), self._check_times(), self._check_lock()):
             if complaint:
                 raise ValueError(complaint)
         return self
 
-    def _check_api(self) -> str | None:
-        url = _split_url(self.api_base_url)
-        if url is None or url.query or url.fragment or url.username:
-            return "ARCHIVER_API_BASE_URL: takes a URL such as https://api.example.com/api/v1"
-        if url.scheme == "http" and not self.allow_http:
-            return "ARCHIVER_API_BASE_URL: must be https (ARCHIVER_ALLOW_HTTP is for tests)"
-        for name in ("api_token", "api_key", "api_hmac_secret"):
-            secret: SecretStr | None = getattr(self, name)
-            if secret and getattr(self, name + "_file"):
-                return f"{_variable(name)} and {_variable(name)}_FILE: set one of the two"
-            if secret and not _is_one_ascii_line(secret.get_secret_value().strip()):
-                return f"{_variable(name)}: takes one line of ASCII"
-        token, key = self.has("api_token"), self.has("api_key")
-        if token == key or self.has("api_hmac_secret") != key:
-            return (
-                "ARCHIVER_API_TOKEN: set it, or ARCHIVER_API_KEY with ARCHIVER_API_HMAC_SECRET "
-                "(each also as …_FILE), and not both"
-            )
+    def _check_hosts(self) -> str | None:
         for host in self.recording_hosts:
             if not re.fullmatch(r"[A-Za-z0-9.-]+(:\d{1,5})?|\[[0-9A-Fa-f:]+\](:\d{1,5})?", host):
                 return "ARCHIVER_RECORDING_HOSTS: takes exact hosts, such as recordings.example.com"
         return None
 
     def _check_times(self) -> str | None:
-        if self.window < timedelta(minutes=1) or DAY % self.window:
-            return "ARCHIVER_WINDOW: must divide 24h and be at least 1m"
         if self.poll_interval < timedelta(seconds=1):
             return "ARCHIVER_POLL_INTERVAL: must be at least 1s"
-        if self.window.total_seconds() % 60:
-            return "ARCHIVER_WINDOW: must be whole minutes"
+        if any(not age for age in self.relist):
+            return "ARCHIVER_RELIST: takes ages such as 1d,7d, or none"
         return None
 
     def _check_lock(self) -> str | None:
         if self.object_lock_mode != "none" and self.retention_days is None:
             return "ARCHIVER_RETENTION_DAYS: must be set with ARCHIVER_OBJECT_LOCK_MODE"
         return None
-
-    def has(self, name: str) -> bool:
-        return bool(getattr(self, name) or getattr(self, name + "_file"))
-
-    def secret(self, name: str) -> Secret:
-        """A secret's value of now; raises `UsageError` where its file cannot be read."""
-        value: SecretStr | None = getattr(self, name)
-        if value is not None:
-            return fixed(value.get_secret_value().strip())
-        return from_file(getattr(self, name + "_file"), _variable(name) + "_FILE")
 
     def signing_key(self) -> SigningKey:
         """Raises `UsageError` where the key file cannot be read or is no Ed25519 key."""

@@ -2,19 +2,22 @@
 
 Rules:
 - One record a line, its exact bytes, sorted by `record` (the key), then one `window` line.
-- `listed = archived + no_recording + failed + |pending|`, over what this listing listed.
+- `listed = archived + no_recording + failed + |pending|`, over what this listing listed and over
+  those calls of earlier listings that have no record yet.
 - Revision 1 carries every call of the window; a later one what has changed since, and in
-  `vanished` the ids that an earlier listing had and this one has not.
+  `vanished` the recorded ids that an earlier listing had and this one has not.
 - `listed_sha256` is the SHA-256 of the listed ids, sorted by code point, a newline after each.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from archiver.errors import FormatError
 from archiver.manifest import canonical, layout
@@ -51,15 +54,36 @@ class Balance:
     vanished: Sequence[str] = ()
 
 
+class Line(Protocol):
+    """A record's bytes, newline included, and its key."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def data(self) -> bytes: ...
+
+
 def build(
-    window: Window, revision: int, records: Iterable[Record], balance: Balance, listing: Listing
-) -> bytes:
-    """The segment's bytes; `records` are those that this revision carries, in any order."""
+    window: Window, revision: int, records: Iterable[Line], balance: Balance, listing: Listing
+) -> bytearray:
+    """The segment's bytes; `records` are those that this revision carries, in any order.
+
+    Their bytes are asked for one by one: a window may have 100,000.
+    """
+    data = bytearray()
+    for found in sorted(records, key=lambda record: record.key):
+        data += found.data
+    data += canonical.dump(_line(window, revision, balance, listing))
+    return data
+
+
+def _line(window: Window, revision: int, balance: Balance, listing: Listing) -> dict[str, Any]:
     counts: dict[str, int] = dict.fromkeys(OUTCOMES, 0)
     for outcome in balance.outcomes.values():
         counts[outcome] += 1
     ids = [*balance.outcomes, *balance.pending]
-    line: dict[str, Any] = {
+    return {
         **counts,
         "filter": dict(listing.filter),
         "from": format_time(window.start),
@@ -76,8 +100,19 @@ def build(
         "v": 1,
         "vanished": sorted(balance.vanished),
     }
-    lines = [record.data for record in sorted(records, key=lambda record: record.key)]
-    return b"".join([*lines, canonical.dump(line)])
+
+
+def companion(sha256: str, name: layout.SegmentName, records: Iterable[Record]) -> bytearray:
+    """The `sha256sum -c` file of a segment with that digest: it, then its records in their order,
+    then their files."""
+    rows = bytearray(f"{sha256}  {name.jsonl}\n".encode())
+    files = bytearray()
+    for found in records:
+        rows += f"{hashlib.sha256(found.data).hexdigest()}  {found.key}\n".encode()
+        for file in found.document["files"]:
+            files += f"{file['sha256']}  {file['key']}\n".encode()
+    rows += files
+    return rows
 
 
 @dataclass(frozen=True)
@@ -88,7 +123,17 @@ class Segment:
     name: layout.SegmentName
     window: Window
     line: Mapping[str, Any]
-    records: Sequence[Record] = field(repr=False)
+
+    @property
+    def records(self) -> Iterator[Record]:
+        """Its records, in order, each parsed as it is asked for. Raises `FormatError`."""
+        before = ""
+        for raw in itertools.islice(io.BytesIO(self.data), self.data.count(b"\n") - 1):
+            found = parse(raw)
+            if found.key <= before:
+                raise FormatError("a segment whose records are not sorted, or repeat")
+            before = found.key
+            yield found
 
     @property
     def revision(self) -> int:
@@ -102,31 +147,30 @@ class Segment:
     def vanished(self) -> list[str]:
         return list(self.line["vanished"])
 
-    def lines(self) -> list[bytes]:
-        """Its lines, newline excluded: the leaves of the Merkle tree."""
-        return self.data.split(b"\n")[:-1]
+    @property
+    def listed_at(self) -> datetime | None:
+        return parse_time(self.line.get("listed_at"))
 
-    def sha256_file(self) -> bytes:
-        """The `sha256sum -c` companion: the segment, then its records, then their files."""
-        rows = [(hashlib.sha256(self.data).hexdigest(), self.name.jsonl)]
-        rows += [(hashlib.sha256(record.data).hexdigest(), record.key) for record in self.records]
-        for record in self.records:
-            rows += [(file["sha256"], file["key"]) for file in record.document["files"]]
-        return "".join(f"{digest}  {key}\n" for digest, key in rows).encode()
+    def sha256_file(self) -> bytearray:
+        """Its companion; raises `FormatError`."""
+        return companion(hashlib.sha256(self.data).hexdigest(), self.name, self.records)
 
 
 def parse_segment(data: bytes) -> Segment:
     """Raises `FormatError` where `data` is no segment whose lines keep the rules above."""
+    found = parse_tail(data)
+    for _ in found.records:
+        pass
+    return found
+
+
+def parse_tail(data: bytes) -> Segment:
+    """As `parse_segment`, of the end of a segment: its window line, and not one of its records."""
     if not data.endswith(b"\n"):
         raise FormatError("a segment without its last newline")
-    *record_lines, last = data.split(b"\n")[:-1]
-    line = canonical.load_object(last)
+    line = canonical.load_object(data[data.rfind(b"\n", 0, -1) + 1 :])
     window, name = _window_line(line)
-    records = [parse(raw + b"\n") for raw in record_lines]
-    keys = [record.key for record in records]
-    if keys != sorted(set(keys)):
-        raise FormatError("a segment whose records are not sorted, or repeat")
-    return Segment(data, name, window, line, records)
+    return Segment(data, name, window, line)
 
 
 def _window_line(line: Mapping[str, Any]) -> tuple[Window, layout.SegmentName]:
@@ -140,6 +184,10 @@ def _window_line(line: Mapping[str, Any]) -> tuple[Window, layout.SegmentName]:
     lists = [line.get(name) for name in ("pending", "vanished")]
     if not all(isinstance(count, int) for count in counts):
         raise FormatError("a window line without its counts")
-    if not all(isinstance(ids, list) for ids in lists):
+    if not all(isinstance(ids, list) and _strings(ids) for ids in lists):
         raise FormatError("a window line without pending or vanished")
     return Window(start, end), layout.SegmentName(start, revision)
+
+
+def _strings(ids: Sequence[object]) -> bool:
+    return all(isinstance(one, str) for one in ids)

@@ -18,7 +18,7 @@ from archiver.model import Window, windows_between
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.ports import NoProgress, Progress
 from archiver.pipeline.sealing import Chain
-from archiver.pipeline.window import Outcome, Plan, Windows
+from archiver.pipeline.window import BACKFILL, Aim, Outcome, Plan, Windows
 
 log = structlog.get_logger()
 
@@ -64,9 +64,9 @@ class Summary:
             self.pending += len(outcome.unarchived)
         else:
             self.waiting += len(outcome.unarchived)
-        for record in outcome.committed:
-            self.committed[record.outcome] = self.committed.get(record.outcome, 0) + 1
-            self.bytes += sum(file["bytes"] for file in record.document["files"])
+        self.bytes += outcome.bytes
+        for name, count in outcome.committed.items():
+            self.committed[name] = self.committed.get(name, 0) + count
 
 
 def shard_of(window: Window, length: timedelta, count: int) -> int:
@@ -95,16 +95,19 @@ class Backfill:
         chain: Chain,
         segments: SegmentIndex,
         progress: Progress | None = None,
+        at_once: int = WINDOWS_AT_ONCE,
     ) -> None:
+        """`at_once` windows are worked at side by side; 1 means in the caller's own thread."""
+        self._at_once = at_once
         self._windows = windows
         self._chain = chain
         self._segments = segments
         self._progress = progress or NoProgress()
 
-    def run(self, todo: Iterable[Window], *, retry_failed: bool = True) -> Summary:
+    def run(self, todo: Iterable[Window], aim: Aim = BACKFILL) -> Summary:
         """Archive, close and seal. Raises what `Windows.process` and `Chain.append` raise."""
         summary = Summary()
-        for batch in self.batches(todo, retry_failed):
+        for batch in self.batches((window, aim) for window in todo):
             self.seal(batch, None)
             for outcome in batch:
                 summary.add(outcome)
@@ -122,22 +125,23 @@ class Backfill:
     def plan(self, todo: Iterable[Window]) -> Iterator[Plan]:
         """What `run` would do, window by window; writes nothing."""
         for window in todo:
-            yield self._windows.plan(window, retry_failed=True)
+            yield self._windows.plan(window)
 
-    def batches(self, todo: Iterable[Window], retry_failed: bool) -> Iterator[list[Outcome]]:
+    def batches(self, todo: Iterable[tuple[Window, Aim]]) -> Iterator[list[Outcome]]:
         """Outcomes in the order of the windows, all that are ready at a time."""
+        if self._at_once == 1:
+            yield from ([self._windows.process(*task)] for task in todo)
+            return
         running: deque[Future[Outcome]] = deque()
         waiting = iter(todo)
-        pool = ThreadPoolExecutor(WINDOWS_AT_ONCE, thread_name_prefix="window")
+        pool = ThreadPoolExecutor(self._at_once, thread_name_prefix="window")
         try:
             while True:
-                while len(running) < WINDOWS_AT_ONCE + SEAL_AT_MOST:
-                    window = next(waiting, None)
-                    if window is None:
+                while len(running) < self._at_once + SEAL_AT_MOST:
+                    task = next(waiting, None)
+                    if task is None:
                         break
-                    running.append(
-                        pool.submit(self._windows.process, window, retry_failed=retry_failed)
-                    )
+                    running.append(pool.submit(self._windows.process, *task))
                 if not running:
                     return
                 batch = [running.popleft().result()]

@@ -19,13 +19,15 @@ from archiver.pipeline.ports import Store
 V = TypeVar("V")
 
 REMEMBERED_DAYS = 4
+REMEMBERED_SEGMENT_DAYS = 16
 
 
 class _Days(Generic[V]):
     """The last few days' listings, each loaded once, by one thread."""
 
-    def __init__(self, load: Callable[[date], V]) -> None:
+    def __init__(self, load: Callable[[date], V], remembered: int = REMEMBERED_DAYS) -> None:
         self._load = load
+        self._remembered = remembered
         self._days: OrderedDict[date, V] = OrderedDict()
         self.lock = threading.RLock()
 
@@ -33,7 +35,7 @@ class _Days(Generic[V]):
         with self.lock:
             if day not in self._days:
                 self._days[day] = self._load(day)
-                if len(self._days) > REMEMBERED_DAYS:
+                if len(self._days) > self._remembered:
                     self._days.popitem(last=False)
             self._days.move_to_end(day)
             return self._days[day]
@@ -77,7 +79,7 @@ class SegmentIndex:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._days: _Days[dict[SegmentName, bool]] = _Days(self._load)
+        self._days: _Days[dict[SegmentName, bool]] = _Days(self.look, REMEMBERED_SEGMENT_DAYS)
 
     def of(self, start: datetime) -> list[tuple[SegmentName, bool]]:
         """The segments of the window that starts there, oldest first, with whether it is sealed."""
@@ -96,7 +98,8 @@ class SegmentIndex:
         """Look again: another writer may have been at it."""
         self._days.forget()
 
-    def _load(self, day: date) -> dict[SegmentName, bool]:
+    def look(self, day: date) -> dict[SegmentName, bool]:
+        """The segments of a day as the bucket has them now, with whether they are sealed."""
         names: dict[SegmentName, set[str]] = {}
         for item in self._store.list(layout.segment_prefix(day)):
             parsed = layout.parse_segment_key(item.key)

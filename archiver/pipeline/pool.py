@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -15,22 +15,29 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self._executor = ThreadPoolExecutor(count, thread_name_prefix="worker")
+        self._ahead = 2 * count
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """`function` of each item, in order. The first exception ends what has not begun, waits
-        for what has, and is raised."""
-        futures: list[Future[R]] = [self._executor.submit(function, item) for item in items]
+        for what has, and is raised. Only a few items are queued at a time: there may be many."""
+        results: dict[int, R] = {}
+        running: dict[Future[R], int] = {}
+        waiting = enumerate(items)
         try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-            if any(future.done() and future.exception() for future in futures):
-                for future in futures:
-                    future.cancel()
-                wait(futures)
-            failed = next((f for f in futures if not f.cancelled() and f.exception()), None)
-            return [failed.result()] if failed else [future.result() for future in futures]
+            while True:
+                for number, item in waiting:
+                    running[self._executor.submit(function, item)] = number
+                    if len(running) >= self._ahead:
+                        break
+                if not running:
+                    return [results[number] for number in range(len(results))]
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    results[running.pop(future)] = future.result()
         finally:
-            for future in futures:
+            for future in running:
                 future.cancel()
+            wait(running)
 
     def close(self) -> None:
         """End the threads; what they have begun is finished or aborted first."""

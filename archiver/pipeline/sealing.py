@@ -20,11 +20,10 @@ from archiver.clock import Clock
 from archiver.errors import FormatError, KeyTaken, StoreError, UsageError
 from archiver.manifest import layout, seal
 from archiver.manifest.seal import Seal
-from archiver.manifest.segment import Segment
 from archiver.manifest.signing import SigningKey
 from archiver.model import Retention
+from archiver.pipeline.history import Unsealed, max_date
 from archiver.pipeline.ports import Store
-from archiver.pipeline.retention import lock_until
 
 log = structlog.get_logger()
 
@@ -107,7 +106,7 @@ class Chain:
                 self._take_over(following)
             return self.head
 
-    def append(self, segments: Sequence[Segment], watermark: datetime | None = None) -> None:
+    def append(self, segments: Sequence[Unsealed], watermark: datetime | None = None) -> None:
         """Seal segments that are durable with their `.sha256`; those sealed already are passed by.
 
         `watermark` moves the loop's mark forward; None carries it on unchanged.
@@ -120,7 +119,7 @@ class Chain:
                     return
                 data = seal.following(
                     head,
-                    [seal.describe(s.name.jsonl, s.data) for s in todo],
+                    [segment.entry for segment in todo],
                     key_id=self._key.public.key_id,
                     sealed_at=max(self._clock.now(), head.sealed_at),
                     watermark=watermark or head.watermark,
@@ -189,11 +188,12 @@ class Chain:
         metrics.LAST_SEAL.set(sealed.sealed_at.timestamp())
         metrics.WATERMARK.set(sealed.watermark.timestamp())
 
-    def _lock_until(self, segments: Sequence[Segment]) -> datetime | None:
+    def _lock_until(self, segments: Sequence[Unsealed]) -> datetime | None:
         """The latest date that what is sealed is locked until, and not before ours from now."""
-        ends = [self._retention.until(self._clock.now())]
-        ends += [lock_until(segment, self._retention) for segment in segments]
-        return max((end for end in ends if end is not None), default=None)
+        until = self._retention.until(self._clock.now())
+        for segment in segments:
+            until = max_date(until, segment.retain_until)
+        return until
 
 
 def _pointer(segment_key: str) -> str:

@@ -2,8 +2,8 @@
 
 What is due is derived from the bucket alone: the watermark of the newest seal says up to where
 all is sealed; everything from there to now is listed each round. A call is archived in the first
-round that lists it; its window is sealed once it has settled. Windows sealed with pending calls are
-listed again until those are archived or given up.
+round that lists it; its window is sealed once it has settled. Sealed windows are listed again when
+they come of age, and while they have pending calls (`followups.py`).
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ import structlog
 from archiver import metrics
 from archiver.clock import Clock, Interrupted
 from archiver.errors import ArchiverError, UsageError
-from archiver.manifest.layout import SegmentName
 from archiver.model import Window, format_time, window_of, windows_between
-from archiver.pipeline.backfill import Backfill, Summary
+from archiver.pipeline.backfill import WINDOWS_AT_ONCE, Backfill, Summary
+from archiver.pipeline.followups import FollowUps
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.sealing import Chain
-from archiver.pipeline.window import Outcome, Windows
+from archiver.pipeline.window import ROUND, Aim, Outcome, Windows
 
 log = structlog.get_logger()
 
-ROUND_WINDOWS = 48
-"""Due windows closed between two looks at the newest calls, so that a backlog starves nobody."""
+CLOSED_AT_A_TIME = 8
+"""Due windows closed between two seals; the newest calls are looked at in between, where that was
+not done for a poll interval, so that a backlog starves nobody."""
+LONGEST_FOLLOW_UP_SECONDS = 60.0
+"""How long a round may spend on sealed windows, unless the poll interval is longer."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Schedule:
     settle: timedelta
     give_up: timedelta
     poll_interval_seconds: float
+    relist: tuple[timedelta, ...] = ()
 
 
 class Heartbeat:
@@ -67,15 +71,20 @@ class Service:
         clock: Clock,
         schedule: Schedule,
         heartbeat: Heartbeat | None = None,
+        at_once: int = WINDOWS_AT_ONCE,
     ) -> None:
+        """`at_once` is as `Backfill` has it."""
         self._windows = windows
         self._chain = chain
         self._segments = segments
         self._clock = clock
         self._schedule = schedule
         self._heartbeat = heartbeat or Heartbeat(clock)
-        self._backfill = Backfill(windows, chain, segments)
-        self._quiet: dict[Window, list[tuple[SegmentName, bool]]] = {}
+        self._backfill = Backfill(windows, chain, segments, at_once=at_once)
+        self._follow_ups = FollowUps(
+            windows, segments, clock, schedule.relist, schedule.give_up, schedule.window
+        )
+        self._looked_at = clock.monotonic()
         self._waiting: dict[Window, list[datetime]] = {}
 
     def run_forever(self) -> None:
@@ -101,30 +110,30 @@ class Service:
         due = list(windows_between(mark, now - self._schedule.settle, self._schedule.window))
         due = [window for window in due if window.end + self._schedule.settle <= now]
         first_open = due[-1].end if due else mark
-        # Before any is closed: what this very round leaves pending is for the next one to try.
-        left_open = list(self._left_open())
-        self._open_windows(first_open, now, summary)
-        for batch in _batches(due, ROUND_WINDOWS):
+        self._look_at_open(first_open, summary)
+        for batch in _batches(due, CLOSED_AT_A_TIME):
             mark = self._close(batch, mark, summary)
-            if batch[-1] != (due[-1] if due else None):
-                self._open_windows(first_open, self._clock.now(), summary)
-        self._retry_pending(left_open, summary)
+            if self._clock.monotonic() >= self._looked_at + self._schedule.poll_interval_seconds:
+                self._look_at_open(first_open, summary)
+        self._follow_up(summary)
         self._report(now)
         return summary
 
     # --- the parts of a round
 
-    def _open_windows(self, start: datetime, now: datetime, summary: Summary) -> None:
+    def _look_at_open(self, start: datetime, summary: Summary) -> None:
         """Archive at once what is new in the windows that have not settled, newest first."""
-        for window in reversed(list(windows_between(start, now, self._schedule.window))):
-            self._note(self._windows.process(window, retry_failed=False), summary)
+        self._looked_at = self._clock.monotonic()
+        windows = windows_between(start, self._clock.now(), self._schedule.window)
+        for window in reversed(list(windows)):
+            self._note(self._windows.process(window), summary)
 
     def _close(self, batch: list[Window], mark: datetime, summary: Summary) -> datetime:
         """Close due windows, oldest first; returns how far the run of sealed ones reaches."""
         todo = [window for window in batch if not self._segments.is_sealed(window.start)]
         outcomes = {
             outcome.window: outcome
-            for outcomes in self._backfill.batches(todo, retry_failed=False)
+            for outcomes in self._backfill.batches((window, ROUND) for window in todo)
             for outcome in outcomes
         }
         for window in batch:
@@ -134,36 +143,22 @@ class Service:
         self._backfill.seal(list(outcomes.values()), mark)
         for outcome in outcomes.values():
             self._note(outcome, summary)
+            self._follow_ups.note(outcome)
         return mark
 
-    def _retry_pending(self, left_open: list[Window], summary: Summary) -> None:
-        """Windows that were sealed with pending calls: list them again, append what changed."""
-        for window in left_open:
-            outcome = self._windows.process(window, retry_failed=False)
-            self._backfill.seal([outcome], None)
-            self._note(outcome, summary)
+    def _follow_up(self, summary: Summary) -> None:
+        """List sealed windows again that are due, oldest first, as many as there is time for: the
+        rest are due in the next round."""
+        for outcomes in self._backfill.batches(self._in_time(self._follow_ups.due())):
+            self._backfill.seal(outcomes, None)
+            for outcome in outcomes:
+                self._note(outcome, summary)
+                self._follow_ups.note(outcome)
 
-    def _left_open(self) -> Iterator[Window]:
-        """As far back as calls are not given up: the windows below the watermark with pending
-        calls, or with a later revision that a crash left without its seal.
-
-        Asked of the bucket in each round, because another writer may have sealed them; windows
-        whose segments are the same as in the last round are not read again. Older ones, closed
-        late after a long downtime, are those that this process left so itself.
-        """
-        mark = self._chain.head.watermark
-        reach = self._schedule.give_up + self._schedule.settle + self._schedule.window
-        yield from sorted(window for window in self._waiting if window.end <= mark - reach)
-        quiet: dict[Window, list[tuple[SegmentName, bool]]] = {}
-        for window in windows_between(mark - reach, mark, self._schedule.window):
-            names = self._segments.of(window.start)
-            known = self._quiet.get(window) == names
-            sealed = all(sealed for _, sealed in names)
-            if known or (sealed and not self._windows.pending_of(window)):
-                quiet[window] = names
-            else:
-                yield window
-        self._quiet = quiet
+    def _in_time(self, tasks: list[tuple[Window, Aim]]) -> Iterator[tuple[Window, Aim]]:
+        longest = max(LONGEST_FOLLOW_UP_SECONDS, self._schedule.poll_interval_seconds)
+        end = self._clock.monotonic() + longest
+        return itertools.takewhile(lambda _: self._clock.monotonic() < end, tasks)
 
     def _note(self, outcome: Outcome, summary: Summary) -> None:
         """Keep what the next round and the metrics need of a window."""

@@ -7,39 +7,68 @@ crash all run this same code. Sealing is the caller's, in the order of the windo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 
 from archiver.clock import Clock
-from archiver.errors import FormatError, KeyTaken, SourceError, StoreError, UsageError
-from archiver.manifest import layout, record, segment
+from archiver.errors import FormatError, SourceError, StoreError
+from archiver.manifest import layout, record
+from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
-from archiver.manifest.segment import Balance, Segment
+from archiver.manifest.segment import Segment
 from archiver.model import Call, Retention, Window
+from archiver.pipeline.attempts import Attempts, Unarchived
+from archiver.pipeline.closing import Closing, Tally, is_due
+from archiver.pipeline.history import History, HistoryReader, Standing, Unsealed
 from archiver.pipeline.index import RecordIndex, SegmentIndex
-from archiver.pipeline.listing import Listed, Lister
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import NoProgress, Progress, Store
-from archiver.pipeline.retention import lock_until
-from archiver.pipeline.transfer import Transfer, Unarchived
+from archiver.pipeline.transfer import Transfer
+from archiver.source.listing import Listed, Lister
 
 log = structlog.get_logger()
 
 RIVAL_ROUNDS = 5
 """How often another writer may be faster at the same window before that is an error."""
-MAX_SEGMENT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
+class Aim:
+    """What to do beyond archiving the calls that have no record.
+
+    `retry`: calls whose record says that there is no recording are tried again. `due`: the window
+    is listed again because it has come of age: archived calls are looked at again too, and the
+    revision is written, be it empty, unless one was listed since.
+    """
+
+    retry: bool = False
+    due: datetime | None = None
+
+
+ROUND, BACKFILL = Aim(), Aim(retry=True)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A call to be worked at. `previous` is its record, where it has one."""
+
+    call: Call
+    previous: Standing | None = None
+
+
+@dataclass
 class Plan:
-    """What a window's calls need: `done` have a record that stands, `todo` are to be tried."""
+    """What a window's calls need: `standing` have a record, `todo` are to be worked at, `resting`
+    failed a short while ago."""
 
     listed: Listed
-    done: Mapping[str, Record]
-    todo: Sequence[tuple[Call, Record | None]]
+    standing: dict[str, Standing] = field(default_factory=dict)
+    todo: list[Task] = field(default_factory=list)
+    resting: list[Unarchived] = field(default_factory=list)
 
 
 @dataclass
@@ -47,30 +76,33 @@ class Outcome:
     """How a window stands after `process`. `segments` are durable and wait for their seal."""
 
     window: Window
-    segments: list[Segment] = field(default_factory=list)
-    committed: list[Record] = field(default_factory=list)
-    """Records of this very run."""
+    segments: list[Unsealed] = field(default_factory=list)
+    committed: dict[str, int] = field(default_factory=dict)
+    """Records of this very run, by outcome."""
+    bytes: int = 0
+    """What these brought with them."""
     failed: int = 0
     """Calls that this run tried and that stand as failed."""
     unarchived: list[Unarchived] = field(default_factory=list)
+    """Calls without a record."""
     settled: bool = False
     """Whether the window had settled when it was listed: else it is rightly open yet."""
     closed: bool = False
-    """Whether every listed call of the window stands in a segment, sealed or about to be."""
+    """Whether every call of the window stands in a segment, sealed or about to be."""
+    listed_at: datetime | None = None
+    """When the newest revision was listed, as far as this run knows."""
+    postponed: bool = False
+    """Whether a window that is due to be listed again waits for the source to answer."""
 
 
-@dataclass(frozen=True)
-class History:
-    """What the segments of a window tell, taken together."""
+@dataclass
+class _Open:
+    """What this process remembers of a window until it is closed."""
 
-    revision: int = 0
-    records: Mapping[str, Record] = field(default_factory=dict)
-    pending: frozenset[str] = frozenset()
-    vanished: frozenset[str] = frozenset()
-
-    def after(self, later: Segment) -> History:
-        records = {**self.records, **{record.call_id: record for record in later.records}}
-        return History(later.revision, records, frozenset(later.pending), frozenset(later.vanished))
+    awaited: dict[str, Call] = field(default_factory=dict)
+    """Listed at some time, and without a record."""
+    standing: dict[str, Standing] = field(default_factory=dict)
+    """Listed at some time, with its record."""
 
 
 class Windows:
@@ -87,6 +119,7 @@ class Windows:
         segments: SegmentIndex,
         retention: Retention,
         settle: timedelta,
+        give_up: timedelta,
         progress: Progress | None = None,
     ) -> None:
         self._lister = lister
@@ -96,23 +129,24 @@ class Windows:
         self._clock = clock
         self._records = RecordIndex(store)
         self._segments = segments
-        self._retention = retention
+        self.reader = HistoryReader(store, segments, retention)
+        self._closing = Closing(store, segments, self.reader, retention)
         self._settle = settle
+        self._give_up = give_up
         self._progress = progress or NoProgress()
-        self._seen: dict[Window, dict[str, Call]] = {}
-        """Calls listed in windows that are open: each window is processed by one thread."""
+        self._open: dict[Window, _Open] = {}
 
-    def process(self, window: Window, *, retry_failed: bool) -> Outcome:
+    def process(self, window: Window, aim: Aim = ROUND) -> Outcome:
         """Archive what the window lacks and, once it has settled, close it.
 
-        Writes revision 1, or a later one where something changed since; nothing otherwise.
+        Writes revision 1, or a later one where something changed since or `aim` says so.
         A listing that is malformed leaves the window open, with an error in the log.
         Raises `SourceRefused`, `SourceError` (unreachable), `StoreError` and `Interrupted`.
         """
         outcome = Outcome(window)
         for _ in range(RIVAL_ROUNDS):
             try:
-                if self._try(outcome, retry_failed):
+                if self._try(outcome, aim):
                     return outcome
             except SourceError as error:
                 if error.reason != "bad_document":
@@ -124,195 +158,195 @@ class Windows:
             self._segments.forget()
         raise StoreError(f"other writers keep changing the window {window}", reason="conflict")
 
-    def plan(self, window: Window, *, retry_failed: bool) -> Plan:
+    def plan(self, window: Window, aim: Aim = BACKFILL) -> Plan:
         """What `process` would do; writes nothing."""
-        history, _ = self._history(window)
-        return self._plan(self._lister.list(window), history, retry_failed)
+        history = self.reader.read(window, complete=False)
+        return self._plan(self._lister.list(window), history, aim, closing=True)
 
-    def pending_of(self, window: Window) -> frozenset[str]:
-        """The ids that the window's newest segment calls pending; empty where there is none."""
-        return self._history(window)[0].pending
+    def newest_lines(self, names: Iterable[SegmentName]) -> list[Segment]:
+        """The segments of these names, without their records."""
+        return self._workers.map(self.reader.newest_line, names)
 
-    def _try(self, outcome: Outcome, retry_failed: bool) -> bool:
+    @property
+    def attempts(self) -> Attempts:
+        return self._transfer.attempts
+
+    @property
+    def awaiting(self) -> list[Window]:
+        """The windows of which this process knows calls without a record, though it did not list
+        them there: a source listed them beside another window's, or has hidden them since."""
+        return sorted(window for window, known in list(self._open.items()) if known.awaited)
+
+    def _try(self, outcome: Outcome, aim: Aim) -> bool:
         """One attempt; False where another writer closed the window meanwhile."""
         window = outcome.window
-        history, outcome.segments = self._history(window)
-        for unsealed in outcome.segments:
-            self._write_companion(unsealed)
+        history = self.reader.read(window)
+        outcome.segments, outcome.listed_at = history.unsealed, history.listed_at
         # Judged before the listing: what settles while we list was not listed settled.
         outcome.settled = self._clock.now() >= window.end + self._settle
-        plan = self._plan(self._lister.list(window), history, retry_failed)
-        self._progress.window_listed(window, len(plan.todo))
-        records = {**plan.done, **self._archive(plan, outcome)}
-        if not outcome.settled or not plan.listed.stable:
-            self._seen.setdefault(window, {}).update(plan.listed.calls)
+        if aim.due is not None and not is_due(history, aim.due):
+            outcome.closed = True
+            return True  # another writer has listed it since
+        tally, stable, unsure = self._work(outcome, history, aim)
+        if not outcome.settled or not stable:
             return True
-        gone = self._gone(plan.listed, history)
-        closing = self._close(plan.listed, records, gone, outcome.unarchived, history)
-        if closing is not None:
-            if not self._write(closing):
-                return False
-            outcome.segments.append(closing)
         outcome.closed = True
-        self._seen.pop(window, None)
-        return True
+        if unsure and aim.due is not None and self._clock.now() < aim.due + self._give_up:
+            outcome.postponed = True
+            return True
+        ours, written = self._closing.close(tally, history, aim.due)
+        if written is not None:
+            outcome.segments.append(written)
+            outcome.listed_at = tally.listing.listed_at
+        self._open.pop(window, None)
+        return ours
+
+    def _work(self, outcome: Outcome, history: History, aim: Aim) -> tuple[Tally, bool, bool]:
+        """List the window and work at its calls: how they stand then, whether the listing can be
+        relied on, and whether the source was out when an archived call was looked at again."""
+        window = outcome.window
+        listed = self._lister.list(window)
+        self._remember_strays(listed)
+        closing = outcome.settled and not history.revision
+        plan = self._plan(listed, history, aim, closing)
+        self._progress.window_listed(window, len(plan.todo))
+        failures = [*plan.resting, *self._archive(plan, outcome)]
+        outcome.unarchived = [item for item in failures if item.call.id not in plan.standing]
+        unsure = any(
+            item.call.id in plan.standing and item.reason == "source_unavailable"
+            for item in failures
+        )
+        if not history.revision or not listed.stable:
+            memory = self._open.setdefault(window, _Open())
+            memory.standing = plan.standing
+            memory.awaited = {item.call.id: item.call for item in outcome.unarchived}
+        pending = {item.call.id for item in outcome.unarchived}
+        tally = Tally(window, listed.listing, set(listed.calls), plan.standing, pending)
+        return tally, listed.stable, unsure
 
     # --- what is there
 
-    def _history(self, window: Window) -> tuple[History, list[Segment]]:
-        """What is told of the window, and those of its segments that no seal covers yet."""
-        history, unsealed = History(), []
-        for name, sealed in self._segments.of(window.start):
-            data = self._store.read(name.jsonl, max_bytes=MAX_SEGMENT_BYTES)
-            try:
-                found = segment.parse_segment(data or b"")
-            except FormatError as error:
-                raise StoreError(
-                    f"{name.jsonl} is damaged ({error}): run archiver verify"
-                ) from None
-            if found.window != window:
-                raise UsageError(
-                    f"the archive has a window {found.window} where ARCHIVER_WINDOW makes "
-                    f"{window}: set ARCHIVER_WINDOW to the length that the archive has"
-                )
-            if not sealed:
-                unsealed.append(found)
-            history = history.after(found)
-        return history, unsealed
-
-    def _plan(self, listed: Listed, history: History, retry_failed: bool) -> Plan:
-        calls = listed.calls.values()
-        known = {**history.records, **self._recorded(calls, listed.window, history)}
-        done, todo = {}, []
+    def _plan(self, listed: Listed, history: History, aim: Aim, closing: bool) -> Plan:
+        """Sort the calls that are listed, and those that were and have no record yet."""
+        plan = Plan(listed)
+        awaited = self._awaited(listed, history)
+        plan.standing = self._standing([*listed.calls.values(), *awaited.values()], listed, history)
+        for call in awaited.values():
+            if call.id not in plan.standing:
+                self._add(plan, Task(call), rest=not (closing or aim.retry))
         for call in listed.calls.values():
-            told = known.get(call.id)
-            if told is not None and not (retry_failed and told.outcome == "failed"):
-                done[call.id] = told
-            else:
-                todo.append((call, told))
-        return Plan(listed, done, todo)
+            found = plan.standing.get(call.id)
+            if found is None or self._is_wanted(found, aim):
+                self._add(plan, Task(call, found), rest=not (closing or aim.retry))
+        return plan
 
-    def _recorded(
-        self, calls: Iterable[Call], window: Window, history: History
-    ) -> dict[str, Record]:
-        """The records that stand in the bucket and that the window's segments do not tell."""
+    def _is_wanted(self, found: Standing, aim: Aim) -> bool:
+        """Whether a call that has a record is to be worked at again."""
+        again = aim.retry or aim.due is not None
+        return aim.due is not None if found.outcome == "archived" else again
+
+    def _add(self, plan: Plan, task: Task, rest: bool) -> None:
+        """In the loop, what failed a short while ago rests; but a window is closed on fresh
+        knowledge."""
+        resting = self._transfer.attempts.resting(task.call.id) if rest else None
+        if resting is None:
+            plan.todo.append(task)
+        else:
+            plan.resting.append(resting)
+
+    def _awaited(self, listed: Listed, history: History) -> dict[str, Call]:
+        """The calls that were listed before, are not listed now, and had no record then: by what
+        the manifest calls pending, by what this process saw, by another pass of this listing."""
+        memory = self._open.get(listed.window, _Open())
+        known = {call_id: Call(call_id, {}) for call_id in history.pending}
+        known = {**known, **memory.awaited, **listed.glimpsed}
+        return {call_id: call for call_id, call in known.items() if call_id not in listed.calls}
+
+    def _standing(
+        self, calls: Iterable[Call], listed: Listed, history: History
+    ) -> dict[str, Standing]:
+        """The newest record of each call, as segments, this process or the bucket know it."""
+        memory = self._open.get(listed.window, _Open())
+        standing = dict(memory.standing)
         keys = {}
         for call in calls:
-            day = (call.own_time or window.start).date()
+            found = _newest(standing.get(call.id), history.records.get(call.id))
+            day = (call.own_time or listed.window.start).date()
             revision = self._records.revision(day, call.id)
-            told = history.records.get(call.id)
-            if revision > (told.revision if told else 0):
+            if revision > (found.revision if found else 0):
                 keys[call.id] = layout.record_key(day, call.id, revision)
-        records = self._workers.map(self._read_record, keys.values())
-        return dict(zip(keys, records, strict=True))
+            elif found is not None:
+                standing[call.id] = found
+        read = self._workers.map(self._read_record, keys.values())
+        return {**standing, **dict(zip(keys, read, strict=True))}
 
-    def _gone(self, listed: Listed, history: History) -> dict[str, Record | None]:
-        """The calls that this process saw listed while the window was open and that are not
-        listed any more, with their records: they must not fall silent when it closes."""
-        seen = self._seen.get(listed.window, {})
-        calls = [call for call_id, call in seen.items() if call_id not in listed.calls]
-        records = self._recorded(calls, listed.window, history)
-        return {call.id: records.get(call.id) for call in calls}
-
-    def _read_record(self, key: str) -> Record:
+    def _read_record(self, key: str) -> Standing:
         data = self._store.read(key)
         try:
-            return record.parse(data or b"")
+            return Standing.of(record.parse(data or b""))
         except FormatError as error:
             raise StoreError(f"{key} is damaged ({error}): run archiver verify") from None
 
+    def _remember_strays(self, listed: Listed) -> None:
+        """Calls that the source lists in another window too, the one of their own time: that
+        window waits for those without a record, should it not list them any more."""
+        for home, calls in listed.strays.items():
+            missing = {
+                call.id: call
+                for call in calls.values()
+                if not self._records.revision((call.own_time or home.start).date(), call.id)
+            }
+            if missing:
+                memory = self._open.setdefault(home, _Open())
+                memory.awaited = {**missing, **memory.awaited}
+
     # --- archiving
 
-    def _archive(self, plan: Plan, outcome: Outcome) -> dict[str, Record]:
-        """Try the calls of the plan; what has a record afterwards, by call id."""
-
-        def one(item: tuple[Call, Record | None]) -> Record | Unarchived:
-            call, previous = item
-            result = self._transfer.archive(
-                call, outcome.window, settled=outcome.settled, previous=previous
-            )
-            self._note(result)
-            return result
-
-        records: dict[str, Record] = {}
-        outcome.unarchived, outcome.failed = [], 0
-        for (call, previous), result in zip(
-            plan.todo, self._workers.map(one, plan.todo), strict=True
-        ):
+    def _archive(self, plan: Plan, outcome: Outcome) -> list[Unarchived]:
+        """Work at the calls of the plan; `plan.standing` then has their newest records."""
+        work = partial(self._work_at, outcome.window, outcome.settled)
+        failures = []
+        results = self._workers.map(work, plan.todo)
+        for task, (result, written) in zip(plan.todo, results, strict=True):
             if isinstance(result, Unarchived):
-                outcome.unarchived.append(result)
-                if previous is not None:
-                    records[call.id] = previous
+                failures.append(result)
                 continue
-            records[call.id] = result
+            plan.standing[task.call.id] = result
             outcome.failed += result.outcome == "failed"
-            if result is not previous:
-                outcome.committed.append(result)
-        return records
+            if written is not None:
+                outcome.committed[result.outcome] = outcome.committed.get(result.outcome, 0) + 1
+                outcome.bytes += written
+        return failures
 
-    def _note(self, result: Record | Unarchived) -> None:
+    def _work_at(
+        self, window: Window, settled: bool, task: Task
+    ) -> tuple[Standing | Unarchived, int | None]:
+        """One call; what stands of it then, and the bytes that a new record brought."""
+        call, previous = task.call, task.previous.record() if task.previous else None
+        result: Record | Unarchived
+        if previous is not None and previous.outcome == "archived":
+            result = self._transfer.refresh(call, window, previous)
+        else:
+            result = self._transfer.archive(call, window, settled=settled, previous=previous)
         if isinstance(result, Unarchived):
             self._progress.call_done("pending", 0)
-            return
+            return result, None
+        if result is previous:
+            self._progress.call_done(result.outcome, 0)
+            return Standing.of(result), None
         self._records.add(result.key)
-        size = sum(f["bytes"] for f in result.document["files"] if f["kind"] == "recording")
-        self._progress.call_done(result.outcome, size)
+        sizes = _new_sizes(result, previous)
+        self._progress.call_done(result.outcome, sizes.get("recording", 0))
+        return Standing.of(result), sum(sizes.values())
 
-    # --- closing
 
-    def _close(
-        self,
-        listed: Listed,
-        records: Mapping[str, Record],
-        gone: Mapping[str, Record | None],
-        unarchived: Sequence[Unarchived],
-        history: History,
-    ) -> Segment | None:
-        """The next revision of the window; None where nothing changed since the last one."""
-        told = {found.key for found in history.records.values()}
-        standing = [*records.values(), *(found for found in gone.values() if found is not None)]
-        changed = [found for found in standing if found.key not in told]
-        known = history.records.keys() | history.pending | history.vanished | gone.keys()
-        balance = Balance(
-            outcomes={call_id: found.outcome for call_id, found in records.items()},
-            pending=sorted({item.call.id for item in unarchived} - records.keys()),
-            vanished=sorted(known - listed.calls.keys()),
-        )
-        same = (frozenset(balance.pending), frozenset(balance.vanished)) == (
-            history.pending,
-            history.vanished,
-        )
-        if history.revision and not changed and same:
-            return None
-        data = segment.build(listed.window, history.revision + 1, changed, balance, listed.listing)
-        return segment.parse_segment(data)
+def _newest(one: Standing | None, other: Standing | None) -> Standing | None:
+    found = [standing for standing in (one, other) if standing is not None]
+    return max(found, key=lambda standing: standing.revision, default=None)
 
-    def _write(self, closing: Segment) -> bool:
-        """Make a segment durable. False where another writer's stands under its key.
 
-        A crash after this leaves a segment without a seal; the next writer seals it as it is.
-        """
-        try:
-            self._store.put_once(
-                closing.name.jsonl,
-                closing.data,
-                content_type="application/x-ndjson",
-                retain_until=self._lock_until(closing),
-            )
-        except KeyTaken:
-            return False
-        self._segments.add(closing.name, sealed=False)
-        self._write_companion(closing)
-        return True
-
-    def _write_companion(self, closing: Segment) -> None:
-        self._store.put_once(
-            closing.name.sha256,
-            closing.sha256_file(),
-            content_type="text/plain",
-            retain_until=self._lock_until(closing),
-        )
-
-    def _lock_until(self, closing: Segment) -> datetime | None:
-        """The latest date that the segment covers."""
-        return lock_until(closing, self._retention)
+def _new_sizes(found: Record, previous: Record | None) -> dict[str, int]:
+    """The bytes of the files that a record brought, by kind; not those of the record before."""
+    known = {file["key"] for file in previous.document["files"]} if previous else set()
+    files = found.document["files"]
+    return {file["kind"]: file["bytes"] for file in files if file["key"] not in known}

@@ -124,8 +124,10 @@ class VoiceCallsClient:
         connections: int = 16,
         requests_per_second: float | None = None,
         answer_seconds: float = 120.0,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """`answer_seconds` is how long the source may take over the body of one answer."""
+        """`answer_seconds` is how long the source may take over the body of one answer;
+        `transport` takes the network's place."""
         self._answer_seconds = answer_seconds
         self.base_url = base_url.rstrip("/")
         self._clock = clock
@@ -139,6 +141,7 @@ class VoiceCallsClient:
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
             timeout=httpx.Timeout(30.0, connect=10.0),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            transport=transport,
         )
 
     def close(self) -> None:
@@ -160,23 +163,19 @@ class VoiceCallsClient:
                 query["campaignId"] = filters.campaign_id
             if filters.direction:
                 query["direction"] = filters.direction
-            yield from self._pages(query, window)
+            yield from self._pages(query)
 
-    def _pages(self, query: dict[str, str], window: Window) -> Iterator[Page]:
+    def _pages(self, query: dict[str, str]) -> Iterator[Page]:
         seen: set[str] = set()
-        total: int | None = None
         for number in range(1, MAX_PAGES + 1):
             page = self._page_or_end({**query, "page": str(number)}, number)
             known = len(seen)
             seen.update(call.id for call in page.calls)
-            total = page.total if page.total is not None else total
             yield page
             if len(seen) == known or _is_last(page, number, len(seen)):
                 break
         else:
             raise SourceError(f"the source's listing goes on after {MAX_PAGES} pages")
-        if total is not None and total != len(seen):
-            log.warning("source.total_disagrees", window=str(window), total=total, listed=len(seen))
 
     def _page_or_end(self, query: Mapping[str, str], number: int) -> Page:
         """A page; one that the source answers with 404 lies beyond the end, so it is empty."""

@@ -103,10 +103,17 @@ class Bucket:
         self, key: str, version_id: str | None = None, max_bytes: int = MAX_OBJECT_BYTES
     ) -> bytes | None:
         """The object's bytes, or None where there is none. `StoreError` beyond `max_bytes`."""
-        return self._retry.call("store", lambda: self._read_once(key, version_id, max_bytes))
+        return self._retry.call(
+            "store", lambda: self._read_once(key, self._version(version_id), max_bytes)
+        )
 
-    def _read_once(self, key: str, version_id: str | None, max_bytes: int) -> bytes | None:
-        chunks = self.stream(key, version_id)
+    def tail(self, key: str, max_bytes: int) -> bytes | None:
+        """The last bytes of an object, at most `max_bytes`, or None where there is none."""
+        asked = {"Range": f"bytes=-{max_bytes}"}
+        return self._retry.call("store", lambda: self._read_once(key, asked, max_bytes))
+
+    def _read_once(self, key: str, asked: dict[str, str], max_bytes: int) -> bytes | None:
+        chunks = self._open(key, asked)
         if chunks is None:
             return None
         data = bytearray()
@@ -119,11 +126,11 @@ class Bucket:
     def stream(self, key: str, version_id: str | None = None) -> Iterator[bytes] | None:
         """The object in chunks, or None where there is none; a body cut short raises."""
         arguments = self._version(version_id)
-        answer = self._retry.call(
-            "store",
-            lambda: self._ask(
-                "GetObject", lambda: self._s3.get_object(**self._at(key), **arguments)
-            ),
+        return self._retry.call("store", lambda: self._open(key, arguments))
+
+    def _open(self, key: str, arguments: dict[str, str]) -> Iterator[bytes] | None:
+        answer = self._ask(
+            "GetObject", lambda: self._s3.get_object(**self._at(key), **arguments)
         )
         return None if answer is None else self._chunks(answer["Body"], answer["ContentLength"])
 

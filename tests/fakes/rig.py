@@ -17,7 +17,7 @@ from archiver.model import Retention, Window, window_of, windows_between
 from archiver.pipeline.backfill import Backfill, Summary
 from archiver.pipeline.genesis import found_archive
 from archiver.pipeline.index import SegmentIndex
-from archiver.pipeline.listing import Lister
+from archiver.source.listing import Lister
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.sealing import Chain
 from archiver.pipeline.service import Schedule, Service
@@ -95,6 +95,7 @@ def wired(
     retention: Retention | None = None,
     settle: timedelta = timedelta(hours=2),
     give_up: timedelta = timedelta(days=1),
+    relist: tuple[timedelta, ...] = (timedelta(days=1), timedelta(days=7)),
     filters: Filter | None = None,
     recordings: RecordingClient | None = None,
     **transfer_options: Any,
@@ -110,9 +111,9 @@ def wired(
     )
     windows = Windows(
         lister, transfer, bucket, workers, clock,
-        segments=segments, retention=keep, settle=settle,
+        segments=segments, retention=keep, settle=settle, give_up=give_up,
     )  # fmt: skip
-    schedule = Schedule(HOUR, settle, give_up, 60.0)
+    schedule = Schedule(HOUR, settle, give_up, 60.0, relist)
     chain = Chain(bucket, key, clock, keep)
     try:
         yield Rig(clock, bucket, key, chain, segments, windows, schedule, keep, transfer)

@@ -13,7 +13,7 @@ import pytest
 from archiver.demo.platform import Platform, Reply, Request, SimulatedCall
 from archiver.errors import SourceError
 from archiver.model import Window
-from archiver.pipeline.listing import MAX_PASSES, Listed, Lister
+from archiver.source.listing import MAX_PASSES, Listed, Lister
 from archiver.source import client as client_module
 from archiver.source.client import Filter
 from tests.fakes.clock import HandClock

@@ -162,6 +162,7 @@ def test_an_outage_after_a_long_downtime_is_mended_by_the_next_round(
     loop.round()
     assert archive().line()["pending"] == ["vc_1"]
     platform.hooks.clear()
+    clock.forward(timedelta(minutes=1))
     loop.round()
     look = archive()
     look.check(key)

@@ -11,9 +11,10 @@ import pytest
 
 from archiver.errors import StoreError, UsageError
 from archiver.manifest import layout, seal, segment
-from archiver.manifest.segment import Balance, Listing, Segment
+from archiver.manifest.segment import Balance, Listing
 from archiver.manifest.signing import SigningKey
 from archiver.model import Retention, Window
+from archiver.pipeline.history import Unsealed
 from archiver.pipeline.sealing import Chain, _last
 from archiver.store.bucket import Bucket
 from archiver.store.objects import Stored
@@ -45,14 +46,14 @@ class Crashing(Bucket):
         raise Crash
 
 
-def write_segment(bucket: Bucket, start: datetime, revision: int = 1) -> Segment:
+def write_segment(bucket: Bucket, start: datetime, revision: int = 1) -> Unsealed:
     """An empty window's segment, durable with its companion, not sealed."""
     window = Window(start, start + HOUR)
     listing = Listing(start, 1, 2, 0, {"state": ["Completed"]})
     made = segment.parse_segment(segment.build(window, revision, [], Balance({}), listing))
     bucket.put_once(made.name.jsonl, made.data)
     bucket.put_once(made.name.sha256, made.sha256_file())
-    return made
+    return Unsealed(made.name, seal.describe(made.name.jsonl, made.data), None)
 
 
 @pytest.mark.parametrize("count", [*range(12), 100, 1000])

@@ -18,6 +18,7 @@ from archiver.model import Window, window_of
 from archiver.pipeline import service
 from archiver.pipeline.backfill import range_windows, shard_of
 from archiver.pipeline.service import loop_start
+from archiver.pipeline.window import ROUND
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
 from tests.fakes.population import TEN, a_call
@@ -127,7 +128,7 @@ def test_given_up_calls_are_failed_and_tried_again_by_a_backfill(
     again = rig().backfill()
     assert (again.failed, again.committed, again.segments) == (1, {}, 0)
     missing(platform, "vc_1", gone=False)
-    assert rig().backfill(retry_failed=False).committed == {}
+    assert rig().backfill(aim=ROUND).committed == {}
     assert rig().backfill().committed == {"archived": 1}
     look = archive()
     assert look.records["vc_1"]["revision"] == 2
@@ -177,7 +178,7 @@ def test_another_window_length_is_refused(
     made.backfill()
     half = Window(TEN, TEN + HOUR / 2)
     with pytest.raises(UsageError, match="ARCHIVER_WINDOW"):
-        rig().windows.process(half, retry_failed=False)
+        rig().windows.process(half)
 
 
 def test_a_damaged_segment_stops_the_writer(
@@ -199,8 +200,8 @@ def test_a_plan_writes_nothing_even_after_a_crash(
         dying.backfill()
     platform.add(a_call("new"))
     before = archive().keys
-    plan = rig().windows.plan(WINDOW, retry_failed=True)
-    assert [call.id for call, _ in plan.todo] == ["new"]
+    plan = rig().windows.plan(WINDOW)
+    assert [task.call.id for task in plan.todo] == ["new"]
     assert archive().keys == before
 
 
@@ -340,6 +341,9 @@ def test_no_recording_before_settling_may_still_come(
     assert archive().records == {}
     platform.add(a_call())
     loop.round()
+    assert archive().records == {}, "a call that failed rests for a while"
+    clock.forward(MINUTE)
+    loop.round()
     assert archive().records["vc_1"]["outcome"] == "archived"
     assert archive().records["vc_1"]["revision"] == 1
 
@@ -355,9 +359,15 @@ def test_pending_is_listed_again_until_it_comes(
     clock.turn_to(SETTLED)
     assert loop.round().pending >= 1
     assert archive().line()["pending"] == ["vc_1"]
+    clock.forward(MINUTE)
     loop.round()
-    assert len(archive().segments) == 1, "nothing new, nothing written"
+    assert archive().line()["pending"] == ["vc_1"]
+    assert not [key for key in archive().segments if "1000.r2" in key], "nothing new, nothing told"
     missing(platform, "vc_1", gone=False)
+    clock.forward(MINUTE)
+    loop.round()
+    assert not [key for key in archive().segments if "1000.r2" in key], "it rests two minutes now"
+    clock.forward(MINUTE)
     loop.round()
     assert archive().line(revision=2)["archived"] == 1
     archive().check(key)
@@ -436,7 +446,7 @@ def test_a_backlog_is_worked_off_in_order(
     made.found(TEN)
     platform.add(*[a_call(f"vc_{n}", TEN + n * HOUR) for n in range(10)])
     clock.turn_to(TEN + 12 * HOUR)
-    monkeypatch.setattr(service, "ROUND_WINDOWS", 4)
+    monkeypatch.setattr(service, "CLOSED_AT_A_TIME", 4)
     made.service().round()
     look = archive()
     look.check(key)

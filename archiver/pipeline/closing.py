@@ -1,0 +1,132 @@
+"""Closing a window: what stands of each call becomes the next revision of its segment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from datetime import datetime
+
+from archiver.errors import KeyTaken
+from archiver.manifest import layout, seal, segment
+from archiver.manifest.record import Record
+from archiver.manifest.segment import Balance, Listing
+from archiver.model import Retention, Window
+from archiver.pipeline.history import (
+    History,
+    HistoryReader,
+    Standing,
+    Unsealed,
+    lock_date,
+    max_date,
+)
+from archiver.pipeline.index import SegmentIndex
+from archiver.pipeline.ports import Store
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How the calls of a window stand after it was listed and worked at.
+
+    `listed` are the ids that the source lists; `standing` has the newest record of these, and of
+    those that it listed before; an id without a record stands in `pending`, listed or not.
+    """
+
+    window: Window
+    listing: Listing
+    listed: Set[str]
+    standing: Mapping[str, Standing]
+    pending: Set[str]
+
+
+class Closing:
+    """Writes segments. Threads share it."""
+
+    def __init__(
+        self,
+        store: Store,
+        segments: SegmentIndex,
+        reader: HistoryReader,
+        retention: Retention,
+    ) -> None:
+        self._store = store
+        self._segments = segments
+        self._reader = reader
+        self._retention = retention
+
+    def close(
+        self, tally: Tally, history: History, due: datetime | None
+    ) -> tuple[bool, Unsealed | None]:
+        """Write the next revision where one is called for: the first one, where something has
+        changed, or where the window was to be listed again at `due` and no revision tells of it.
+
+        `(False, None)` where another writer's revision has the place.
+        """
+        changed = [
+            found
+            for call_id, found in tally.standing.items()
+            if (told := history.records.get(call_id)) is None or told.key != found.key
+        ]
+        balance = _balance(tally, history)
+        same = (frozenset(balance.pending), frozenset(balance.vanished)) == (
+            history.pending,
+            history.vanished,
+        )
+        if history.revision and not changed and same and not is_due(history, due):
+            return True, None
+        written = self._write(tally, history.revision + 1, changed, balance)
+        return written is not None, written
+
+    def _write(
+        self, tally: Tally, revision: int, changed: Sequence[Standing], balance: Balance
+    ) -> Unsealed | None:
+        """Make a segment and its companion durable; None where another writer's has the key.
+
+        A crash after the first leaves a segment without a seal; the next writer seals it as it is.
+        """
+        name = layout.SegmentName(tally.window.start, revision)
+        until = self._lock_until(tally.window, changed)
+        data = segment.build(tally.window, revision, changed, balance, tally.listing)
+        try:
+            self._store.put_once(
+                name.jsonl, data, content_type="application/x-ndjson", retain_until=until
+            )
+        except KeyTaken:
+            return None
+        entry = seal.describe(name.jsonl, data)
+        del data  # it may be 100 MB, and the companion half of that
+        self._segments.add(name, sealed=False)
+        return self._reader.ready(name, entry, _in_order(changed), until)
+
+    def _lock_until(self, window: Window, changed: Sequence[Standing]) -> datetime | None:
+        """The latest date that the segment covers."""
+        until = self._retention.until(window.end)
+        if until is None:
+            return None
+        for found in changed:
+            until = max_date(until, lock_date(found.record(), self._retention))
+        return until
+
+
+def is_due(history: History, due: datetime | None) -> bool:
+    """Whether no revision was listed since `due`."""
+    return due is not None and (history.listed_at is None or history.listed_at < due)
+
+
+def _balance(tally: Tally, history: History) -> Balance:
+    """Where each id stands. One without a record is counted as listed until it has one; one with
+    a record that is not listed any more has vanished."""
+    known = tally.standing.keys() | history.records.keys() | history.pending | history.vanished
+    return Balance(
+        outcomes={
+            call_id: found.outcome
+            for call_id, found in tally.standing.items()
+            if call_id in tally.listed
+        },
+        pending=sorted(tally.pending),
+        vanished=sorted(known - tally.listed - tally.pending),
+    )
+
+
+def _in_order(changed: Sequence[Standing]) -> Iterator[Record]:
+    for found in sorted(changed, key=lambda one: one.key):
+        yield found.record()

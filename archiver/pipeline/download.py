@@ -1,0 +1,146 @@
+"""One recording: a checked byte stream into the store, whole or in parts, hashed on the way."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from archiver import fixity, metrics, wav
+from archiver.errors import CallError, FormatError, KeyTaken, StoreError
+from archiver.manifest import layout
+from archiver.pipeline.ports import Store
+from archiver.source.recording import BlobInfo, Recording
+from archiver.store.objects import Stored
+
+WAV = "audio/wav"
+PART_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """A recording that is in the store: where, what its header says, and where it came from."""
+
+    stored: Stored
+    header: wav.WavHeader
+    info: BlobInfo
+
+
+def random_tag() -> str:
+    """16 hex digits that no other writer has."""
+    return secrets.token_hex(8)
+
+
+class Download:
+    """Brings recordings into the store. Threads share it."""
+
+    def __init__(
+        self, store: Store, part_bytes: int = PART_BYTES, tag: Callable[[], str] = random_tag
+    ) -> None:
+        self._store = store
+        self._part_bytes = part_bytes
+        self._tag = tag
+
+    def run(self, recording: Recording, key: str, retain_until: datetime | None) -> Downloaded:
+        """Store a recording under `key`, or beside it.
+
+        Raises `CallError` where the blob is not what was announced, `StoreError`, `Interrupted`.
+        """
+        info = recording.info
+        digests = fixity.Digests(info.content_md5)
+        buffer = bytearray(min(self._part_bytes, info.length))
+        view = memoryview(buffer)
+        digests.update(view[: recording.readinto(view)])
+        header = _header(buffer, info)
+        if info.length == len(buffer):
+            _check_digests(digests)
+            stored = put_beside(self._store, key, buffer, WAV, retain_until)
+        else:
+            stored = self._multipart(recording, buffer, digests, key, retain_until)
+        self._read_back(stored)
+        return Downloaded(stored, header, info)
+
+    def _multipart(
+        self,
+        recording: Recording,
+        buffer: bytearray,
+        digests: fixity.Digests,
+        key: str,
+        retain_until: datetime | None,
+    ) -> Stored:
+        """Part by part through one buffer; `buffer` holds the first part already."""
+        key = layout.beside(key, self._tag())
+        upload = self._store.begin(key, content_type=WAV, retain_until=retain_until)
+        view = memoryview(buffer)
+        try:
+            upload.part(buffer)
+            while digests.bytes < recording.info.length:
+                count = recording.readinto(view)
+                digests.update(view[:count])
+                upload.part(buffer if count == len(buffer) else bytes(view[:count]))
+            _check_digests(digests)
+            return upload.complete(digests.sha256)
+        except BaseException:
+            upload.abort()
+            raise
+
+    def _read_back(self, stored: Stored) -> None:
+        """Hash what the store gives back, where a HEAD proves too little."""
+        if not self._store.read_back or stored.adopted:
+            return
+        with metrics.stage("verify"):
+            digests = fixity.Digests()
+            for chunk in self._store.stream(stored.key, stored.version_id) or ():
+                digests.update(chunk)
+        if digests.sha256 != stored.sha256:
+            raise StoreError(f"{stored.key} reads back as other bytes: the store is unsafe")
+
+
+def put_beside(
+    store: Store,
+    key: str,
+    data: bytes | bytearray,
+    content_type: str,
+    retain_until: datetime | None,
+) -> Stored:
+    """Create-once; where other bytes have the key, beside it."""
+    try:
+        return store.put_once(key, data, content_type=content_type, retain_until=retain_until)
+    except KeyTaken:
+        key = layout.beside(key, fixity.sha256_hex(data)[:16])
+        return store.put_once(key, data, content_type=content_type, retain_until=retain_until)
+
+
+def audio_of(header: wav.WavHeader, length: int) -> tuple[dict[str, Any], list[str]]:
+    """What a record tells of a WAV file of `length` bytes, and what is odd about it."""
+    findings = []
+    if header.data_bytes is None:
+        findings.append("header_length_unknown")
+    if header.riff_bytes is not None and length > header.riff_bytes + 1:
+        findings.append("trailing_bytes")
+    audio = {
+        "bits_per_sample": header.bits_per_sample,
+        "channels": header.channels,
+        "duration_seconds": header.duration_seconds(length),
+        "encoding": header.encoding,
+        "sample_rate_hz": header.sample_rate_hz,
+    }
+    return audio, findings
+
+
+def _header(first: bytearray, info: BlobInfo) -> wav.WavHeader:
+    try:
+        header = wav.parse_header(bytes(first[: wav.MAX_HEADER_BYTES]), complete=True)
+    except FormatError:
+        raise CallError("the blob is no WAV file", reason="not_wav", status=200) from None
+    assert header is not None  # noqa: S101  (complete=True)
+    if header.missing_bytes(info.length):
+        raise CallError("the header promises more", reason="truncated", status=200)
+    return header
+
+
+def _check_digests(digests: fixity.Digests) -> None:
+    if digests.md5_differs:
+        raise CallError("other bytes than announced", retryable=True, reason="digest_mismatch")

@@ -1,0 +1,159 @@
+"""What the bucket tells of a window: its segments, taken together, and the records behind them.
+
+Of a record a window keeps its bytes compressed, and parses them when somebody asks: a window may
+have 100,000.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from archiver.errors import FormatError, StoreError, UsageError
+from archiver.manifest import record, seal, segment
+from archiver.manifest.layout import SegmentName
+from archiver.manifest.record import Outcome, Record
+from archiver.manifest.seal import SegmentEntry
+from archiver.manifest.segment import Segment
+from archiver.model import Retention, Window, parse_time
+from archiver.pipeline.index import SegmentIndex
+from archiver.pipeline.ports import Store
+
+MAX_SEGMENT_BYTES = 1 << 30
+TAIL_BYTES = 64 << 10
+"""A window line is rarely longer: it would have to name thousands of ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The newest record of a call, as a window keeps it."""
+
+    key: str
+    outcome: Outcome
+    revision: int
+    _packed: bytes
+
+    @classmethod
+    def of(cls, found: Record) -> Standing:
+        return cls(found.key, found.outcome, found.revision, zlib.compress(found.data, 1))
+
+    @property
+    def data(self) -> bytes:
+        """The record's bytes."""
+        return zlib.decompress(self._packed)
+
+    def record(self) -> Record:
+        return record.parse(self.data)
+
+
+@dataclass(frozen=True)
+class Unsealed:
+    """A segment that waits for its seal: what the seal will say of it, and the latest date that
+    what it covers is locked until."""
+
+    name: SegmentName
+    entry: SegmentEntry
+    retain_until: datetime | None
+
+
+@dataclass
+class History:
+    """What the segments of a window tell, taken together; `revision` 0 where there is none."""
+
+    revision: int = 0
+    listed_at: datetime | None = None
+    """When the newest revision was listed."""
+    records: dict[str, Standing] = field(default_factory=dict)
+    pending: frozenset[str] = frozenset()
+    vanished: frozenset[str] = frozenset()
+    unsealed: list[Unsealed] = field(default_factory=list)
+
+
+class HistoryReader:
+    """Reads what is told of windows. Threads share it."""
+
+    def __init__(self, store: Store, segments: SegmentIndex, retention: Retention) -> None:
+        self._store = store
+        self._segments = segments
+        self._retention = retention
+
+    def read(self, window: Window, *, complete: bool = True) -> History:
+        """All that the window's segments tell; `complete` what a crash left of the unsealed ones.
+
+        Raises `StoreError` where one is damaged, `UsageError` where it is of another length.
+        """
+        history = History()
+        for name, sealed in self._segments.of(window.start):
+            data = self._store.read(name.jsonl, max_bytes=MAX_SEGMENT_BYTES)
+            with _readable(name):
+                found = segment.parse_tail(data or b"")
+                _check_length(found, window)
+                latest = self._take_in(found, history)
+                if complete and not sealed:
+                    entry = seal.describe(name.jsonl, found.data)
+                    history.unsealed.append(self.ready(name, entry, found.records, latest))
+        return history
+
+    def newest_line(self, name: SegmentName) -> Segment:
+        """A segment without its records: the window line alone is read, from its end."""
+        data = self._store.tail(name.jsonl, TAIL_BYTES)
+        if data is not None and data.count(b"\n") < 2:
+            data = self._store.read(name.jsonl, max_bytes=MAX_SEGMENT_BYTES)
+        with _readable(name):
+            return segment.parse_tail(data or b"")
+
+    def ready(
+        self,
+        name: SegmentName,
+        entry: SegmentEntry,
+        records: Iterable[Record],
+        until: datetime | None,
+    ) -> Unsealed:
+        """Make a durable segment ready for its seal: its companion is written, or adopted.
+
+        A crash before this leaves a segment without one; whoever reads the history completes it.
+        """
+        companion = segment.companion(entry.sha256, name, records)
+        self._store.put_once(name.sha256, companion, content_type="text/plain", retain_until=until)
+        return Unsealed(name, entry, until)
+
+    def _take_in(self, found: Segment, history: History) -> datetime | None:
+        """Fold a revision into a window's history; the latest date that it covers."""
+        latest = self._retention.until(found.window.end)
+        for one in found.records:
+            history.records[one.call_id] = Standing.of(one)
+            latest = max_date(latest, lock_date(one, self._retention))
+        history.revision, history.listed_at = found.revision, found.listed_at
+        history.pending, history.vanished = frozenset(found.pending), frozenset(found.vanished)
+        return latest
+
+
+def lock_date(found: Record, retention: Retention) -> datetime | None:
+    """How long a record's call is kept, as far as the record itself tells."""
+    ended = found.document.get("ended_at") or found.document.get("started_at")
+    moment = parse_time(ended)
+    return retention.until(moment) if moment else None
+
+
+def max_date(one: datetime | None, other: datetime | None) -> datetime | None:
+    """The later one; None only where both are."""
+    return max((date for date in (one, other) if date is not None), default=None)
+
+
+def _check_length(found: Segment, window: Window) -> None:
+    if found.window != window:
+        raise UsageError(
+            f"the archive has a window {found.window} where ARCHIVER_WINDOW makes "
+            f"{window}: set ARCHIVER_WINDOW to the length that the archive has"
+        )
+
+
+@contextmanager
+def _readable(name: SegmentName) -> Iterator[None]:
+    try:
+        yield
+    except FormatError as error:
+        raise StoreError(f"{name.jsonl} is damaged ({error}): run archiver verify") from None
