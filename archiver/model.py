@@ -11,6 +11,8 @@ from typing import Any
 DAY = timedelta(days=1)
 
 MAX_DURATION_SECONDS = 10**9
+CALL_YEARS = range(1970, 3000)
+"""A call's time outside of these is none: reckoning with it may leave the calendar."""
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _RFC3339 = re.compile(
@@ -88,15 +90,19 @@ class Call:
 
     @property
     def started_at(self) -> datetime | None:
-        return parse_time(self.document.get("startTime"))
+        return self._time("startTime")
 
     @property
     def ended_at(self) -> datetime | None:
-        return parse_time(self.document.get("endTime"))
+        return self._time("endTime")
 
     @property
     def created_at(self) -> datetime | None:
-        return parse_time(self.document.get("createdAt"))
+        return self._time("createdAt")
+
+    def _time(self, field: str) -> datetime | None:
+        moment = parse_time(self.document.get(field))
+        return moment if moment is not None and moment.year in CALL_YEARS else None
 
     @property
     def own_time(self) -> datetime | None:

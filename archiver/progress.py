@@ -76,13 +76,13 @@ def watching(windows: int) -> Iterator[Progress]:
 
 
 @contextmanager
-def auditing() -> Iterator[AuditProgress | None]:
+def auditing(what: str = "verifying") -> Iterator[AuditProgress | None]:
     """A progress bar where stderr is a terminal, else nothing: the report is the result."""
     if not sys.stderr.isatty():
         yield None
         return
     with _bar("windows") as bar:
-        yield _AuditBar(bar, bar.add_task("verifying", total=None, note=""))
+        yield _AuditBar(bar, bar.add_task(what, total=None, note=""))
 
 
 @contextmanager

@@ -1,8 +1,6 @@
 """Questions to the manifest: which records a range has, and what is known of one call.
 
-Only what is sealed counts. That a segment is sealed is not taken from its `.seal` pointer alone:
-the seal that the pointer names is read, and the segment's bytes must be those that it tells of.
-Signatures are `verify`'s business.
+Only what is sealed counts (`sealed.py`).
 
 What a question costs: `records` takes one LIST a day and three small GETs a segment. `find` does
 not know the call's day: it asks from tomorrow backwards whether the day has a record of the call
@@ -16,34 +14,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
 from typing import IO, Any
 
-from archiver.audit.chain import MAX_SEAL_BYTES
-from archiver.audit.gate import TooLarge, spool
 from archiver.audit.parallel import ordered
 from archiver.audit.reader import Reader
-from archiver.audit.segments import (
-    MAX_RECORD_BYTES,
-    MAX_SEGMENT_BYTES,
-    POINTER_BYTES,
-    lines_of,
-    parse_record,
-    read_window,
-    segment_name,
-)
+from archiver.audit.sealed import SealedSegments
+from archiver.audit.segments import MAX_RECORD_BYTES, lines_of, parse_record, read_window
 from archiver.errors import FormatError
-from archiver.manifest import canonical, layout, seal
+from archiver.manifest import canonical, layout
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
-from archiver.manifest.seal import Seal, SegmentEntry
+from archiver.manifest.seal import SegmentEntry
 from archiver.model import DAY, Window, parse_time
 
-SEALS_KEPT = 256
-"""Seals in memory at a time: neighbouring segments stand in neighbouring seals."""
 LISTS_AT_ONCE = 8
 
 
@@ -88,8 +74,7 @@ class Query:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self._seals: dict[int, Seal] = {}
-        self._head: Seal | None = None
+        self._sealed = SealedSegments(reader)
 
     # --- the records of a range
 
@@ -105,7 +90,7 @@ class Query:
         """The segments of each window that may touch the range, oldest revision first."""
         day, before = start.date(), list[SegmentName]()
         while datetime.combine(day, datetime.min.time(), UTC) < end:
-            for moment, group in groupby(self._names(day), key=lambda name: name.start):
+            for moment, group in groupby(self._sealed.names(day), key=lambda name: name.start):
                 if moment <= start:
                     before = list(group)  # the last of these is the one that may reach into it
                     continue
@@ -122,7 +107,7 @@ class Query:
     def _window(self, names: list[SegmentName], start: datetime) -> Iterator[Row]:
         """The newest record of each call of a window. Later revisions hold what has changed, and
         are kept in memory; the first one, which holds all the rest, passes through."""
-        sealed = [found for name in names if (found := self._entry(name)) is not None]
+        sealed = [found for name in names if (found := self._sealed.entry(name)) is not None]
         changed: dict[str, Row] = {}
         for entry, number in reversed(sealed[1:]):
             for row in self._rows(entry, number, start):
@@ -134,7 +119,7 @@ class Query:
 
     def _rows(self, entry: SegmentEntry, number: int, start: datetime) -> Iterator[Row]:
         """The records of a segment; none where its window ends before `start`."""
-        with self._open(entry) as file:
+        with self._sealed.open(entry) as file:
             if _window_of(file, entry).end <= start:
                 return
             file.seek(0)
@@ -205,10 +190,10 @@ class Query:
         middle = parse_time(newest.document.get("started_at")) or datetime.combine(
             day, datetime.min.time(), UTC
         )
-        near = [name for n in (-1, 0, 1) for name in self._names(day + n * DAY)]
+        near = [name for n in (-1, 0, 1) for name in self._sealed.names(day + n * DAY)]
         self._search(history, wanted, near, middle)
         if wanted and self._may_be_sealed(wanted.values()):
-            rest = set(self._all_names()) - set(near)
+            rest = set(self._sealed.all_names()) - set(near)
             self._search(history, wanted, rest, middle)
 
     def _search(
@@ -222,95 +207,19 @@ class Query:
         for name in sorted(names, key=lambda name: (abs(name.start - middle), name.revision)):
             if not wanted:
                 return
-            if (sealed := self._entry(name)) is None:
+            if (sealed := self._sealed.entry(name)) is None:
                 continue
             entry, number = sealed
-            with self._open(entry) as file:
+            with self._sealed.open(entry) as file:
                 for line in lines_of(file):
                     if (found := wanted.pop(line, None)) is not None:
                         history.sealed[found.key] = (name.jsonl, number)
 
     def _may_be_sealed(self, records: Iterable[Record]) -> bool:
         """Whether the newest seal is younger than some of them."""
-        sealed_at = self._newest().sealed_at
+        sealed_at = self._sealed.newest().sealed_at
         times = [parse_time(found.document.get("archived_at")) for found in records]
         return any(moment is None or moment <= sealed_at for moment in times)
-
-    # --- segments and seals
-
-    def _names(self, day: date) -> list[SegmentName]:
-        return sorted(self._listed(layout.segment_prefix(day)))
-
-    def _all_names(self) -> Iterator[SegmentName]:
-        return self._listed(layout.SEGMENTS)
-
-    def _listed(self, prefix: str) -> Iterator[SegmentName]:
-        for item in self._reader.list(prefix):
-            if (name := segment_name(item.key)) is not None:
-                yield name
-
-    def _entry(self, name: SegmentName) -> tuple[SegmentEntry, int] | None:
-        """What a segment's seal says of it, and the seal's number; None while it has none."""
-        pointer = self._reader.read(name.seal, None, POINTER_BYTES)
-        if pointer is None:
-            # A seal is completed before the next is made: only the newest can lack its pointers.
-            newest = self._newest()
-            return _entry_in(newest, name)
-        text = pointer.removesuffix(b"\n")
-        number = int(text) if text.isdigit() and len(text) <= 12 else -1
-        found = _entry_in(self._seal(number), name) if number >= 0 else None
-        if found is None:
-            raise FormatError(f"{name.seal} names no seal that covers it: run archiver verify")
-        return found
-
-    def _seal(self, number: int) -> Seal:
-        if number not in self._seals:
-            key = layout.seal_key(number)
-            data = self._reader.read(key, None, MAX_SEAL_BYTES)
-            try:
-                parsed = seal.parse_seal(data or b"")
-            except FormatError as error:
-                raise FormatError(f"{key}: {error}; run archiver verify") from None
-            if len(self._seals) >= SEALS_KEPT:
-                self._seals.pop(next(iter(self._seals)))
-            self._seals[number] = parsed
-        return self._seals[number]
-
-    def _newest(self) -> Seal:
-        """The head of the chain: doubling, then halving. Raises `FormatError` in an empty one."""
-        if self._head is None:
-            if not self._is_there(0):
-                raise FormatError("there is no archive here: no seal 0")
-            low, high = 0, 1
-            while self._is_there(high):
-                low, high = high, high * 2
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (middle, high) if self._is_there(middle) else (low, middle)
-            self._head = self._seal(low)
-        return self._head
-
-    def _is_there(self, number: int) -> bool:
-        return self._reader.head(layout.seal_key(number)) is not None
-
-    @contextmanager
-    def _open(self, entry: SegmentEntry) -> Iterator[IO[bytes]]:
-        """A segment's bytes; raises `FormatError` unless they are those that the seal tells of."""
-        try:
-            spooled = spool(self._reader, entry.key, min(entry.bytes, MAX_SEGMENT_BYTES))
-        except TooLarge:
-            spooled = None
-        if spooled is None or spooled.sha256 != entry.sha256:
-            raise FormatError(f"{entry.key} is not as it was sealed: run archiver verify")
-        with spooled.file:
-            yield spooled.file
-
-
-def _entry_in(sealed: Seal, name: SegmentName) -> tuple[SegmentEntry, int] | None:
-    for entry in sealed.segments:
-        if entry.key == name.jsonl:
-            return entry, sealed.seq
-    return None
 
 
 def _window_of(file: IO[bytes], entry: SegmentEntry) -> Window:

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from archiver import __version__
-from archiver.cli import archive, audit
+from archiver.cli import archive, audit, reconcile
 from archiver.errors import ArchiverError, UsageError
 
 INTERRUPTED = 130
@@ -42,6 +42,7 @@ for verb in (
     archive.init,
     archive.run,
     archive.backfill,
+    reconcile.reconcile,
     audit.verify,
     audit.manifest,
 ):

@@ -23,6 +23,24 @@ from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.ports import Store
 
 MAX_SEGMENT_BYTES = 1 << 30
+_COMMON = (
+    b'"archived_at":"20-01-15T10:07:12Z","audio":{"bits_per_sample":16,"channels":1,'
+    b'"duration_seconds":30.0,"encoding":"pcm","sample_rate_hz":8000},"call_id":"vc_",'
+    b'"campaign_id":"camp_","direction":"Inbound","direction":"Outbound","duration_seconds":30,'
+    b'"ended_at":"20-01-15T10:05:12Z","files":[{"bytes":4992044,"content_type":"audio/wav",'
+    b'"key":"recordings/dt=20-01-15/vc_/recording.wav","kind":"recording","sha256":"",'
+    b'"version_id":""},{"bytes":499,"content_type":"application/json",'
+    b'"key":"recordings/dt=20-01-15/vc_/transcript.json","kind":"transcript","sha256":"",'
+    b'"version_id":null},{"bytes":499,"content_type":"application/json",'
+    b'"key":"recordings/dt=20-01-15/vc_/epa.json","kind":"epa","sha256":"","version_id":null}],'
+    b'"findings":[],"outcome":"failed","outcome":"no_recording","outcome":"archived",'
+    b'"reason":null,"record":"records/dt=20-01-15/vc_/r1.json","retention":null,'
+    b'"retention":{"mode":"COMPLIANCE","until":"20-01-12T10:05:12Z"},"revision":1,'
+    b'"source":{"api":"https://","content_md5":"==","etag":"0x8D","last_modified":'
+    b'"Mon, 15 Jan 20 10:05:20 GMT","recording_host":"","request_id":""},'
+    b'"started_at":"20-01-15T10:00:00Z","state":"Completed","type":"call","v":1}\n'
+)
+"""What most records have in common: as a dictionary for zlib it makes them a third as long."""
 TAIL_BYTES = 64 << 10
 """A window line is rarely longer: it would have to name thousands of ids."""
 
@@ -38,12 +56,14 @@ class Standing:
 
     @classmethod
     def of(cls, found: Record) -> Standing:
-        return cls(found.key, found.outcome, found.revision, zlib.compress(found.data, 1))
+        packer = zlib.compressobj(1, zdict=_COMMON)
+        packed = packer.compress(found.data) + packer.flush()
+        return cls(found.key, found.outcome, found.revision, packed)
 
     @property
     def data(self) -> bytes:
         """The record's bytes."""
-        return zlib.decompress(self._packed)
+        return zlib.decompressobj(zdict=_COMMON).decompress(self._packed)
 
     def record(self) -> Record:
         return record.parse(self.data)

@@ -56,6 +56,11 @@ class RecordIndex:
         """The newest revision of a call's record, 0 where there is none."""
         return self._days.of(day).get(layout.call_dir(call_id), 0)
 
+    def revisions(self, day: date) -> dict[str, int]:
+        """The newest revision of each record of a day, by call directory."""
+        with self._days.lock:
+            return dict(self._days.of(day))
+
     def add(self, key: str) -> None:
         """Remember a record that was just written."""
         parsed = layout.parse_record_key(key)

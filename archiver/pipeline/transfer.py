@@ -28,6 +28,18 @@ from archiver.retry import Retry
 
 log = structlog.get_logger()
 
+WAS_THERE = {
+    "bad_response",
+    "digest_mismatch",
+    "not_wav",
+    "recording_empty",
+    "recording_missing",
+    "too_large",
+    "too_slow",
+    "truncated",
+    "url_refused",
+}
+"""Reasons of a failure that say that the source had a recording once."""
 FRESH_URLS = 3
 """How often a refused signed URL is replaced by a fresh one."""
 
@@ -189,8 +201,11 @@ def _count(result: Result, previous: Record | None) -> None:
 
 def _says_the_same(previous: Record, result: Result) -> bool:
     """Whether a new revision would tell nothing new: the same outcome and files, and of a failure
-    the same reason."""
+    the same reason. That a source has deleted a recording which could not be archived does not
+    make it a call without one."""
     told = previous.document
+    if result.outcome == "no_recording" and told["reason"] in WAS_THERE:
+        return True
     if previous.outcome != result.outcome:
         return False
     if result.outcome == "failed" and told["reason"] != result.reason:

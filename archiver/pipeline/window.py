@@ -27,6 +27,7 @@ from archiver.pipeline.history import History, HistoryReader, Standing, Unsealed
 from archiver.pipeline.index import RecordIndex, SegmentIndex
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import NoProgress, Progress, Store
+from archiver.pipeline.recall import Recall
 from archiver.pipeline.transfer import Transfer
 from archiver.source.listing import Listed, Lister
 
@@ -103,6 +104,8 @@ class _Open:
     """Listed at some time, and without a record."""
     standing: dict[str, Standing] = field(default_factory=dict)
     """Listed at some time, with its record."""
+    recalled: bool = False
+    """Whether what an earlier process had archived is among these."""
 
 
 class Windows:
@@ -134,6 +137,7 @@ class Windows:
         self._settle = settle
         self._give_up = give_up
         self._progress = progress or NoProgress()
+        self._recall = Recall(store, self._records, segments, workers, self._read_record)
         self._open: dict[Window, _Open] = {}
 
     def process(self, window: Window, aim: Aim = ROUND) -> Outcome:
@@ -187,6 +191,8 @@ class Windows:
         if aim.due is not None and not is_due(history, aim.due):
             outcome.closed = True
             return True  # another writer has listed it since
+        if not history.revision and not aim.retry:
+            self._recall_records(window)
         tally, stable, unsure = self._work(outcome, history, aim)
         if not outcome.settled or not stable:
             return True
@@ -279,6 +285,13 @@ class Windows:
                 standing[call.id] = found
         read = self._workers.map(self._read_record, keys.values())
         return {**standing, **dict(zip(keys, read, strict=True))}
+
+    def _recall_records(self, window: Window) -> None:
+        """What another process had archived of a window that it never closed."""
+        memory = self._open.setdefault(window, _Open())
+        if not memory.recalled:
+            memory.recalled = True
+            memory.standing = {**self._recall.take(window), **memory.standing}
 
     def _read_record(self, key: str) -> Standing:
         data = self._store.read(key)

@@ -56,7 +56,8 @@ class Listed:
     """What the source lists of a window, by id, and how the listing went.
 
     `stable` is False where no two passes agreed: then the window must not be closed on it, and
-    `calls` is all that was seen. `strays` are calls of other windows, by their own window.
+    `calls` is all that was seen. `strays` are calls of other windows, by their own window, that
+    were seen on the way.
     """
 
     window: Window
@@ -142,30 +143,30 @@ class Lister:
             log.warning("source.filter_ignored", window=shown, discarded=found.discarded)
         listed = len(found.ids) + found.discarded
         if found.total is not None and found.total != listed:
-            log.warning(
-                "source.total_disagrees", window=shown, total=found.total, listed=listed
-            )
+            log.warning("source.total_disagrees", window=shown, total=found.total, listed=listed)
 
     def _sort(
         self, window: Window, calls: Mapping[str, Call]
     ) -> tuple[dict[str, Call], dict[Window, dict[str, Call]]]:
-        """The calls that are this window's, and those that the source lists in another one, the
-        one of their own time."""
-        listed_at: dict[Window, set[str]] = {}
+        """The calls that are this window's; and all that the source was seen to list in another
+        one, the one of their own time, when that was looked at for the calls in question."""
         own: dict[str, Call] = {}
         strays: dict[Window, dict[str, Call]] = {}
         for call in calls.values():
-            home = window if call.own_time is None else window_of(call.own_time, self._length)
-            if home == window:
-                own[call.id] = call
-                continue
-            if home not in listed_at:
-                listed_at[home] = self._pass(home, {}).ids
-            if call.id in listed_at[home]:
-                strays.setdefault(home, {})[call.id] = call
-            else:
+            home = self._home(call, window)
+            if home != window and home not in strays:
+                strays[home] = self._listed_at_home(home)
+            if home == window or call.id not in strays[home]:
                 own[call.id] = call
         return own, strays
+
+    def _home(self, call: Call, window: Window) -> Window:
+        return window if call.own_time is None else window_of(call.own_time, self._length)
+
+    def _listed_at_home(self, home: Window) -> dict[str, Call]:
+        calls: dict[str, Call] = {}
+        self._pass(home, calls)
+        return {call.id: call for call in calls.values() if self._home(call, home) == home}
 
 
 def _slim(call: Call, call_id: str) -> Call:

@@ -11,6 +11,7 @@ import pytest
 
 from archiver.audit import tables
 from archiver.audit.query import Query
+from archiver.audit.sealed import SealedSegments
 from archiver.errors import FormatError, UsageError
 from archiver.manifest import layout
 from tests.audit.builder import DAY, Builder, hour, small_archive
@@ -230,7 +231,7 @@ def test_a_damaged_record_is_one_clear_line() -> None:
 def test_the_head_is_found_in_chains_of_any_length() -> None:
     builder = Builder().genesis()
     for length in range(1, 20):
-        assert Query(builder.store)._newest().seq == length - 1
+        assert SealedSegments(builder.store).newest().seq == length - 1
         builder.seal()
     with pytest.raises(FormatError, match="no archive"):
-        Query(Builder().store)._newest()
+        SealedSegments(Builder().store).newest()

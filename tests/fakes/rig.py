@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from archiver.demo.platform import Platform
@@ -17,7 +18,6 @@ from archiver.model import Retention, Window, window_of, windows_between
 from archiver.pipeline.backfill import Backfill, Summary
 from archiver.pipeline.genesis import found_archive
 from archiver.pipeline.index import SegmentIndex
-from archiver.source.listing import Lister
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.sealing import Chain
 from archiver.pipeline.service import Schedule, Service
@@ -26,6 +26,7 @@ from archiver.pipeline.window import Windows
 from archiver.retry import Retry
 from archiver.source.auth import BearerAuth
 from archiver.source.client import Filter, VoiceCallsClient
+from archiver.source.listing import Lister
 from archiver.source.recording import RecordingClient
 from archiver.store.bucket import Bucket
 from archiver.tls import client_context
@@ -141,7 +142,7 @@ class Archive:
     def below(self, prefix: str, suffix: str = "") -> list[str]:
         return [key for key in self.keys if key.startswith(prefix) and key.endswith(suffix)]
 
-    @property
+    @cached_property
     def records(self) -> dict[str, dict[str, Any]]:
         """call id → its newest record."""
         found: dict[str, dict[str, Any]] = {}
@@ -151,7 +152,7 @@ class Archive:
             found[document["call_id"]] = max(document, old, key=lambda d: d["revision"])
         return found
 
-    @property
+    @cached_property
     def segments(self) -> dict[str, segment.Segment]:
         names = self.below(layout.SEGMENTS, ".jsonl")
         return {key: segment.parse_segment(self.read(key)) for key in names}
@@ -161,7 +162,7 @@ class Archive:
         name = layout.SegmentName(window_of(start, HOUR).start, revision)
         return dict(self.segments[name.jsonl].line)
 
-    @property
+    @cached_property
     def seals(self) -> list[seal.Seal]:
         keys = [key for key in self.below(layout.SEALS) if key.endswith(".json")]
         return [seal.parse_seal(self.read(key)) for key in keys]

@@ -13,9 +13,9 @@ import pytest
 from archiver.demo.platform import Platform, Reply, Request, SimulatedCall
 from archiver.errors import SourceError
 from archiver.model import Window
-from archiver.source.listing import MAX_PASSES, Listed, Lister
 from archiver.source import client as client_module
 from archiver.source.client import Filter
+from archiver.source.listing import MAX_PASSES, Listed, Lister
 from tests.fakes.clock import HandClock
 from tests.fakes.population import TEN, a_call, stamp
 from tests.fakes.rig import HOUR, WINDOW, api_client

@@ -140,3 +140,10 @@ def test_retention_is_counted_from_the_moment_and_rounded_up() -> None:
     assert Retention("GOVERNANCE", 30).until(moment) == datetime(2024, 2, 14, 10, 0, 1, tzinfo=UTC)
     whole = moment.replace(microsecond=0)
     assert Retention("COMPLIANCE", 1).until(whole) == whole + timedelta(days=1)
+
+
+@pytest.mark.parametrize("odd", ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "1969-12-31"])
+def test_a_time_that_no_call_can_have_is_none(odd: str) -> None:
+    call = Call("vc_1", {"startTime": odd, "createdAt": "2024-01-15T10:00:00Z", "endTime": odd})
+    assert (call.started_at, call.ended_at) == (None, None)
+    assert call.own_time == parse_time("2024-01-15T10:00:00Z")

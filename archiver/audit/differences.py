@@ -1,0 +1,213 @@
+"""What a reconciliation found: its counts, its calls, and how they are shown.
+
+Of each window `source = archived + no_recording + failed + pending + missing + unsealed`, but for
+pending calls that the source does not list (`listed` false); `gone` calls are beyond that sum, and
+those that `differ` are among the archived and no_recording ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from archiver.audit.render import printable
+from archiver.model import Window, format_time
+
+Name = Literal["missing", "pending", "failed", "differs", "unsealed", "gone"]
+
+NAMES: tuple[Name, ...] = get_args(Name)
+LACKING: tuple[Name, ...] = ("missing", "pending", "failed")
+"""The archive lacks the recording of these."""
+COUNTS = {
+    "source": "source",
+    "archived": "archived",
+    "no_recording": "no recording",
+    "failed": "failed",
+    "pending": "pending",
+    "missing": "missing",
+    "unsealed": "unsealed",
+    "gone": "gone",
+    "differs": "differ",
+}
+"""What is counted, and the title of its column."""
+SHOWN = 20
+"""Calls of a class that the text shows; `--json` has all of them."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A call that is not simply archived, and the window that it belongs to. `fields` are:
+
+    missing   window_sealed: whether the window has a sealed segment
+    pending   listed: whether the source lists it still
+    failed    reason, record; sealed: whether a sealed segment tells the record
+    differs   differences: field → {archive, source}; record
+    unsealed  outcome, record: there is a record, and no sealed segment that tells it
+    gone      outcome, record: both None where no record was ever made
+    """
+
+    name: Name
+    call_id: str
+    window: Window
+    fields: Mapping[str, Any]
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "call_id": self.call_id,
+            "window": format_time(self.window.start),
+            **self.fields,
+        }
+
+
+@dataclass
+class Result:
+    """A reconciliation. `span` is the range, whole windows; `archive` None where there is none."""
+
+    span: Window
+    archive: str | None
+    days: dict[str, Counter[str]] = field(default_factory=dict)
+    differences: dict[Name, list[Difference]] = field(default_factory=dict)
+    unstable: list[Window] = field(default_factory=list)
+    """Windows whose listing kept changing: what is said of them is not certain."""
+
+    def row(self, window: Window) -> Counter[str]:
+        """The counts of the day that the window starts on."""
+        return self.days.setdefault(window.start.date().isoformat(), Counter())
+
+    def add(self, difference: Difference) -> None:
+        self.differences.setdefault(difference.name, []).append(difference)
+        self.row(difference.window)[difference.name] += 1
+
+    def sort(self) -> None:
+        for found in self.differences.values():
+            found.sort(key=lambda one: (one.window, one.call_id))
+
+    @property
+    def total(self) -> Counter[str]:
+        return sum(self.days.values(), Counter())
+
+    @property
+    def lacking(self) -> int:
+        """Calls whose recording the archive lacks."""
+        return sum(len(self.differences.get(name, ())) for name in LACKING)
+
+    @property
+    def ok(self) -> bool:
+        return self.archive is not None and not self.lacking and not self.unstable
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.ok else 1
+
+    def document(self) -> dict[str, Any]:
+        """The form of `--json` (docs/auditor-guide.md)."""
+        return {
+            "type": "reconcile",
+            "v": 1,
+            "ok": self.ok,
+            "archive": self.archive,
+            "from": format_time(self.span.start),
+            "to": format_time(self.span.end),
+            "days": [{"day": day, **_counts(row)} for day, row in sorted(self.days.items())],
+            "total": _counts(self.total),
+            "unstable": [format_time(window.start) for window in self.unstable],
+            **{name: [one.document() for one in self.differences.get(name, ())] for name in NAMES},
+        }
+
+
+def _counts(row: Mapping[str, int]) -> dict[str, int]:
+    return {name: row.get(name, 0) for name in COUNTS}
+
+
+def as_json(result: Result) -> str:
+    """`Result.document` as one line of JSON, keys sorted; ASCII, because the ids are another's."""
+    return json.dumps(result.document(), sort_keys=True, separators=(",", ":")) + "\n"
+
+
+def as_text(result: Result) -> str:
+    """Table, calls and verdict, in this order; ends with a newline."""
+    lines = [*_table(result), *_calls(result), _verdict(result)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(result: Result) -> Iterator[str]:
+    rows = [(day, _counts(row)) for day, row in sorted(result.days.items())]
+    rows.append(("total", _counts(result.total)))
+    widths = {
+        name: max(len(title), *(len(f"{row[name]:,}") for _, row in rows))
+        for name, title in COUNTS.items()
+    }
+    yield "  ".join([f"{'day':10}", *(COUNTS[name].rjust(widths[name]) for name in COUNTS)])
+    for day, row in rows:
+        yield "  ".join([f"{day:10}", *(f"{row[name]:{widths[name]},}" for name in COUNTS)])
+
+
+def _calls(result: Result) -> Iterator[str]:
+    for name in NAMES:
+        found = result.differences.get(name, [])
+        yield from _shown(
+            name, [(one.window, printable(one.call_id), _detail(one)) for one in found]
+        )
+    unstable = [(window, "its listing kept changing", "") for window in result.unstable]
+    yield from _shown("unstable", unstable)
+    yield ""
+
+
+def _shown(name: str, rows: list[tuple[Window, str, str]]) -> Iterator[str]:
+    if rows:
+        yield ""
+    for window, what, detail in rows[:SHOWN]:
+        more = f"  ({detail})" if detail else ""
+        yield f"{name:8}  {format_time(window.start)}  {what}{more}"
+    if len(rows) > SHOWN:
+        yield f"{name:8}  … and {len(rows) - SHOWN:,} more (--json lists all)"
+
+
+def _detail(one: Difference) -> str:
+    fields = one.fields
+    match one.name:
+        case "missing":
+            return "" if fields["window_sealed"] else "its window is not sealed yet"
+        case "pending":
+            return "" if fields["listed"] else "the source does not list it any more"
+        case "failed":
+            return printable(str(fields["reason"])) + ("" if fields["sealed"] else ", not sealed")
+        case "differs":
+            changes = fields["differences"].items()
+            return "; ".join(f"{field}: {_both(values)}" for field, values in changes)
+        case _:
+            return fields["outcome"] or "it was never archived"
+
+
+def _both(values: Mapping[str, Any]) -> str:
+    ours = "nothing" if values["archive"] is None else printable(str(values["archive"]))
+    return f"{ours} in the archive, {printable(str(values['source']))} at the source"
+
+
+def _verdict(result: Result) -> str:
+    total = result.total
+    if result.ok:
+        told = [f"the archive has a result for each of the {total['source']:,} calls listed"]
+        if total["unsealed"]:
+            told.append(f"{total['unsealed']:,} of them not sealed yet")
+        return "OK: " + ", ".join(told)
+    told = []
+    if result.archive is None:
+        told.append("there is no archive here yet (no seal 0)")
+    if result.lacking:
+        counts = ", ".join(f"{total[name]:,} {name}" for name in LACKING if total[name])
+        told.append(f"the archive lacks the recordings of {_calls_of(result.lacking)} ({counts})")
+    if result.unstable:
+        told.append(f"the listing of {_windows_of(len(result.unstable))} kept changing")
+    return "NOT OK: " + "; ".join(told)
+
+
+def _calls_of(count: int) -> str:
+    return f"{count:,} call" + ("s" if count != 1 else "")
+
+
+def _windows_of(count: int) -> str:
+    return f"{count:,} window" + ("s" if count != 1 else "")

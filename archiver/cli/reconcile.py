@@ -1,0 +1,44 @@
+"""The verb that lists the source again. It writes nothing, and needs no signing key."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import click
+
+from archiver.cli.common import check_range, range_options, start_run, stopping
+from archiver.errors import UsageError
+
+
+@click.command()
+@range_options(required=True)
+@click.option("--json", "as_json", is_flag=True, help="a stable format for programs")
+def reconcile(start: datetime, end: datetime, as_json: bool) -> int:
+    """Lists the source again and prints what differs from the archive; writes nothing.
+
+    Exits with 1 where the archive lacks the recording of a call that the source has.
+    """
+    from archiver.apiclient import listing
+    from archiver.audit import differences
+    from archiver.audit import reconcile as audit
+    from archiver.progress import auditing
+    from archiver.readonly import reader
+    from archiver.settings import SourceSettings, load
+
+    check_range(start, end)
+    settings = load(SourceSettings)
+    clock = start_run(settings)
+    now = clock.now()
+    if start >= now:
+        raise UsageError("--from lies in the future: the source has nothing there yet")
+    options = audit.Options(start, min(end, now), settings.window, settings.workers)
+    bucket = reader(settings, clock)
+    with (
+        stopping(clock),
+        listing(settings, clock) as lister,
+        auditing("reconciling") as progress,
+    ):
+        bucket.check_access()
+        result = audit.reconcile(lister, bucket, options, progress)
+    click.echo(differences.as_json(result) if as_json else differences.as_text(result), nl=False)
+    return result.exit_code

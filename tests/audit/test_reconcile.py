@@ -1,0 +1,940 @@
+"""`reconcile`: every class of call, on archives made with the formats alone; then the real store.
+
+The source is the simulated platform, asked over HTTP by the real client and lister.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from archiver.audit import differences, recorded
+from archiver.audit.differences import Result
+from archiver.audit.lookup import Lookup
+from archiver.audit.reader import Reader
+from archiver.audit.reconcile import Options, reconcile
+from archiver.audit.sealed import SealedSegments
+from archiver.audit.standing import Standings
+from archiver.demo.platform import Platform, Reply, Request
+from archiver.errors import FormatError, SourceRefused, StoreError, UsageError
+from archiver.manifest import canonical, layout, record, seal
+from archiver.manifest.signing import SigningKey
+from archiver.model import Call, Window
+from archiver.source.client import Filter
+from archiver.source.listing import Lister
+from archiver.store.bucket import Bucket
+from tests.audit.builder import DAY, HOUR, Builder, hour
+from tests.audit.store import MemoryStore
+from tests.fakes.clock import HandClock
+from tests.fakes.population import TEN, a_call
+from tests.fakes.rig import api_client, wired
+
+Run = Callable[..., Result]
+TENTH = hour(10)
+
+
+@pytest.fixture
+def platform(clock: HandClock) -> Iterator[Platform]:
+    with Platform(clock=clock.now) as served:
+        yield served
+        assert served.violations == []
+
+
+@pytest.fixture
+def run(platform: Platform, clock: HandClock) -> Iterator[Run]:
+    """Reconciles a store's hour 10, or another range, with the platform."""
+    api = api_client(platform, clock)
+
+    def now(store: Reader, first: Window = TENTH, last: Window | None = None) -> Result:
+        lister = Lister(api, Filter(("Completed",)), clock, HOUR)
+        return reconcile(lister, store, Options(first.start, (last or first).end, HOUR, 2))
+
+    yield now
+    api.close()
+
+
+def source_has(platform: Platform, *ids: str, window: Window = TENTH, **fields: Any) -> None:
+    """As the builder's calls are, unless `fields` tell otherwise."""
+    at = window.start + timedelta(minutes=5)
+    for call_id in ids:
+        platform.add(a_call(call_id, at, **{"seconds": 312, "audio": None, **fields}))
+
+
+def archive(*outcomes: tuple[str, str], pending: tuple[str, ...] = ()) -> Builder:
+    """An archive with hour 10 sealed."""
+    builder = Builder().genesis()
+    records = [builder.call(call_id, hour(10), outcome=outcome) for call_id, outcome in outcomes]
+    builder.seal(builder.segment(hour(10), records, pending=pending))
+    return builder
+
+
+def told(result: Result) -> dict[str, list[dict[str, Any]]]:
+    """class → what is said of its calls, the window left out."""
+    return {
+        name: [{"id": one.call_id, **one.fields} for one in found]
+        for name, found in result.differences.items()
+    }
+
+
+def counts(result: Result) -> dict[str, int]:
+    return {name: count for name, count in result.total.items() if count}
+
+
+def r1(call_id: str, day: str = "2024-01-15") -> str:
+    return f"records/dt={day}/{call_id}/r1.json"
+
+
+# --- the classes
+
+
+def test_what_is_archived_or_has_no_recording_is_well(platform: Platform, run: Run) -> None:
+    source_has(platform, "vc_a", "vc_b", "vc_n")
+    builder = archive(("vc_a", "archived"), ("vc_b", "archived"), ("vc_n", "no_recording"))
+
+    result = run(builder.store)
+
+    assert told(result) == {}
+    assert counts(result) == {"source": 3, "archived": 2, "no_recording": 1}
+    assert (result.ok, result.exit_code) == (True, 0)
+    assert result.archive == builder.seals[0].archive
+    asked = [line for line in builder.store.requests if "records/" in line]
+    assert asked == [], "what has its result is not looked for any further"
+
+
+def test_missing(platform: Platform, run: Run) -> None:
+    source_has(platform, "vc_a", "vc_m")
+
+    result = run(archive(("vc_a", "archived")).store)
+
+    assert told(result) == {"missing": [{"id": "vc_m", "window_sealed": True}]}
+    assert counts(result) == {"source": 2, "archived": 1, "missing": 1}
+    assert result.exit_code == 1
+
+
+def test_missing_in_a_window_that_is_not_sealed(platform: Platform, run: Run) -> None:
+    source_has(platform, "vc_m")
+
+    result = run(Builder().genesis().store)
+
+    assert told(result) == {"missing": [{"id": "vc_m", "window_sealed": False}]}
+    assert result.exit_code == 1
+
+
+def test_pending(platform: Platform, run: Run) -> None:
+    source_has(platform, "vc_a", "vc_p")
+
+    result = run(archive(("vc_a", "archived"), pending=("vc_p", "vc_q")).store)
+
+    assert told(result) == {
+        "pending": [{"id": "vc_p", "listed": True}, {"id": "vc_q", "listed": False}]
+    }
+    assert counts(result) == {"source": 2, "archived": 1, "pending": 2}
+    assert result.exit_code == 1
+
+
+def test_pending_until_the_newest_revision_says_otherwise(platform: Platform, run: Run) -> None:
+    source_has(platform, "vc_p")
+    builder = archive(pending=("vc_p",))
+    again = builder.segment(hour(10), [builder.call("vc_p", hour(10))], revision=2)
+    assert counts(run(builder.store)) == {"source": 1, "unsealed": 1}, "not official as yet"
+
+    builder.seal(again)
+
+    result = run(builder.store)
+    assert told(result) == {}
+    assert counts(result) == {"source": 1, "archived": 1}
+
+
+def test_pending_and_not_listed_until_there_is_a_record(platform: Platform, run: Run) -> None:
+    builder = archive(pending=("vc_p",))
+    builder.call("vc_p", hour(10))
+
+    result = run(builder.store)
+
+    assert told(result) == {"gone": [{"id": "vc_p", "outcome": "archived", "record": r1("vc_p")}]}
+    assert result.exit_code == 0
+
+
+def test_failed(platform: Platform, run: Run) -> None:
+    source_has(platform, "vc_f")
+    builder = archive(("vc_f", "failed"))
+
+    result = run(builder.store)
+
+    [failed] = told(result)["failed"]
+    assert failed == {"id": "vc_f", "reason": "not_wav", "record": r1("vc_f"), "sealed": True}
+    assert counts(result) == {"source": 1, "failed": 1}
+    assert result.exit_code == 1
+    read = [line for line in builder.store.requests if line.startswith("read records/")]
+    assert read == [], "a record that a segment tells is not read again"
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_failed_until_a_newer_record_says_otherwise(
+    platform: Platform, run: Run, sealed: bool
+) -> None:
+    source_has(platform, "vc_f")
+    builder = archive(("vc_f", "failed"))
+    amended = builder.call("vc_f", hour(10), revision=2)
+    if sealed:
+        builder.seal(builder.segment(hour(10), [amended], revision=2))
+
+    result = run(builder.store)
+
+    assert counts(result) == {"source": 1, "archived" if sealed else "unsealed": 1}
+    assert result.exit_code == 0
+
+
+@pytest.mark.parametrize("outcome", ["archived", "no_recording"])
+def test_unsealed(platform: Platform, run: Run, outcome: str) -> None:
+    source_has(platform, "vc_u")
+    builder = archive()
+    builder.call("vc_u", hour(10), outcome=outcome)
+
+    result = run(builder.store)
+
+    assert told(result) == {"unsealed": [{"id": "vc_u", "outcome": outcome, "record": r1("vc_u")}]}
+    assert counts(result) == {"source": 1, "unsealed": 1}
+    assert result.exit_code == 0
+
+
+def test_unsealed_and_failed_is_failed(platform: Platform, run: Run) -> None:
+    source_has(platform, "vc_u")
+    builder = archive()
+    builder.call("vc_u", hour(10), outcome="failed")
+
+    result = run(builder.store)
+
+    assert [(one["id"], one["sealed"]) for one in told(result)["failed"]] == [("vc_u", False)]
+    assert result.exit_code == 1
+
+
+def test_gone(platform: Platform, run: Run) -> None:
+    outcomes = (("vc_a", "archived"), ("vc_f", "failed"), ("vc_n", "no_recording"))
+
+    result = run(archive(*outcomes).store)
+
+    assert told(result) == {
+        "gone": [{"id": i, "outcome": outcome, "record": r1(i)} for i, outcome in outcomes]
+    }
+    assert counts(result) == {"gone": 3}
+    assert result.exit_code == 0
+
+
+def test_gone_without_ever_having_had_a_record(platform: Platform, run: Run) -> None:
+    builder = archive(pending=("vc_p",))
+    builder.seal(builder.segment(hour(10), [], revision=2, vanished=["vc_p"]))
+
+    assert told(run(builder.store)) == {"gone": [{"id": "vc_p", "outcome": None, "record": None}]}
+
+    source_has(platform, "vc_p")
+    assert counts(run(builder.store)) == {"source": 1, "missing": 1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "differing"),
+    [
+        ({"durationSeconds": 318}, {"duration_seconds": {"archive": 312, "source": 318}}),
+        ({"state": "completed"}, {"state": {"archive": "Completed", "source": "completed"}}),
+        (
+            {"durationSeconds": 0, "state": "COMPLETED"},
+            {
+                "duration_seconds": {"archive": 312, "source": 0},
+                "state": {"archive": "Completed", "source": "COMPLETED"},
+            },
+        ),
+        ({"durationSeconds": 312.0}, {}),
+        ({"durationSeconds": None, "state": None}, {}),
+        ({"durationSeconds": ..., "state": ...}, {}),
+        ({"durationSeconds": "long", "state": 7}, {}),
+        ({"outcome": "other", "campaignId": "camp_9"}, {}),
+    ],
+)
+@pytest.mark.parametrize("outcome", ["archived", "no_recording"])
+def test_differs(
+    platform: Platform, run: Run, fields: dict[str, Any], differing: dict[str, Any], outcome: str
+) -> None:
+    source_has(platform, "vc_d", **fields)
+    platform.hooks.append(lambda request: _any_state(platform, request))
+
+    result = run(archive(("vc_d", outcome)).store)
+
+    expected = [{"id": "vc_d", "differences": differing, "record": r1("vc_d")}]
+    assert told(result) == ({"differs": expected} if differing else {})
+    assert counts(result) == {"source": 1, outcome: 1} | ({"differs": 1} if differing else {})
+    assert result.exit_code == 0
+
+
+def _any_state(platform: Platform, request: Request) -> Reply | None:
+    """A source that ignores its state filter, so that it may answer another spelling."""
+    pairs = [(name, value) for name, value in request.pairs if name != "state"]
+    return platform.answer(_with(request, pairs)) if len(pairs) < len(request.pairs) else None
+
+
+def _with(request: Request, pairs: list[tuple[str, str]]) -> Request:
+    from dataclasses import replace
+    from urllib.parse import urlencode
+
+    return replace(request, raw_query=urlencode(pairs))
+
+
+def test_what_the_record_lacks_and_the_source_has_differs(platform: Platform, run: Run) -> None:
+    source_has(platform, "vc_d")
+    builder = Builder().genesis()
+    whole = builder.call("vc_d", hour(10))
+    document = {**whole.document, "duration_seconds": None, "state": None}
+    bare = record.parse(canonical.dump(document))
+    builder.seal(builder.segment(hour(10), [bare]))
+
+    [difference] = told(run(builder.store))["differs"]
+
+    assert difference["differences"] == {
+        "duration_seconds": {"archive": None, "source": 312},
+        "state": {"archive": None, "source": "Completed"},
+    }
+
+
+# --- elsewhere
+
+
+@pytest.mark.parametrize("other", [9, 11])
+@pytest.mark.parametrize("outcome", ["archived", "failed"])
+def test_a_call_that_the_source_lists_in_the_window_beside(
+    platform: Platform, run: Run, other: int, outcome: str
+) -> None:
+    """Told of in hour 10; the source says now that it began in another hour."""
+    source_has(platform, "vc_a", window=hour(other))
+    name = {"archived": "archived", "failed": "failed"}[outcome]
+    builder = archive(("vc_a", outcome))
+
+    alone = run(builder.store, hour(other))
+    both = run(builder.store, hour(9), hour(11))
+
+    assert counts(alone) == {"source": 1, name: 1}
+    assert counts(both) == {"source": 1, name: 1}, "and hour 10 does not call it gone"
+
+
+@pytest.mark.parametrize("other", [9, 11])
+def test_a_call_that_is_pending_in_the_window_beside(
+    platform: Platform, run: Run, other: int
+) -> None:
+    source_has(platform, "vc_p", window=hour(other))
+    builder = archive(pending=("vc_p",))
+
+    assert counts(run(builder.store, hour(other))) == {"source": 1, "pending": 1}
+    assert counts(run(builder.store, hour(9), hour(11))) == {"source": 1, "pending": 1}
+
+
+def test_a_call_that_two_windows_tell_of_is_not_gone(platform: Platform, run: Run) -> None:
+    """It moved, and the archiver took note: gone from hour 10, and told in hour 9."""
+    source_has(platform, "vc_a", window=hour(9))
+    builder = archive(("vc_a", "archived"))
+    same = record.parse(builder.store.data(r1("vc_a")))
+    builder.seal(builder.segment(hour(9), [same]))
+    builder.seal(builder.segment(hour(10), [], revision=2, outcomes={}, vanished=["vc_a"]))
+
+    assert counts(run(builder.store, hour(9), hour(10))) == {"source": 1, "archived": 1}
+    assert counts(run(builder.store, hour(10))) == {"gone": 1}, "as far as was listed"
+
+
+def test_a_call_that_moved_far_is_found_by_its_record(platform: Platform, run: Run) -> None:
+    source_has(platform, "vc_a", "vc_f", window=hour(20))
+    builder = archive(("vc_a", "archived"), ("vc_f", "failed"))
+
+    assert counts(run(builder.store, hour(20))) == {"source": 2, "archived": 1, "failed": 1}
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        {"startTime": "2024-01-15T10:05:00Z", "createdAt": None},
+        {"createdAt": "2024-01-15T10:05:00Z"},
+        {"startTime": None, "createdAt": "2024-01-15T10:05:00Z"},
+    ],
+)
+def test_a_call_is_looked_for_in_the_windows_of_its_own_times(
+    platform: Platform, run: Run, times: dict[str, Any]
+) -> None:
+    """A source whose filter reads the end of a call; its own window does not list it."""
+    platform.options.filter_field = "endTime"
+    source_has(platform, "vc_a", "vc_p", window=hour(20), **times)
+    builder = archive(("vc_a", "archived"), pending=("vc_p",))
+
+    assert counts(run(builder.store, hour(20))) == {"source": 2, "archived": 1, "pending": 1}
+
+
+def test_a_time_at_the_calendar_s_end_is_in_no_window() -> None:
+    builder = archive()
+    records = recorded.RecordObjects(builder.store, 1)
+    lookup = Lookup(Standings(SealedSegments(builder.store)), records, HOUR)
+    last = Call("vc_z", {"startTime": "9999-12-31T23:59:59Z"})
+
+    assert lookup.look(hour(10), {"vc_z": last}).found == {}
+    records.close()
+
+
+def test_strays_are_left_to_their_window(platform: Platform, run: Run) -> None:
+    """A filter of whole days lists every call of the day in each window."""
+    platform.options.whole_days = True
+    source_has(platform, "vc_a")
+    source_has(platform, "vc_b", window=hour(14))
+    builder = archive(("vc_a", "archived"))
+
+    assert counts(run(builder.store)) == {"source": 1, "archived": 1}
+    assert counts(run(builder.store, hour(14))) == {"source": 1, "missing": 1}
+
+
+def test_a_stray_that_a_window_tells_of_is_not_gone(platform: Platform, run: Run) -> None:
+    platform.options.whole_days = True
+    source_has(platform, "vc_a", window=hour(14))
+    builder = archive(("vc_a", "archived"))
+
+    assert counts(run(builder.store)) == {}
+    assert counts(run(builder.store, hour(10), hour(14))) == {"source": 1, "archived": 1}
+
+
+def test_a_newer_record_in_another_window_counts(platform: Platform, run: Run) -> None:
+    source_has(platform, "vc_f", window=hour(11))
+    builder = archive(("vc_f", "failed"))
+    builder.seal(builder.segment(hour(11), [builder.call("vc_f", hour(10), revision=2)]))
+
+    assert counts(run(builder.store, hour(11))) == {"source": 1, "archived": 1}
+    source_has(platform, "vc_f")
+    assert counts(run(builder.store)) == {"source": 1, "archived": 1}
+
+
+@pytest.mark.parametrize("revision", [1, 2])
+@pytest.mark.parametrize(("good", "bad"), [(9, 11), (11, 9)])
+def test_of_two_records_the_newer_counts_and_of_two_as_new_the_one_with_a_result(
+    platform: Platform, run: Run, good: int, bad: int, revision: int
+) -> None:
+    """Below two days, because the source changed the call's start."""
+    source_has(platform, "vc_a")
+    builder = Builder().genesis()
+    day_before = Window(hour(10).start - 24 * HOUR, hour(10).end - 24 * HOUR)
+    records = {
+        good: builder.call("vc_a", hour(10), revision=revision),
+        bad: builder.call("vc_a", day_before, outcome="failed"),
+    }
+    for number in (9, 11):
+        builder.seal(builder.segment(hour(number), [records[number]]))
+
+    assert counts(run(builder.store)) == {"source": 1, "archived": 1}
+
+
+def test_each_segment_is_read_once(platform: Platform, run: Run) -> None:
+    """Though each window has a call that is looked for in the windows beside it."""
+    builder = Builder().genesis()
+    for number in range(5, 12):
+        source_has(platform, f"vc_{number}", window=hour(number))
+        builder.seal(builder.segment(hour(number), [], pending=[f"vc_{number}"]))
+
+    assert counts(run(builder.store, hour(5), hour(11))) == {"source": 7, "pending": 7}
+
+    read = [line for line in builder.store.requests if line.startswith("stream manifest/segments")]
+    assert len(read) == len(set(read)) == 7
+    assert len([line for line in builder.store.requests if line.startswith("list manifest")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "day"),
+    [
+        ({"startTime": "2024-01-13T09:00:00Z"}, "2024-01-13"),
+        ({"startTime": None, "createdAt": "2024-01-12T09:00:00Z"}, "2024-01-12"),
+        ({"startTime": "2024-01-13T09:00:00Z", "createdAt": "2024-01-12T00:00:00Z"}, "2024-01-12"),
+        ({"startTime": None, "createdAt": None}, "2024-01-15"),
+        ({"startTime": "2024-01-13T09:00:00Z"}, "2024-01-15"),
+    ],
+)
+def test_a_record_is_looked_for_below_each_day_it_may_lie(
+    platform: Platform, run: Run, fields: dict[str, Any], day: str
+) -> None:
+    platform.options.filter_field = "endTime"
+    source_has(platform, "vc_u", **fields)
+    builder = archive()
+    at = datetime.fromisoformat(day).replace(tzinfo=UTC) + 10 * HOUR
+    builder.call("vc_u", Window(at, at + HOUR))
+
+    result = run(builder.store)
+
+    assert [one["record"] for one in told(result)["unsealed"]] == [r1("vc_u", day)]
+
+
+def test_an_odd_id_has_its_record_under_its_digest(platform: Platform, run: Run) -> None:
+    odd = "../önd\n=1"
+    source_has(platform, odd)
+    builder = archive()
+    assert counts(run(builder.store)) == {"source": 1, "missing": 1}
+
+    found = builder.call(odd, hour(10))
+
+    assert [one["record"] for one in told(run(builder.store))["unsealed"]] == [found.key]
+
+
+@pytest.mark.parametrize("count", [recorded.ASKED_ONE_BY_ONE, recorded.ASKED_ONE_BY_ONE + 1])
+def test_many_calls_are_looked_for_with_one_listing(
+    platform: Platform, run: Run, count: int
+) -> None:
+    ids = [f"vc_{number}" for number in range(count)]
+    source_has(platform, *ids)
+    builder = archive()
+    for call_id in ids[1:]:
+        builder.call(call_id, hour(10))
+    builder.call("vc_other", hour(10))
+
+    result = run(builder.store)
+
+    assert counts(result) == {"source": count, "unsealed": count - 1, "missing": 1}
+    listed = [line for line in builder.store.requests if line.startswith("list records/")]
+    assert len(listed) == (count if count == recorded.ASKED_ONE_BY_ONE else 1)
+
+
+def test_the_newest_of_a_call_s_records_is_read_and_no_other(platform: Platform, run: Run) -> None:
+    source_has(platform, "vc_u")
+    builder = archive()
+    for revision in range(1, 12):
+        outcome = "archived" if revision == 11 else "failed"
+        builder.call("vc_u", hour(10), revision=revision, outcome=outcome)
+
+    [unsealed] = told(run(builder.store))["unsealed"]
+
+    assert unsealed["record"].endswith("/r11.json")
+    read = [line for line in builder.store.requests if line.startswith("read records/")]
+    assert len(read) == 1
+
+
+# --- the range
+
+
+def test_a_row_for_each_day_and_the_range_in_whole_windows(platform: Platform, run: Run) -> None:
+    source_has(platform, "vc_a")
+    source_has(platform, "vc_late", window=Window(DAY + 24 * HOUR, DAY + 25 * HOUR))
+    source_has(platform, "vc_out", window=Window(DAY + 25 * HOUR, DAY + 26 * HOUR))
+    builder = archive(("vc_a", "archived"))
+    half = timedelta(minutes=30)
+
+    result = run(builder.store, Window(DAY + 10 * HOUR + half, DAY), Window(DAY, DAY + 24.5 * HOUR))
+
+    assert str(result.span) == "2024-01-15T10:00:00Z/2024-01-16T01:00:00Z"
+    assert {day: dict(row) for day, row in result.days.items()} == {
+        "2024-01-15": {"source": 1, "archived": 1},
+        "2024-01-16": {"source": 1, "missing": 1},
+    }
+
+
+def test_progress_is_told_of_each_window(platform: Platform, clock: HandClock) -> None:
+    class Seen:
+        def __init__(self) -> None:
+            self.calls: list[tuple[int, int]] = []
+
+        def windows(self, done: int, total: int) -> None:
+            self.calls.append((done, total))
+
+    api, seen = api_client(platform, clock), Seen()
+    lister = Lister(api, Filter(("Completed",)), clock, HOUR)
+    options = Options(DAY + 10.5 * HOUR, DAY + 12.5 * HOUR, HOUR)
+    reconcile(lister, archive().store, options, seen)
+    api.close()
+
+    assert seen.calls == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_the_first_window_of_the_calendar(platform: Platform, run: Run) -> None:
+    first = Window(datetime(1, 1, 1, tzinfo=UTC), datetime(1, 1, 1, 1, tzinfo=UTC))
+    source_has(platform, "vc_old", startTime="0001-01-01T00:05:00Z", createdAt=None)
+
+    assert counts(run(archive().store, first)) == {"source": 1, "missing": 1}
+
+
+def test_without_an_archive_everything_is_missing(platform: Platform, run: Run) -> None:
+    store = MemoryStore()
+    nothing = run(store)
+    assert (nothing.archive, nothing.exit_code) == (None, 1), "perhaps it is the wrong bucket"
+
+    source_has(platform, "vc_a", "vc_b")
+    result = run(store)
+
+    assert counts(result) == {"source": 2, "missing": 2}
+    assert "no archive here yet" in differences.as_text(result)
+    assert not [line for line in store.requests if "records/" in line], "nobody need look for them"
+
+
+def test_a_chain_without_its_first_seal_is_no_empty_archive(run: Run) -> None:
+    builder = archive()
+    builder.store.lose(layout.seal_key(0))
+
+    with pytest.raises(FormatError, match="run archiver verify"):
+        run(builder.store)
+
+
+def test_the_archive_s_own_windows_are_the_grid(run: Run) -> None:
+    builder = Builder()
+    proved = {"window_seconds": 900}
+    data = seal.genesis(
+        "6f1f7b0e-0000-4000-8000-000000000001", builder.key.public, proved,
+        sealed_at=DAY, watermark=DAY,
+    )  # fmt: skip
+    builder.put_seal(data)
+
+    with pytest.raises(UsageError, match="ARCHIVER_WINDOW=15m"):
+        run(builder.store)
+
+
+def test_a_window_of_another_length_is_refused(run: Run) -> None:
+    builder = Builder().genesis()
+    quarter = Window(hour(10).start, hour(10).start + timedelta(minutes=15))
+    builder.seal(builder.segment(quarter, []))
+
+    with pytest.raises(UsageError, match="ARCHIVER_WINDOW"):
+        run(builder.store)
+
+
+# --- sources and stores that misbehave
+
+
+def test_a_listing_that_keeps_changing_is_said_and_is_no_success(
+    platform: Platform, run: Run
+) -> None:
+    numbers = itertools.count()
+
+    def one_more(_: Request) -> None:
+        source_has(platform, f"vc_{next(numbers)}")
+
+    platform.hooks.append(one_more)
+    builder = archive()
+    for number in range(50):
+        builder.call(f"vc_{number}", hour(10))
+
+    result = run(builder.store)
+
+    assert result.unstable == [hour(10)]
+    assert set(told(result)) == {"unsealed"}
+    assert result.exit_code == 1
+
+
+def test_what_one_pass_alone_has_seen_was_listed(platform: Platform, run: Run) -> None:
+    source_has(platform, "vc_a", "vc_m")
+
+    def hide(_: Request) -> None:
+        if len(platform.requests) == 1:
+            platform.remove("vc_m")
+
+    platform.hooks.append(hide)
+
+    result = run(archive(("vc_a", "archived")).store)
+
+    assert result.unstable == []
+    assert counts(result) == {"source": 2, "archived": 1, "missing": 1}
+
+
+def test_what_one_pass_alone_has_seen_is_not_gone(platform: Platform, run: Run) -> None:
+    source_has(platform, "vc_a")
+
+    def hide(_: Request) -> None:
+        if len(platform.requests) == 1:
+            platform.remove("vc_a")
+
+    platform.hooks.append(hide)
+
+    assert counts(run(archive(("vc_a", "archived")).store)) == {"source": 1, "archived": 1}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b.store.rot("manifest/segments/dt=2024-01-15/1000.r1.jsonl", lambda d: d + b"x"),
+        lambda b: b.store.rot(
+            "manifest/segments/dt=2024-01-15/1000.r1.jsonl", lambda d: d.replace(b"vc_a", b"vc_b")
+        ),
+        lambda b: b.store.lose("manifest/segments/dt=2024-01-15/1000.r1.jsonl"),
+        lambda b: b.store.rot("manifest/segments/dt=2024-01-15/1000.r1.seal", lambda _: b"0\n"),
+        lambda b: b.store.lose(layout.seal_key(1)),
+        lambda b: b.store.rot(layout.seal_key(0), lambda _: b"{}"),
+        lambda b: b.store.rot(r1("vc_u"), lambda _: b"{}"),
+    ],
+)
+def test_damage_is_one_clear_line(
+    platform: Platform, run: Run, damage: Callable[[Builder], None]
+) -> None:
+    source_has(platform, "vc_a", "vc_u")
+    builder = archive(("vc_a", "archived"))
+    builder.call("vc_u", hour(10))
+    builder.seal(builder.segment(hour(10), [], revision=2, outcomes={"vc_a": "archived"}))
+    run(builder.store)
+    damage(builder)
+
+    with pytest.raises(FormatError, match="run archiver verify") as caught:
+        run(builder.store)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n", b"[]\n"])
+def test_a_sealed_segment_without_its_window_line(run: Run, content: bytes) -> None:
+    builder = Builder().genesis()
+    built = builder.segment(hour(10), [])
+    entry = seal.SegmentEntry(built.name.jsonl, len(content), 0, "0" * 64, _sha256(content))
+    builder.put(built.name.jsonl, content)
+    data = seal.following(
+        builder.seals[-1], [entry], key_id=builder.key.public.key_id,
+        sealed_at=builder.now, watermark=DAY,
+    )  # fmt: skip
+    builder.put_seal(data)
+
+    with pytest.raises(FormatError, match="run archiver verify"):
+        run(builder.store)
+
+
+def _sha256(data: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_a_source_or_store_that_refuses_ends_it(platform: Platform, run: Run) -> None:
+    builder = archive()
+    builder.store.refuse[layout.seal_key(1)] = StoreError("no")
+    with pytest.raises(StoreError):
+        run(builder.store)
+
+    platform.options.tokens.clear()
+    with pytest.raises(SourceRefused):
+        run(archive().store, hour(0), hour(23))
+
+
+# --- what does not matter
+
+
+def test_the_order_of_events_does_not_matter(platform: Platform, run: Run) -> None:
+    """The same calls, listed in any order by a source that sorts by nothing: the same words."""
+    platform.options.sort = "given"
+    builder = archive(("vc_a", "archived"), ("vc_f", "failed"), ("vc_g", "archived"))
+    builder.call("vc_u", hour(10))
+    builder.call("vc_v", hour(11))
+    calls = [*[(i, 10) for i in ("vc_a", "vc_f", "vc_m", "vc_u")], ("vc_v", 11), ("vc_l", 11)]
+    seen = set()
+    for number in range(5):
+        random.Random(number).shuffle(calls)
+        for call in platform.calls:
+            platform.remove(call.id)
+        for call_id, at in calls:
+            source_has(platform, call_id, window=hour(at))
+        seen.add(differences.as_json(run(builder.store, hour(9), hour(12))))
+
+    [text] = seen
+    assert json.loads(text)["total"] == {
+        "source": 6, "archived": 1, "no_recording": 0, "failed": 1, "pending": 0, "missing": 2,
+        "unsealed": 2, "gone": 1, "differs": 0,
+    }  # fmt: skip
+
+
+# --- how it reads
+
+
+def everything(platform: Platform, run: Run) -> Result:
+    """One call of each class but two of missing, over two hours."""
+    source_has(platform, "vc_a", "vc_f", "vc_p", "vc_z\x1b[2J\u202e")
+    source_has(platform, "vc_d", durationSeconds=1)
+    source_has(platform, "vc_u", "vc_m", window=hour(11))
+    builder = archive(
+        ("vc_a", "archived"), ("vc_d", "archived"), ("vc_f", "failed"), ("vc_g", "archived"),
+        pending=("vc_p",),
+    )  # fmt: skip
+    builder.call("vc_u", hour(11))
+    return run(builder.store, hour(10), hour(11))
+
+
+def test_the_json_form_is_stable(platform: Platform, run: Run) -> None:
+    text = differences.as_json(everything(platform, run))
+    document = json.loads(text)
+
+    assert text.isascii()
+    assert text.endswith("}\n")
+    assert list(document) == sorted(document)
+    counted = {
+        "source": 7, "archived": 2, "no_recording": 0, "failed": 1, "pending": 1, "missing": 2,
+        "unsealed": 1, "gone": 1, "differs": 1,
+    }  # fmt: skip
+    ten, eleven = "2024-01-15T10:00:00Z", "2024-01-15T11:00:00Z"
+    assert document == {
+        "type": "reconcile",
+        "v": 1,
+        "ok": False,
+        "archive": "6f1f7b0e-0000-4000-8000-000000000001",
+        "from": ten,
+        "to": "2024-01-15T12:00:00Z",
+        "days": [{"day": "2024-01-15", **counted}],
+        "total": counted,
+        "unstable": [],
+        "missing": [
+            {"call_id": "vc_z\x1b[2J\u202e", "window": ten, "window_sealed": True},
+            {"call_id": "vc_m", "window": eleven, "window_sealed": False},
+        ],
+        "pending": [{"call_id": "vc_p", "window": ten, "listed": True}],
+        "failed": [
+            {"call_id": "vc_f", "window": ten, "reason": "not_wav", "record": r1("vc_f"),
+             "sealed": True}
+        ],
+        "differs": [
+            {"call_id": "vc_d", "window": ten, "record": r1("vc_d"),
+             "differences": {"duration_seconds": {"archive": 312, "source": 1}}}
+        ],
+        "unsealed": [
+            {"call_id": "vc_u", "window": eleven, "outcome": "archived", "record": r1("vc_u")}
+        ],
+        "gone": [
+            {"call_id": "vc_g", "window": ten, "outcome": "archived", "record": r1("vc_g")}
+        ],
+    }  # fmt: skip
+    total = document["total"]
+    settled = ("archived", "no_recording", "failed", "pending", "missing", "unsealed")
+    assert total["source"] == sum(total[name] for name in settled)
+
+
+def test_the_text_form(platform: Platform, run: Run) -> None:
+    text = differences.as_text(everything(platform, run))
+
+    assert all(c.isprintable() or c == "\n" for c in text)
+    lines = text.splitlines()
+    assert lines[0].split() == [
+        "day", "source", "archived", "no", "recording", "failed", "pending", "missing",
+        "unsealed", "gone", "differ",
+    ]  # fmt: skip
+    assert lines[1].split() == ["2024-01-15", "7", "2", "0", "1", "1", "2", "1", "1", "1"]
+    assert lines[2].split()[0] == "total"
+    assert lines[1].split()[1:] == lines[2].split()[1:]
+    assert [len(line) for line in lines[:3]] == [len(lines[0])] * 3
+    ten, eleven = "2024-01-15T10:00:00Z", "2024-01-15T11:00:00Z"
+    assert [line for line in lines[3:-1] if line] == [
+        f"missing   {ten}  vc_z\\x1b[2J\\u202e",
+        f"missing   {eleven}  vc_m  (its window is not sealed yet)",
+        f"pending   {ten}  vc_p",
+        f"failed    {ten}  vc_f  (not_wav)",
+        f"differs   {ten}  vc_d  (duration_seconds: 312 in the archive, 1 at the source)",
+        f"unsealed  {eleven}  vc_u  (archived)",
+        f"gone      {ten}  vc_g  (archived)",
+    ]
+    assert lines[-1] == (
+        "NOT OK: the archive lacks the recordings of 4 calls (2 missing, 1 pending, 1 failed)"
+    )
+
+
+def test_a_good_end_says_so(platform: Platform, run: Run) -> None:
+    source_has(platform, "vc_a")
+    builder = archive(("vc_a", "archived"))
+    text = differences.as_text(run(builder.store))
+    assert text.endswith("\nOK: the archive has a result for each of the 1 calls listed\n")
+
+    source_has(platform, "vc_u")
+    builder.call("vc_u", hour(10))
+    text = differences.as_text(run(builder.store))
+    assert text.endswith("each of the 2 calls listed, 1 of them not sealed yet\n")
+
+
+def test_many_calls_are_summed_up_in_the_text_and_not_in_json(platform: Platform, run: Run) -> None:
+    source_has(platform, *[f"vc_{number:02}" for number in range(differences.SHOWN + 3)])
+    result = run(archive().store)
+
+    text = differences.as_text(result)
+    assert text.count("\nmissing ") == differences.SHOWN + 1
+    assert "\nmissing   … and 3 more (--json lists all)\n" in text
+    assert len(json.loads(differences.as_json(result))["missing"]) == differences.SHOWN + 3
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "shown"),
+    [
+        ("pending", {"listed": False}, "the source does not list it any more"),
+        ("failed", {"reason": "\x1b", "record": "k", "sealed": False}, "\\x1b, not sealed"),
+        ("gone", {"outcome": None, "record": None}, "it was never archived"),
+        (
+            "differs",
+            {"differences": {"state": {"archive": None, "source": "\x1b\ud800"}}, "record": "k"},
+            "state: nothing in the archive, \\x1b\\ud800 at the source",
+        ),
+    ],
+)
+def test_details(name: Any, fields: dict[str, Any], shown: str) -> None:
+    result = Result(hour(10), "archive")
+    result.add(differences.Difference(name, "\ud800", hour(10), fields))
+
+    assert f"  \\ud800  ({shown})\n" in differences.as_text(result)
+    assert json.loads(differences.as_json(result))[name][0]["call_id"] == "\ud800"
+
+
+def test_unstable_windows_are_shown() -> None:
+    result = Result(hour(10), "archive", unstable=[hour(10)])
+
+    text = differences.as_text(result)
+
+    assert "\nunstable  2024-01-15T10:00:00Z  its listing kept changing\n" in text
+    assert text.endswith("NOT OK: the listing of 1 window kept changing\n")
+    assert json.loads(differences.as_json(result))["unstable"] == ["2024-01-15T10:00:00Z"]
+
+
+# --- on the real store, after the real pipeline
+
+
+def versions(bucket: Bucket) -> list[tuple[str, str | None, bool]]:
+    return sorted((v.key, v.version_id, v.is_delete_marker) for v in bucket.versions(""))
+
+
+@pytest.mark.weed
+def test_the_archiver_s_own_archive_and_nothing_is_written(
+    platform: Platform, bucket: Bucket, clock: HandClock, key: SigningKey, run: Run
+) -> None:
+    clock.turn_to(TEN + timedelta(days=3))
+    platform.add(a_call("vc_1"), a_call("vc_2"), a_call("vc_n", audio=None), a_call("vc_bad"))
+    platform.add(a_call("vc_next", TEN + HOUR))
+    bad = platform.find("vc_bad")
+    assert bad is not None
+    bad.blob_missing = True
+    with wired(platform, bucket, clock, key) as rig:
+        rig.backfill(hours=2)
+    platform.add(a_call("vc_late", TEN + timedelta(minutes=30)))
+    platform.add(a_call("vc_2", seconds=2))
+    platform.remove("vc_next")
+    before = versions(bucket)
+    platform.requests.clear()
+
+    result = run(bucket, hour(10), hour(12))
+
+    assert counts(result) == {
+        "source": 5, "archived": 2, "no_recording": 1, "failed": 1, "missing": 1, "gone": 1,
+        "differs": 1,
+    }  # fmt: skip
+    assert {name: [one["id"] for one in found] for name, found in told(result).items()} == {
+        "missing": ["vc_late"], "failed": ["vc_bad"], "differs": ["vc_2"], "gone": ["vc_next"],
+    }  # fmt: skip
+    assert result.exit_code == 1
+    assert versions(bucket) == before
+    assert {(one.method, one.path) for one in platform.requests} == {("GET", "/api/v1/voice-calls")}
+
+
+@pytest.mark.weed
+def test_an_empty_bucket_stays_empty(platform: Platform, bucket: Bucket, run: Run) -> None:
+    source_has(platform, "vc_a")
+
+    assert counts(run(bucket)) == {"source": 1, "missing": 1}
+    assert versions(bucket) == []
+
+
+@pytest.mark.weed
+def test_a_window_that_has_not_settled(
+    platform: Platform, bucket: Bucket, clock: HandClock, key: SigningKey, run: Run
+) -> None:
+    """Archived at once, official later; a backfill of what is missing makes it well."""
+    platform.add(a_call("vc_1"), a_call("vc_2"))
+    with wired(platform, bucket, clock, key) as rig:
+        clock.turn_to(max(clock.now(), TEN + HOUR))
+        rig.backfill()
+        platform.add(a_call("vc_3"))
+        assert counts(run(bucket)) == {"source": 3, "unsealed": 2, "missing": 1}
+        clock.forward(timedelta(days=1))
+        rig.backfill()
+        assert counts(run(bucket)) == {"source": 3, "archived": 3}

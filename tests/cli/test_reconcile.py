@@ -1,0 +1,241 @@
+"""`archiver reconcile`: what it prints, how it ends, what it needs and what it does not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from archiver.demo.platform import READ, Platform, Reply, Request
+from archiver.manifest import layout
+from archiver.store.bucket import Bucket
+from tests.fakes.command import Command, Done
+from tests.fakes.population import TEN, a_call
+
+Versions = list[tuple[str, str]]
+
+
+@pytest.fixture
+def lone(command: Command, platform: Platform) -> Command:
+    """No signing key, no recording hosts, and a token that may not fetch recordings."""
+    bare = dict(command.environment)
+    for name in ("SIGNING_KEY_FILE", "RECORDING_HOSTS"):
+        del bare[f"ARCHIVER_{name}"]
+    bare["ARCHIVER_API_TOKEN"] = platform.token_for(READ)
+    return Command(command.directory, bare)
+
+
+@pytest.fixture
+def versions(bucket: Bucket) -> Callable[[], Versions]:
+    return lambda: sorted((v.key, v.version_id) for v in bucket.versions(""))
+
+
+def test_all_is_well(command: Command, lone: Command, hour: list[str]) -> None:
+    assert command.run("backfill", *hour).code == 0
+
+    done = lone.run("reconcile", *hour)
+
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert lines[1].split() == ["2024-01-15", "3", "3", "0", "0", "0", "0", "0", "0", "0"]
+    assert lines[-1] == "OK: the archive has a result for each of the 3 calls listed"
+
+
+def test_what_is_missing_and_nothing_is_written(
+    command: Command, lone: Command, hour: list[str], platform: Platform,
+    versions: Callable[[], Versions],
+) -> None:  # fmt: skip
+    assert command.run("backfill", *hour).code == 0
+    platform.add(a_call("vc_late", TEN + timedelta(minutes=30)))
+    before = versions()
+    platform.requests.clear()
+
+    done = lone.run("reconcile", "--from", "2024-01-15", "--to", "2024-01-16", "--json")
+
+    assert done.code == 1
+    document = json.loads(done.out)
+    assert document["missing"] == [
+        {"call_id": "vc_late", "window": "2024-01-15T10:00:00Z", "window_sealed": True}
+    ]
+    assert (document["total"]["source"], document["total"]["archived"]) == (4, 3)
+    assert versions() == before
+    assert {(one.server, one.method, one.path) for one in platform.requests} == {
+        ("api", "GET", "/api/v1/voice-calls")
+    }
+
+
+def test_the_chain_is_not_completed(
+    command: Command, lone: Command, hour: list[str], bucket: Bucket, s3: object, prefix: str,
+    versions: Callable[[], Versions],
+) -> None:  # fmt: skip
+    """A crash left the newest seal without its signature and pointer: that stays so."""
+    assert command.run("backfill", *hour).code == 0
+    pointer = layout.SegmentName(TEN, 1).seal
+    for key in (pointer, layout.signature_key(1)):
+        s3.delete_object(Bucket="locked", Key=f"{prefix}/{key}")  # type: ignore[attr-defined]
+    before = versions()
+
+    done = lone.run("reconcile", *hour)
+
+    assert (done.code, versions()) == (0, before), done.err
+    assert bucket.read(pointer) is None
+
+
+def test_without_an_archive_everything_is_missing(
+    lone: Command, hour: list[str], versions: Callable[[], Versions]
+) -> None:
+    done = lone.run("reconcile", *hour)
+
+    assert done.code == 1
+    assert done.out.splitlines()[-1] == (
+        "NOT OK: there is no archive here yet (no seal 0); "
+        "the archive lacks the recordings of 3 calls (3 missing)"
+    )
+    assert versions() == []
+
+
+def test_a_range_that_reaches_into_the_future_ends_now(lone: Command, platform: Platform) -> None:
+    now = datetime.now(UTC)
+    platform.add(a_call("fresh", now - timedelta(minutes=1)))
+    start = (now - timedelta(minutes=2)).isoformat()
+
+    done = lone.run("reconcile", "--from", start, "--to", "2999-01-01", "--json")
+
+    document = json.loads(done.out)
+    assert [one["call_id"] for one in document["missing"]] == ["fresh"]
+    assert datetime.fromisoformat(document["to"]) < now + timedelta(hours=2)
+    assert len(document["days"]) <= 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--from", "2024-01-15"],
+        ["--from", "2024-01-16", "--to", "2024-01-15"],
+        ["--from", "2024-01-15", "--to", "2024-01-15"],
+        ["--from", "2999-01-15", "--to", "2999-01-16"],
+        ["--from", "yesterday", "--to", "2024-01-15"],
+        ["--from", "2024-01-15", "--to", "2024-01-16", "--format", "json"],
+    ],
+)
+def test_a_bad_range_or_option(lone: Command, platform: Platform, options: list[str]) -> None:
+    done = lone.run("reconcile", *options)
+
+    assert (done.code, done.out) == (2, "")
+    assert done.complaint
+    assert platform.served() == []
+
+
+def test_no_settings(lone: Command, hour: list[str]) -> None:
+    done = Command(lone.directory).run("reconcile", *hour)
+
+    assert (done.code, done.out) == (2, "")
+    for name in ("API_BASE_URL", "S3_BUCKET"):
+        assert f"ARCHIVER_{name}" in done.complaint
+    for name in ("SIGNING_KEY_FILE", "RECORDING_HOSTS"):
+        assert f"ARCHIVER_{name}" not in done.complaint
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "told"),
+    [
+        ({"ARCHIVER_API_TOKEN": "wrong"}, 3, "ARCHIVER_API_TOKEN"),
+        ({"ARCHIVER_API_BASE_URL": "http://127.0.0.1:1/api/v1"}, 3, "ARCHIVER_API_BASE_URL"),
+        ({"ARCHIVER_API_TOKEN": None, "ARCHIVER_API_TOKEN_FILE": "/nowhere/token"}, 2,
+         "ARCHIVER_API_TOKEN_FILE"),
+        ({"ARCHIVER_S3_BUCKET": "nowhere"}, 4, "ARCHIVER_S3_BUCKET"),
+        ({"ARCHIVER_S3_ENDPOINT_URL": "http://127.0.0.1:1"}, 4, "ARCHIVER_S3_ENDPOINT_URL"),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, 4, "AWS_SECRET_ACCESS_KEY"),
+        ({"ARCHIVER_WINDOW": "7h"}, 2, "ARCHIVER_WINDOW"),
+    ],
+)  # fmt: skip
+def test_wrong_settings(
+    lone: Command, hour: list[str], changes: dict[str, str | None], code: int, told: str
+) -> None:
+    done = lone.run("reconcile", *hour, **changes)
+
+    assert (done.code, told in done.complaint, done.out) == (code, True, ""), done.err
+
+
+def test_an_archive_keeps_its_length_of_window(
+    command: Command, lone: Command, hour: list[str]
+) -> None:
+    assert command.run("init").code == 0
+
+    done = lone.run("reconcile", *hour, ARCHIVER_WINDOW="15m")
+
+    assert done.code == 2
+    assert "ARCHIVER_WINDOW=60m" in done.complaint
+
+
+def test_a_manifest_that_is_damaged(
+    command: Command, lone: Command, hour: list[str], s3: object, prefix: str
+) -> None:
+    assert command.run("backfill", *hour).code == 0
+    key = f"{prefix}/{layout.SegmentName(TEN, 1).jsonl}"
+    s3.put_object(Bucket="locked", Key=key, Body=b"{}\n")  # type: ignore[attr-defined]
+
+    done = lone.run("reconcile", *hour)
+
+    assert (done.code, done.out) == (1, "")
+    assert "run archiver verify" in done.complaint
+
+
+def test_a_listing_that_keeps_changing(lone: Command, platform: Platform, hour: list[str]) -> None:
+    def one_more(_: Request) -> None:
+        platform.add(a_call(f"more_{len(platform.calls)}"))
+
+    platform.hooks.append(one_more)
+
+    done = lone.run("reconcile", *hour)
+
+    assert done.code == 1
+    assert "unstable  2024-01-15T10:00:00Z" in done.out
+    assert done.out.splitlines()[-1].endswith("the listing of 1 window kept changing")
+    assert json.loads(done.err.splitlines()[0])["event"] == "window.unstable"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(lone: Command, platform: Platform, number: signal.Signals) -> None:
+    def slow(_: Request) -> Reply | None:
+        time.sleep(0.2)
+        return None
+
+    platform.hooks.append(slow)
+
+    done: Done = lone.interrupt(
+        lambda: len(platform.served("api")) >= 3, number,
+        "reconcile", "--from", "2024-01-01", "--to", "2024-02-01",
+    )  # fmt: skip
+
+    assert (done.code, done.out) == (130, "")
+    assert done.complaint == "archiver: interrupted"
+
+
+def test_it_loads_nothing_that_writes_and_verify_nothing_that_lists(lone: Command) -> None:
+    """Each verb's own imports, in a process that runs it up to its first request."""
+    script = (
+        "import sys; from archiver.cli import run_command; run_command(sys.argv[1:]);"
+        "print(*[name for name in sys.modules if name.startswith(('archiver', 'httpx'))])"
+    )
+
+    def loaded(*arguments: str) -> set[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments],
+            env=lone.full_environment({}), capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return set(done.stdout.splitlines()[-1].split())
+
+    span = ("--from", "2024-01-15T10:00:00Z", "--to", "2024-01-15T11:00:00Z")
+    listing, audit = loaded("reconcile", *span), loaded("verify")
+    assert "archiver.audit.reconcile" in listing
+    assert not [name for name in listing if name.startswith("archiver.pipeline")]
+    assert "archiver.audit.verify" in audit
+    assert not [name for name in audit if name.startswith(("archiver.source", "httpx"))]

@@ -1,0 +1,509 @@
+"""What comes late, changes or goes: re-listings and revisions, on a clock turned by hand and a real
+store. Each test ends with an audit of what it left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from archiver.audit.verify import Options, verify
+from archiver.demo.platform import Platform, Reply, Request
+from archiver.manifest.signing import SigningKey
+from archiver.model import windows_between
+from archiver.pipeline.service import Service
+from archiver.pipeline.window import Aim
+from archiver.store.bucket import Bucket
+from tests.fakes.clock import HandClock
+from tests.fakes.population import TEN, a_call, stamp
+from tests.fakes.rig import HOUR, WINDOW, Archive, Rig
+
+MakeRig = Callable[..., Rig]
+Look = Callable[[], Archive]
+MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
+SETTLED = WINDOW.end + 2 * HOUR
+AGES = (4 * HOUR, 8 * HOUR)
+FIRST, SECOND = WINDOW.end + AGES[0], WINDOW.end + AGES[1]
+TALK = [{"role": "user", "text": "I said something else", "timestamp": stamp(TEN)}]
+
+
+@pytest.fixture(autouse=True)
+def audited(bucket: Bucket, key: SigningKey, archive: Look) -> Iterator[None]:
+    yield
+    archive().check(key)
+    found = verify(bucket, Options(level="bytes")).findings
+    assert [item for item in found if item.severity != "info"] == []
+
+
+@pytest.fixture
+def loop(rig: MakeRig) -> Service:
+    return another(rig)
+
+
+def another(rig: MakeRig, **options: Any) -> Service:
+    """A process that starts anew on the same bucket."""
+    made = rig(**{"relist": AGES, "give_up": 3 * HOUR, **options})
+    made.found(TEN)
+    return made.service()
+
+
+def amend(platform: Platform, call_id: str, **fields: Any) -> None:
+    call = platform.find(call_id)
+    assert call is not None
+    call.document.update(fields)
+
+
+def lines_of(look: Archive, start: datetime = TEN) -> list[dict[str, Any]]:
+    """The window lines of all revisions."""
+    found = [one for one in look.segments.values() if one.window.start == start]
+    return [dict(one.line) for one in sorted(found, key=lambda one: one.revision)]
+
+
+def files_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {file["kind"]: file for file in document["files"]}
+
+
+def bytes_asked(platform: Platform) -> int:
+    return len(platform.served("blob"))
+
+
+# --- what comes late
+
+
+def test_a_call_listed_hours_late_comes_with_the_next_listing(
+    platform: Platform, loop: Service, clock: HandClock, archive: Look
+) -> None:
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+    loop.round()
+    clock.turn_to(WINDOW.end + 3 * HOUR)  # it lists 3 h after its window's end
+    platform.add(a_call("late", TEN + 5 * MINUTE))
+    loop.round()
+    assert archive().records.keys() == {"vc_1"}, "its window is sealed: not before its first age"
+    clock.turn_to(FIRST - MINUTE)
+    loop.round()
+    assert len(lines_of(archive())) == 1
+    clock.turn_to(FIRST)
+    assert loop.round().committed == {"archived": 1}
+    look = archive()
+    first, second = lines_of(look)
+    assert (first["listed"], second["listed"], second["archived"]) == (1, 2, 2)
+    assert second["listed_at"] == stamp(FIRST)
+    assert [one.call_id for one in list(look.segments.values())[-1].records] != ["vc_1"]
+    assert look.records["late"]["revision"] == 1
+
+
+def test_a_recording_that_is_late_by_two_hours(
+    platform: Platform, loop: Service, clock: HandClock, archive: Look
+) -> None:
+    """404 for 2 h, then there: tried again with growing pauses, archived before it is sealed."""
+    noon = clock.now()
+    platform.add(a_call("vc_1", noon, audio=None))
+    while clock.now() < noon + 2 * HOUR:
+        clock.forward(MINUTE)
+        loop.round()
+    assert archive().records == {}
+    asked = len(platform.served("api", path_contains="recording-url"))
+    assert asked < 20, "with backoff"
+    platform.add(a_call("vc_1", noon))
+    for _ in range(15):
+        clock.forward(MINUTE)
+        loop.round()
+    assert archive().records["vc_1"]["outcome"] == "archived"
+    clock.turn_to(noon + 3 * HOUR)
+    loop.round()
+    (line,) = lines_of(archive(), noon)
+    assert (line["archived"], line["no_recording"]) == (1, 0)
+
+
+def test_a_recording_that_comes_after_its_window_was_sealed(
+    platform: Platform, loop: Service, clock: HandClock, archive: Look
+) -> None:
+    platform.add(a_call(audio=None))
+    clock.turn_to(SETTLED)
+    loop.round()
+    assert archive().records["vc_1"]["outcome"] == "no_recording"
+    platform.add(a_call())
+    clock.turn_to(FIRST)
+    loop.round()
+    look = archive()
+    assert (look.records["vc_1"]["outcome"], look.records["vc_1"]["revision"]) == ("archived", 2)
+    assert [line["no_recording"] for line in lines_of(look)] == [1, 0]
+    assert [line["archived"] for line in lines_of(look)] == [0, 1]
+
+
+def test_a_failed_call_whose_recording_comes_back(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    loop = another(rig)
+    platform.add(a_call())
+    call = platform.find("vc_1")
+    assert call is not None
+    call.blob_missing = True
+    clock.turn_to(SETTLED + HOUR)
+    loop.round()
+    assert archive().records["vc_1"]["outcome"] == "failed"
+    call.blob_missing = False
+    clock.turn_to(FIRST)
+    loop.round()
+    assert archive().records["vc_1"]["outcome"] == "archived"
+    assert [line["failed"] for line in lines_of(archive())] == [1, 0]
+
+
+def test_a_survey_that_is_filled_in_later(
+    platform: Platform, loop: Service, clock: HandClock, archive: Look
+) -> None:
+    platform.add(a_call(), a_call("other", TEN + MINUTE))
+    clock.turn_to(SETTLED)
+    loop.round()
+    before = archive().records["vc_1"]
+    assert "epa" not in files_of(before)
+    call = platform.find("vc_1")
+    assert call is not None
+    call.epa = {"state": "Completed", "calculatedScore": 9}
+    asked = bytes_asked(platform)
+    clock.turn_to(FIRST)
+    loop.round()
+    look = archive()
+    after = look.records["vc_1"]
+    assert after["revision"] == 2
+    assert look.json(files_of(after)["epa"]["key"])["calculatedScore"] == 9
+    assert files_of(after)["recording"] == files_of(before)["recording"]
+    assert files_of(after)["transcript"] == files_of(before)["transcript"]
+    assert bytes_asked(platform) == asked, "the recording is not fetched again"
+    assert after["source"]["etag"] == before["source"]["etag"]
+    assert look.records["other"]["revision"] == 1
+    assert [line["archived"] for line in lines_of(look)] == [2, 2]
+
+
+def test_a_transcript_that_has_changed_stands_beside_the_old_one(
+    platform: Platform, loop: Service, clock: HandClock, archive: Look
+) -> None:
+    platform.add(a_call(epa={"state": "Completed"}))
+    clock.turn_to(SETTLED)
+    loop.round()
+    before = archive().records["vc_1"]
+    amend(platform, "vc_1", transcript=TALK)
+    clock.turn_to(FIRST)
+    loop.round()
+    look = archive()
+    after = look.records["vc_1"]
+    old, new = files_of(before)["transcript"], files_of(after)["transcript"]
+    assert new["key"] == old["key"].replace(".json", f"-{new['sha256'][:16]}.json")
+    assert look.json(new["key"])["transcript"] == TALK
+    assert look.json(old["key"])["transcript"] != TALK
+    assert files_of(after)["epa"] == files_of(before)["epa"]
+
+
+def test_another_duration_is_noticed(
+    platform: Platform, loop: Service, clock: HandClock, archive: Look
+) -> None:
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+    loop.round()
+    amend(platform, "vc_1", durationSeconds=100)
+    clock.turn_to(FIRST)
+    loop.round()
+    assert archive().records["vc_1"]["findings"] == ["duration_mismatch"]
+    amend(platform, "vc_1", durationSeconds=1)
+    clock.turn_to(SECOND)
+    loop.round()
+    assert archive().records["vc_1"]["findings"] == []
+    assert archive().records["vc_1"]["revision"] == 3
+
+
+def test_what_the_source_has_lost_stays_in_the_record(
+    platform: Platform, loop: Service, clock: HandClock, archive: Look
+) -> None:
+    platform.add(a_call(epa={"state": "Completed"}))
+    clock.turn_to(SETTLED)
+    loop.round()
+    before = archive().records["vc_1"]
+    call = platform.find("vc_1")
+    assert call is not None
+    call.epa, call.recording = None, None
+    amend(platform, "vc_1", transcript=None)
+    clock.turn_to(FIRST)
+    loop.round()
+    assert archive().records["vc_1"] == before
+    amend(platform, "vc_1", transcript=TALK)
+    clock.turn_to(SECOND)
+    loop.round()
+    after = archive().records["vc_1"]
+    assert after["revision"] == 2
+    assert files_of(after)["epa"] == files_of(before)["epa"]
+    assert files_of(after)["recording"] == files_of(before)["recording"]
+
+
+def test_a_failure_does_not_become_a_call_without_a_recording(
+    platform: Platform, loop: Service, clock: HandClock, archive: Look
+) -> None:
+    """The source had one, and has deleted it since."""
+    platform.add(a_call())
+    call = platform.find("vc_1")
+    assert call is not None
+    call.blob_missing = True
+    clock.turn_to(SETTLED + HOUR)
+    loop.round()
+    call.recording = None
+    clock.turn_to(FIRST)
+    loop.round()
+    assert archive().records["vc_1"]["outcome"] == "failed"
+    assert [line["failed"] for line in lines_of(archive())] == [1, 1]
+
+
+# --- what goes
+
+
+def test_a_call_that_is_not_listed_any_more_has_vanished_until_it_is(
+    platform: Platform, loop: Service, clock: HandClock, archive: Look
+) -> None:
+    gone = a_call("gone", TEN + MINUTE)
+    platform.add(a_call(), gone)
+    clock.turn_to(SETTLED)
+    loop.round()
+    platform.remove("gone")
+    clock.turn_to(FIRST)
+    loop.round()
+    platform.add(gone)
+    clock.turn_to(SECOND)
+    loop.round()
+    lines = lines_of(archive())
+    assert [line["vanished"] for line in lines] == [[], ["gone"], []]
+    assert [line["listed"] for line in lines] == [2, 1, 2]
+    assert [line["archived"] for line in lines] == [2, 1, 2]
+    assert archive().records["gone"]["revision"] == 1
+
+
+def test_a_call_that_was_listed_once_and_never_came_is_told_of(
+    platform: Platform, loop: Service, clock: HandClock, archive: Look
+) -> None:
+    """Listed while its window was open, gone before it could be archived."""
+    platform.add(a_call(), a_call("gone", TEN + MINUTE, audio=None))
+    loop.round()
+    platform.remove("gone")
+    clock.turn_to(SETTLED)
+    loop.round()
+    (line,) = lines_of(archive())
+    assert (line["listed"], line["archived"], line["pending"]) == (2, 1, ["gone"])
+    clock.turn_to(FIRST)
+    loop.round()
+    look = archive()
+    assert (look.records["gone"]["outcome"], look.records["gone"]["reason"]) == (
+        "failed",
+        "call_missing",
+    )
+    line = lines_of(look)[-1]
+    assert (line["listed"], line["failed"], line["vanished"]) == (1, 0, ["gone"])
+
+
+def test_a_call_that_only_one_pass_has_listed_is_archived(
+    platform: Platform, loop: Service, clock: HandClock, archive: Look
+) -> None:
+    """Hidden from the second pass on, but still there for who asks by its id."""
+    platform.add(a_call(), a_call("shy", TEN + MINUTE))
+    passes = iter(range(1000))
+
+    def hide(request: Request) -> Reply | None:
+        if "dateFrom=2024-01-15T10" in request.raw_query and next(passes) > 0:
+            reply = platform.answer(request)
+            body = json.loads(reply.body)
+            rows = body["data"] if isinstance(body, dict) else body
+            rows[:] = [row for row in rows if row["id"] != "shy"]
+            if isinstance(body, dict):
+                body["pagination"] |= {"totalCount": len(rows)}
+            return Reply(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
+        return None
+
+    platform.hooks.append(hide)
+    clock.turn_to(SETTLED)
+    loop.round()
+    look = archive()
+    assert look.records.keys() == {"vc_1", "shy"}
+    (line,) = lines_of(look)
+    assert (line["listed"], line["vanished"], line["passes"]) == (1, ["shy"], 3)
+
+
+def test_a_call_archived_by_a_process_that_ended_is_told_of_though_it_vanished(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    platform.add(a_call(), a_call("gone", TEN + MINUTE))
+    another(rig).round()
+    platform.remove("gone")
+    clock.turn_to(SETTLED)
+    another(rig).round()
+    (line,) = lines_of(archive())
+    assert (line["listed"], line["vanished"]) == (1, ["gone"])
+    assert archive().records["gone"]["outcome"] == "archived"
+
+
+# --- when
+
+
+def test_that_nothing_changed_is_written_once_for_each_age(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    loop = another(rig)
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+    loop.round()
+    for moment in (FIRST, FIRST + HOUR, SECOND, SECOND + HOUR):
+        clock.turn_to(moment)
+        loop.round()
+        another(rig).round()
+    lines = lines_of(archive())
+    assert [line["listed_at"] for line in lines] == [stamp(t) for t in (SETTLED, FIRST, SECOND)]
+    assert [line["archived"] for line in lines] == [1, 1, 1]
+    later = [one for one in archive().segments.values() if one.revision > 1]
+    assert [len(list(one.records)) for one in later] == [0] * len(later)
+
+
+def test_ages_that_passed_during_a_downtime_take_one_listing(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+    another(rig).round()
+    platform.add(a_call("late", TEN + MINUTE))
+    clock.turn_to(SECOND + 2 * DAY)
+    another(rig).round()
+    assert [line["listed"] for line in lines_of(archive())] == [1, 2]
+
+
+def test_two_loops_list_a_window_of_age_once(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    one, two = another(rig), another(rig)
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+    one.round()
+    two.round()
+    clock.turn_to(FIRST)
+    one.round()
+    two.round()
+    assert len(lines_of(archive())) == 2
+
+
+def test_a_rival_that_was_faster_ends_the_listing(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    """Both have found the window due; the second one reads before it writes."""
+    one, two = rig(), rig()
+    one.found()
+    two.found()
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+    one.backfill()
+    clock.turn_to(FIRST)
+    two.windows.process(WINDOW)  # it has the window's history in mind now
+    for made in (one, two):
+        outcome = made.windows.process(WINDOW, Aim(due=FIRST))
+        assert outcome.closed
+        made.chain.append(outcome.segments)
+    assert len(lines_of(archive())) == 2
+
+
+def test_without_ages_nothing_is_listed_again(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    loop = another(rig, relist=())
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+    loop.round()
+    clock.turn_to(SECOND)
+    loop.round()
+    assert len(lines_of(archive())) == 1
+
+
+def test_an_outage_postpones_the_listing(
+    platform: Platform, loop: Service, clock: HandClock, archive: Look
+) -> None:
+    """Else a survey that changed would never be found out."""
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+    loop.round()
+    call = platform.find("vc_1")
+    assert call is not None
+    call.epa = {"state": "Completed"}
+    platform.hooks.append(
+        lambda r: Reply(503, {}, b"") if r.path.endswith("/epa-results") else None
+    )
+    clock.turn_to(FIRST)
+    assert not loop.round().needs_a_person
+    assert len(lines_of(archive())) == 1
+    platform.hooks.clear()
+    clock.forward(16 * MINUTE)
+    loop.round()
+    assert len(lines_of(archive())) == 2
+    assert "epa" in files_of(archive().records["vc_1"])
+
+
+def test_an_outage_that_does_not_end_is_not_waited_for_longer_than_give_up(
+    platform: Platform, loop: Service, clock: HandClock, archive: Look
+) -> None:
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+    loop.round()
+    platform.hooks.append(
+        lambda r: Reply(503, {}, b"") if r.path.endswith("/epa-results") else None
+    )
+    clock.turn_to(FIRST + 3 * HOUR)
+    loop.round()
+    assert len(lines_of(archive())) == 2
+    assert archive().records["vc_1"]["revision"] == 1
+
+
+def test_a_late_call_of_a_date_only_source_is_seen_at_once(
+    platform: Platform, loop: Service, clock: HandClock, archive: Look
+) -> None:
+    """Each listing shows the whole day, so a late call turns up beside another window's."""
+    platform.options.whole_days = True
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+    loop.round()
+    platform.add(a_call("late", TEN + MINUTE))
+    clock.forward(MINUTE)
+    loop.round()
+    assert archive().records.keys() == {"vc_1", "late"}
+    assert [line["listed"] for line in lines_of(archive())] == [1, 2]
+
+
+# --- after a month
+
+
+def test_a_month_of_downtime_is_caught_up_oldest_first(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    made = rig()
+    made.found()
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+    made.service().round()
+    back = TEN + 31 * DAY
+    clock.turn_to(back)
+    windows = list(windows_between(TEN, back - 2 * HOUR, HOUR))
+    platform.add(*[a_call(f"m{n}", w.start + MINUTE) for n, w in enumerate(windows) if n % 9 == 0])
+    platform.add(a_call("fresh", back - 10 * MINUTE))
+    first: list[str] = []
+    put = made.bucket.put_once
+
+    def watch(key: str, *rest: Any, **options: Any) -> Any:
+        first.append(key)
+        return put(key, *rest, **options)
+
+    made.bucket.put_once = watch  # type: ignore[method-assign]
+    loop = made.service()
+    loop.round()
+    assert "/fresh/recording.wav" in first[0], "the newest is not starved"
+    look = archive()
+    sealed = [entry.key for one in look.seals for entry in one.segments if ".r1." in entry.key]
+    assert sealed == sorted(sealed), "oldest first"
+    assert len(sealed) == len(windows)
+    assert look.seals[-1].watermark == windows[-1].end
+    assert "fresh" in look.records
+    assert {f"m{n}" for n in range(0, len(windows), 9)} < look.records.keys()
+    clock.forward(3 * HOUR)
+    loop.round()
