@@ -12,7 +12,7 @@ Rules (docs/manifest-format.md):
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -36,23 +36,21 @@ class SegmentEntry:
     sha256: str
 
 
-def describe(key: str, data: bytes | bytearray, *, window_lines: int = 1) -> SegmentEntry:
-    """The entry for a segment's bytes; event segments have no window line."""
-    return SegmentEntry(
-        key=key,
-        bytes=len(data),
-        records=data.count(b"\n") - window_lines,
-        root=merkle.root(_lines(data)).hex(),
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
+def describe(key: str, lines: Iterable[bytes], *, window_lines: int = 1) -> SegmentEntry:
+    """The entry for a segment, whose lines are asked for once, each with its newline; event
+    segments have no window line."""
+    digest, size, count = hashlib.sha256(), 0, 0
 
+    def leaves() -> Iterator[bytes]:
+        nonlocal size, count
+        for line in lines:
+            digest.update(line)
+            size += len(line)
+            count += 1
+            yield line[:-1]
 
-def _lines(data: bytes | bytearray) -> Iterator[bytes]:
-    """The lines, newline excluded, without a second copy of them all: they may be 100 MB."""
-    start = 0
-    while (end := data.find(b"\n", start)) >= 0:
-        yield bytes(data[start:end])
-        start = end + 1
+    root = merkle.root(leaves()).hex()
+    return SegmentEntry(key, size, count - window_lines, root, digest.hexdigest())
 
 
 @dataclass(frozen=True)

@@ -64,18 +64,23 @@ class Line(Protocol):
     def data(self) -> bytes: ...
 
 
-def build(
+def lines(
     window: Window, revision: int, records: Iterable[Line], balance: Balance, listing: Listing
-) -> bytearray:
-    """The segment's bytes; `records` are those that this revision carries, in any order.
+) -> Iterator[bytes]:
+    """The segment, line by line; `records` are those that this revision carries, in any order.
 
     Their bytes are asked for one by one: a window may have 100,000.
     """
-    data = bytearray()
     for found in sorted(records, key=lambda record: record.key):
-        data += found.data
-    data += canonical.dump(_line(window, revision, balance, listing))
-    return data
+        yield found.data
+    yield canonical.dump(_line(window, revision, balance, listing))
+
+
+def build(
+    window: Window, revision: int, records: Iterable[Line], balance: Balance, listing: Listing
+) -> bytes:
+    """The segment's bytes, for one that is small."""
+    return b"".join(lines(window, revision, records, balance, listing))
 
 
 def _line(window: Window, revision: int, balance: Balance, listing: Listing) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
+from typing import IO
 
-from archiver.errors import KeyTaken
+from archiver.errors import KeyTaken, StoreError
 from archiver.manifest import layout, seal, segment
 from archiver.manifest.record import Record
 from archiver.manifest.segment import Balance, Listing
@@ -21,6 +23,9 @@ from archiver.pipeline.history import (
 )
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.ports import Store
+
+SPOOL_BYTES = 8 << 20
+"""A segment beyond this is put together on disk."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +89,17 @@ class Closing:
         A crash after the first leaves a segment without a seal; the next writer seals it as it is.
         """
         name = layout.SegmentName(tally.window.start, revision)
+        lines = segment.lines(tally.window, revision, changed, balance, tally.listing)
         until = self._lock_until(tally.window, changed)
-        data = segment.build(tally.window, revision, changed, balance, tally.listing)
-        try:
-            self._store.put_once(
-                name.jsonl, data, content_type="application/x-ndjson", retain_until=until
-            )
-        except KeyTaken:
-            return None
-        entry = seal.describe(name.jsonl, data)
-        del data  # it may be 100 MB, and the companion half of that
+        # It may have 100 MB: then it lies on disk, while it is hashed and sent.
+        with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as file:
+            entry = seal.describe(name.jsonl, _copied(lines, file))
+            try:
+                self._store.put_once(
+                    name.jsonl, file, content_type="application/x-ndjson", retain_until=until
+                )
+            except KeyTaken:
+                return None
         self._segments.add(name, sealed=False)
         return self._reader.ready(name, entry, _in_order(changed), until)
 
@@ -105,6 +111,18 @@ class Closing:
         for found in changed:
             until = max_date(until, lock_date(found.record(), self._retention))
         return until
+
+
+def _copied(lines: Iterator[bytes], file: IO[bytes]) -> Iterator[bytes]:
+    """The lines, each written to `file` as it passes."""
+    for line in lines:
+        try:
+            file.write(line)
+        except OSError as error:
+            raise StoreError(
+                f"no room for a segment in {tempfile.gettempdir()} ({error.strerror})"
+            ) from None
+        yield line
 
 
 def is_due(history: History, due: datetime | None) -> bool:

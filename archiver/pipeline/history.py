@@ -6,6 +6,7 @@ have 100,000.
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -113,7 +114,7 @@ class HistoryReader:
                 _check_length(found, window)
                 latest = self._take_in(found, history)
                 if complete and not sealed:
-                    entry = seal.describe(name.jsonl, found.data)
+                    entry = seal.describe(name.jsonl, io.BytesIO(found.data))
                     history.unsealed.append(self.ready(name, entry, found.records, latest))
         return history
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from archiver.model import Call, Window
 from archiver.source.client import Filter, Page, SignedUrl
@@ -60,7 +60,7 @@ class Store(Protocol):
     def put_once(
         self,
         key: str,
-        data: bytes | bytearray,
+        data: bytes | bytearray | IO[bytes],
         *,
         content_type: str = ...,
         retain_until: datetime | None = ...,

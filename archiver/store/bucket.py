@@ -19,7 +19,7 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import boto3
 import botocore.config
@@ -223,13 +223,16 @@ class Bucket:
     def put_once(
         self,
         key: str,
-        data: bytes | bytearray,
+        data: bytes | bytearray | IO[bytes],
         *,
         content_type: str = JSON,
         retain_until: datetime | None = None,
     ) -> Stored:
-        """Create an object, or adopt the same bytes already there; `KeyTaken` for other bytes."""
-        sha256 = fixity.sha256_hex(data)
+        """Create an object, or adopt the same bytes already there; `KeyTaken` for other bytes.
+
+        `data` may be a file that can be sought in: all of it is sent, and it stays open.
+        """
+        sha256, size = _measured(data)
         arguments = {
             "Body": data,
             "ContentType": content_type,
@@ -237,7 +240,7 @@ class Bucket:
             "IfNoneMatch": "*",
             **self._protection(retain_until),
         }
-        stored = Stored(key, None, len(data), sha256)
+        stored = Stored(key, None, size, sha256)
 
         def once() -> Stored:
             try:
@@ -253,6 +256,8 @@ class Bucket:
         return stored
 
     def _put(self, key: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(arguments["Body"], bytes | bytearray):
+            arguments["Body"].seek(0)
         answer: dict[str, Any] = self._s3.put_object(**self._at(key), **arguments)
         _etag(answer)
         return answer
@@ -542,6 +547,17 @@ def _etag(answer: dict[str, Any]) -> str:
     if not isinstance(etag, str) or not etag:
         raise StoreError("the store acknowledged a write oddly", retryable=True, reason="odd")
     return etag
+
+
+def _measured(data: bytes | bytearray | IO[bytes]) -> tuple[str, int]:
+    """SHA-256 (hex) and size in bytes."""
+    if isinstance(data, bytes | bytearray):
+        return fixity.sha256_hex(data), len(data)
+    data.seek(0)
+    digests = fixity.Digests()
+    while chunk := data.read(READ_BYTES):
+        digests.update(chunk)
+    return digests.sha256, digests.bytes
 
 
 def _second(moment: datetime | None) -> datetime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -156,8 +157,8 @@ class Builder:
         events: Sequence[tuple[str, bytes]] = (),
     ) -> Seal:
         """Append to the chain; the watermark goes to the end of the last window unless told."""
-        entries = [seal.describe(s.name.jsonl, s.data) for s in segments]
-        entries += [seal.describe(key, data, window_lines=0) for key, data in events]
+        entries = [seal.describe(s.name.jsonl, io.BytesIO(s.data)) for s in segments]
+        entries += [seal.describe(key, io.BytesIO(data), window_lines=0) for key, data in events]
         mark = watermark or max((s.window.end for s in segments), default=self.start)
         data = seal.following(
             self.seals[-1],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -68,7 +69,7 @@ def dropped_and_rehashed(builder: Builder) -> None:
 def dropped_and_resealed(builder: Builder) -> None:
     """As above, and the seal rewritten to fit, without the key to sign it."""
     dropped_and_rehashed(builder)
-    entry = seal.describe(THIRD + ".jsonl", builder.store.data(THIRD + ".jsonl"))
+    entry = seal.describe(THIRD + ".jsonl", io.BytesIO(builder.store.data(THIRD + ".jsonl")))
     edit_seal(builder, 3, segments=[vars(entry)])
 
 
@@ -146,7 +147,7 @@ def wrong_lines(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[Build
 
 def seal_bytes(builder: Builder, stem: str, data: bytes, watermark: Any, **entry: Any) -> None:
     """Seal any bytes as a segment; its companion lists what can be told of them."""
-    described = seal.describe(stem + ".jsonl", data)
+    described = seal.describe(stem + ".jsonl", io.BytesIO(data))
     before = builder.seals[-1]
     builder.put(stem + ".jsonl", data)
     digest = hashlib.sha256(data).hexdigest()

@@ -53,7 +53,19 @@ def test_the_pod_fits_the_restricted_standard(part: str) -> None:
         "capabilities": {"drop": ["ALL"]},
     }
     assert pod(part)["automountServiceAccountToken"] is False
-    assert all("secret" in volume for volume in pod(part)["volumes"])
+    assert {name for volume in pod(part)["volumes"] for name in volume} == {
+        "name",
+        "secret",
+        "emptyDir",
+    }
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_there_is_room_for_a_large_segment_below_a_read_only_root(part: str) -> None:
+    (mount,) = [m for m in container(part)["volumeMounts"] if not m.get("readOnly")]
+    assert mount["mountPath"] == "/tmp"
+    (volume,) = [v for v in pod(part)["volumes"] if v["name"] == mount["name"]]
+    assert volume["emptyDir"]["sizeLimit"] == "1Gi"
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -69,7 +81,7 @@ def test_nothing_is_bound_to_a_namespace_and_no_secret_is_committed(part: str) -
 
 @pytest.mark.parametrize("part", PARTS)
 def test_secrets_come_as_files(part: str) -> None:
-    (mount,) = container(part)["volumeMounts"]
+    (mount,) = [one for one in container(part)["volumeMounts"] if one["name"] == "secrets"]
     plain = [entry for entry in container(part)["env"] if entry["name"] != "ARCHIVER_SHARDS"]
     assert mount["readOnly"] is True
     assert plain

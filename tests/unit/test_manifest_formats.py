@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -281,7 +282,7 @@ def a_genesis() -> seal.Seal:
 
 
 def a_following(previous: seal.Seal, *made: segment.Segment, **changes: Any) -> seal.Seal:
-    entries = [seal.describe(one.name.jsonl, one.data) for one in made]
+    entries = [seal.describe(one.name.jsonl, io.BytesIO(one.data)) for one in made]
     given_fields = {"sealed_at": NOW, "watermark": TEN, "key_id": KEY.public.key_id, **changes}
     return seal.parse_seal(seal.following(previous, entries, **given_fields))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -53,7 +54,7 @@ def write_segment(bucket: Bucket, start: datetime, revision: int = 1) -> Unseale
     made = segment.parse_segment(segment.build(window, revision, [], Balance({}), listing))
     bucket.put_once(made.name.jsonl, made.data)
     bucket.put_once(made.name.sha256, made.sha256_file())
-    return Unsealed(made.name, seal.describe(made.name.jsonl, made.data), None)
+    return Unsealed(made.name, seal.describe(made.name.jsonl, io.BytesIO(made.data)), None)
 
 
 @pytest.mark.parametrize("count", [*range(12), 100, 1000])
