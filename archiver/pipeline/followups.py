@@ -62,7 +62,7 @@ class FollowUps:
     def due(self) -> list[tuple[Window, Aim]]:
         """The windows to list again now, oldest first, and to what end."""
         self._scan()
-        awaiting = set(self._windows.awaiting)
+        remembered = self._windows.remembered
         found = []
         for start in sorted(self._sealed):
             known = self._sealed[start]
@@ -73,7 +73,7 @@ class FollowUps:
             waits = bool(known.pending) and not attempts.all_resting(known.pending)
             if age is not None:
                 found.append((known.window, Aim(due=age)))
-            elif waits or not known.complete or known.window in awaiting:
+            elif waits or not known.complete or known.window in remembered:
                 found.append((known.window, ROUND))
         return found
 

@@ -194,9 +194,11 @@ def _count(result: Result, previous: Record | None) -> None:
     for code in set(result.findings) - set(previous.document["findings"] if previous else ()):
         metrics.FINDINGS.labels(code).inc()
     say = log.warning if result.outcome == "failed" else log.info
-    event = "call.amended" if previous is not None else f"call.{result.outcome}"
     size = sum(file.bytes for file in new)
-    say(event, outcome=result.outcome, reason=result.reason, bytes=size)
+    if previous is None:
+        say(f"call.{result.outcome}", reason=result.reason, bytes=size)
+    else:
+        say("call.amended", outcome=result.outcome, reason=result.reason, bytes=size)
 
 
 def _says_the_same(previous: Record, result: Result) -> bool:

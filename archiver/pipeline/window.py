@@ -176,10 +176,11 @@ class Windows:
         return self._transfer.attempts
 
     @property
-    def awaiting(self) -> list[Window]:
-        """The windows of which this process knows calls without a record, though it did not list
-        them there: a source listed them beside another window's, or has hidden them since."""
-        return sorted(window for window, known in list(self._open.items()) if known.awaited)
+    def remembered(self) -> set[Window]:
+        """The windows of which this process knows calls that it has not told of: where such a
+        window is sealed, another writer closed it, or listed it without them."""
+        known = list(self._open.items())
+        return {window for window, memory in known if memory.awaited or memory.standing}
 
     def _try(self, outcome: Outcome, aim: Aim) -> bool:
         """One attempt; False where another writer closed the window meanwhile."""

@@ -387,6 +387,24 @@ def test_two_loops_list_a_window_of_age_once(
     assert len(lines_of(archive())) == 2
 
 
+def test_what_one_writer_archived_and_another_did_not_list_is_told_of(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    """It vanished before the other one, which began earlier, closed the window."""
+    one, two = another(rig), another(rig)
+    one.round()
+    platform.add(a_call(), a_call("gone", TEN + MINUTE))
+    two.round()
+    platform.remove("gone")
+    clock.turn_to(SETTLED)
+    one.round()
+    assert len(lines_of(archive())) == 1
+    two.round()
+    clock.forward(HOUR)
+    two.round()
+    assert [line["vanished"] for line in lines_of(archive())] == [[], ["gone"]]
+
+
 def test_a_rival_that_was_faster_ends_the_listing(
     platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
 ) -> None:
