@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -107,17 +106,33 @@ def _line(window: Window, revision: int, balance: Balance, listing: Listing) -> 
     }
 
 
-def companion(sha256: str, name: layout.SegmentName, records: Iterable[Record]) -> bytearray:
-    """The `sha256sum -c` file of a segment with that digest: it, then its records in their order,
-    then their files."""
-    rows = bytearray(f"{sha256}  {name.jsonl}\n".encode())
-    files = bytearray()
-    for found in records:
-        rows += f"{hashlib.sha256(found.data).hexdigest()}  {found.key}\n".encode()
+def companion(
+    sha256: str, name: layout.SegmentName, records: Callable[[], Iterable[Record]]
+) -> Iterator[bytes]:
+    """The `sha256sum -c` file of a segment with that digest, line by line: it, then its records in
+    their order, then their files. `records` is called twice."""
+    yield f"{sha256}  {name.jsonl}\n".encode()
+    for found in records():
+        yield f"{hashlib.sha256(found.data).hexdigest()}  {found.key}\n".encode()
+    for found in records():
         for file in found.document["files"]:
-            files += f"{file['sha256']}  {file['key']}\n".encode()
-    rows += files
-    return rows
+            yield f"{file['sha256']}  {file['key']}\n".encode()
+
+
+def records_of(lines: Iterable[bytes]) -> Iterator[Record]:
+    """The records of a segment, each parsed as it is asked for: all lines but the last one.
+
+    Raises `FormatError`.
+    """
+    before, waiting = "", None
+    for line in lines:
+        if waiting is not None:
+            found = parse(waiting)
+            if found.key <= before:
+                raise FormatError("a segment whose records are not sorted, or repeat")
+            before = found.key
+            yield found
+        waiting = line
 
 
 @dataclass(frozen=True)
@@ -131,14 +146,8 @@ class Segment:
 
     @property
     def records(self) -> Iterator[Record]:
-        """Its records, in order, each parsed as it is asked for. Raises `FormatError`."""
-        before = ""
-        for raw in itertools.islice(io.BytesIO(self.data), self.data.count(b"\n") - 1):
-            found = parse(raw)
-            if found.key <= before:
-                raise FormatError("a segment whose records are not sorted, or repeat")
-            before = found.key
-            yield found
+        """Its records, in order. Raises `FormatError`."""
+        return records_of(io.BytesIO(self.data))
 
     @property
     def revision(self) -> int:
@@ -156,9 +165,10 @@ class Segment:
     def listed_at(self) -> datetime | None:
         return parse_time(self.line.get("listed_at"))
 
-    def sha256_file(self) -> bytearray:
+    def sha256_file(self) -> bytes:
         """Its companion; raises `FormatError`."""
-        return companion(hashlib.sha256(self.data).hexdigest(), self.name, self.records)
+        digest = hashlib.sha256(self.data).hexdigest()
+        return b"".join(companion(digest, self.name, lambda: self.records))
 
 
 def parse_segment(data: bytes) -> Segment:

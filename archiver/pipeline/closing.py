@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
-from typing import IO
+from functools import partial
 
-from archiver.errors import KeyTaken, StoreError
+from archiver.errors import KeyTaken
 from archiver.manifest import layout, seal, segment
 from archiver.manifest.record import Record
 from archiver.manifest.segment import Balance, Listing
@@ -23,9 +22,7 @@ from archiver.pipeline.history import (
 )
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.ports import Store
-
-SPOOL_BYTES = 8 << 20
-"""A segment beyond this is put together on disk."""
+from archiver.pipeline.spool import spool
 
 
 @dataclass(frozen=True)
@@ -91,9 +88,8 @@ class Closing:
         name = layout.SegmentName(tally.window.start, revision)
         lines = segment.lines(tally.window, revision, changed, balance, tally.listing)
         until = self._lock_until(tally.window, changed)
-        # It may have 100 MB: then it lies on disk, while it is hashed and sent.
-        with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as file:
-            entry = seal.describe(name.jsonl, _copied(lines, file))
+        with spool(lines) as file:
+            entry = seal.describe(name.jsonl, file)
             try:
                 self._store.put_once(
                     name.jsonl, file, content_type="application/x-ndjson", retain_until=until
@@ -101,7 +97,7 @@ class Closing:
             except KeyTaken:
                 return None
         self._segments.add(name, sealed=False)
-        return self._reader.ready(name, entry, _in_order(changed), until)
+        return self._reader.ready(name, entry, partial(_in_order, changed), until)
 
     def _lock_until(self, window: Window, changed: Sequence[Standing]) -> datetime | None:
         """The latest date that the segment covers."""
@@ -111,18 +107,6 @@ class Closing:
         for found in changed:
             until = max_date(until, lock_date(found.record(), self._retention))
         return until
-
-
-def _copied(lines: Iterator[bytes], file: IO[bytes]) -> Iterator[bytes]:
-    """The lines, each written to `file` as it passes."""
-    for line in lines:
-        try:
-            file.write(line)
-        except OSError as error:
-            raise StoreError(
-                f"no room for a segment in {tempfile.gettempdir()} ({error.strerror})"
-            ) from None
-        yield line
 
 
 def is_due(history: History, due: datetime | None) -> bool:

@@ -95,13 +95,21 @@ class FollowUps:
         if known is not None and (outcome.postponed or not outcome.closed):
             known.rests_until = self._clock.monotonic() + PAUSE_SECONDS
 
+    def aim(self, window: Window) -> Aim:
+        """To what end a window is closed that is not sealed yet: one that has come of age already
+        will not be listed again for that, so its archived calls are looked at again now."""
+        return Aim(due=self._newest_age(window))
+
     def _age_due(self, known: _Sealed) -> datetime | None:
         """When the window came to the newest age that no listing of it has seen."""
-        now = self._clock.now()
-        passed = [known.window.end + age for age in self._ages if known.window.end + age <= now]
-        if not passed or (known.listed_at is not None and known.listed_at >= passed[-1]):
+        due = self._newest_age(known.window)
+        if due is None or (known.listed_at is not None and known.listed_at >= due):
             return None
-        return passed[-1]
+        return due
+
+    def _newest_age(self, window: Window) -> datetime | None:
+        passed = [window.end + age for age in self._ages if window.end + age <= self._clock.now()]
+        return passed[-1] if passed else None
 
     def _scan(self) -> None:
         """Look at the bucket, if that was not done within the hour."""

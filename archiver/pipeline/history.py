@@ -6,12 +6,14 @@ have 100,000.
 
 from __future__ import annotations
 
-import io
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
+from typing import IO
 
 from archiver.errors import FormatError, StoreError, UsageError
 from archiver.manifest import record, seal, segment
@@ -22,6 +24,7 @@ from archiver.manifest.segment import Segment
 from archiver.model import Retention, Window, parse_time
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.ports import Store
+from archiver.pipeline.spool import spool
 
 MAX_SEGMENT_BYTES = 1 << 30
 _COMMON = (
@@ -108,14 +111,13 @@ class HistoryReader:
         """
         history = History()
         for name, sealed in self._segments.of(window.start):
-            data = self._store.read(name.jsonl, max_bytes=MAX_SEGMENT_BYTES)
-            with _readable(name):
-                found = segment.parse_tail(data or b"")
-                _check_length(found, window)
-                latest = self._take_in(found, history)
+            with spool() as file, _readable(name):
+                self._store.read_into(name.jsonl, file, MAX_SEGMENT_BYTES)
+                latest = self._take_in(file, window, history)
                 if complete and not sealed:
-                    entry = seal.describe(name.jsonl, io.BytesIO(found.data))
-                    history.unsealed.append(self.ready(name, entry, found.records, latest))
+                    file.seek(0)
+                    entry = seal.describe(name.jsonl, file)
+                    history.unsealed.append(self.ready(name, entry, partial(_again, file), latest))
         return history
 
     def newest_line(self, name: SegmentName) -> Segment:
@@ -130,26 +132,36 @@ class HistoryReader:
         self,
         name: SegmentName,
         entry: SegmentEntry,
-        records: Iterable[Record],
+        records: Callable[[], Iterable[Record]],
         until: datetime | None,
     ) -> Unsealed:
         """Make a durable segment ready for its seal: its companion is written, or adopted.
 
         A crash before this leaves a segment without one; whoever reads the history completes it.
         """
-        companion = segment.companion(entry.sha256, name, records)
-        self._store.put_once(name.sha256, companion, content_type="text/plain", retain_until=until)
+        with spool(segment.companion(entry.sha256, name, records)) as file:
+            self._store.put_once(name.sha256, file, content_type="text/plain", retain_until=until)
         return Unsealed(name, entry, until)
 
-    def _take_in(self, found: Segment, history: History) -> datetime | None:
+    def _take_in(self, file: IO[bytes], window: Window, history: History) -> datetime | None:
         """Fold a revision into a window's history; the latest date that it covers."""
-        latest = self._retention.until(found.window.end)
-        for one in found.records:
+        file.seek(0)
+        last = deque(file, maxlen=1)
+        found = segment.parse_tail(last[0] if last else b"")
+        _check_length(found, window)
+        latest = self._retention.until(window.end)
+        for one in _again(file):
             history.records[one.call_id] = Standing.of(one)
             latest = max_date(latest, lock_date(one, self._retention))
         history.revision, history.listed_at = found.revision, found.listed_at
         history.pending, history.vanished = frozenset(found.pending), frozenset(found.vanished)
         return latest
+
+
+def _again(file: IO[bytes]) -> Iterator[Record]:
+    """The records of a segment that lies in a file, from its start."""
+    file.seek(0)
+    return segment.records_of(file)
 
 
 def lock_date(found: Record, retention: Retention) -> datetime | None:

@@ -23,7 +23,7 @@ from archiver.pipeline.backfill import WINDOWS_AT_ONCE, Backfill, Summary
 from archiver.pipeline.followups import FollowUps
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.sealing import Chain
-from archiver.pipeline.window import ROUND, Aim, Outcome, Windows
+from archiver.pipeline.window import Aim, Outcome, Windows
 
 log = structlog.get_logger()
 
@@ -133,7 +133,7 @@ class Service:
         todo = [window for window in batch if not self._segments.is_sealed(window.start)]
         outcomes = {
             outcome.window: outcome
-            for outcomes in self._backfill.batches((window, ROUND) for window in todo)
+            for outcomes in self._backfill.batches((w, self._follow_ups.aim(w)) for w in todo)
             for outcome in outcomes
         }
         for window in batch:

@@ -198,7 +198,7 @@ class Windows:
         if not outcome.settled or not stable:
             return True
         outcome.closed = True
-        if unsure and aim.due is not None and self._clock.now() < aim.due + self._give_up:
+        if history.revision and unsure and self._may_wait(aim):
             outcome.postponed = True
             return True
         ours, written = self._closing.close(tally, history, aim.due)
@@ -207,6 +207,9 @@ class Windows:
             outcome.listed_at = tally.listing.listed_at
         self._open.pop(window, None)
         return ours
+
+    def _may_wait(self, aim: Aim) -> bool:
+        return aim.due is not None and self._clock.now() < aim.due + self._give_up
 
     def _work(self, outcome: Outcome, history: History, aim: Aim) -> tuple[Tally, bool, bool]:
         """List the window and work at its calls: how they stand then, whether the listing can be

@@ -120,24 +120,32 @@ class Bucket:
         self, key: str, version_id: str | None = None, max_bytes: int = MAX_OBJECT_BYTES
     ) -> bytes | None:
         """The object's bytes, or None where there is none. `StoreError` beyond `max_bytes`."""
-        return self._retry.call(
-            "store", lambda: self._read_once(key, self._version(version_id), max_bytes)
-        )
+        file = io.BytesIO()
+        found = self._into(key, self._version(version_id), file, max_bytes)
+        return file.getvalue() if found else None
+
+    def read_into(self, key: str, file: IO[bytes], max_bytes: int) -> bool:
+        """As `read`, into an empty file; False where there is no such object."""
+        return self._into(key, {}, file, max_bytes)
 
     def tail(self, key: str, max_bytes: int) -> bytes | None:
         """The last bytes of an object, at most `max_bytes`, or None where there is none."""
-        asked = {"Range": f"bytes=-{max_bytes}"}
-        return self._retry.call("store", lambda: self._read_once(key, asked, max_bytes))
+        file = io.BytesIO()
+        found = self._into(key, {"Range": f"bytes=-{max_bytes}"}, file, max_bytes)
+        return file.getvalue() if found else None
 
-    def _read_once(self, key: str, asked: dict[str, str], max_bytes: int) -> bytes | None:
-        chunks = self._open(key, asked)
-        if chunks is None:
-            return None
-        data = io.BytesIO()
-        for chunk in chunks:
-            if data.write(chunk) and data.tell() > max_bytes:
-                raise StoreError(f"{key} is larger than {max_bytes} bytes", reason="too_large")
-        return data.getvalue()  # no second copy: a segment may have 100 MB
+    def _into(self, key: str, asked: dict[str, str], file: IO[bytes], max_bytes: int) -> bool:
+        def once() -> bool:
+            file.seek(0)
+            file.truncate()
+            chunks = self._open(key, asked)
+            for chunk in chunks or ():
+                file.write(chunk)
+                if file.tell() > max_bytes:
+                    raise StoreError(f"{key} is larger than {max_bytes} bytes", reason="too_large")
+            return chunks is not None
+
+        return self._retry.call("store", once)
 
     def stream(self, key: str, version_id: str | None = None) -> Iterator[bytes] | None:
         """The object in chunks, or None where there is none; a body cut short raises."""

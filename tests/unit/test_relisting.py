@@ -373,6 +373,23 @@ def test_ages_that_passed_during_a_downtime_take_one_listing(
     assert [line["listed"] for line in lines_of(archive())] == [1, 2]
 
 
+def test_a_window_closed_past_all_ages_tells_what_the_source_says_then(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    """Archived while the window was open, changed while the loop was down for long."""
+    platform.add(a_call())
+    another(rig).round()
+    assert "epa" not in files_of(archive().records["vc_1"])
+    call = platform.find("vc_1")
+    assert call is not None
+    call.epa = {"state": "Completed"}
+    clock.turn_to(SECOND + HOUR)
+    another(rig).round()
+    assert "epa" in files_of(archive().records["vc_1"])
+    (line,) = lines_of(archive())
+    assert (line["revision"], line["archived"]) == (1, 1)
+
+
 def test_two_loops_list_a_window_of_age_once(
     platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
 ) -> None:
