@@ -1,5 +1,6 @@
 # `make` lists the targets. All set-up goes into ./.venv; nothing is installed outside this folder,
-# but for `make system-setup` and `make image-check`, which may need packages of Debian's.
+# but for `make system-setup` (also behind `system` and `alerts-check`), `make contract-rgw` and
+# `make image-check`, which may need packages of Debian's.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -55,6 +56,14 @@ demo: $(VENV)/.demo-installed ## the main job on embedded parts; ARGS="--calls 2
 test: $(VENV)/.dev-installed ## all tests but tests/system; ARGS="-k window" passes options
 	$(CLEAN_ENV) $(BIN)/python -m pytest --ignore=tests/system -n auto --dist worksteal $(ARGS)
 
+EXAMPLES ?= 2000
+SEED ?= 1
+
+.PHONY: properties
+properties: $(VENV)/.dev-installed ## tests/model at length; EXAMPLES=20000 tries more, SEED=2 others
+	PYTHONHASHSEED=0 PROPERTIES_EXAMPLES=$(EXAMPLES) PROPERTIES_SEED=$(SEED) \
+	  $(CLEAN_ENV) $(BIN)/python -m pytest tests/model -n auto --dist worksteal $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.dev-installed ## ruff: rules and format; shellcheck
 	$(BIN)/ruff check .
@@ -89,10 +98,20 @@ system: $(VENV)/.dev-installed system-setup ## the system tests: the installed c
 	PATH="$(CURDIR)/.cache/bin:$(CURDIR)/$(BIN):$$PATH" \
 	  $(CLEAN_ENV) $(BIN)/python -m pytest tests/system $(ARGS)
 
+.PHONY: contract-rgw
+contract-rgw: $(VENV)/.dev-installed ## the store's contract, and locks, on Ceph RGW (may apt-get)
+	tests/system/ceph-setup.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" CONTRACT_STORES=rgw $(CLEAN_ENV) \
+	  $(BIN)/python -m pytest tests/contract tests/system/test_worm.py $(ARGS)
+
 .PHONY: deploy-check
 deploy-check: $(VENV)/.dev-installed ## the Dockerfile (hadolint) and the Kubernetes files (schemas)
 	$(BIN)/hadolint Dockerfile
 	deploy/kubernetes/check.sh
+
+.PHONY: alerts-check
+alerts-check: system-setup ## the alerts of deploy/prometheus and their tests (promtool; may apt-get)
+	deploy/prometheus/check.sh
 
 .PHONY: image-check
 image-check: ## build the image with podman and look inside (needs root; may apt-get)

@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 
 from archiver.apiclient import lister, source
 from archiver.clock import SystemClock
-from archiver.errors import CallError, SourceError, StoreError, UsageError
+from archiver.errors import CallError, UsageError
 from archiver.manifest import layout
+from archiver.manifest.seal import check_window_length
 from archiver.manifest.signing import SigningKey
 from archiver.model import Retention
 from archiver.pipeline.backfill import Backfill
@@ -29,11 +30,8 @@ from archiver.settings import Settings
 from archiver.source.client import SignedUrl, VoiceCallsClient
 from archiver.source.recording import RecordingClient
 from archiver.store.bucket import Bucket
-from archiver.store.probe import probe, require_safe
+from archiver.store.probe import Capabilities, glance, probe, require_safe
 from archiver.tls import client_context
-
-MAX_SKEW_SECONDS = 60
-"""A clock further off than this makes signatures and retention dates wrong."""
 
 
 def writer(settings: Settings, clock: SystemClock) -> Bucket:
@@ -87,7 +85,7 @@ class App:
 
         Raises `SourceRefused`, `SourceError` or `StoreError`, each saying what to do.
         """
-        _check_hosts(self.source.check_access(), self.recordings)
+        check_hosts(self.source.check_access(), self.recordings)
         self.bucket.check_access()
 
     def ensure_archive(self, *, single_writer: bool = False) -> bool:
@@ -95,12 +93,13 @@ class App:
         settings = self.settings
         opened = self.chain.open()
         if opened:
-            self._check_window()
+            check_window_length(self.chain.genesis(), settings.window)
         elif settings.start is not None and settings.start > self.clock.now():
             raise UsageError("ARCHIVER_START lies in the future: the loop would do nothing")
-        found = probe(self.bucket)
-        require_safe(found.create_once, single_writer=single_writer)
+        found = self._known() if opened else probe(self.bucket)
+        require_safe(found, single_writer=single_writer)
         self.bucket.create_once = found.create_once
+        self.chain.single_writer = not found.create_once
         self.bucket.read_back = {"full": True, "head": False, "auto": not found.checksums}[
             settings.verify_writes
         ]
@@ -118,15 +117,10 @@ class App:
             retention=retention(settings),
         )
 
-    def _check_window(self) -> None:
-        """Windows of two lengths in one archive would overlap: its first length is its length."""
-        store = self.chain.genesis().document.get("store")
-        told = store.get("window_seconds") if isinstance(store, dict) else None
-        if isinstance(told, int) and told != self.settings.window.total_seconds():
-            raise UsageError(
-                f"ARCHIVER_WINDOW: this archive has windows of {told // 60}m, and keeps them: "
-                f"set ARCHIVER_WINDOW={told // 60}m"
-            )
+    def _known(self) -> Capabilities:
+        """What the store shows now, and no more than it proved when the archive was begun."""
+        told = self.chain.genesis().document.get("store")
+        return glance(self.bucket, told if isinstance(told, dict) else {})
 
     def backfill(self, progress: Progress | None) -> Backfill:
         return Backfill(self.windows, self.chain, self.segments, progress)
@@ -187,7 +181,7 @@ def open_app(
         segments=segments,
         retention=keep,
         settle=settings.settle,
-        give_up=settings.give_up,
+        relist=settings.relist,
         progress=progress,
     )
     chain = Chain(bucket, key, clock, keep)
@@ -199,7 +193,7 @@ def open_app(
         blobs.close()
 
 
-def _check_hosts(signed: SignedUrl | None, blobs: RecordingClient) -> None:
+def check_hosts(signed: SignedUrl | None, blobs: RecordingClient) -> None:
     """Raises `UsageError` where a recording of the source's lies on a host that is not allowed:
     otherwise each call of an old range would be given up for one wrong setting."""
     if signed is None:
@@ -213,72 +207,3 @@ def _check_hosts(signed: SignedUrl | None, blobs: RecordingClient) -> None:
             f"ARCHIVER_RECORDING_HOSTS: the source's recordings lie on {shown}, which is not in it"
             " (or their URLs are not https)"
         ) from None
-
-
-@dataclass(frozen=True)
-class CheckLine:
-    """One line of `archiver check`; `exit_code` is 0 where it holds."""
-
-    name: str
-    detail: str
-    exit_code: int = 0
-
-    @property
-    def ok(self) -> bool:
-        return self.exit_code == 0
-
-
-def check(settings: Settings, clock: SystemClock) -> list[CheckLine]:
-    """The preflight, line by line; a part that cannot be reached is one failed line."""
-    key = settings.signing_key()
-    lines = [
-        CheckLine("settings", "complete"),
-        CheckLine("signing key", f"Ed25519, key id {key.public.key_id}"),
-    ]
-    try:
-        lines += _check_source(settings, clock)
-    except (SourceError, UsageError) as error:
-        lines.append(CheckLine("source", str(error), error.exit_code))
-    try:
-        # The store is tried out by writing: not before all else holds.
-        lines += _check_store(settings, clock, try_out=all(line.ok for line in lines))
-    except StoreError as error:
-        lines.append(CheckLine("store", str(error), error.exit_code))
-    return lines
-
-
-def _check_source(settings: Settings, clock: SystemClock) -> list[CheckLine]:
-    api, blobs = source(settings, clock), recordings(settings, clock)
-    try:
-        _check_hosts(api.check_access(), blobs)
-        skew = api.clock_skew_seconds()
-    finally:
-        api.close()
-        blobs.close()
-    lines = [CheckLine("source", "reachable; scopes voice:read and audio:download")]
-    if skew is not None:
-        told = f"the source's is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} ours"
-        late = abs(skew) > MAX_SKEW_SECONDS
-        lines.append(CheckLine("clock", told, SourceError.exit_code if late else 0))
-    return lines
-
-
-def _check_store(settings: Settings, clock: SystemClock, *, try_out: bool) -> list[CheckLine]:
-    bucket = writer(settings, clock)
-    bucket.check_access()
-    if not try_out:
-        return [CheckLine("bucket", f"{settings.s3_bucket} can be listed; not tried out further")]
-    found = probe(bucket)
-    lock = f"{settings.object_lock_mode}, {settings.retention_days} days"
-    once = CheckLine("create-once", "a second write of a key is refused")
-    if not found.create_once:
-        told = "the store overwrites: only one process, with --single-writer"
-        once = CheckLine("create-once", told, StoreError.exit_code)
-    checksums = "accepted: each recording will be read back"
-    return [
-        CheckLine("bucket", f"{settings.s3_bucket} can be listed and written"),
-        once,
-        CheckLine("checksums", f"a wrong one is {'refused' if found.checksums else checksums}"),
-        CheckLine("versioning", {True: "on", False: "off", None: "unknown"}[found.versioning]),
-        CheckLine("object lock", "not used" if settings.object_lock_mode == "none" else lock),
-    ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from archiver.clock import Clock
 from archiver.retry import Retry
 from archiver.settings import StoreSettings
-from archiver.store.bucket import Bucket, StoreOptions
+from archiver.store.bucket import Bucket
+from archiver.store.client import StoreOptions
 
 
 def store_options(settings: StoreSettings) -> StoreOptions:

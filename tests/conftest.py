@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from archiver.store.bucket import Bucket
     from tests.fakes.clock import HandClock
     from tests.fakes.rig import Archive
+    from tests.system.ceph import Ceph
 
 _NUMBERS = itertools.count(1)
 LOCKED, PLAIN = "locked", "plain"
@@ -57,9 +58,18 @@ def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
 
 
 @pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
+    """Ceph's S3 gateway, without buckets: only asked for with `CONTRACT_STORES=rgw`."""
+    from tests.system.ceph import Ceph
+
+    with Ceph(tmp_path_factory.mktemp("ceph") / "cluster") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def s3(weed: Weed) -> Any:
     """A boto3 client of the tests' own: it looks at what the archiver did."""
-    from archiver.store.bucket import StoreOptions, make_client
+    from archiver.store.client import StoreOptions, make_client
 
     return make_client(StoreOptions("locked", endpoint_url=weed.endpoint_url, region="us-east-1"))
 
@@ -81,7 +91,8 @@ def clock() -> HandClock:
 def open_bucket(weed: Weed, s3: Any, prefix: str, clock: HandClock) -> Callable[..., Bucket]:
     """Makes a `Bucket` on the real store, below this test's own prefix."""
     from archiver.retry import Retry
-    from archiver.store.bucket import Bucket, StoreOptions
+    from archiver.store.bucket import Bucket
+    from archiver.store.client import StoreOptions
 
     def make(name: str = LOCKED, **options: Any) -> Bucket:
         where = {"prefix": prefix, "endpoint_url": weed.endpoint_url, "region": "us-east-1"}

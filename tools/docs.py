@@ -13,6 +13,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from prometheus_client.metrics import MetricWrapperBase
@@ -21,7 +22,11 @@ from archiver import metrics
 from archiver.audit.findings import CODES
 from archiver.cli import cli
 from archiver.manifest import record
+from archiver.preflight import Wanted, store_lines
 from archiver.settings import documented
+
+if TYPE_CHECKING:
+    from tests.contract.stores import Known, Matter
 
 ROOT = Path(__file__).parents[1]
 NOTE = "made by `make docs`; do not edit"
@@ -133,6 +138,40 @@ def _rule(clause: str) -> str:
     return f"[{text}](#{heading.lower().replace(' ', '-')})"
 
 
+def readme() -> str:
+    """`README.md`: by hand, but for the list of known stores, which the contract suite holds."""
+    sys.path.insert(0, str(ROOT))
+    from tests.contract.stores import KNOWN, MATTERS
+
+    head = ("store", "writers", "Object Lock", "what `archiver check` says of it")
+    stores = _table(head, map(_store, KNOWN.values()))
+    labels = {name: known.label for name, known in KNOWN.items()}
+    others = (_matter(name, one, labels) for name, one in MATTERS.items() if one.instead)
+    matters = _table(("matter", "promised", "instead"), others)
+    said = (
+        "What they do otherwise than they should, as the contract suite holds each of them to it:"
+    )
+    return _filled("README.md", {"stores": f"{stores}\n\n{said}\n\n{matters}"})
+
+
+def _store(known: Known) -> tuple[str, str, str, str]:
+    wanted = Wanted("COMPLIANCE", 7300) if known.locked else Wanted()
+    lines = [line for line in store_lines(known.proved, wanted) if line.verdict != "ok"]
+    said = "<br>".join(f"{one.verdict} {one.name}: {one.detail} → {one.action}" for one in lines)
+    writers = "any number" if known.proved.create_once else "one, with `--single-writer`"
+    writers += "; now and then two win" if "create_once" in known.loose else ""
+    holds = {True: "holds", False: "does not hold: refused", None: "–"}[known.proved.lock_holds]
+    return known.title, writers, holds, said or "nothing to note"
+
+
+def _matter(name: str, matter: Matter, labels: Mapping[str, str]) -> tuple[str, str, str]:
+    by_deed: dict[str, list[str]] = {}
+    for store, deed in matter.instead.items():
+        by_deed.setdefault(deed, []).append(labels[store])
+    instead = "; ".join(f"{deed}: {', '.join(stores)}" for deed, stores in by_deed.items())
+    return name, matter.promised, instead
+
+
 def _filled(name: str, parts: Mapping[str, str]) -> str:
     """The page `name` with each part between its markers; exits where a marker is missing."""
     text = _read(name) or ""
@@ -156,6 +195,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
+    "README.md": readme,
     "config.example.env": example_settings,
     "docs/commands.md": commands_page,
     "docs/manifest-format.md": manifest_page,

@@ -35,6 +35,8 @@ COUNTS = {
 """What is counted, and the title of its column."""
 SHOWN = 20
 """Calls of a class that the text shows; `--json` has all of them."""
+FILTER_CHARACTERS = 200
+"""Of a filter, so many are shown."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Difference:
     failed    reason, record; sealed: whether a sealed segment tells the record
     differs   differences: field → {archive, source}; record
     unsealed  outcome, record: there is a record, and no sealed segment that tells it
-    gone      outcome, record: both None where no record was ever made
+    gone      outcome, record: both None where no record was ever made; asked_for: False where its
+              window was listed with another filter, and this one need not ask for it
     """
 
     name: Name
@@ -72,6 +75,10 @@ class Result:
     differences: dict[Name, list[Difference]] = field(default_factory=dict)
     unstable: list[Window] = field(default_factory=list)
     """Windows whose listing kept changing: what is said of them is not certain."""
+    filter: str = "null"
+    """What the source was asked for (`filters.as_text`)."""
+    other_filters: Counter[str] = field(default_factory=Counter)
+    """What it was asked for when the archive listed, where that differs: in how many windows."""
 
     def row(self, window: Window) -> Counter[str]:
         """The counts of the day that the window starts on."""
@@ -95,8 +102,13 @@ class Result:
         return sum(len(self.differences.get(name, ())) for name in LACKING)
 
     @property
+    def unasked(self) -> int:
+        """Calls that are gone, or were not asked for: nobody can tell."""
+        return sum(not one.fields["asked_for"] for one in self.differences.get("gone", ()))
+
+    @property
     def ok(self) -> bool:
-        return self.archive is not None and not self.lacking and not self.unstable
+        return self.archive is not None and not (self.lacking or self.unstable or self.unasked)
 
     @property
     def exit_code(self) -> int:
@@ -114,6 +126,11 @@ class Result:
             "days": [{"day": day, **_counts(row)} for day, row in sorted(self.days.items())],
             "total": _counts(self.total),
             "unstable": [format_time(window.start) for window in self.unstable],
+            "filter": json.loads(self.filter),
+            "other_filters": [
+                {"filter": json.loads(text), "windows": count}
+                for text, count in sorted(self.other_filters.items())
+            ],
             **{name: [one.document() for one in self.differences.get(name, ())] for name in NAMES},
         }
 
@@ -128,8 +145,8 @@ def as_json(result: Result) -> str:
 
 
 def as_text(result: Result) -> str:
-    """Table, calls and verdict, in this order; ends with a newline."""
-    lines = [*_table(result), *_calls(result), _verdict(result)]
+    """Table, calls, notes and verdict, in this order; ends with a newline."""
+    lines = [*_table(result), *_calls(result), *_notes(result), _verdict(result)]
     return "\n".join(lines) + "\n"
 
 
@@ -149,7 +166,7 @@ def _calls(result: Result) -> Iterator[str]:
     for name in NAMES:
         found = result.differences.get(name, [])
         yield from _shown(
-            name, [(one.window, printable(one.call_id), _detail(one)) for one in found]
+            name, [(one.window, printable(one.call_id), _detail(one, result)) for one in found]
         )
     unstable = [(window, "its listing kept changing", "") for window in result.unstable]
     yield from _shown("unstable", unstable)
@@ -166,11 +183,12 @@ def _shown(name: str, rows: list[tuple[Window, str, str]]) -> Iterator[str]:
         yield f"{name:8}  … and {len(rows) - SHOWN:,} more (--json lists all)"
 
 
-def _detail(one: Difference) -> str:
+def _detail(one: Difference, result: Result) -> str:
     fields = one.fields
     match one.name:
         case "missing":
-            return "" if fields["window_sealed"] else "its window is not sealed yet"
+            no_window = result.archive is not None and not fields["window_sealed"]
+            return "its window is not sealed" if no_window else ""
         case "pending":
             return "" if fields["listed"] else "the source does not list it any more"
         case "failed":
@@ -178,8 +196,11 @@ def _detail(one: Difference) -> str:
         case "differs":
             changes = fields["differences"].items()
             return "; ".join(f"{field}: {_both(values)}" for field, values in changes)
-        case _:
-            return fields["outcome"] or "it was never archived"
+        case "gone":
+            unsure = "" if fields["asked_for"] else "; perhaps not asked for"
+            return (fields["outcome"] or "it was never archived") + unsure
+        case "unsealed":
+            return str(fields["outcome"])
 
 
 def _both(values: Mapping[str, Any]) -> str:
@@ -187,22 +208,53 @@ def _both(values: Mapping[str, Any]) -> str:
     return f"{ours} in the archive, {printable(str(values['source']))} at the source"
 
 
+def _notes(result: Result) -> Iterator[str]:
+    others = sorted(result.other_filters.items())
+    for text, count in others[:SHOWN]:
+        were = "were" if count != 1 else "was"
+        yield (
+            f"note: {_windows_of(count)} of the archive {were} listed with another filter: "
+            f"{_cut(text)}; this listing had {_cut(result.filter)}"
+        )
+    if len(others) > SHOWN:
+        yield f"note: {len(others) - SHOWN:,} more filters (--json lists all)"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= FILTER_CHARACTERS else text[:FILTER_CHARACTERS] + "…"
+
+
 def _verdict(result: Result) -> str:
     total = result.total
-    if result.ok:
-        told = [f"the archive has a result for each of the {total['source']:,} calls listed"]
-        if total["unsealed"]:
-            told.append(f"{total['unsealed']:,} of them not sealed yet")
-        return "OK: " + ", ".join(told)
-    told = []
+    told = [_good_end(total)] if result.ok else list(_complaints(result))
+    beyond = [f"{total['gone']:,} gone"] if total["gone"] else []
+    if total["differs"]:
+        beyond.append(f"{total['differs']:,} differ" + ("s" if total["differs"] == 1 else ""))
+    if beyond:
+        told.append(", ".join(beyond))
+    return ("OK: " if result.ok else "NOT OK: ") + "; ".join(told)
+
+
+def _good_end(total: Mapping[str, int]) -> str:
+    text = f"the archive has a result for each of the {total['source']:,} calls listed"
+    return text + (f", {total['unsealed']:,} of them not sealed yet" if total["unsealed"] else "")
+
+
+def _complaints(result: Result) -> Iterator[str]:
+    total = result.total
     if result.archive is None:
-        told.append("there is no archive here yet (no seal 0)")
+        yield "there is no archive here yet (no seal 0)"
     if result.lacking:
         counts = ", ".join(f"{total[name]:,} {name}" for name in LACKING if total[name])
-        told.append(f"the archive lacks the recordings of {_calls_of(result.lacking)} ({counts})")
+        yield f"the archive lacks the recordings of {_calls_of(result.lacking)} ({counts})"
+    if result.unasked:
+        were = "were" if result.unasked != 1 else "was"
+        yield (
+            f"{_calls_of(result.unasked)} of the archive {were} perhaps not asked for: set "
+            "ARCHIVER_STATES, ARCHIVER_CAMPAIGN_ID and ARCHIVER_DIRECTION as they were then"
+        )
     if result.unstable:
-        told.append(f"the listing of {_windows_of(len(result.unstable))} kept changing")
-    return "NOT OK: " + "; ".join(told)
+        yield f"the listing of {_windows_of(len(result.unstable))} kept changing"
 
 
 def _calls_of(count: int) -> str:

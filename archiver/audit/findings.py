@@ -105,6 +105,11 @@ CODES: dict[str, Code] = {
     "call_lost": Code(
         "error", "a call once pending is neither recorded, pending nor vanished", "Invariant 2"
     ),
+    "call_in_two_windows": Code(
+        "warning",
+        "two windows count the same calls: the sum over all windows has them twice",
+        "Which calls belong to a window",
+    ),
     "window_overlap": Code("warning", "two windows overlap", "Invariant 3"),
     "window_gap": Code(
         "error", "between seal 0's watermark and the head's, a time has no window", "Invariant 3"

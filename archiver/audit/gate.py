@@ -72,8 +72,9 @@ class Gate:
 
         return self._tell(key, missing, ask, "there is none")
 
-    def head(self, key: str, version_id: str | None, missing: str) -> Head | None:
-        """What the store says of an object, or of a version of it."""
+    def head(self, key: str, version_id: str | None, missing: str | None) -> Head | None:
+        """What the store says of an object, or of a version of it. `missing` None: where there is
+        none, that was said already."""
         detail = "there is none" if version_id is None else "not in the version that is recorded"
         return self._tell(key, missing, lambda: self.reader.head(key, version_id), detail)
 
@@ -98,7 +99,9 @@ class Gate:
 
         return self._tell(key, missing, digest, "there is none")
 
-    def _tell(self, key: str, missing: str, ask: Callable[[], T | None], detail: str) -> T | None:
+    def _tell(
+        self, key: str, missing: str | None, ask: Callable[[], T | None], detail: str
+    ) -> T | None:
         """Ask; whatever keeps us from an answer is reported or raised."""
         try:
             answer = self._persist(ask)
@@ -114,7 +117,7 @@ class Gate:
             return None
         with self._lock:
             self._succeeded, self._refusals = True, 0
-        if answer is None:
+        if answer is None and missing is not None:
             self.findings.add(missing, key, detail)
         return answer
 

@@ -22,11 +22,13 @@ FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)
 @dataclass
 class View:
     """`found` has the newest record of each call of the window, told of or listed; `pending` those
-    that stand as pending; `told` every id that the window's own segments name."""
+    that stand as pending; `told` every id that the window's own segments name; `filters` what the
+    listings behind them asked for."""
 
     found: dict[str, Standing] = field(default_factory=dict)
     pending: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
+    filters: set[str] = field(default_factory=set)
     is_sealed: bool = False
 
     def take(self, call_id: str, new: Standing) -> None:
@@ -52,6 +54,7 @@ class Lookup:
             dict(told.calls),
             set(told.pending),
             told.calls.keys() | told.pending | told.vanished,
+            told.filters,
             told.revision > 0,
         )
         wanted = {i: Call(i, {}) for i in told.pending} | dict(calls)

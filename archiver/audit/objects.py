@@ -10,7 +10,7 @@ import hashlib
 import random
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from archiver.audit.gate import Gate
@@ -83,7 +83,6 @@ class ObjectCheck:
         gate: Gate,
         backlog: Backlog,
         hashed: Hashed,
-        now: datetime,
         *,
         hash_files: bool,
         sample: Sample | None,
@@ -93,16 +92,17 @@ class ObjectCheck:
         self._report = gate.findings.add
         self._backlog = backlog
         self._hashed = hashed
-        self._now = now
         self._hash_files = hash_files
         self._sample = sample
 
-    def add(self, line: bytes, found: Record, files: Iterable[FileRef]) -> None:
-        """Have a record and those of its files checked; waits while too much is under way."""
-        promise = _promise(found.document.get("retention"), self._now)
-        self._backlog.add(lambda: self._record(found.key, line, promise))
-        for file in files:
-            self._backlog.add(lambda file=file: self._file(file, promise))  # type: ignore[misc]
+    def add(self, line: bytes, found: Record, named: Named) -> None:
+        """Have a record and what it names checked; waits while too much is under way."""
+        promise, add = named.promise, self._backlog.add
+        add(lambda: self._record(found.key, line, promise))
+        for file in named.files:
+            add(lambda file=file: self._file(file, promise))  # type: ignore[misc]
+        for file, kept in named.again:
+            add(lambda file=file, kept=kept: self._again(file, kept, promise))  # type: ignore[misc]
 
     def finish(self) -> None:
         """Wait for all tasks, then hash the sample."""
@@ -111,7 +111,7 @@ class ObjectCheck:
             self._backlog.add(lambda file=file: self._hash(file))  # type: ignore[misc]
         self._backlog.drain()
 
-    def _record(self, key: str, line: bytes, promise: _Promise | None) -> None:
+    def _record(self, key: str, line: bytes, promise: Promise | None) -> None:
         data = self._gate.read(key, MAX_RECORD_BYTES, "record_missing")
         if data is None:
             return
@@ -122,7 +122,7 @@ class ObjectCheck:
             if head is not None:
                 self._lock(key, head, promise)
 
-    def _file(self, file: FileRef, promise: _Promise | None) -> None:
+    def _file(self, file: FileRef, promise: Promise | None) -> None:
         head = self._gate.head(file.key, file.version_id, "file_missing")
         if head is None:
             return
@@ -137,6 +137,14 @@ class ObjectCheck:
         elif self._hash_files:
             self._hash(file)
 
+    def _again(self, file: FileRef, before: Promise | None, promise: Promise | None) -> None:
+        """A file that was checked already, against a further promise: what breaks an earlier one,
+        or is missing, was said."""
+        head = self._gate.head(file.key, file.version_id, None)
+        if head is None or promise is None or not (before is None or before.is_kept_by(head)):
+            return
+        self._lock(file.key, head, promise)
+
     def _hash(self, file: FileRef) -> None:
         digest = self._gate.sha256(file.key, file.version_id, file.bytes, "file_missing")
         if digest is None:
@@ -145,44 +153,85 @@ class ObjectCheck:
         if digest != file.sha256:
             self._report("file_hash", file.key, digest)
 
-    def _lock(self, key: str, head: Head, promise: _Promise) -> None:
+    def _lock(self, key: str, head: Head, promise: Promise) -> None:
         if head.lock_mode is None or head.lock_until is None:
             self._report("retention_missing", key)
-        elif head.lock_mode not in promise.enough or head.lock_until < promise.until:
+        elif not promise.is_kept_by(head):
             detail = f"{head.lock_mode} until {format_time(head.lock_until)}"
             self._report("retention_weaker", key, detail)
 
 
-@dataclass(frozen=True)
-class _Promise:
-    """A retention that a record promises: modes that keep it, and until when."""
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A retention that records promise: how strong (a place in `MODES`), and until when."""
 
-    enough: tuple[str, ...]
+    strength: int
     until: datetime
 
+    def is_kept_by(self, head: Head) -> bool:
+        return (
+            head.lock_mode in MODES[self.strength :]
+            and head.lock_until is not None
+            and head.lock_until >= self.until
+        )
 
-def _promise(retention: object, now: datetime) -> _Promise | None:
+    def and_also(self, other: Promise) -> Promise:
+        """What keeps both."""
+        return Promise(max(self.strength, other.strength), max(self.until, other.until))
+
+
+def _promise(retention: object, now: datetime) -> Promise | None:
     """What must still hold `now`; None where nothing was promised, or it is over."""
     if not isinstance(retention, dict):
         return None
     mode, until = retention.get("mode"), parse_time(retention.get("until"))
     if mode not in MODES or until is None or until <= now:
         return None
-    return _Promise(MODES[MODES.index(mode) :], until)
+    return Promise(MODES.index(mode), until)
 
 
-def files_of(found: Record, seen: set[int]) -> list[FileRef]:
-    """The files of a record that `seen` does not hold yet; malformed ones are left out, because
-    that was reported. Hashes are kept, not keys: a window may have very many."""
-    files = []
-    for file in found.document["files"]:
-        if not (is_file_key(found, file) and is_file_entry(file)):
-            continue
-        reference = FileRef(file["key"], file.get("version_id"), file["bytes"], file["sha256"])
-        if hash(reference) not in seen:
-            seen.add(hash(reference))
-            files.append(reference)
-    return files
+@dataclass
+class Named:
+    """What a record names and promises: `files` that no record of the window named before, and
+    `again` those of which it promises more than was promised before, with what that was."""
+
+    promise: Promise | None
+    files: list[FileRef] = field(default_factory=list)
+    again: list[tuple[FileRef, Promise | None]] = field(default_factory=list)
+
+
+class WindowFiles:
+    """The files that the records of a window name, and what all of them together promise of each:
+    a later revision carries files over, and has a promise of its own. One thread uses it.
+
+    Hashes are kept, not keys: a window may have very many.
+    """
+
+    def __init__(self, now: datetime) -> None:
+        self._now = now
+        self._promises: dict[int, Promise | None] = {}
+
+    def take(self, found: Record) -> Named:
+        """Malformed files are left out, because that was reported."""
+        promise = _promise(found.document.get("retention"), self._now)
+        named = Named(promise)
+        for file in found.document["files"]:
+            if is_file_key(found, file) and is_file_entry(file):
+                one = FileRef(file["key"], file.get("version_id"), file["bytes"], file["sha256"])
+                self._take(one, named)
+        return named
+
+    def _take(self, file: FileRef, named: Named) -> None:
+        mark, promise = hash(file), named.promise
+        if mark not in self._promises:
+            self._promises[mark] = promise
+            named.files.append(file)
+            return
+        before = self._promises[mark]
+        both = before.and_also(promise) if before and promise else before or promise
+        if both != before:
+            self._promises[mark] = both
+            named.again.append((file, before))
 
 
 def check_versions(gate: Gate, prefixes: Iterable[str]) -> bool:

@@ -50,11 +50,12 @@ class History:
     call_id: str
     revisions: list[Record]
     sealed: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """Key of a record → key of its segment, number of its seal. Absent: not sealed yet."""
+    """Key of a record → key of its segment, number of its seal. Absent: not sealed yet, or a newer
+    revision was there before any segment told of it."""
 
     def document(self) -> dict[str, Any]:
         """The form of `manifest show --json`: `type` call_history, `v` 1, `call_id`, `revisions`
-        [{key, record, segment, seal}], the last two null where not sealed."""
+        [{key, record, segment, seal}], the last two null where no sealed segment has it."""
         rows = []
         for found in self.revisions:
             segment, number = self.sealed.get(found.key, (None, None))
@@ -80,7 +81,11 @@ class Query:
 
     def records(self, start: datetime, end: datetime, outcome: str | None = None) -> Iterator[Row]:
         """The newest record of each call in the sealed windows that touch `[start, end)`, window
-        by window. Raises `FormatError` where a segment is not as its seal tells."""
+        by window: one that vanished is there with its record, and one that a source moved from one
+        window to another is told by both.
+
+        Raises `FormatError` where a segment is not as its seal tells.
+        """
         for names in self._windows(start, end):
             for row in self._window(names, start):
                 if outcome is None or row.record.outcome == outcome:
@@ -109,12 +114,14 @@ class Query:
         are kept in memory; the first one, which holds all the rest, passes through."""
         sealed = [found for name in names if (found := self._sealed.entry(name)) is not None]
         changed: dict[str, Row] = {}
-        for entry, number in reversed(sealed[1:]):
+        for entry, number in sealed[1:]:
             for row in self._rows(entry, number, start):
-                changed.setdefault(row.record.call_id, row)
+                call_id = row.record.call_id
+                changed[call_id] = _newest(row, changed.get(call_id))
         for entry, number in sealed[:1]:
-            for row in self._rows(entry, number, start):
-                yield changed.pop(row.record.call_id, row)
+            rows = self._rows(entry, number, start)
+            for call_id, same in groupby(rows, key=lambda row: row.record.call_id):
+                yield _newest(changed.pop(call_id, None), *same)
         yield from sorted(changed.values(), key=lambda row: row.record.key)
 
     def _rows(self, entry: SegmentEntry, number: int, start: datetime) -> Iterator[Row]:
@@ -220,6 +227,11 @@ class Query:
         sealed_at = self._sealed.newest().sealed_at
         times = [parse_time(found.document.get("archived_at")) for found in records]
         return any(moment is None or moment <= sealed_at for moment in times)
+
+
+def _newest(*rows: Row | None) -> Row:
+    """The one with the highest revision; of some that are as new, the first one given."""
+    return max((row for row in rows if row is not None), key=lambda row: row.record.revision)
 
 
 def _window_of(file: IO[bytes], entry: SegmentEntry) -> Window:

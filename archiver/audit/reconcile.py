@@ -6,7 +6,8 @@
   in those of its own times, for a source may list it elsewhere now; then as a record object that
   no sealed segment tells of yet.
 - What the archive tells of and the listing lacks is reported only where no other window of the
-  range lists it.
+  range lists it. Where its window was listed with another filter than this listing's, it may be
+  there and not asked for.
 
 Nothing is written. In memory are the few windows that are listed ahead, the few whose segments were
 read last, and what is to be reported.
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
+from archiver.audit import filters
 from archiver.audit.differences import Difference, Name, Result
 from archiver.audit.lookup import Lookup, View
 from archiver.audit.parallel import ordered
@@ -29,8 +31,8 @@ from archiver.audit.reader import Reader
 from archiver.audit.recorded import RecordObjects
 from archiver.audit.sealed import SealedSegments
 from archiver.audit.standing import Standing, Standings
-from archiver.errors import UsageError
-from archiver.manifest.seal import Seal
+from archiver.manifest.seal import check_window_length
+from archiver.manifest.segment import Listing
 from archiver.model import Call, Window, window_of, windows_between
 
 LISTED_AT_ONCE = 4
@@ -53,6 +55,10 @@ class Listed(Protocol):
     @property
     def strays(self) -> Mapping[Window, Mapping[str, Call]]:
         """What is listed here and belongs to another window, which lists it too."""
+
+    @property
+    def listing(self) -> Listing:
+        """Among others, what was asked for: `filter`."""
 
     @property
     def stable(self) -> bool:
@@ -90,7 +96,8 @@ def reconcile(
     """
     segments = SealedSegments(reader)
     genesis = segments.genesis()
-    _check_length(genesis, options.length)
+    if genesis is not None:
+        check_window_length(genesis, options.length)
     first = window_of(options.start, options.length).start
     count = -((first - options.end) // options.length)
     windows = windows_between(options.start, options.end, options.length)
@@ -112,17 +119,6 @@ def reconcile(
     return result
 
 
-def _check_length(genesis: Seal | None, length: timedelta) -> None:
-    """The archive's own windows are the grid."""
-    store = genesis.document.get("store") if genesis else None
-    told = store.get("window_seconds") if isinstance(store, dict) else None
-    if isinstance(told, int) and told != length.total_seconds():
-        raise UsageError(
-            f"ARCHIVER_WINDOW: this archive has windows of {told // 60}m, and keeps them: "
-            f"set ARCHIVER_WINDOW={told // 60}m"
-        )
-
-
 class _Comparison:
     """Takes the listings in the order of their windows. Without a lookup, nothing is known."""
 
@@ -140,6 +136,10 @@ class _Comparison:
         row["source"] += len(calls)
         if not listed.stable:
             self._result.unstable.append(window)
+        asked = listed.listing.filter
+        self._result.filter = filters.as_text(asked)
+        others = view.filters - {self._result.filter}
+        self._result.other_filters.update(others)
         for call in calls.values():
             self._unlisted.pop(call.id, None)
             found = view.found.get(call.id)
@@ -149,7 +149,7 @@ class _Comparison:
                 self._result.add(difference)
         strays = {call_id for others in listed.strays.values() for call_id in others}
         for call_id in view.told - calls.keys() - strays - self._listed_before:
-            self._unlisted[call_id] = _unlisted(call_id, window, view)
+            self._unlisted[call_id] = _unlisted(call_id, window, view, asked if others else {})
         self._listed_before = calls.keys()
 
     def finish(self) -> None:
@@ -187,10 +187,13 @@ def _difference(
     return told("differs", differences=differing, record=found.key) if differing else None
 
 
-def _unlisted(call_id: str, window: Window, view: View) -> Difference:
-    """What is to be said of a call that the archive tells of and the source does not list."""
+def _unlisted(call_id: str, window: Window, view: View, asked: Mapping[str, Any]) -> Difference:
+    """What is to be said of a call that the archive tells of and the source does not list, being
+    `asked` for what the filter has."""
     found = view.found.get(call_id)
     if found is None and call_id in view.pending:
         return Difference("pending", call_id, window, {"listed": False})
     outcome, key = (found.outcome, found.key) if found else (None, None)
-    return Difference("gone", call_id, window, {"outcome": outcome, "record": key})
+    asked_for = filters.asks_for(asked, found.filtered if found else {})
+    told = {"outcome": outcome, "record": key, "asked_for": asked_for}
+    return Difference("gone", call_id, window, told)

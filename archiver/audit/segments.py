@@ -43,6 +43,13 @@ class CallState:
     outcome: str
 
 
+def take_newer(calls: dict[str, CallState], call_id: str, new: CallState) -> None:
+    """Keep the record with the highest revision, whichever comes first."""
+    old = calls.get(call_id)
+    if old is None or new.revision >= old.revision:
+        calls[call_id] = new
+
+
 @dataclass
 class Summary:
     """What is kept of a segment. `window` and `line` only where its last line is a window line."""
@@ -179,7 +186,8 @@ class SegmentCheck:
                 self._invalid(summary, number, "out of order")
             before = found.key
             summary.records += 1
-            summary.calls[found.call_id] = CallState(found.revision, found.outcome)
+            state = CallState(found.revision, found.outcome)
+            take_newer(summary.calls, found.call_id, state)
             companion.add(line, found)
             on_record(line, found)
 

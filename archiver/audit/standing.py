@@ -6,13 +6,15 @@ A few windows are kept, because neighbours are asked again. One thread uses it.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from functools import lru_cache
 from itertools import groupby
-from typing import IO, Any, Generic, TypeVar
+from typing import IO, Any
 
+from archiver.audit import filters
 from archiver.audit.sealed import SealedSegments
 from archiver.audit.segments import lines_of, parse_record, read_window
 from archiver.errors import FormatError, UsageError
@@ -21,9 +23,6 @@ from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Outcome, Record
 from archiver.manifest.seal import SegmentEntry
 from archiver.model import Window
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 WINDOWS_KEPT = 4
 DAYS_KEPT = 3
@@ -38,6 +37,8 @@ class Standing:
     key: str
     reason: str | None
     state: str | None
+    campaign_id: str | None
+    direction: str | None
     duration_seconds: int | float | None
     is_sealed: bool
 
@@ -45,6 +46,15 @@ class Standing:
     def is_settled(self) -> bool:
         """Whether the call has its result: nobody need look further."""
         return self.outcome != "failed" and self.is_sealed
+
+    @property
+    def filtered(self) -> dict[str, str | None]:
+        """The fields that a listing's filter may be about."""
+        return {
+            "state": self.state,
+            "campaign_id": self.campaign_id,
+            "direction": self.direction,
+        }
 
 
 def standing_of(found: Record, *, is_sealed: bool) -> Standing:
@@ -56,6 +66,8 @@ def standing_of(found: Record, *, is_sealed: bool) -> Standing:
         found.key,
         _text(document.get("reason")),
         _text(document.get("state")),
+        _text(document.get("campaign_id")),
+        _text(document.get("direction")),
         duration if isinstance(duration, int | float) else None,
         is_sealed,
     )
@@ -69,6 +81,8 @@ class WindowStanding:
     calls: dict[str, Standing] = field(default_factory=dict)
     pending: frozenset[str] = frozenset()
     vanished: frozenset[str] = frozenset()
+    filters: set[str] = field(default_factory=set)
+    """What its listings asked for, as `filters.as_text`."""
 
     def take(self, call_id: str, new: Standing) -> None:
         old = self.calls.get(call_id)
@@ -81,13 +95,13 @@ class Standings:
 
     def __init__(self, segments: SealedSegments) -> None:
         self._segments = segments
-        self._windows = _Recent(self._load, WINDOWS_KEPT)
-        self._days = _Recent(self._names, DAYS_KEPT)
+        self._windows = lru_cache(WINDOWS_KEPT)(self._load)
+        self._days = lru_cache(DAYS_KEPT)(self._names)
 
     def of(self, window: Window) -> WindowStanding:
         """Raises `FormatError` where a segment is not as it was sealed, and `UsageError` where the
         archive has a window of another length there."""
-        return self._windows.of(window)
+        return self._windows(window)
 
     def _names(self, day: date) -> Mapping[datetime, list[SegmentName]]:
         groups = groupby(self._segments.names(day), key=lambda name: name.start)
@@ -95,7 +109,7 @@ class Standings:
 
     def _load(self, window: Window) -> WindowStanding:
         standing = WindowStanding()
-        for name in self._days.of(window.start.date()).get(window.start, ()):
+        for name in self._days(window.start.date()).get(window.start, ()):
             sealed = self._segments.entry(name)
             if sealed is None:
                 continue
@@ -119,6 +133,7 @@ class Standings:
             )
         standing.pending = frozenset(line["pending"])
         standing.vanished = frozenset(line["vanished"])
+        standing.filters.add(filters.as_text(line.get("filter")))
 
 
 def _read(standing: WindowStanding, entry: SegmentEntry, file: IO[bytes]) -> dict[str, Any]:
@@ -132,22 +147,6 @@ def _read(standing: WindowStanding, entry: SegmentEntry, file: IO[bytes]) -> dic
     return canonical.load_object(last)
 
 
-class _Recent(Generic[K, V]):
-    """The few values that were asked for last, each loaded once while it is among them."""
-
-    def __init__(self, load: Callable[[K], V], size: int) -> None:
-        self._load = load
-        self._size = size
-        self._kept: OrderedDict[K, V] = OrderedDict()
-
-    def of(self, key: K) -> V:
-        if key not in self._kept:
-            self._kept[key] = self._load(key)
-            if len(self._kept) > self._size:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
-
-
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+    """A text; one that many calls share is kept once."""
+    return sys.intern(value) if isinstance(value, str) else None

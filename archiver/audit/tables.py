@@ -10,6 +10,7 @@ from typing import Any, Literal
 from archiver.audit.query import History, Row
 from archiver.audit.render import printable
 from archiver.errors import UsageError
+from archiver.manifest.record import Record
 
 Format = Literal["table", "jsonl", "csv"]
 
@@ -118,7 +119,6 @@ def history_text(history: History) -> str:
     """What `manifest show` prints: each revision with its files, segment and seal."""
     lines = [f"call {printable(history.call_id)}"]
     for found in history.revisions:
-        segment, number = history.sealed.get(found.key, (None, None))
         document = found.document
         lines += [
             "",
@@ -131,10 +131,20 @@ def history_text(history: History) -> str:
         lines += [_file_line(file) for file in document["files"]]
         if document.get("findings"):
             lines.append(f"  findings      {printable(' '.join(map(str, document['findings'])))}")
-        lines.append(
-            f"  sealed        seal {number}, {segment}" if segment else "  sealed        not yet"
-        )
+        lines.append(f"  sealed        {_sealed(history, found)}")
     return "\n".join(lines) + "\n"
+
+
+def _sealed(history: History, found: Record) -> str:
+    """Where a record is sealed. One that was amended before its window was closed never will be:
+    a segment tells the newest record of a call."""
+    if found.key in history.sealed:
+        segment, number = history.sealed[found.key]
+        return f"seal {number}, {segment}"
+    for later in history.revisions:
+        if later.revision > found.revision and later.key in history.sealed:
+            return f"no: revision {later.revision} came before any segment told of it"
+    return "not yet"
 
 
 def _file_line(file: Mapping[str, Any]) -> str:

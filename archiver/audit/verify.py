@@ -13,6 +13,7 @@ The chain is always read whole; a range restricts which windows are looked into.
 from __future__ import annotations
 
 import time
+from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +24,15 @@ from typing import Literal, Protocol
 
 from archiver.audit import strays
 from archiver.audit.chain import ChainCheck, ChainView, KnownHead, Sealed
+from archiver.audit.counted import CountedCalls, hashes
 from archiver.audit.findings import Findings
 from archiver.audit.gate import Gate
 from archiver.audit.objects import (
     Hashed,
     ObjectCheck,
     Sample,
+    WindowFiles,
     check_versions,
-    files_of,
 )
 from archiver.audit.parallel import Backlog, ordered
 from archiver.audit.reader import Reader
@@ -125,6 +127,8 @@ class _Read:
 
     counts: Counts
     span: Span
+    counted: array[int]
+    """The calls that its newest revision counts, as `hashes`."""
 
 
 class _Audit:
@@ -151,10 +155,10 @@ class _Audit:
             self._gate,
             Backlog(self._object_pool, self._ahead),
             self._hashed,
-            now,
             hash_files=options.level == "bytes",
             sample=self._sample(),
         )
+        self._now = now
         self._days: set[str] = set()
         """The `dt=…` of records and files seen: where to look for versions in a range."""
         self._counts = Counts()
@@ -183,7 +187,7 @@ class _Audit:
     def _segments(self, chain: ChainView) -> None:
         check = SegmentCheck(self._gate, chain.last)
         windows, events = self._select(chain)
-        spans = []
+        spans, counted = [], CountedCalls()
         for done, read in enumerate(
             ordered(
                 self._window_pool,
@@ -195,9 +199,11 @@ class _Audit:
         ):
             self._counts.add(read.counts)
             spans.append(read.span)
+            counted.add(read.span.key, read.counted)
             self._progress.windows(done, len(windows))
         for count in ordered(self._object_pool, check.event_segment, events, self._ahead):
             self._counts.add(Counts(segments=1, events=count))
+        counted.check(self._findings.add)
         self._objects.finish()
         self._counts.files_hashed, self._counts.bytes_hashed = (
             self._hashed.files,
@@ -243,16 +249,17 @@ class _Audit:
     def _window(self, window: _Window, check: SegmentCheck, chain_is_whole: bool) -> _Read:
         """Read all revisions of a window, in order."""
         state = WindowState(self._findings.add, chain_is_whole)
-        seen, counts, end = set[int](), Counts(windows=1), None
+        seen, counts, end = WindowFiles(self._now), Counts(windows=1), None
 
         def on_record(line: bytes, found: Record) -> None:
-            files = files_of(found, seen)
+            named = seen.take(found)
+            files = named.files
             counts.records += 1
             counts.files += len(files)
             counts.bytes += sum(file.bytes for file in files)
             if self._options.level != "manifest":
                 self._days.update(key.split("/")[1] for key in (found.key, *(f.key for f in files)))
-                self._objects.add(line, found, files)
+                self._objects.add(line, found, named)
 
         for name, sealed in window.segments:
             summary = check.window_segment(sealed, name, on_record)
@@ -266,7 +273,7 @@ class _Audit:
         counts.pending = len(state.pending)
         seq = min(sealed.seq for _, sealed in window.segments)
         key = window.segments[0][0].jsonl
-        return _Read(counts, Span(window.start, end, seq, key))
+        return _Read(counts, Span(window.start, end, seq, key), hashes(state.listed))
 
     # --- versions
 

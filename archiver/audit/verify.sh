@@ -255,12 +255,14 @@ def uncovered($until): if .covered < $until then
         end
       | .revision += 1
       | .end = $line.to | .covered = ([.covered, .end] | max)
-      | .calls += ($records | map({(.call_id): .outcome}) | add // {})
+      | .calls = reduce $records[] as $new (.calls;
+          if (.[$new.call_id][0] // 0) <= $new.revision
+          then .[$new.call_id] = [$new.revision, $new.outcome] else . end)
       | ($line.pending | set) as $pending | ($line.vanished | set) as $vanished
       | .told += $pending
       | .calls as $calls
       | [(.calls + .told) | keys[] | select($vanished[.] | not)] as $listed
-      | [$listed[] | select($pending[.] | not) | $calls[.] // "lost"] as $outcomes
+      | [$listed[] | select($pending[.] | not) | $calls[.][1] // "lost"] as $outcomes
       | def count($outcome): [$outcomes[] | select(. == $outcome)] | length;
         .out += [
           fails($name; $line.from != $name.start or $line.revision != $name.revision;

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 
 from archiver.audit.chain import Advance
-from archiver.audit.segments import CallState, Summary
+from archiver.audit.segments import CallState, Summary, take_newer
 from archiver.manifest.record import OUTCOMES
 from archiver.manifest.segment import ids_sha256
 from archiver.model import Window, format_time
@@ -33,6 +33,8 @@ class WindowState:
     calls: dict[str, CallState] = field(default_factory=dict)
     pending: set[str] = field(default_factory=set)
     """What the newest revision calls pending."""
+    listed: Set[str] = frozenset()
+    """What the newest revision counts; empty where it cannot be recomputed."""
     _told: set[str] = field(default_factory=set)
     """Every id that was ever pending: it must not fall silent."""
     _revision: int = 0
@@ -43,7 +45,7 @@ class WindowState:
     def lose(self) -> None:
         """A revision could not be read."""
         self._revision += 1
-        self._sound = False
+        self._sound, self.listed = False, frozenset()
 
     def fold(self, summary: Summary) -> None:
         """Take in the next revision, and check what it says of itself and of those before."""
@@ -54,10 +56,9 @@ class WindowState:
                 self.report("window_revision", summary.name.jsonl, detail)
             self._revision, self._sound = summary.name.revision, False
         for call_id, new in summary.calls.items():
-            old = self.calls.get(call_id)
-            if old is None or new.revision >= old.revision:
-                self.calls[call_id] = new
+            take_newer(self.calls, call_id, new)
         self._sound = self._sound and summary.intact
+        self.listed = frozenset()
         self._line(summary)
 
     def _line(self, summary: Summary) -> None:
@@ -86,6 +87,7 @@ class WindowState:
                 self.report("window_counts", key, f"{counts[name]} calls are {name}")
         if line.get("listed_sha256") != ids_sha256(listed - lost):
             self.report("listed_mismatch", key, "")
+        self.listed = listed
 
 
 @dataclass(frozen=True, order=True)

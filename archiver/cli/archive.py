@@ -70,19 +70,18 @@ def keygen(out: Path) -> int:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="a stable format for programs")
 def check(as_json: bool) -> int:
-    """Preflight: settings, source and both scopes, clock, bucket, create-once, checksums."""
+    """Preflight: settings, source, both scopes, clocks, and what the store really does."""
     import json
 
-    from archiver import app
+    from archiver import preflight
     from archiver.settings import Settings, load
 
     settings = load(Settings)
-    lines = app.check(settings, start_run(settings))
+    lines = preflight.check(settings, start_run(settings))
     if as_json:
-        click.echo(json.dumps([{**vars(line), "ok": line.ok} for line in lines], sort_keys=True))
+        click.echo(json.dumps([line.document() for line in lines], sort_keys=True))
     else:
-        for line in lines:
-            click.echo(f"{'ok  ' if line.ok else 'FAIL'}  {line.name:12}  {line.detail}")
+        click.echo("\n".join(preflight.table(lines)))
     return next((line.exit_code for line in lines if not line.ok), 0)
 
 
@@ -154,7 +153,7 @@ def backfill(
     dry_run: bool,
     single_writer: bool,
 ) -> int:
-    """Every window of a date range; tries failed calls again."""
+    """Every window of a date range; tries calls that failed or had no recording again."""
     from archiver.app import open_app
     from archiver.pipeline.backfill import range_windows
     from archiver.progress import watching
@@ -193,7 +192,7 @@ def _dry_run(app: Any, windows: Sequence[Any]) -> int:
     days: dict[str, list[int]] = {}
     for plan in app.backfill(None).plan(windows):
         row = days.setdefault(plan.listed.window.start.date().isoformat(), [0, 0, 0])
-        for column, count in enumerate((1, len(plan.listed.calls), len(plan.todo))):
+        for column, count in enumerate((1, len(plan.listed.calls), plan.lacking)):
             row[column] += count
     click.echo("day         windows  listed  to archive")
     for day, (count, listed, todo) in days.items():

@@ -16,7 +16,9 @@ from archiver.errors import UsageError
 def reconcile(start: datetime, end: datetime, as_json: bool) -> int:
     """Lists the source again and prints what differs from the archive; writes nothing.
 
-    Exits with 1 where the archive lacks the recording of a call that the source has.
+    Exits with 1 where the archive lacks the recording of a call that the source has, and where
+    calls are gone that were perhaps not asked for: ARCHIVER_STATES and the other filters must be
+    those that the archive was made with.
     """
     from archiver.apiclient import listing
     from archiver.audit import differences

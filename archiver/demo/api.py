@@ -47,7 +47,9 @@ class Options:
     `tokens` maps bearer tokens to scopes; `api_keys` maps API keys to their secret and scopes.
     `whole_days` has the date filter look at dates only, both inclusive. `clamp_pages` answers a
     page past the end with the last one. `rate_per_second` answers 429 beyond that many requests
-    within one second of the machine's clock. `tls` serves both ports over TLS.
+    within one second of the machine's clock. `tls` serves both ports over TLS. `frozen` promises
+    that neither calls nor options change any more: a listing is then put together once, and not
+    once for each of its pages.
     """
 
     enveloped: bool | Literal["mixed"] = True
@@ -64,6 +66,7 @@ class Options:
     api_keys: dict[str, tuple[str, frozenset[str]]] = field(default_factory=dict)
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     tls: ssl.SSLContext | None = None
+    frozen: bool = False
 
 
 class _Refusal(Exception):
@@ -95,6 +98,7 @@ class VoiceCallsApi:
         self._violation = violation
         self._served = itertools.count()
         self._pace = _Pace()
+        self._kept: tuple[dict[str, str], list[SimulatedCall]] = ({}, [])
 
     def answer(self, request: Request) -> Reply:
         request_id = f"req_{uuid4().hex[:16]}"
@@ -199,7 +203,7 @@ class VoiceCallsApi:
     def _list(self, parameters: dict[str, str]) -> tuple[Any, Any]:
         size = min(_number(parameters, "pageSize", 25), self._options.page_size_cap)
         page = _number(parameters, "page", 1)
-        matching = self._matching(parameters)
+        matching = self._listing(parameters)
         pages = max(1, math.ceil(len(matching) / size))
         if self._options.clamp_pages:
             page = min(page, pages)
@@ -212,6 +216,17 @@ class VoiceCallsApi:
             "totalCount": len(matching),
             "totalPages": math.ceil(len(matching) / size),
         }
+
+    def _listing(self, parameters: dict[str, str]) -> list[SimulatedCall]:
+        """All calls of a listing, whichever page of it is asked for."""
+        asked = {k: v for k, v in parameters.items() if k not in ("page", "pageSize")}
+        known, calls = self._kept
+        if self._options.frozen and calls and asked == known:
+            return calls
+        calls = self._matching(asked)
+        if self._options.frozen:
+            self._kept = (asked, calls)
+        return calls
 
     def _matching(self, parameters: dict[str, str]) -> list[SimulatedCall]:
         wanted = {k: v for k, v in parameters.items() if k in ("campaignId", "state", "direction")}

@@ -14,10 +14,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from archiver.errors import FormatError
+from archiver.errors import FormatError, UsageError
 from archiver.manifest import canonical, merkle
 from archiver.manifest.signing import PublicKey
 from archiver.model import format_second, format_time, parse_time
@@ -107,10 +107,13 @@ def following(
     key_id: str,
     sealed_at: datetime,
     watermark: datetime,
+    single_writer: bool = False,
 ) -> bytes:
-    """The bytes of the seal after `previous`."""
+    """The bytes of the seal after `previous`; `single_writer` where the writer stood on being the
+    only one, because its store has no create-once writes."""
     return canonical.dump(
         {
+            **({"single_writer": True} if single_writer else {}),
             "archive": previous.archive,
             "key_id": key_id,
             "prev": previous.sha256,
@@ -143,6 +146,18 @@ def parse_seal(data: bytes) -> Seal:
     if sealed_at is None or watermark is None or not _typed(strings, numbers):
         raise FormatError("a seal with a field of the wrong type")
     return Seal(data, archive, key_id, prev, records, sealed_at, segments, seq, watermark, document)
+
+
+def check_window_length(genesis: Seal, length: timedelta) -> None:
+    """Raises `UsageError` where the archive, by its seal 0, has windows of another length than
+    `length`: windows of two lengths would overlap, so the first one stays."""
+    store = genesis.document.get("store")
+    told = store.get("window_seconds") if isinstance(store, dict) else None
+    if type(told) is int and told != length.total_seconds():
+        raise UsageError(
+            f"ARCHIVER_WINDOW: this archive has windows of {told // 60}m, and keeps them: "
+            f"set ARCHIVER_WINDOW={told // 60}m"
+        )
 
 
 def _typed(strings: Sequence[object], numbers: Sequence[object]) -> bool:

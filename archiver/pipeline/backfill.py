@@ -7,7 +7,7 @@ thread that runs `run`, for all windows that are ready, so that the chain costs 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,9 +16,10 @@ import structlog
 
 from archiver.model import Window, windows_between
 from archiver.pipeline.index import SegmentIndex
+from archiver.pipeline.planning import BACKFILL, Aim, Plan
 from archiver.pipeline.ports import NoProgress, Progress
 from archiver.pipeline.sealing import Chain
-from archiver.pipeline.window import BACKFILL, Aim, Outcome, Plan, Windows
+from archiver.pipeline.window import Outcome, Windows
 
 log = structlog.get_logger()
 
@@ -64,6 +65,10 @@ class Summary:
             self.pending += len(outcome.unarchived)
         else:
             self.waiting += len(outcome.unarchived)
+        self.add_committed(outcome)
+
+    def add_committed(self, outcome: Outcome) -> None:
+        """Only what it did, and not how it left the window."""
         self.bytes += outcome.bytes
         for name, count in outcome.committed.items():
             self.committed[name] = self.committed.get(name, 0) + count
@@ -105,14 +110,34 @@ class Backfill:
         self._progress = progress or NoProgress()
 
     def run(self, todo: Iterable[Window], aim: Aim = BACKFILL) -> Summary:
-        """Archive, close and seal. Raises what `Windows.process` and `Chain.append` raise."""
-        summary = Summary()
+        """Archive, close and seal. A window whose listing would not settle is tried once more at
+        the end; so is, of the sealed ones, any other window to which belongs what turned up.
+
+        Raises what `Windows.process` and `Chain.append` raise.
+        """
+        summary, done, stuck = Summary(), set[Window](), set[Window]()
         for batch in self.batches((window, aim) for window in todo):
             self.seal(batch, None)
             for outcome in batch:
-                summary.add(outcome)
-                self._progress.window_done(outcome.window)
+                if outcome.settled and not outcome.closed:
+                    stuck.add(outcome.window)
+                    summary.add_committed(outcome)
+                    continue
+                done.add(outcome.window)
+                self._finish(outcome, summary)
+        late = stuck | {w for w in self._windows.remembered - done if self._is_sealed(w)}
+        for batch in self.batches((window, aim) for window in sorted(late)):
+            self.seal(batch, None)
+            for outcome in batch:
+                self._finish(outcome, summary)
         return summary
+
+    def _finish(self, outcome: Outcome, summary: Summary) -> None:
+        summary.add(outcome)
+        self._progress.window_done(outcome.window)
+
+    def _is_sealed(self, window: Window) -> bool:
+        return self._segments.is_sealed(window.start)
 
     def seal(self, batch: list[Outcome], watermark: datetime | None) -> None:
         """One seal for all segments of a batch; what another writer sealed is left out."""
@@ -127,10 +152,15 @@ class Backfill:
         for window in todo:
             yield self._windows.plan(window)
 
-    def batches(self, todo: Iterable[tuple[Window, Aim]]) -> Iterator[list[Outcome]]:
+    def batches(
+        self,
+        todo: Iterable[tuple[Window, Aim]],
+        process: Callable[[Window, Aim], Outcome] | None = None,
+    ) -> Iterator[list[Outcome]]:
         """Outcomes in the order of the windows, all that are ready at a time."""
+        process = process or self._windows.process
         if self._at_once == 1:
-            yield from ([self._windows.process(*task)] for task in todo)
+            yield from ([process(*task)] for task in todo)
             return
         running: deque[Future[Outcome]] = deque()
         waiting = iter(todo)
@@ -141,7 +171,7 @@ class Backfill:
                     task = next(waiting, None)
                     if task is None:
                         break
-                    running.append(pool.submit(self._windows.process, *task))
+                    running.append(pool.submit(process, *task))
                 if not running:
                     return
                 batch = [running.popleft().result()]

@@ -55,13 +55,14 @@ class Closing:
         self._reader = reader
         self._retention = retention
 
-    def close(
-        self, tally: Tally, history: History, due: datetime | None
-    ) -> tuple[bool, Unsealed | None]:
-        """Write the next revision where one is called for: the first one, where something has
-        changed, or where the window was to be listed again at `due` and no revision tells of it.
+    TAKEN = object()
+    """Another writer's revision has the place."""
 
-        `(False, None)` where another writer's revision has the place.
+    def close(self, tally: Tally, history: History, *, evidence: bool) -> Unsealed | object | None:
+        """Write the next revision where one is called for: the first one, where something has
+        changed, or to show that the window was listed again (`evidence`).
+
+        None where none is called for, `TAKEN` where another writer was faster.
         """
         changed = [
             found
@@ -73,10 +74,9 @@ class Closing:
             history.pending,
             history.vanished,
         )
-        if history.revision and not changed and same and not is_due(history, due):
-            return True, None
-        written = self._write(tally, history.revision + 1, changed, balance)
-        return written is not None, written
+        if history.revision and not changed and same and not evidence:
+            return None
+        return self._write(tally, history.revision + 1, changed, balance) or self.TAKEN
 
     def _write(
         self, tally: Tally, revision: int, changed: Sequence[Standing], balance: Balance
@@ -107,11 +107,6 @@ class Closing:
         for found in changed:
             until = max_date(until, lock_date(found.record(), self._retention))
         return until
-
-
-def is_due(history: History, due: datetime | None) -> bool:
-    """Whether no revision was listed since `due`."""
-    return due is not None and (history.listed_at is None or history.listed_at < due)
 
 
 def _balance(tally: Tally, history: History) -> Balance:

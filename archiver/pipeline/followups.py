@@ -1,23 +1,31 @@
 """Sealed windows that are to be listed again: they have come of age, or have pending calls.
 
 All of it is derived from the bucket: the line of a window's newest revision says when it was
-listed last and which calls were pending. It is read once, and looked for again every hour, because
-another writer may have sealed something.
+listed last and which calls were pending. All days within reach are looked at when the process
+starts and once a day, the newest ones every hour: another writer may have sealed something.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+
+import structlog
 
 from archiver.clock import Clock
 from archiver.manifest.layout import SegmentName
 from archiver.model import DAY, Window
+from archiver.pipeline.history import Line
 from archiver.pipeline.index import SegmentIndex
-from archiver.pipeline.window import ROUND, Aim, Outcome, Windows
+from archiver.pipeline.planning import Aim
+from archiver.pipeline.window import Outcome, Windows
+
+log = structlog.get_logger()
 
 SCAN_SECONDS = 3600.0
+SCAN_ALL_SECONDS = 86_400.0
+NEWEST = timedelta(days=3)
 LATE = timedelta(days=35)
 """How much longer than its last age a window is looked after, should the loop have been down."""
 PAUSE_SECONDS = 900.0
@@ -28,13 +36,14 @@ PAUSE_SECONDS = 900.0
 class _Sealed:
     """What is known of a sealed window."""
 
-    window: Window
-    newest: SegmentName
-    listed_at: datetime | None
-    pending: frozenset[str]
-    complete: bool
+    line: Line
+    complete: bool = True
     """Whether all its revisions have their seal."""
+    unlooked: bool = False
+    """Whether it must be looked at again, whatever its line says."""
     rests_until: float = 0.0
+    patient_until: datetime | None = None
+    """Until when it may wait for the source, since that was first of no use."""
 
 
 class FollowUps:
@@ -53,11 +62,11 @@ class FollowUps:
         self._windows = windows
         self._segments = segments
         self._clock = clock
-        self._ages = sorted(relist)
+        self._give_up = give_up
         self._reach = max([give_up, *relist]) + LATE
         self._length = length
         self._sealed: dict[datetime, _Sealed] = {}
-        self._scanned_at: float | None = None
+        self._scans: dict[timedelta, float] = {}
 
     def due(self) -> list[tuple[Window, Aim]]:
         """The windows to list again now, oldest first, and to what end."""
@@ -66,86 +75,92 @@ class FollowUps:
         found = []
         for start in sorted(self._sealed):
             known = self._sealed[start]
-            if self._clock.monotonic() < known.rests_until:
-                continue
-            age = self._age_due(known)
-            attempts = self._windows.attempts
-            waits = bool(known.pending) and not attempts.all_resting(known.pending)
-            if age is not None:
-                found.append((known.window, Aim(due=age)))
-            elif waits or not known.complete or known.window in remembered:
-                found.append((known.window, ROUND))
+            if self._clock.monotonic() >= known.rests_until and self._is_due(known, remembered):
+                patient = known.patient_until is None or self._clock.now() < known.patient_until
+                found.append((known.line.window, Aim(patient=patient, look=known.unlooked)))
         return found
 
     def note(self, outcome: Outcome) -> None:
         """Keep in mind what was done about a window that is sealed, or is about to be."""
         window = outcome.window
         known = self._sealed.get(window.start)
-        if outcome.segments and outcome.closed:
+        if known is None and not (outcome.segments and outcome.closed):
+            return
+        if known is None or outcome.segments:
             known = _Sealed(
-                window,
-                outcome.segments[-1].name,
-                outcome.listed_at,
-                frozenset(item.call.id for item in outcome.unarchived),
-                complete=True,
+                Line(outcome.segments[-1].name, window, outcome.listed_at, _pending(outcome)),
+                unlooked=outcome.unlooked,
             )
             self._sealed[window.start] = known
-        elif known is not None and outcome.listed_at is not None:
-            known.listed_at = outcome.listed_at  # another writer was faster
-        if known is not None and (outcome.postponed or not outcome.closed):
+            self._tell_of_late(known)
+        elif outcome.tallied or outcome.listed_at != known.line.listed_at:
+            pending = _pending(outcome) if outcome.tallied else known.line.pending
+            known.line = Line(known.line.name, window, outcome.listed_at, pending)
+        if outcome.postponed and known.patient_until is None:
+            known.patient_until = self._clock.now() + self._give_up
+        if outcome.postponed or not outcome.closed:
             known.rests_until = self._clock.monotonic() + PAUSE_SECONDS
 
-    def aim(self, window: Window) -> Aim:
-        """To what end a window is closed that is not sealed yet: one that has come of age already
-        will not be listed again for that, so its archived calls are looked at again now."""
-        return Aim(due=self._newest_age(window))
+    def _is_due(self, known: _Sealed, remembered: set[Window]) -> bool:
+        line = known.line
+        age = self._windows.newest_age(line.window)
+        if age is not None and (line.listed_at is None or line.listed_at < age or known.unlooked):
+            return True
+        waits = bool(line.pending) and not self._windows.attempts.all_resting(line.pending)
+        return waits or not known.complete or line.window in remembered
 
-    def _age_due(self, known: _Sealed) -> datetime | None:
-        """When the window came to the newest age that no listing of it has seen."""
-        due = self._newest_age(known.window)
-        if due is None or (known.listed_at is not None and known.listed_at >= due):
-            return None
-        return due
+    def _tell_of_late(self, known: _Sealed) -> None:
+        """Another process would not find it."""
+        if known.line.pending and known.line.window.end < self._clock.now() - self._reach:
+            log.warning(
+                "window.beyond_reach",
+                window=str(known.line.window),
+                pending=len(known.line.pending),
+            )
 
-    def _newest_age(self, window: Window) -> datetime | None:
-        passed = [window.end + age for age in self._ages if window.end + age <= self._clock.now()]
-        return passed[-1] if passed else None
+    # --- the bucket
 
     def _scan(self) -> None:
-        """Look at the bucket, if that was not done within the hour."""
-        now = self._clock.monotonic()
-        if self._scanned_at is not None and now < self._scanned_at + SCAN_SECONDS:
-            return
-        self._scanned_at = now
+        """Look at the bucket, as far back as it is time to."""
+        for reach, seconds in ((self._reach, SCAN_ALL_SECONDS), (NEWEST, SCAN_SECONDS)):
+            at = self._scans.get(reach)
+            if at is None or self._clock.monotonic() >= at + seconds:
+                self._scan_back(reach)
+                self._scans = {**self._scans, NEWEST: self._clock.monotonic()}
+                self._scans[reach] = self._clock.monotonic()
+
+    def _scan_back(self, reach: timedelta) -> None:
         fresh: dict[SegmentName, bool] = {}
-        kept: dict[datetime, _Sealed] = {}
-        for name, complete in self._newest_names():
+        for name, complete in self._newest_names(reach):
             known = self._sealed.get(name.start)
-            if known is not None and known.newest == name and known.complete == complete:
-                kept[name.start] = known
-            else:
+            if known is None or known.line.name != name or known.complete != complete:
                 fresh[name] = complete
         for line in self._windows.newest_lines(fresh):
-            kept[line.name.start] = _Sealed(
-                line.window,
-                line.name,
-                line.listed_at,
-                frozenset(line.pending),
-                fresh[line.name],
-            )
-        self._sealed = kept
+            self._sealed[line.name.start] = _Sealed(line, fresh[line.name])
+        oldest = self._clock.now() - self._reach
+        for start, known in list(self._sealed.items()):
+            if start + self._length < oldest and not known.line.pending:
+                del self._sealed[start]
 
-    def _newest_names(self) -> Iterator[tuple[SegmentName, bool]]:
+    def _newest_names(self, reach: timedelta) -> Iterator[tuple[SegmentName, bool]]:
         """The newest revision of each window within reach that is sealed, and whether all of its
         revisions are."""
-        now = self._clock.now()
-        oldest = now - self._reach
-        day = oldest.date()
-        while day <= now.date():
+        oldest = self._clock.now() - reach
+        for day in self._days(oldest.date()):
             windows: dict[datetime, dict[SegmentName, bool]] = {}
             for name, sealed in self._segments.look(day).items():
                 windows.setdefault(name.start, {})[name] = sealed
             for start, names in windows.items():
                 if start + self._length >= oldest and names.get(SegmentName(start, 1)):
                     yield max(names), all(names.values())
+
+    def _days(self, oldest: date) -> Iterator[date]:
+        first = self._segments.first_day()
+        day = max(oldest, first) if first else None
+        while day is not None and day <= self._clock.now().date():
+            yield day
             day += DAY
+
+
+def _pending(outcome: Outcome) -> frozenset[str]:
+    return frozenset(item.call.id for item in outcome.unarchived)

@@ -11,20 +11,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from functools import partial
 from typing import IO
 
+import structlog
+
 from archiver.errors import FormatError, StoreError, UsageError
-from archiver.manifest import record, seal, segment
+from archiver.manifest import layout, record, seal, segment
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Outcome, Record
 from archiver.manifest.seal import SegmentEntry
-from archiver.manifest.segment import Segment
 from archiver.model import Retention, Window, parse_time
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.ports import Store
 from archiver.pipeline.spool import spool
+
+log = structlog.get_logger()
 
 MAX_SEGMENT_BYTES = 1 << 30
 _COMMON = (
@@ -69,6 +72,14 @@ class Standing:
         """The record's bytes."""
         return zlib.decompressobj(zdict=_COMMON).decompress(self._packed)
 
+    @property
+    def day(self) -> date:
+        """The day below which it lies."""
+        parsed = layout.parse_record_key(self.key)
+        if parsed is None:
+            raise StoreError(f"{self.key} is no record's key: run archiver verify")
+        return parsed[0]
+
     def record(self) -> Record:
         return record.parse(self.data)
 
@@ -81,6 +92,16 @@ class Unsealed:
     name: SegmentName
     entry: SegmentEntry
     retain_until: datetime | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the window line of a window's newest revision says."""
+
+    name: SegmentName
+    window: Window
+    listed_at: datetime | None
+    pending: frozenset[str]
 
 
 @dataclass
@@ -120,13 +141,17 @@ class HistoryReader:
                     history.unsealed.append(self.ready(name, entry, partial(_again, file), latest))
         return history
 
-    def newest_line(self, name: SegmentName) -> Segment:
-        """A segment without its records: the window line alone is read, from its end."""
-        data = self._store.tail(name.jsonl, TAIL_BYTES)
-        if data is not None and data.count(b"\n") < 2:
-            data = self._store.read(name.jsonl, max_bytes=MAX_SEGMENT_BYTES)
-        with _readable(name):
-            return segment.parse_tail(data or b"")
+    def newest_line(self, name: SegmentName) -> Line | None:
+        """The window line of a segment, read from its end; None for one that cannot be read."""
+        data = self._store.tail(name.jsonl, TAIL_BYTES) or b""
+        if len(data) == TAIL_BYTES and data.count(b"\n") < 2:
+            data = self._store.read(name.jsonl, max_bytes=MAX_SEGMENT_BYTES) or b""
+        try:
+            found = segment.parse_tail(data)
+        except FormatError as error:
+            log.error("segment.unreadable", key=name.jsonl, error=str(error))
+            return None
+        return Line(name, found.window, found.listed_at, frozenset(found.pending))
 
     def ready(
         self,
@@ -151,7 +176,9 @@ class HistoryReader:
         _check_length(found, window)
         latest = self._retention.until(window.end)
         for one in _again(file):
-            history.records[one.call_id] = Standing.of(one)
+            told = history.records.get(one.call_id)
+            if told is None or one.revision >= told.revision:
+                history.records[one.call_id] = Standing.of(one)
             latest = max_date(latest, lock_date(one, self._retention))
         history.revision, history.listed_at = found.revision, found.listed_at
         history.pending, history.vanished = frozenset(found.pending), frozenset(found.vanished)
@@ -176,7 +203,7 @@ def max_date(one: datetime | None, other: datetime | None) -> datetime | None:
     return max((date for date in (one, other) if date is not None), default=None)
 
 
-def _check_length(found: Segment, window: Window) -> None:
+def _check_length(found: segment.Segment, window: Window) -> None:
     if found.window != window:
         raise UsageError(
             f"the archive has a window {found.window} where ARCHIVER_WINDOW makes "

@@ -1,14 +1,16 @@
 """Records that no segment tells of yet: a process wrote them and ended before it closed the window.
 
 Those that are still listed are found anyway. One that is not listed any more would never be told
-of: so a loop that starts anew looks for them, once a day of records.
+of: so a process that starts anew looks for them, once for each day of records.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
+
+import structlog
 
 from archiver.manifest import layout
 from archiver.manifest.layout import SegmentName
@@ -17,6 +19,12 @@ from archiver.pipeline.history import MAX_SEGMENT_BYTES, Standing
 from archiver.pipeline.index import RecordIndex, SegmentIndex
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import Store
+from archiver.pipeline.spool import spool
+
+log = structlog.get_logger()
+
+NEAR = timedelta(hours=3)
+MANY = 10_000
 
 
 class Recall:
@@ -39,41 +47,56 @@ class Recall:
         self._days: set[date] = set()
         self._found: dict[Window, dict[str, Standing]] = {}
 
-    def take(self, window: Window) -> dict[str, Standing]:
-        """The records of a window that is not closed, by call id; they are handed out once."""
+    def take(self, window: Window, *, few: bool) -> dict[str, Standing]:
+        """The records of a window that no segment tells of, by call id; they are handed out once.
+
+        `few`: not where there are very many, which others are at work on. Raises `StoreError`.
+        """
         day = window.start.date()
         with self._lock:
             if day not in self._days:
+                if not self._look(day, window, few):
+                    return {}
                 self._days.add(day)
-                self._look(day, window.end - window.start)
             return self._found.pop(window, {})
 
-    def _look(self, day: date, length: timedelta) -> None:
+    def _look(self, day: date, window: Window, few: bool) -> bool:
         untold = self._records.revisions(day)
-        for name in self._names_around(day):
-            if not untold:
-                return
-            for key in self._told_keys(name):
-                parsed = layout.parse_record_key(key)
-                if parsed is not None and parsed[0] == day:
-                    untold.pop(parsed[1], None)
-        keys = [f"{layout.record_prefix(day)}{name}/r{n}.json" for name, n in untold.items()]
-        for found in self._workers.map(self._read, keys):
+        if untold:
+            for keys in self._workers.map(self._told_keys, self._names_around(day)):
+                for told_day, call_dir in keys:
+                    if told_day == day:
+                        untold.pop(call_dir, None)
+        if few and len(untold) > MANY:
+            log.info("records.untold", day=day.isoformat(), count=len(untold))
+            return False
+        keys_of = [f"{layout.record_prefix(day)}{name}/r{n}.json" for name, n in untold.items()]
+        for found in self._workers.map(self._read, keys_of):
             record = found.record()
-            started = parse_time(record.document.get("started_at"))
-            if started is not None:
-                home = window_of(started, length)
-                self._found.setdefault(home, {})[record.call_id] = found
+            document = record.document
+            moment = parse_time(document.get("started_at")) or parse_time(document.get("ended_at"))
+            # Without any time of its own it may be any window's of the day: so it is this one's.
+            home = window_of(moment, window.end - window.start) if moment else window
+            self._found.setdefault(home, {})[record.call_id] = found
+        return True
 
     def _names_around(self, day: date) -> Iterator[SegmentName]:
-        """A call may be told of in a window of the day before or after its own."""
-        for number in (0, -1, 1):
-            yield from self._segments.look(day + number * DAY)
+        """A call may be told of in a window of the day before or after its own, near midnight."""
+        midnight = datetime.combine(day, datetime.min.time(), UTC)
+        for number in (-1, 0, 1):
+            for name in self._segments.look(day + number * DAY):
+                if midnight - NEAR <= name.start < midnight + DAY + NEAR:
+                    yield name
 
-    def _told_keys(self, name: SegmentName) -> Iterator[str]:
-        """The keys of a segment's records, from its companion: it is the cheaper one to read."""
-        data = self._store.read(name.sha256, max_bytes=MAX_SEGMENT_BYTES) or b""
-        for line in data.splitlines():
-            key = line[66:]
-            if key.startswith(b"records/"):
-                yield key.decode("utf-8", "replace")
+    def _told_keys(self, name: SegmentName) -> list[tuple[date, str]]:
+        """Day and call directory of a segment's records, from its companion: the cheaper one to
+        read."""
+        found = []
+        with spool() as file:
+            self._store.read_into(name.sha256, file, MAX_SEGMENT_BYTES)
+            file.seek(0)
+            for line in file:
+                parsed = layout.parse_record_key(line[66:].decode("utf-8", "replace").rstrip("\n"))
+                if parsed is not None:
+                    found.append(parsed[:2])
+        return found

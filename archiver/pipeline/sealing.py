@@ -36,6 +36,8 @@ class Chain:
         self._key = key
         self._clock = clock
         self._retention = retention
+        self.single_writer = False
+        """Whether each seal is to say that it rests on there being one writer."""
         self._lock = threading.RLock()
         self._head: Seal | None = None
         self._sealed_since_open: set[str] = set()
@@ -123,6 +125,7 @@ class Chain:
                     key_id=self._key.public.key_id,
                     sealed_at=max(self._clock.now(), head.sealed_at),
                     watermark=watermark or head.watermark,
+                    single_writer=self.single_writer,
                 )
                 until = self._lock_until(todo)
                 try:

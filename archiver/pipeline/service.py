@@ -9,9 +9,10 @@ they come of age, and while they have pending calls (`followups.py`).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 import structlog
 
@@ -22,10 +23,13 @@ from archiver.model import Window, format_time, window_of, windows_between
 from archiver.pipeline.backfill import WINDOWS_AT_ONCE, Backfill, Summary
 from archiver.pipeline.followups import FollowUps
 from archiver.pipeline.index import SegmentIndex
+from archiver.pipeline.planning import ROUND, Aim
 from archiver.pipeline.sealing import Chain
-from archiver.pipeline.window import Aim, Outcome, Windows
+from archiver.pipeline.window import Outcome, Windows
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 CLOSED_AT_A_TIME = 8
 """Due windows closed between two seals; the newest calls are looked at in between, where that was
@@ -106,16 +110,19 @@ class Service:
         summary = Summary()
         self._segments.forget()
         mark = self._chain.refresh().watermark
+        if self._windows.planner.begins is None:
+            self._windows.planner.begins = self._chain.genesis().watermark
         now = self._clock.now()
         due = list(windows_between(mark, now - self._schedule.settle, self._schedule.window))
         due = [window for window in due if window.end + self._schedule.settle <= now]
+        if mark > now:
+            log.error("clock.behind", watermark=format_time(mark), now=format_time(now))
         first_open = due[-1].end if due else mark
         self._look_at_open(first_open, summary)
         for batch in _batches(due, CLOSED_AT_A_TIME):
             mark = self._close(batch, mark, summary)
-            if self._clock.monotonic() >= self._looked_at + self._schedule.poll_interval_seconds:
-                self._look_at_open(first_open, summary)
-        self._follow_up(summary)
+            self._look_in_time(first_open, summary)
+        self._follow_up(first_open, summary)
         self._report(now)
         return summary
 
@@ -133,7 +140,7 @@ class Service:
         todo = [window for window in batch if not self._segments.is_sealed(window.start)]
         outcomes = {
             outcome.window: outcome
-            for outcomes in self._backfill.batches((w, self._follow_ups.aim(w)) for w in todo)
+            for outcomes in self._backfill.batches((window, ROUND) for window in todo)
             for outcome in outcomes
         }
         for window in batch:
@@ -146,25 +153,41 @@ class Service:
             self._follow_ups.note(outcome)
         return mark
 
-    def _follow_up(self, summary: Summary) -> None:
+    def _look_in_time(self, start: datetime, summary: Summary) -> None:
+        """Between other work: look at the newest calls, unless that was just done."""
+        if self._clock.monotonic() >= self._looked_at + self._schedule.poll_interval_seconds:
+            self._look_at_open(start, summary)
+
+    def _follow_up(self, first_open: datetime, summary: Summary) -> None:
         """List sealed windows again that are due, oldest first, as many as there is time for: the
         rest are due in the next round."""
-        for outcomes in self._backfill.batches(self._in_time(self._follow_ups.due())):
-            self._backfill.seal(outcomes, None)
-            for outcome in outcomes:
-                self._note(outcome, summary)
-                self._follow_ups.note(outcome)
-
-    def _in_time(self, tasks: list[tuple[Window, Aim]]) -> Iterator[tuple[Window, Aim]]:
         longest = max(LONGEST_FOLLOW_UP_SECONDS, self._schedule.poll_interval_seconds)
         end = self._clock.monotonic() + longest
-        return itertools.takewhile(lambda _: self._clock.monotonic() < end, tasks)
+        for tasks in _batches(self._follow_ups.due(), CLOSED_AT_A_TIME):
+            if self._clock.monotonic() >= end:
+                return
+            for outcomes in self._backfill.batches(tasks, self._one_by_one):
+                self._backfill.seal(outcomes, None)
+                for outcome in outcomes:
+                    self._note(outcome, summary)
+                    self._follow_ups.note(outcome)
+            self._look_in_time(first_open, summary)
+
+    def _one_by_one(self, window: Window, aim: Aim) -> Outcome:
+        """What is wrong with one old window must not keep the others, and the newest, waiting."""
+        try:
+            return self._windows.process(window, aim)
+        except ArchiverError as error:
+            log.error("window.failed", window=str(window), error=str(error))
+            return Outcome(window, settled=True)
 
     def _note(self, outcome: Outcome, summary: Summary) -> None:
         """Keep what the next round and the metrics need of a window."""
         window = outcome.window
         summary.add(outcome)
         self._heartbeat.beat()
+        if not outcome.tallied:
+            return  # nothing is known: what waited goes on waiting
         waiting = [item.call.own_time or window.start for item in outcome.unarchived]
         self._waiting.pop(window, None)
         if waiting:
@@ -186,7 +209,7 @@ class Service:
         )
 
 
-def _batches(items: list[Window], size: int) -> Iterable[list[Window]]:
+def _batches(items: list[T], size: int) -> Iterable[list[T]]:
     return (items[i : i + size] for i in range(0, len(items), size))
 
 

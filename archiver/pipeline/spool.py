@@ -25,6 +25,6 @@ def spool(chunks: Iterable[bytes] = ()) -> Iterator[IO[bytes]]:
             yield file
         except OSError as error:
             raise StoreError(
-                f"no room for a temporary file ({error.strerror}): set TMPDIR to a directory "
-                "that can be written to"
+                f"a temporary file cannot be written ({error.strerror}): set TMPDIR to a directory "
+                "with room"
             ) from None

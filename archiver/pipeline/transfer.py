@@ -76,10 +76,17 @@ class Transfer:
         self._in_flight = 0
 
     def archive(
-        self, call: Call, window: Window, *, settled: bool, previous: Record | None = None
+        self,
+        call: Call,
+        window: Window,
+        *,
+        settled: bool,
+        previous: Record | None = None,
+        was_pending: bool = False,
     ) -> Record | Unarchived:
         """Bring one listed call into the archive, as revision 1 or as the one after `previous`,
         which says `no_recording` or `failed`. `previous` itself where there is nothing new.
+        `was_pending` says that another process has tried before.
 
         Until the window has settled, nothing but success is written down: what is missing may
         still come. After it, `no_recording` is a result, and what fails is pending until
@@ -92,7 +99,10 @@ class Transfer:
                 result = job.run(settled)
             except CallError as error:
                 unarchived = self._failed(call, error, attempt)
-                if not self._is_given_up(unarchived, window, settled, previous):
+                first = unarchived.attempts < 2 and not was_pending
+                if first and unarchived.reason == "source_unavailable":
+                    return unarchived  # an outage says nothing of the call
+                if not settled or not self._is_given_up(window, previous):
                     return unarchived
                 result = job.failure(unarchived.reason, unarchived.status)
             return self._commit(job, result, previous)
@@ -108,7 +118,10 @@ class Transfer:
             try:
                 result = job.refresh()
             except CallError as error:
-                return self._failed(call, error, attempt)
+                unarchived = self._failed(call, error, attempt)
+                if error.reason != "source_unavailable":
+                    self.attempts.done(call.id)  # trying again would say the same
+                return unarchived
             return self._commit(job, result, previous)
 
     @property
@@ -136,14 +149,9 @@ class Transfer:
         self.attempts.failed(unarchived)
         return unarchived
 
-    def _is_given_up(
-        self, unarchived: Unarchived, window: Window, settled: bool, previous: Record | None
-    ) -> bool:
-        """An outage says nothing of the call: it is never given up at the first try. What the
-        source said once of a missing recording is not taken back by a failure."""
-        if not settled or (previous is not None and previous.outcome != "failed"):
-            return False
-        if unarchived.reason == "source_unavailable" and unarchived.attempts < 2:
+    def _is_given_up(self, window: Window, previous: Record | None) -> bool:
+        """What the source said once of a missing recording is not taken back by a failure."""
+        if previous is not None and previous.outcome != "failed":
             return False
         return self._clock.now() >= window.end + self._give_up
 
@@ -157,6 +165,8 @@ class Transfer:
             return previous
         revision = previous.revision + 1 if previous else 1
         until = job.retain_until
+        if previous is not None:
+            self._extend(result, previous, until)
         data = record.build(
             job.call,
             result,
@@ -173,6 +183,13 @@ class Transfer:
                 return self._adopt(key)
             _count(result, previous)
         return record.parse(data)
+
+    def _extend(self, result: Result, previous: Record, until: datetime | None) -> None:
+        """A new record promises its own date for the files that it carries over too."""
+        carried = {file["key"] for file in previous.document["files"]}
+        for file in result.files:
+            if file.key in carried:
+                self._store.extend(file.key, file.version_id, until)
 
     def _adopt(self, key: str) -> Record:
         """Another writer committed the call first: its record is the record."""
@@ -203,10 +220,11 @@ def _count(result: Result, previous: Record | None) -> None:
 
 def _says_the_same(previous: Record, result: Result) -> bool:
     """Whether a new revision would tell nothing new: the same outcome and files, and of a failure
-    the same reason. That a source has deleted a recording which could not be archived does not
-    make it a call without one."""
+    the same reason. That a source has deleted a recording which could not be archived, or is out,
+    does not take back that there was one."""
     told = previous.document
-    if result.outcome == "no_recording" and told["reason"] in WAS_THERE:
+    weaker = result.outcome == "no_recording" or result.reason not in WAS_THERE
+    if told["reason"] in WAS_THERE and result.outcome != "archived" and weaker:
         return True
     if previous.outcome != result.outcome:
         return False

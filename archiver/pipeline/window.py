@@ -15,61 +15,24 @@ from functools import partial
 import structlog
 
 from archiver.clock import Clock
-from archiver.errors import FormatError, SourceError, StoreError
-from archiver.manifest import layout, record
+from archiver.errors import SourceError, StoreError
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
-from archiver.manifest.segment import Segment
-from archiver.model import Call, Retention, Window
+from archiver.model import Retention, Window
 from archiver.pipeline.attempts import Attempts, Unarchived
-from archiver.pipeline.closing import Closing, Tally, is_due
-from archiver.pipeline.history import History, HistoryReader, Standing, Unsealed
-from archiver.pipeline.index import RecordIndex, SegmentIndex
+from archiver.pipeline.closing import Closing, Tally
+from archiver.pipeline.history import History, HistoryReader, Line, Standing, Unsealed
+from archiver.pipeline.index import SegmentIndex
+from archiver.pipeline.planning import BACKFILL, ROUND, Aim, Memory, Plan, Planner, Task
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import NoProgress, Progress, Store
-from archiver.pipeline.recall import Recall
 from archiver.pipeline.transfer import Transfer
-from archiver.source.listing import Listed, Lister
+from archiver.source.listing import Lister
 
 log = structlog.get_logger()
 
 RIVAL_ROUNDS = 5
 """How often another writer may be faster at the same window before that is an error."""
-
-
-@dataclass(frozen=True)
-class Aim:
-    """What to do beyond archiving the calls that have no record.
-
-    `retry`: calls whose record says that there is no recording are tried again. `due`: the window
-    is listed again because it has come of age: archived calls are looked at again too, and the
-    revision is written, be it empty, unless one was listed since.
-    """
-
-    retry: bool = False
-    due: datetime | None = None
-
-
-ROUND, BACKFILL = Aim(), Aim(retry=True)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A call to be worked at. `previous` is its record, where it has one."""
-
-    call: Call
-    previous: Standing | None = None
-
-
-@dataclass
-class Plan:
-    """What a window's calls need: `standing` have a record, `todo` are to be worked at, `resting`
-    failed a short while ago."""
-
-    listed: Listed
-    standing: dict[str, Standing] = field(default_factory=dict)
-    todo: list[Task] = field(default_factory=list)
-    resting: list[Unarchived] = field(default_factory=list)
 
 
 @dataclass
@@ -92,20 +55,13 @@ class Outcome:
     """Whether every call of the window stands in a segment, sealed or about to be."""
     listed_at: datetime | None = None
     """When the newest revision was listed, as far as this run knows."""
+    tallied: bool = False
+    """Whether the window was listed and its calls worked at: else nothing is known of them."""
     postponed: bool = False
-    """Whether a window that is due to be listed again waits for the source to answer."""
-
-
-@dataclass
-class _Open:
-    """What this process remembers of a window until it is closed."""
-
-    awaited: dict[str, Call] = field(default_factory=dict)
-    """Listed at some time, and without a record."""
-    standing: dict[str, Standing] = field(default_factory=dict)
-    """Listed at some time, with its record."""
-    recalled: bool = False
-    """Whether what an earlier process had archived is among these."""
+    """Whether a window that has come of age waits for the source to answer."""
+    unlooked: bool = False
+    """Whether it was closed for the first time, past an age, with calls that had been archived
+    before: it is to be listed again, because they may have changed since."""
 
 
 class Windows:
@@ -122,23 +78,23 @@ class Windows:
         segments: SegmentIndex,
         retention: Retention,
         settle: timedelta,
-        give_up: timedelta,
+        relist: tuple[timedelta, ...] = (),
         progress: Progress | None = None,
     ) -> None:
+        """`relist` are the ages, counted from a window's end, at which it is listed again."""
         self._lister = lister
         self._transfer = transfer
         self._store = store
         self._workers = workers
         self._clock = clock
-        self._records = RecordIndex(store)
         self._segments = segments
         self.reader = HistoryReader(store, segments, retention)
         self._closing = Closing(store, segments, self.reader, retention)
         self._settle = settle
-        self._give_up = give_up
+        self._ages = sorted(relist)
         self._progress = progress or NoProgress()
-        self._recall = Recall(store, self._records, segments, workers, self._read_record)
-        self._open: dict[Window, _Open] = {}
+        self.planner = Planner(lister, store, workers, transfer.attempts, segments)
+        self._memories: dict[Window, Memory] = {}
 
     def process(self, window: Window, aim: Aim = ROUND) -> Outcome:
         """Archive what the window lacks and, once it has settled, close it.
@@ -162,14 +118,24 @@ class Windows:
             self._segments.forget()
         raise StoreError(f"other writers keep changing the window {window}", reason="conflict")
 
-    def plan(self, window: Window, aim: Aim = BACKFILL) -> Plan:
-        """What `process` would do; writes nothing."""
+    def plan(self, window: Window) -> Plan:
+        """What a backfill would do; writes nothing."""
         history = self.reader.read(window, complete=False)
-        return self._plan(self._lister.list(window), history, aim, closing=True)
+        return self.planner.plan(
+            self._lister.list(window), history, Memory(), BACKFILL, None, closing=True
+        )
 
-    def newest_lines(self, names: Iterable[SegmentName]) -> list[Segment]:
-        """The segments of these names, without their records."""
-        return self._workers.map(self.reader.newest_line, names)
+    def newest_lines(self, names: Iterable[SegmentName]) -> list[Line]:
+        """The window lines of these segments; one that cannot be read is left out, with an error in
+        the log."""
+        lines = self._workers.map(self.reader.newest_line, names)
+        return [line for line in lines if line is not None]
+
+    def newest_age(self, window: Window) -> datetime | None:
+        """When the window came to the newest of its ages; None while it is too young."""
+        now = self._clock.now()
+        passed = [window.end + age for age in self._ages if window.end + age <= now]
+        return passed[-1] if passed else None
 
     @property
     def attempts(self) -> Attempts:
@@ -177,145 +143,90 @@ class Windows:
 
     @property
     def remembered(self) -> set[Window]:
-        """The windows of which this process knows calls that it has not told of: where such a
-        window is sealed, another writer closed it, or listed it without them."""
-        known = list(self._open.items())
-        return {window for window, memory in known if memory.awaited or memory.standing}
+        """The windows of which this process knows calls that it has not told of, and may do so
+        now: where such a window is sealed, another writer closed it, or listed it without them."""
+        known = list(self._memories.items())
+        return {
+            window
+            for window, memory in known
+            if memory.untold
+            or (memory.awaited and not self.attempts.all_resting(list(memory.awaited)))
+        }
 
     def _try(self, outcome: Outcome, aim: Aim) -> bool:
         """One attempt; False where another writer closed the window meanwhile."""
         window = outcome.window
         history = self.reader.read(window)
         outcome.segments, outcome.listed_at = history.unsealed, history.listed_at
-        # Judged before the listing: what settles while we list was not listed settled.
+        # Judged before the listing: what settles or comes of age while we list was not then.
         outcome.settled = self._clock.now() >= window.end + self._settle
-        if aim.due is not None and not is_due(history, aim.due):
+        due = self._due(window, history, aim)
+        memory = self._memories.setdefault(window, Memory())
+        if history.revision and not (aim.backfill or due or _has_work(history, memory)):
             outcome.closed = True
-            return True  # another writer has listed it since
-        if not history.revision and not aim.retry:
-            self._recall_records(window)
-        tally, stable, unsure = self._work(outcome, history, aim)
+            return True
+        tally, stable, unsure = self._work(outcome, history, memory, aim, due)
         if not outcome.settled or not stable:
             return True
         outcome.closed = True
-        if history.revision and unsure and self._may_wait(aim):
+        if history.revision and unsure and due is not None and aim.patient:
             outcome.postponed = True
             return True
-        ours, written = self._closing.close(tally, history, aim.due)
-        if written is not None:
+        written = self._closing.close(tally, history, evidence=due is not None and not aim.backfill)
+        if isinstance(written, Unsealed):
             outcome.segments.append(written)
             outcome.listed_at = tally.listing.listed_at
-        self._open.pop(window, None)
-        return ours
+        if written is not Closing.TAKEN:
+            self._memories.pop(window, None)
+        return written is not Closing.TAKEN
 
-    def _may_wait(self, aim: Aim) -> bool:
-        return aim.due is not None and self._clock.now() < aim.due + self._give_up
+    def _due(self, window: Window, history: History, aim: Aim) -> datetime | None:
+        """The age that no listing of a sealed window has seen."""
+        age = self.newest_age(window)
+        seen = history.listed_at is not None and age is not None and history.listed_at >= age
+        return age if history.revision and (aim.look or not seen) else None
 
-    def _work(self, outcome: Outcome, history: History, aim: Aim) -> tuple[Tally, bool, bool]:
+    def _work(
+        self,
+        outcome: Outcome,
+        history: History,
+        memory: Memory,
+        aim: Aim,
+        due: datetime | None,
+    ) -> tuple[Tally, bool, bool]:
         """List the window and work at its calls: how they stand then, whether the listing can be
-        relied on, and whether the source was out when an archived call was looked at again."""
+        relied on, and whether the source did not answer for an archived call."""
         window = outcome.window
         listed = self._lister.list(window)
-        self._remember_strays(listed)
+        self.planner.sort_out(listed, self._memories, aim)
         closing = outcome.settled and not history.revision
-        plan = self._plan(listed, history, aim, closing)
+        plan = self.planner.plan(listed, history, memory, aim, due, closing)
         self._progress.window_listed(window, len(plan.todo))
+        before = any(found.outcome == "archived" for found in plan.standing.values())
+        outcome.unlooked = before and not history.revision and bool(self.newest_age(window))
         failures = [*plan.resting, *self._archive(plan, outcome)]
         outcome.unarchived = [item for item in failures if item.call.id not in plan.standing]
-        unsure = any(
-            item.call.id in plan.standing and item.reason == "source_unavailable"
+        unsure = {
+            item.call.id
             for item in failures
-        )
-        if not history.revision or not listed.stable:
-            memory = self._open.setdefault(window, _Open())
-            memory.standing = plan.standing
-            memory.awaited = {item.call.id: item.call for item in outcome.unarchived}
+            if item.call.id in plan.standing and item.reason == "source_unavailable"
+        }
+        self._remember(plan, outcome, history, memory)
+        memory.refreshed = (due, frozenset(listed.calls) - unsure if unsure else frozenset())
+        outcome.tallied = True
         pending = {item.call.id for item in outcome.unarchived}
         tally = Tally(window, listed.listing, set(listed.calls), plan.standing, pending)
-        return tally, listed.stable, unsure
+        return tally, listed.stable, bool(unsure)
 
-    # --- what is there
-
-    def _plan(self, listed: Listed, history: History, aim: Aim, closing: bool) -> Plan:
-        """Sort the calls that are listed, and those that were and have no record yet."""
-        plan = Plan(listed)
-        awaited = self._awaited(listed, history)
-        plan.standing = self._standing([*listed.calls.values(), *awaited.values()], listed, history)
-        for call in awaited.values():
-            if call.id not in plan.standing:
-                self._add(plan, Task(call), rest=not (closing or aim.retry))
-        for call in listed.calls.values():
-            found = plan.standing.get(call.id)
-            if found is None or self._is_wanted(found, aim):
-                self._add(plan, Task(call, found), rest=not (closing or aim.retry))
-        return plan
-
-    def _is_wanted(self, found: Standing, aim: Aim) -> bool:
-        """Whether a call that has a record is to be worked at again."""
-        again = aim.retry or aim.due is not None
-        return aim.due is not None if found.outcome == "archived" else again
-
-    def _add(self, plan: Plan, task: Task, rest: bool) -> None:
-        """In the loop, what failed a short while ago rests; but a window is closed on fresh
-        knowledge."""
-        resting = self._transfer.attempts.resting(task.call.id) if rest else None
-        if resting is None:
-            plan.todo.append(task)
-        else:
-            plan.resting.append(resting)
-
-    def _awaited(self, listed: Listed, history: History) -> dict[str, Call]:
-        """The calls that were listed before, are not listed now, and had no record then: by what
-        the manifest calls pending, by what this process saw, by another pass of this listing."""
-        memory = self._open.get(listed.window, _Open())
-        known = {call_id: Call(call_id, {}) for call_id in history.pending}
-        known = {**known, **memory.awaited, **listed.glimpsed}
-        return {call_id: call for call_id, call in known.items() if call_id not in listed.calls}
-
-    def _standing(
-        self, calls: Iterable[Call], listed: Listed, history: History
-    ) -> dict[str, Standing]:
-        """The newest record of each call, as segments, this process or the bucket know it."""
-        memory = self._open.get(listed.window, _Open())
-        standing = dict(memory.standing)
-        keys = {}
-        for call in calls:
-            found = _newest(standing.get(call.id), history.records.get(call.id))
-            day = (call.own_time or listed.window.start).date()
-            revision = self._records.revision(day, call.id)
-            if revision > (found.revision if found else 0):
-                keys[call.id] = layout.record_key(day, call.id, revision)
-            elif found is not None:
-                standing[call.id] = found
-        read = self._workers.map(self._read_record, keys.values())
-        return {**standing, **dict(zip(keys, read, strict=True))}
-
-    def _recall_records(self, window: Window) -> None:
-        """What another process had archived of a window that it never closed."""
-        memory = self._open.setdefault(window, _Open())
-        if not memory.recalled:
-            memory.recalled = True
-            memory.standing = {**self._recall.take(window), **memory.standing}
-
-    def _read_record(self, key: str) -> Standing:
-        data = self._store.read(key)
-        try:
-            return Standing.of(record.parse(data or b""))
-        except FormatError as error:
-            raise StoreError(f"{key} is damaged ({error}): run archiver verify") from None
-
-    def _remember_strays(self, listed: Listed) -> None:
-        """Calls that the source lists in another window too, the one of their own time: that
-        window waits for those without a record, should it not list them any more."""
-        for home, calls in listed.strays.items():
-            missing = {
-                call.id: call
-                for call in calls.values()
-                if not self._records.revision((call.own_time or home.start).date(), call.id)
-            }
-            if missing:
-                memory = self._open.setdefault(home, _Open())
-                memory.awaited = {**missing, **memory.awaited}
+    def _remember(self, plan: Plan, outcome: Outcome, history: History, memory: Memory) -> None:
+        """What no segment tells is kept until one does: the window may not be closed now."""
+        for item in outcome.unarchived:
+            memory.awaited[item.call.id] = item.call
+        for call_id, found in plan.standing.items():
+            memory.awaited.pop(call_id, None)
+            told = history.records.get(call_id)
+            if told is None or told.key != found.key:
+                memory.untold[call_id] = found
 
     # --- archiving
 
@@ -344,22 +255,23 @@ class Windows:
         if previous is not None and previous.outcome == "archived":
             result = self._transfer.refresh(call, window, previous)
         else:
-            result = self._transfer.archive(call, window, settled=settled, previous=previous)
+            result = self._transfer.archive(
+                call,
+                window,
+                settled=settled,
+                previous=previous,
+                was_pending=task.was_pending,
+            )
         if isinstance(result, Unarchived):
             self._progress.call_done("pending", 0)
             return result, None
-        if result is previous:
+        if result is previous and task.previous is not None:
             self._progress.call_done(result.outcome, 0)
-            return Standing.of(result), None
-        self._records.add(result.key)
+            return task.previous, None
+        self.planner.records.add(result.key)
         sizes = _new_sizes(result, previous)
         self._progress.call_done(result.outcome, sizes.get("recording", 0))
         return Standing.of(result), sum(sizes.values())
-
-
-def _newest(one: Standing | None, other: Standing | None) -> Standing | None:
-    found = [standing for standing in (one, other) if standing is not None]
-    return max(found, key=lambda standing: standing.revision, default=None)
 
 
 def _new_sizes(found: Record, previous: Record | None) -> dict[str, int]:
@@ -367,3 +279,7 @@ def _new_sizes(found: Record, previous: Record | None) -> dict[str, int]:
     known = {file["key"] for file in previous.document["files"]} if previous else set()
     files = found.document["files"]
     return {file["kind"]: file["bytes"] for file in files if file["key"] not in known}
+
+
+def _has_work(history: History, memory: Memory) -> bool:
+    return bool(history.pending or memory.awaited or memory.untold)

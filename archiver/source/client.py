@@ -36,6 +36,8 @@ log = structlog.get_logger()
 MAX_JSON_BYTES = 32 << 20
 PAGE_SIZE = 100
 MAX_PAGES = 100_000
+IDLE_PAGES = 3
+"""So many pages in a row that hold only repeats end a listing."""
 ACCESS_SAMPLE = 5
 """Calls asked for a recording URL before work begins: the first may have no recording."""
 _ABSENT = object()
@@ -150,7 +152,8 @@ class VoiceCallsClient:
     def pages(self, window: Window, filters: Filter) -> Iterator[Page]:
         """One pass over the listing of a window, page by page, until there is nothing more.
 
-        A page that brings no new id ends it: the source may ignore `page`, clamp it, or repeat.
+        A page that is as the one before ends it (the source may ignore `page`, or clamp it), and
+        so do a few in a row without a new id.
         """
         for state in filters.states:
             query = {
@@ -167,13 +170,19 @@ class VoiceCallsClient:
 
     def _pages(self, query: dict[str, str]) -> Iterator[Page]:
         seen: set[str] = set()
+        before: set[str] = set()
+        idle = 0
         for number in range(1, MAX_PAGES + 1):
             page = self._page_or_end({**query, "page": str(number)}, number)
-            known = len(seen)
-            seen.update(call.id for call in page.calls)
+            ids = {call.id for call in page.calls}
+            idle = idle + 1 if ids <= seen else 0
+            seen |= ids
             yield page
-            if len(seen) == known or _is_last(page, number, len(seen)):
+            # A page may hold nothing but repeats, and the one after it something new.
+            ends = idle and (not ids or ids == before or idle == IDLE_PAGES)
+            if ends or _is_last(page, number, len(seen)):
                 break
+            before = ids
         else:
             raise SourceError(f"the source's listing goes on after {MAX_PAGES} pages")
 

@@ -94,6 +94,7 @@ class Lister:
 
     def list(self, window: Window) -> Listed:
         """The calls of a window. Raises `SourceRefused` or `SourceError`."""
+        began = self._clock.now()
         seen: dict[str, Call] = {}
         found = self._pass(window, seen)
         passes = agreeing = 1
@@ -106,15 +107,24 @@ class Lister:
         self._warn(window, found, passes, stable)
         own, strays = self._sort(window, seen)
         listing = Listing(
-            listed_at=self._clock.now(),
+            listed_at=began,
             pages=found.pages,
             passes=passes,
             source_total=found.total,
             filter=self._filters.document(),
         )
         # Where no two agreed, what one pass alone has seen is kept: it was listed, after all.
-        gone = {} if not stable else {i: own.pop(i) for i in own.keys() - found.ids}
+        gone = {i: own.pop(i) for i in own.keys() - found.ids} if stable else {}
         return Listed(window, own, listing, stable, gone, strays)
+
+    def glance(self, window: Window) -> dict[Window, dict[str, Call]]:
+        """The calls that one pass over a window shows, by the windows of their own time."""
+        seen: dict[str, Call] = {}
+        self._pass(window, seen)
+        found: dict[Window, dict[str, Call]] = {}
+        for call in seen.values():
+            found.setdefault(self._home(call, window), {})[call.id] = call
+        return found
 
     def _pass(self, window: Window, seen: dict[str, Call]) -> _Pass:
         """One pass; its calls go into `seen`, the newest word on each."""
@@ -151,22 +161,23 @@ class Lister:
         """The calls that are this window's; and all that the source was seen to list in another
         one, the one of their own time, when that was looked at for the calls in question."""
         own: dict[str, Call] = {}
-        strays: dict[Window, dict[str, Call]] = {}
+        asked: dict[Window, dict[str, Call]] = {}
+        beside: dict[Window, dict[str, Call]] = {}
         for call in calls.values():
             home = self._home(call, window)
-            if home != window and home not in strays:
-                strays[home] = self._listed_at_home(home)
-            if home == window or call.id not in strays[home]:
+            if home != window and home not in asked:
+                shown = self.glance(home)
+                asked[home] = shown.get(home, {})
+                for other, found in shown.items():
+                    beside[other] = {**found, **beside.get(other, {})}
+            if home == window or call.id not in asked[home]:
                 own[call.id] = call
-        return own, strays
+        for call_id, call in beside.pop(window, {}).items():
+            own.setdefault(call_id, call)  # seen on the way, and by no pass of its own window
+        return own, beside
 
     def _home(self, call: Call, window: Window) -> Window:
         return window if call.own_time is None else window_of(call.own_time, self._length)
-
-    def _listed_at_home(self, home: Window) -> dict[str, Call]:
-        calls: dict[str, Call] = {}
-        self._pass(home, calls)
-        return {call.id: call for call in calls.values() if self._home(call, home) == home}
 
 
 def _slim(call: Call, call_id: str) -> Call:

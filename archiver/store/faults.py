@@ -13,6 +13,7 @@ _RETRYABLE = {
     "500", "502", "503", "504",
 }  # fmt: skip
 _CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+_DAMAGED = {"BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}
 _DENIED = {"AccessDenied", "Forbidden", "403", "AllAccessDisabled"}
 _UNREACHABLE = (
     boto.ConnectionError,
@@ -68,6 +69,20 @@ def _answered(error: ClientError, operation: str, bucket: str) -> StoreError:
             status=status,
             reason="credentials",
         )
+    if code == "RequestTimeTooSkewed":
+        return StoreError(
+            "the store's clock and this machine's differ too much for it to answer: set the clocks "
+            "(NTP)",
+            status=status,
+            reason="clock",
+        )
+    if code in _DAMAGED:
+        return StoreError(
+            f"the store says that what {operation} sent was damaged on the way ({code})",
+            retryable=True,
+            status=status,
+            reason="damaged",
+        )
     if code in _DENIED:
         return StoreError(
             f"the store refused {operation} on bucket {bucket} ({code}): give the credentials "
@@ -97,9 +112,10 @@ _PERMISSIONS = {
     "ListObjectsV2": "s3:ListBucket",
     "list_objects_v2": "s3:ListBucket",
     "list_object_versions": "s3:ListBucketVersions",
-    "HeadObject": "s3:GetObject",
+    "PutObject": "s3:PutObject (for Object Lock s3:PutObjectRetention as well)",
+    "HeadObject": "s3:GetObject and s3:GetObjectVersion",
     "GetObjectLockConfiguration": "s3:GetBucketObjectLockConfiguration",
-    "CreateMultipartUpload": "s3:PutObject",
+    "CreateMultipartUpload": "s3:PutObject (for Object Lock s3:PutObjectRetention as well)",
     "UploadPart": "s3:PutObject",
     "CompleteMultipartUpload": "s3:PutObject",
 }

@@ -16,6 +16,11 @@ class Head:
     sha256: str | None
     lock_mode: str | None
     lock_until: datetime | None
+    held: bool = False
+    """Whether a legal hold is on it, as far as the store tells."""
+    sse: str | None = None
+    storage_class: str | None = None
+    """None where the store does not say, which means its standard one."""
 
 
 @dataclass(frozen=True)

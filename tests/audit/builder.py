@@ -19,6 +19,8 @@ from tests.audit.store import MemoryStore
 
 DAY = datetime(2024, 1, 15, tzinfo=UTC)
 HOUR = timedelta(hours=1)
+COMPLETED = {"state": ["Completed"]}
+"""The filter that windows are listed with, unless a test says otherwise."""
 KINDS = {
     "recording": ("wav", "audio/wav"),
     "transcript": ("json", "application/json"),
@@ -64,8 +66,10 @@ class Builder:
         revision: int = 1,
         kinds: Sequence[str] = ("recording", "transcript", "epa"),
         audio: bytes | None = None,
+        fields: Mapping[str, Any] | None = None,
     ) -> Record:
-        """Archive one call: files, then the record."""
+        """Archive one call: files, then the record. `fields` are what the source tells otherwise
+        of the call."""
         started = window.start + timedelta(minutes=5)
         call = Call(
             call_id,
@@ -77,6 +81,7 @@ class Builder:
                 "campaignId": "camp_456",
                 "direction": "Outbound",
                 "state": "Completed",
+                **(fields or {}),
             },
         )
         if outcome != "archived":
@@ -125,6 +130,7 @@ class Builder:
         outcomes: Mapping[str, str] | None = None,
         pending: Sequence[str] = (),
         vanished: Sequence[str] = (),
+        filters: Mapping[str, Any] = COMPLETED,
         write: bool = True,
     ) -> Segment:
         """Close a window. `outcomes` is the state after this revision, if not just `records`."""
@@ -135,7 +141,7 @@ class Builder:
             revision,
             records,
             Balance(outcomes, pending, vanished),
-            Listing(self.now, 1, 2, len(outcomes) + len(pending), {"state": ["Completed"]}),
+            Listing(self.now, 1, 2, len(outcomes) + len(pending), filters),
         )
         built = segment.parse_segment(data)
         if write:
@@ -225,4 +231,41 @@ def small_archive(store: MemoryStore | None = None, **options: Any) -> Builder:
         vanished=["vc_g"],
     )
     builder.seal(again, watermark=hour(12).end)
+    return builder
+
+
+def unordered_archive() -> Builder:
+    """What is newest comes neither last in its segment nor in the last segment; by name, the tenth
+    revision of anything comes before the second.
+
+    10:00 r1   vc_a in r10 (archived), then in r2 (failed)
+    10:00 r2   vc_a in r3 (failed), vc_b in r10 (archived)
+    10:00 r3   vc_b in r9 (failed)
+    11:00 r1   vc_c failed, vc_p pending
+    11:00 r10  vc_c archived, vc_p archived; vc_d, which vanishes in r11
+    """
+    builder = Builder().genesis()
+    a10, b10 = (builder.call(call_id, hour(10), revision=10) for call_id in ("vc_a", "vc_b"))
+    a2, a3, b9 = (
+        builder.call(call_id, hour(10), revision=number, outcome="failed")
+        for call_id, number in (("vc_a", 2), ("vc_a", 3), ("vc_b", 9))
+    )
+    known = {"vc_a": "archived"}
+    builder.seal(builder.segment(hour(10), [a10, a2], outcomes=known))
+    known["vc_b"] = "archived"
+    builder.seal(builder.segment(hour(10), [a3, b10], revision=2, outcomes=known))
+    builder.seal(builder.segment(hour(10), [b9], revision=3, outcomes=known))
+    known = {"vc_c": "failed"}
+    failed = builder.call("vc_c", hour(11), outcome="failed")
+    builder.seal(builder.segment(hour(11), [failed], pending=["vc_p"]))
+    for number in range(2, 10):
+        builder.seal(
+            builder.segment(hour(11), [], revision=number, outcomes=known, pending=["vc_p"])
+        )
+    late = [builder.call("vc_c", hour(11), revision=2)]
+    late += [builder.call(call_id, hour(11)) for call_id in ("vc_d", "vc_p")]
+    builder.seal(builder.segment(hour(11), late, revision=10))
+    known = {"vc_c": "archived", "vc_p": "archived"}
+    last = builder.segment(hour(11), [], revision=11, outcomes=known, vanished=["vc_d"])
+    builder.seal(last)
     return builder

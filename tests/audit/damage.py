@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from archiver.manifest import canonical, layout, seal
+from archiver.manifest import canonical, layout, record, seal
 from archiver.manifest.signing import SigningKey
 from tests.audit.builder import Builder, hour, small_archive
 
@@ -221,6 +221,11 @@ def overlap(builder: Builder) -> None:
     window = hour(12)
     half = type(window)(window.start + timedelta(minutes=30), window.end)
     builder.seal(builder.segment(half, []), watermark=hour(12).end)
+
+
+def count_twice(builder: Builder) -> None:
+    """A window counts a call of the window before."""
+    builder.seal(builder.segment(hour(13), [record.parse(builder.store.data(RECORD))]))
 
 
 def archive_without_recording(builder: Builder) -> None:
@@ -447,6 +452,7 @@ DAMAGES = [
     Damage("a watermark too early", {"watermark_ahead"}, seal_late, shell=False),
     Damage("a revision left out", {"window_revision"}, skip_revision),
     Damage("two windows overlap", {"window_overlap"}, overlap),
+    Damage("a call in two windows", {"call_in_two_windows"}, count_twice, shell=False),
     Damage("archived without a recording", {"record_incomplete"}, archive_without_recording),
     Damage("a file of another call", {"file_key"}, odd_file(key=WAV), shell=False),
     Damage(

@@ -10,10 +10,15 @@ import pytest
 
 from archiver.audit.query import Query
 from archiver.audit.verify import Options, verify
+from archiver.demo.platform import Platform
+from archiver.manifest.signing import SigningKey
 from archiver.store.bucket import Bucket
-from tests.audit.builder import DAY, Builder, hour, small_archive
+from tests.audit.builder import DAY, HOUR, Builder, hour, small_archive
 from tests.audit.damage import RECORD, WAV
 from tests.conftest import LOCKED, PLAIN
+from tests.fakes.clock import HandClock
+from tests.fakes.population import TEN, a_call
+from tests.fakes.rig import wired
 
 pytestmark = pytest.mark.weed
 
@@ -112,3 +117,20 @@ def test_questions_are_answered(real: tuple[Builder, Bucket]) -> None:
 
 def test_an_empty_place_is_no_archive(open_bucket: Any) -> None:
     assert codes(open_bucket(LOCKED)) == {"no_archive"}
+
+
+def test_a_backfill_mends_a_call_that_two_windows_count(
+    bucket: Bucket, clock: HandClock, key: SigningKey
+) -> None:
+    """The source gives a call another start."""
+    clock.turn_to(TEN + timedelta(days=3))
+    with Platform(clock=clock.now) as platform, wired(platform, bucket, clock, key) as rig:
+        platform.add(a_call("vc_moves"), a_call("vc_stays"))
+        rig.backfill(hours=2)
+        platform.add(a_call("vc_moves", TEN + HOUR))
+        rig.backfill(TEN + HOUR, hours=1)
+        assert codes(bucket) == {"call_in_two_windows"}
+
+        rig.backfill(TEN, hours=1)
+
+    assert codes(bucket) == set()

@@ -13,8 +13,8 @@ from archiver.audit import tables
 from archiver.audit.query import Query
 from archiver.audit.sealed import SealedSegments
 from archiver.errors import FormatError, UsageError
-from archiver.manifest import layout
-from tests.audit.builder import DAY, Builder, hour, small_archive
+from archiver.manifest import layout, record
+from tests.audit.builder import DAY, Builder, hour, small_archive, unordered_archive
 from tests.audit.damage import THIRD, edit_seal, flip, lose_seal
 
 ALL = (DAY, DAY + timedelta(days=1))
@@ -30,6 +30,26 @@ def test_each_call_once_in_its_newest_revision() -> None:
         ("vc_a", 2), ("vc_b", 1), ("vc_g", 1), ("vc_x", 1), ("../önd\n=1", 1), ("vc_c", 1),
         ("vc_d", 1),
     ]  # fmt: skip
+
+
+def test_the_newest_is_the_one_with_the_highest_number() -> None:
+    builder = unordered_archive()
+
+    assert ids(builder) == [("vc_a", 10), ("vc_b", 10), ("vc_c", 2), ("vc_d", 1), ("vc_p", 1)]
+    assert ids(builder, outcome="failed") == []
+    history = Query(builder.store).find("vc_a", builder.now)
+    assert history is not None
+    assert [found.revision for found in history.revisions] == [2, 3, 10]
+
+
+def test_a_record_in_two_segments_of_a_window_is_one_row() -> None:
+    builder = small_archive()
+    found = record.parse(builder.store.data("records/dt=2024-01-15/vc_d/r1.json"))
+    known = {"vc_c": "failed", "vc_d": "archived", "../önd\n=1": "archived"}
+    sealed = builder.seal(builder.segment(hour(12), [found], revision=2, outcomes=known))
+
+    rows = [r for r in Query(builder.store).records(*ALL) if r.record.call_id == "vc_d"]
+    assert [(row.segment[-8:], row.seal) for row in rows] == [("r2.jsonl", sealed.seq)]
 
 
 def test_a_row_knows_its_segment_and_seal() -> None:
@@ -163,6 +183,15 @@ def test_all_revisions_with_files_and_seals() -> None:
     assert document["revisions"][1]["record"]["files"][0]["sha256"] in text
 
 
+def test_a_call_that_vanished_keeps_its_record() -> None:
+    history = Query(small_archive().store).find("vc_g", DAY)
+
+    assert history is not None
+    assert [(row["key"], row["seal"]) for row in history.document()["revisions"]] == [
+        ("records/dt=2024-01-15/vc_g/r1.json", 1)
+    ]
+
+
 def test_an_odd_id_is_found_and_shown_harmless() -> None:
     builder = small_archive()
     history = Query(builder.store).find("../önd\n=1", builder.now)
@@ -207,6 +236,20 @@ def test_a_call_that_is_not_sealed_yet_says_so() -> None:
     assert history is not None
     assert "sealed    " in tables.history_text(history)
     assert "not yet" in tables.history_text(history)
+
+
+def test_a_record_that_was_amended_before_any_segment_told_of_it_says_so() -> None:
+    builder = small_archive()
+    builder.call("vc_e", hour(13), outcome="failed")
+    sealed = builder.seal(builder.segment(hour(13), [builder.call("vc_e", hour(13), revision=2)]))
+    history = Query(builder.store).find("vc_e", builder.now)
+
+    assert history is not None
+    first, second = history.document()["revisions"]
+    assert (first["seal"], first["segment"], second["seal"]) == (None, None, sealed.seq)
+    text = tables.history_text(history)
+    assert "not yet" not in text
+    assert "  sealed        no: revision 2 came before any segment told of it\n" in text
 
 
 def test_a_call_in_a_window_far_from_its_start_is_found() -> None:

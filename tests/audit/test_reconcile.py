@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,7 +30,8 @@ from archiver.model import Call, Window
 from archiver.source.client import Filter
 from archiver.source.listing import Lister
 from archiver.store.bucket import Bucket
-from tests.audit.builder import DAY, HOUR, Builder, hour
+from tests.audit.builder import COMPLETED, DAY, HOUR, Builder, hour
+from tests.audit.damage import seal_bytes
 from tests.audit.store import MemoryStore
 from tests.fakes.clock import HandClock
 from tests.fakes.population import TEN, a_call
@@ -51,8 +53,13 @@ def run(platform: Platform, clock: HandClock) -> Iterator[Run]:
     """Reconciles a store's hour 10, or another range, with the platform."""
     api = api_client(platform, clock)
 
-    def now(store: Reader, first: Window = TENTH, last: Window | None = None) -> Result:
-        lister = Lister(api, Filter(("Completed",)), clock, HOUR)
+    def now(
+        store: Reader,
+        first: Window = TENTH,
+        last: Window | None = None,
+        filters: Filter = Filter(("Completed",)),  # noqa: B008 - it is frozen
+    ) -> Result:
+        lister = Lister(api, filters, clock, HOUR)
         return reconcile(lister, store, Options(first.start, (last or first).end, HOUR, 2))
 
     yield now
@@ -88,6 +95,11 @@ def counts(result: Result) -> dict[str, int]:
 
 def r1(call_id: str, day: str = "2024-01-15") -> str:
     return f"records/dt={day}/{call_id}/r1.json"
+
+
+def gone(call_id: str, outcome: str | None = None, *, asked_for: bool = True) -> dict[str, Any]:
+    key = r1(call_id) if outcome else None
+    return {"id": call_id, "outcome": outcome, "record": key, "asked_for": asked_for}
 
 
 # --- the classes
@@ -157,7 +169,7 @@ def test_pending_and_not_listed_until_there_is_a_record(platform: Platform, run:
 
     result = run(builder.store)
 
-    assert told(result) == {"gone": [{"id": "vc_p", "outcome": "archived", "record": r1("vc_p")}]}
+    assert told(result) == {"gone": [gone("vc_p", "archived")]}
     assert result.exit_code == 0
 
 
@@ -220,9 +232,7 @@ def test_gone(platform: Platform, run: Run) -> None:
 
     result = run(archive(*outcomes).store)
 
-    assert told(result) == {
-        "gone": [{"id": i, "outcome": outcome, "record": r1(i)} for i, outcome in outcomes]
-    }
+    assert told(result) == {"gone": [gone(call_id, outcome) for call_id, outcome in outcomes]}
     assert counts(result) == {"gone": 3}
     assert result.exit_code == 0
 
@@ -231,7 +241,7 @@ def test_gone_without_ever_having_had_a_record(platform: Platform, run: Run) -> 
     builder = archive(pending=("vc_p",))
     builder.seal(builder.segment(hour(10), [], revision=2, vanished=["vc_p"]))
 
-    assert told(run(builder.store)) == {"gone": [{"id": "vc_p", "outcome": None, "record": None}]}
+    assert told(run(builder.store)) == {"gone": [gone("vc_p")]}
 
     source_has(platform, "vc_p")
     assert counts(run(builder.store)) == {"source": 1, "missing": 1}
@@ -561,7 +571,10 @@ def test_without_an_archive_everything_is_missing(platform: Platform, run: Run) 
     result = run(store)
 
     assert counts(result) == {"source": 2, "missing": 2}
-    assert "no archive here yet" in differences.as_text(result)
+    text = differences.as_text(result)
+    assert "no archive here yet" in text
+    assert "missing   2024-01-15T10:00:00Z  vc_a\n" in text
+    assert "not sealed" not in text
     assert not [line for line in store.requests if "records/" in line], "nobody need look for them"
 
 
@@ -593,6 +606,194 @@ def test_a_window_of_another_length_is_refused(run: Run) -> None:
 
     with pytest.raises(UsageError, match="ARCHIVER_WINDOW"):
         run(builder.store)
+
+
+# --- another filter
+
+NOPE = Filter(("Completed",), campaign_id="nope")
+WIDE = Filter(("Completed", "Busy"))
+
+
+def listed_with(*filters: dict[str, Any], **fields: Any) -> Builder:
+    """An archive with vc_a in hour 10, each revision of which was listed with another filter."""
+    builder = Builder().genesis()
+    found = builder.call("vc_a", hour(10), fields=fields)
+    for revision, each in enumerate(filters, 1):
+        records = [found] if revision == 1 else []
+        segment = builder.segment(
+            hour(10), records, revision=revision, outcomes={"vc_a": "archived"}, filters=each
+        )
+        builder.seal(segment)
+    return builder
+
+
+def others(result: Result) -> list[dict[str, Any]]:
+    return result.document()["other_filters"]
+
+
+def test_the_same_filter_is_no_other_one(platform: Platform, run: Run) -> None:
+    source_has(platform, "vc_a")
+    both = Filter(("Completed", "Busy"), "camp_456", "Outbound")
+    told_so = {"direction": "Outbound", "state": ["Busy", "Completed"], "campaign_id": "camp_456"}
+
+    result = run(listed_with(told_so).store, filters=both)
+
+    assert (others(result), result.exit_code) == ([], 0)
+    assert result.document()["filter"] == {**told_so, "state": ["Busy", "Completed"]}
+    assert "note:" not in differences.as_text(result)
+
+
+def test_calls_that_were_not_asked_for_are_no_success(platform: Platform, run: Run) -> None:
+    """The settings name a campaign that the archive was not made with."""
+    source_has(platform, "vc_a", "vc_b", "vc_new")
+    builder = archive(("vc_a", "archived"), ("vc_b", "archived"), ("vc_f", "failed"))
+    builder.seal(builder.segment(hour(11), []), builder.segment(hour(12), []))
+
+    result = run(builder.store, hour(10), hour(13), filters=NOPE)
+
+    assert told(result) == {
+        "gone": [
+            gone("vc_a", "archived", asked_for=False),
+            gone("vc_b", "archived", asked_for=False),
+            gone("vc_f", "failed", asked_for=False),
+        ]
+    }
+    assert others(result) == [{"filter": COMPLETED, "windows": 3}]
+    assert (result.ok, result.exit_code) == (False, 1)
+    lines = differences.as_text(result).splitlines()
+    assert "gone      2024-01-15T10:00:00Z  vc_f  (failed; perhaps not asked for)" in lines
+    assert lines[-2] == (
+        'note: 3 windows of the archive were listed with another filter: {"state":["Completed"]};'
+        ' this listing had {"campaign_id":"nope","state":["Completed"]}'
+    )
+    assert lines[-1] == (
+        "NOT OK: 3 calls of the archive were perhaps not asked for: set ARCHIVER_STATES, "
+        "ARCHIVER_CAMPAIGN_ID and ARCHIVER_DIRECTION as they were then; 3 gone"
+    )
+
+
+def test_another_filter_alone_is_only_told(platform: Platform, run: Run) -> None:
+    """A state was added over the years: nothing is missing, nothing gone."""
+    source_has(platform, "vc_a")
+
+    result = run(listed_with(COMPLETED).store, filters=WIDE)
+
+    assert others(result) == [{"filter": COMPLETED, "windows": 1}]
+    assert (told(result), result.ok, result.exit_code) == ({}, True, 0)
+    assert differences.as_text(result).splitlines()[-2].startswith("note: 1 window of the archive ")
+
+
+def test_what_a_wider_filter_finds_is_missing(platform: Platform, run: Run) -> None:
+    source_has(platform, "vc_a")
+    source_has(platform, "vc_m", state="Busy")
+
+    result = run(listed_with(COMPLETED).store, filters=WIDE)
+
+    assert told(result) == {"missing": [{"id": "vc_m", "window_sealed": True}]}
+    assert (others(result)[0]["windows"], result.exit_code) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("filters", "fields", "asked_for"),
+    [
+        (WIDE, {}, True),
+        (WIDE, {"state": "BUSY"}, True),
+        (WIDE, {"state": "Failed"}, False),
+        (WIDE, {"state": None}, False),
+        (Filter(("Completed",), direction="outbound"), {}, True),
+        (Filter(("Completed",), direction="Inbound"), {}, False),
+        (Filter(("Completed",), direction="Inbound"), {"direction": None}, False),
+        (Filter(("Completed",), "camp_456"), {}, True),
+        (NOPE, {}, False),
+        (NOPE, {"campaignId": 7}, False),
+    ],
+)
+def test_a_call_that_was_asked_for_is_gone_whatever_filter_its_window_had(
+    run: Run, filters: Filter, fields: dict[str, Any], asked_for: bool
+) -> None:
+    """The platform deletes after its retention: an archive of years must not fail for it."""
+    builder = listed_with({"state": ["Completed", "Busy", "Failed"]}, **fields)
+
+    result = run(builder.store, filters=filters)
+
+    assert told(result) == {"gone": [gone("vc_a", "archived", asked_for=asked_for)]}
+    assert result.exit_code == (0 if asked_for else 1)
+    verdict = differences.as_text(result).splitlines()[-1]
+    assert verdict.endswith("; 1 gone")
+    assert verdict.startswith("OK: " if asked_for else "NOT OK: ")
+
+
+def test_a_revision_with_another_filter_is_told_of(platform: Platform, run: Run) -> None:
+    """The archive itself was made with the wrong filter for a while: what vanished then, and is
+    not asked for now, is not gone for sure."""
+    builder = listed_with(COMPLETED)
+    builder.seal(
+        builder.segment(
+            hour(10), [], revision=2, outcomes={}, vanished=["vc_a"], filters=NOPE.document()
+        )
+    )
+    source_has(platform, "vc_a")
+
+    wrong, right = run(builder.store, filters=NOPE), run(builder.store)
+
+    assert told(wrong) == {"gone": [gone("vc_a", "archived", asked_for=False)]}
+    assert (others(wrong), wrong.exit_code) == ([{"filter": COMPLETED, "windows": 1}], 1)
+    assert told(right) == {}
+    assert (others(right)[0]["filter"], right.exit_code) == (NOPE.document(), 0)
+
+
+def test_each_other_filter_is_counted(run: Run) -> None:
+    builder = listed_with(
+        COMPLETED, {"state": ["Busy"]}, {"state": ["Busy", "Busy"]}, WIDE.document()
+    )
+    builder.seal(builder.segment(hour(11), [], filters={"state": ["Busy"]}))
+    builder.seal(builder.segment(hour(12), [], filters={}))
+
+    result = run(builder.store, hour(10), hour(12), filters=WIDE)
+
+    assert others(result) == [
+        {"filter": {"state": ["Busy"]}, "windows": 2},
+        {"filter": COMPLETED, "windows": 1},
+        {"filter": {}, "windows": 1},
+    ]
+
+
+def test_a_call_without_a_record_and_with_another_filter(run: Run) -> None:
+    builder = archive(pending=("vc_p",))
+    builder.seal(builder.segment(hour(10), [], revision=2, vanished=["vc_p"]))
+
+    result = run(builder.store, filters=WIDE)
+
+    assert told(result) == {"gone": [gone("vc_p", asked_for=False)]}
+    assert "(it was never archived; perhaps not asked for)" in differences.as_text(result)
+
+
+@pytest.mark.parametrize(
+    "odd", [None, [], "x", {"state": 7}, {"state": [7, None]}, {"x": "\u202e"}]
+)
+def test_an_odd_filter_in_the_archive_is_another_one(run: Run, odd: Any) -> None:
+    builder = Builder().genesis()
+    built = builder.segment(hour(10), [], write=False)
+    document = {**canonical.load_object(built.data), "filter": odd}
+    seal_bytes(builder, built.name.jsonl.removesuffix(".jsonl"), canonical.dump(document), DAY)
+
+    result = run(builder.store)
+
+    assert others(result) == [{"filter": odd, "windows": 1}]
+    assert result.exit_code == 0
+    assert all(c.isprintable() or c == "\n" for c in differences.as_text(result))
+    assert json.loads(differences.as_json(result))["other_filters"] == others(result)
+
+
+def test_a_long_filter_and_many_of_them_are_cut_in_the_text() -> None:
+    many = Counter({f'{{"campaign_id":"{n:02}"}}': 1 for n in range(differences.SHOWN + 1)})
+    result = Result(hour(10), "archive", other_filters=many)
+    notes = [line for line in differences.as_text(result).splitlines() if line[:5] == "note:"]
+    assert notes[-1] == "note: 1 more filters (--json lists all)"
+    assert len(notes) == differences.SHOWN + 1
+
+    result.other_filters = Counter({json.dumps({"campaign_id": "x" * 9999}): 1})
+    assert max(map(len, differences.as_text(result).splitlines())) < 600
 
 
 # --- sources and stores that misbehave
@@ -771,6 +972,8 @@ def test_the_json_form_is_stable(platform: Platform, run: Run) -> None:
         "days": [{"day": "2024-01-15", **counted}],
         "total": counted,
         "unstable": [],
+        "filter": {"state": ["Completed"]},
+        "other_filters": [],
         "missing": [
             {"call_id": "vc_z\x1b[2J\u202e", "window": ten, "window_sealed": True},
             {"call_id": "vc_m", "window": eleven, "window_sealed": False},
@@ -788,7 +991,8 @@ def test_the_json_form_is_stable(platform: Platform, run: Run) -> None:
             {"call_id": "vc_u", "window": eleven, "outcome": "archived", "record": r1("vc_u")}
         ],
         "gone": [
-            {"call_id": "vc_g", "window": ten, "outcome": "archived", "record": r1("vc_g")}
+            {"call_id": "vc_g", "window": ten, "outcome": "archived", "record": r1("vc_g"),
+             "asked_for": True}
         ],
     }  # fmt: skip
     total = document["total"]
@@ -812,7 +1016,7 @@ def test_the_text_form(platform: Platform, run: Run) -> None:
     ten, eleven = "2024-01-15T10:00:00Z", "2024-01-15T11:00:00Z"
     assert [line for line in lines[3:-1] if line] == [
         f"missing   {ten}  vc_z\\x1b[2J\\u202e",
-        f"missing   {eleven}  vc_m  (its window is not sealed yet)",
+        f"missing   {eleven}  vc_m  (its window is not sealed)",
         f"pending   {ten}  vc_p",
         f"failed    {ten}  vc_f  (not_wav)",
         f"differs   {ten}  vc_d  (duration_seconds: 312 in the archive, 1 at the source)",
@@ -820,7 +1024,8 @@ def test_the_text_form(platform: Platform, run: Run) -> None:
         f"gone      {ten}  vc_g  (archived)",
     ]
     assert lines[-1] == (
-        "NOT OK: the archive lacks the recordings of 4 calls (2 missing, 1 pending, 1 failed)"
+        "NOT OK: the archive lacks the recordings of 4 calls (2 missing, 1 pending, 1 failed); "
+        "1 gone, 1 differs"
     )
 
 
@@ -834,6 +1039,16 @@ def test_a_good_end_says_so(platform: Platform, run: Run) -> None:
     builder.call("vc_u", hour(10))
     text = differences.as_text(run(builder.store))
     assert text.endswith("each of the 2 calls listed, 1 of them not sealed yet\n")
+
+    source_has(platform, "vc_a", "vc_b", durationSeconds=1)
+    for call_id in ("vc_b", "vc_g"):
+        builder.seal(
+            builder.segment(
+                hour(10), [builder.call(call_id, hour(10))], revision=len(builder.seals)
+            )
+        )
+    text = differences.as_text(run(builder.store))
+    assert text.endswith("3 calls listed, 1 of them not sealed yet; 1 gone, 2 differ\n")
 
 
 def test_many_calls_are_summed_up_in_the_text_and_not_in_json(platform: Platform, run: Run) -> None:
@@ -851,7 +1066,11 @@ def test_many_calls_are_summed_up_in_the_text_and_not_in_json(platform: Platform
     [
         ("pending", {"listed": False}, "the source does not list it any more"),
         ("failed", {"reason": "\x1b", "record": "k", "sealed": False}, "\\x1b, not sealed"),
-        ("gone", {"outcome": None, "record": None}, "it was never archived"),
+        (
+            "gone",
+            {"outcome": None, "record": None, "asked_for": True},
+            "it was never archived",
+        ),
         (
             "differs",
             {"differences": {"state": {"archive": None, "source": "\x1b\ud800"}}, "record": "k"},

@@ -11,7 +11,7 @@ import pytest
 from archiver import audit
 from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
-from tests.audit.builder import Builder, hour, small_archive
+from tests.audit.builder import Builder, hour, small_archive, unordered_archive
 from tests.audit.damage import DAMAGES, TRANSCRIPT, WAV, Damage, damaged, flip
 
 SCRIPT = Path(audit.__file__).with_name("verify.sh")
@@ -93,6 +93,10 @@ def test_events_and_many_revisions_hold(tmp_path: Path) -> None:
     builder.seal(events=[event], watermark=hour(12).end)
 
     assert check(builder, tmp_path / "archive")[0] == 0
+
+
+def test_the_newest_record_is_the_one_with_the_highest_number(tmp_path: Path) -> None:
+    assert check(unordered_archive(), tmp_path / "archive")[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from archiver.audit.chain import KnownHead
+from archiver.audit.counted import CountedCalls, hashes
 from archiver.audit.objects import FileRef, Sample
 from archiver.audit.verify import Options, read_public_key, verify
 from archiver.errors import StoreError, UsageError
-from archiver.manifest import layout
-from tests.audit.builder import DAY, Builder, hour, small_archive
+from archiver.manifest import layout, record
+from tests.audit.builder import DAY, Builder, hour, small_archive, unordered_archive
 from tests.audit.damage import FIRST, RECORD, SEGMENTS, THIRD, WAV, cut_tail, flip, lose_seal
 from tests.audit.store import MemoryStore
 
@@ -242,6 +245,67 @@ def test_a_retention_that_is_over_need_not_hold() -> None:
     assert verify(builder.store, Options(), now=after).totals == {}
 
 
+LATER = {"mode": "GOVERNANCE", "until": "2035-01-15T10:10:12Z"}
+STRICT = {"mode": "COMPLIANCE", "until": "2034-01-15T10:10:12Z"}
+RECORDING = "recordings/dt=2024-01-15/vc_a/recording.wav"
+
+
+def amended(first: dict[str, str], second: dict[str, str], *, at_once: bool = False) -> Builder:
+    """A call whose recording the second record carries over, with a promise of its own; told in
+    two revisions of the window, or in one."""
+    builder = Builder(retention=first).genesis()
+    told = [builder.call("vc_a", hour(10), kinds=("recording",))]
+    if not at_once:
+        builder.seal(builder.segment(hour(10), told))
+    builder.retention = second
+    again = builder.call("vc_a", hour(10), kinds=("recording",), revision=2)
+    segment = builder.segment(
+        hour(10), [*told, again] if at_once else [again], revision=1 if at_once else 2
+    )
+    builder.seal(segment)
+    return builder
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize(
+    ("first", "second", "mode", "until", "codes"),
+    [
+        (PROMISE, LATER, "GOVERNANCE", LATER["until"], []),
+        (PROMISE, LATER, "GOVERNANCE", PROMISE["until"], ["retention_weaker"]),
+        (PROMISE, LATER, "GOVERNANCE", "2033-01-15T00:00:00Z", ["retention_weaker"]),
+        (PROMISE, LATER, None, None, ["retention_missing"]),
+        (LATER, PROMISE, "GOVERNANCE", PROMISE["until"], ["retention_weaker"]),
+        (PROMISE, STRICT, "GOVERNANCE", PROMISE["until"], ["retention_weaker"]),
+        (STRICT, LATER, "COMPLIANCE", LATER["until"], []),
+        (STRICT, LATER, "COMPLIANCE", STRICT["until"], ["retention_weaker"]),
+        (STRICT, LATER, "GOVERNANCE", LATER["until"], ["retention_weaker"]),
+        (None, LATER, None, None, ["retention_missing"]),
+        (None, LATER, "GOVERNANCE", LATER["until"], []),
+        (LATER, None, "GOVERNANCE", PROMISE["until"], ["retention_weaker"]),
+    ],
+)
+def test_a_file_that_is_carried_over_is_locked_as_all_its_records_promise(
+    first, second, mode, until, codes, at_once: bool
+) -> None:
+    builder = amended(first, second, at_once=at_once)
+    entry = builder.store.entry(RECORDING)
+    entry.lock_mode = mode
+    entry.lock_until = datetime.fromisoformat(until) if until else None
+
+    report = verify(builder.store, Options(workers=1), now=BEFORE)
+
+    assert [(f.code, f.key) for f in report.findings] == [(code, RECORDING) for code in codes]
+    assert report.counts.files == 1
+
+
+def test_a_promise_that_is_no_stronger_costs_no_further_question() -> None:
+    builder = amended(LATER, PROMISE)
+
+    verify(builder.store, Options(), now=BEFORE)
+
+    assert builder.store.requests.count(f"head {RECORDING}") == 1
+
+
 # --- strays, and a writer at work
 
 
@@ -333,6 +397,121 @@ def test_events_are_sealed_too() -> None:
 
     builder.store.rot("manifest/events/dt=2024-01-15/101112-0123abcd.jsonl", flip)
     assert "segment_mismatch" in audit(builder).totals
+
+
+# --- calls that two windows tell of
+
+
+def moved(**again: Any) -> Builder:
+    """A call of the window from 10:00 that the one from 12:00 has, too. `again`: what a later
+    revision of the first one says."""
+    builder = Builder().genesis()
+    found = builder.call("vc_a", hour(10))
+    builder.seal(builder.segment(hour(10), [found]))
+    builder.seal(builder.segment(hour(11), [builder.call("vc_b", hour(11))]))
+    builder.seal(builder.segment(hour(12), [found]))
+    if again:
+        builder.seal(builder.segment(hour(10), [], revision=2, **again), watermark=hour(12).end)
+    return builder
+
+
+def test_a_call_that_two_windows_count_is_a_warning() -> None:
+    report = audit(moved())
+
+    [finding] = report.findings
+    assert (finding.code, finding.severity) == ("call_in_two_windows", "warning")
+    assert finding.key == SEGMENTS + "1200.r1.jsonl"
+    assert finding.detail == f"1 call, which {FIRST}.jsonl counts too"
+    assert report.exit_code == 1
+    assert audit(moved(), start=hour(11).start).totals == {}, "as far as was looked"
+
+
+def test_a_call_that_moved_is_counted_once() -> None:
+    assert audit(moved(outcomes={}, vanished=["vc_a"])).totals == {}
+
+
+def test_a_call_that_moved_back_is_counted_twice() -> None:
+    builder = moved(outcomes={}, vanished=["vc_a"])
+    known = {"vc_a": "archived"}
+    builder.seal(builder.segment(hour(10), [], revision=3, outcomes=known), watermark=hour(12).end)
+
+    assert set(audit(builder).totals) == {"call_in_two_windows"}
+
+
+def test_a_call_is_counted_while_it_is_pending_and_in_any_revision() -> None:
+    builder = Builder().genesis()
+    builder.seal(builder.segment(hour(10), [builder.call("vc_a", hour(10))], pending=["vc_p"]))
+    again = [builder.call("vc_a", hour(10), revision=2), builder.call("vc_p", hour(11))]
+    builder.seal(builder.segment(hour(11), again))
+
+    [finding] = audit(builder).findings
+    assert finding.detail == f"2 calls, which {FIRST}.jsonl counts too"
+
+
+def test_each_pair_of_windows_is_one_finding() -> None:
+    builder = moved()
+    found = record.parse(builder.store.data("records/dt=2024-01-15/vc_a/r1.json"))
+    builder.seal(builder.segment(hour(13), [found]))
+
+    assert sorted((f.key, f.detail) for f in audit(builder).findings) == [
+        (SEGMENTS + "1200.r1.jsonl", f"1 call, which {FIRST}.jsonl counts too"),
+        (SEGMENTS + "1300.r1.jsonl", f"1 call, which {SEGMENTS}1200.r1.jsonl counts too"),
+    ]
+
+
+def test_what_cannot_be_read_is_no_call_in_two_windows() -> None:
+    builder = moved(outcomes={}, vanished=["vc_a"])
+    builder.store.lose(SEGMENTS + "1000.r2.jsonl")
+
+    assert set(audit(builder).totals) == {"segment_missing"}
+
+
+@pytest.mark.parametrize("line", [0, -1])
+def test_what_is_damaged_is_no_call_in_two_windows(line: int) -> None:
+    """The newest revision might say of the call that it vanished."""
+    builder = moved(outcomes={"vc_a": "archived"}, pending=["vc_p"])
+    assert "call_in_two_windows" in audit(builder).totals
+
+    def break_it(data: bytes) -> bytes:
+        lines = data.splitlines(keepends=True)
+        lines[line] = b"[]\n"
+        return b"".join(lines)
+
+    builder.store.rot(SEGMENTS + ("1000.r2.jsonl" if line else "1000.r1.jsonl"), break_it)
+
+    assert "call_in_two_windows" not in audit(builder).totals
+
+
+def test_many_calls_are_compared_in_little_memory() -> None:
+    """20 bytes a call, where 12 are kept."""
+    windows, calls = 100, 500
+    tracemalloc.start()
+    counted = CountedCalls()
+    for number in range(windows):
+        ids = (f"vc_{number}_{call}" for call in range(calls))
+        counted.add(f"window {number}", hashes(ids))
+    counted.add("last", hashes(["vc_7_7", "vc_8_8", "vc_8_9", "vc_new"]))
+    said: list[tuple[str, str, str]] = []
+
+    counted.check(lambda *words: said.append(words))
+
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert said == [
+        ("call_in_two_windows", "last", "1 call, which window 7 counts too"),
+        ("call_in_two_windows", "last", "2 calls, which window 8 counts too"),
+    ]
+    assert peak < 20 * windows * calls
+
+
+# --- the newest record
+
+
+def test_the_newest_record_is_the_one_with_the_highest_number() -> None:
+    report = audit(unordered_archive(), level="bytes")
+
+    assert report.totals == {}
+    assert report.counts.document()["calls"] == {"archived": 5, "no_recording": 0, "failed": 0}
 
 
 # --- what the auditor is given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import stat
@@ -20,6 +21,9 @@ from tests.fakes.population import PHONE, SECRET_WORDS, TEN, a_call
 from tests.fakes.rig import Archive
 
 HOUR_OF_TEN = ["--from", "2024-01-15T10:00:00Z", "--to", "2024-01-15T11:00:00Z"]
+VERBS = {
+    "backfill", "check", "demo", "init", "keygen", "manifest", "reconcile", "run", "verify"
+}  # fmt: skip
 Look = Callable[[], Archive]
 
 
@@ -75,6 +79,9 @@ def test_check_tells_what_holds(command: Command) -> None:
     lines = json.loads(command.run("check", "--json").out)
     assert all(line["ok"] for line in lines)
     assert {"settings", "source", "bucket", "create-once"} <= {line["name"] for line in lines}
+    for line in lines:
+        assert line.keys() == {"action", "detail", "exit_code", "name", "ok", "verdict"}
+        assert line["verdict"] in ("ok", "note")
 
 
 @pytest.mark.parametrize(
@@ -96,8 +103,8 @@ def test_check_tells_what_does_not(
 def test_help_names_every_verb(command: Command) -> None:
     done = Command(command.directory).run("--help")
     assert done.code == 0
-    for verb in ("demo", "keygen", "check", "init", "run", "backfill", "verify", "manifest"):
-        assert f"  {verb}" in done.out
+    listed = done.out.split("Commands:\n")[1]
+    assert {line.split()[0] for line in listed.splitlines() if re.match(r"  \w", line)} == VERBS
     assert Command(command.directory).run("--version").out.startswith("archiver")
 
 

@@ -47,6 +47,40 @@ def test_all_is_well(command: Command, lone: Command, hour: list[str]) -> None:
     assert lines[-1] == "OK: the archive has a result for each of the 3 calls listed"
 
 
+def test_another_filter_than_the_archive_s(
+    command: Command, lone: Command, hour: list[str]
+) -> None:
+    """Nothing is listed, so nothing is missing: no success all the same."""
+    assert command.run("backfill", *hour).code == 0
+
+    done = lone.run("reconcile", *hour, ARCHIVER_CAMPAIGN_ID="nope")
+
+    assert (done.code, done.err) == (1, "")
+    assert done.out.count("\ngone ") == 3
+    note, verdict = done.out.splitlines()[-2:]
+    assert note.startswith("note: 1 window of the archive was listed with another filter: ")
+    assert verdict.startswith("NOT OK: 3 calls of the archive were perhaps not asked for")
+    assert verdict.endswith("; 3 gone")
+
+    done = lone.run("reconcile", *hour, "--json", ARCHIVER_CAMPAIGN_ID="nope")
+
+    document = json.loads(done.out)
+    assert (done.code, document["ok"], document["total"]["gone"]) == (1, False, 3)
+    assert document["filter"] == {"campaign_id": "nope", "state": ["Completed"]}
+    assert document["other_filters"] == [{"filter": {"state": ["Completed"]}, "windows": 1}]
+
+
+def test_another_filter_alone_is_only_told(
+    command: Command, lone: Command, hour: list[str]
+) -> None:
+    assert command.run("backfill", *hour).code == 0
+
+    done = lone.run("reconcile", *hour, ARCHIVER_STATES="Completed,Busy")
+
+    assert (done.code, "\nnote: 1 window " in done.out) == (0, True)
+    assert done.out.splitlines()[-1].startswith("OK: ")
+
+
 def test_what_is_missing_and_nothing_is_written(
     command: Command, lone: Command, hour: list[str], platform: Platform,
     versions: Callable[[], Versions],

@@ -1,13 +1,14 @@
-"""One suite for the store: what `Bucket` promises, on a real S3 server, locked and plain.
+"""One suite for the store: what `Bucket` promises, on every store that the suite knows.
 
-The same runs against moto where moto keeps to it; where it does not stands in `MOTO_DEVIATES`.
+What a store does otherwise than promised stands in `stores.py`, and `test_matters.py` holds it to
+that. Here nothing deviates: on a store that overwrites, `Bucket` looks before it writes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,49 +18,17 @@ from archiver import fixity
 from archiver.clock import Interrupted
 from archiver.errors import KeyTaken, StoreError
 from archiver.retry import Retry
-from archiver.store.bucket import Bucket, StoreOptions, make_client
-from archiver.store.probe import Capabilities, probe, require_safe
+from archiver.store.bucket import Bucket
+from archiver.store.client import StoreOptions, make_client
+from tests.contract.conftest import LOCKED, LOCKING, STORES, MakeBucket, Server
+from tests.contract.servers import REGION
+from tests.contract.stores import KNOWN, Known
 from tests.fakes.audio import noise
 from tests.fakes.clock import HandClock
 
-MakeBucket = Callable[..., Bucket]
 PART = 5 << 20
-
-MOTO_DEVIATES = {
-    "checksums": "takes a part with a wrong SHA-256",
-    "multipart": "tells the composite checksum of the parts as if it were the object's",
-    "credentials": "knows no wrong credentials",
-    "races": "now and then has two create-once winners, so no race is run on it",
-}
-
-
-@pytest.fixture(scope="session")
-def moto() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(params=["weed-locked", "weed-plain", "moto"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def bucket(
-    kind: str, request: pytest.FixtureRequest, open_bucket: MakeBucket, prefix: str
-) -> Bucket:
-    if kind.startswith("weed"):
-        return open_bucket(kind.removeprefix("weed-"))
-    url = request.getfixturevalue("moto")
-    options = StoreOptions(f"moto-{prefix}", endpoint_url=url, region="us-east-1")
-    make_client(options).create_bucket(Bucket=options.bucket, ObjectLockEnabledForBucket=True)
-    clock = HandClock()
-    return Bucket(options, clock, Retry(clock))
+ATOMIC = [name for name in STORES if KNOWN[name].proved.create_once and name != "moto"]
+"""moto now and then has two winners."""
 
 
 def versions_of(bucket: Bucket, key: str) -> int:
@@ -69,11 +38,11 @@ def versions_of(bucket: Bucket, key: str) -> int:
 # --- create-once
 
 
-def test_what_is_put_is_read_back(bucket: Bucket, kind: str) -> None:
+def test_what_is_put_is_read_back(bucket: Bucket, known: Known) -> None:
     stored = bucket.put_once("a/b.json", b"{}\n", content_type="application/json")
     assert (stored.key, stored.size, stored.adopted) == ("a/b.json", 3, False)
     assert stored.sha256 == fixity.sha256_hex(b"{}\n")
-    assert (stored.version_id is None) == (kind == "weed-plain")
+    assert (stored.version_id is None) == (not known.locked)
     assert bucket.read("a/b.json") == b"{}\n"
     assert bucket.read("a/b.json", stored.version_id) == b"{}\n"
     assert b"".join(bucket.stream("a/b.json") or ()) == b"{}\n"
@@ -81,7 +50,7 @@ def test_what_is_put_is_read_back(bucket: Bucket, kind: str) -> None:
     assert head is not None
     assert (head.size, head.version_id) == (3, stored.version_id)
     assert head.sha256 in (None, stored.sha256)
-    raw = bucket._s3.head_object(**bucket._at("a/b.json"))
+    raw = bucket.requests.s3.head_object(**bucket.requests.at("a/b.json"))
     assert raw["ContentType"] == "application/json"
     assert not raw.get("ContentEncoding"), "an aws-chunked trailer was stored as an encoding"
 
@@ -119,6 +88,33 @@ def test_more_than_allowed_is_not_read(bucket: Bucket) -> None:
     assert bucket.read("k", max_bytes=100) == b"x" * 100
 
 
+def test_a_file_is_put_and_read_into_another(bucket: Bucket) -> None:
+    data, source, target = noise(300_000), io.BytesIO(), io.BytesIO(b"what was there before")
+    source.write(data)
+    stored = bucket.put_once("k", source, content_type="audio/wav")
+    assert (stored.size, stored.sha256) == (len(data), fixity.sha256_hex(data))
+    assert not source.closed
+    assert bucket.put_once("k", source).adopted, "it is sent from its beginning each time"
+    assert bucket.read_into("k", target, len(data))
+    assert target.getvalue() == data
+    assert not bucket.read_into("nothing", io.BytesIO(), 10)
+    with pytest.raises(StoreError, match="larger"):
+        bucket.read_into("k", io.BytesIO(), len(data) - 1)
+    source.seek(5)
+    source.write(b"other")
+    with pytest.raises(KeyTaken):
+        bucket.put_once("k", source)
+
+
+def test_the_tail_of_an_object(bucket: Bucket) -> None:
+    bucket.put_once("k", b"0123456789")
+    assert bucket.tail("k", 3) == b"789"
+    assert bucket.tail("k", 10) == b"0123456789"
+    assert bucket.tail("nothing", 3) is None
+    bucket.put_once("short", b"ab")
+    assert bucket.tail("short", 3) == b"ab"
+
+
 @pytest.mark.parametrize("key", ["a b", "ü/zß水🍌", "a+b=c", "dt=2024-01-15/id.ff/r1.json"])
 def test_keys_come_back_as_they_were(bucket: Bucket, key: str) -> None:
     bucket.put_once(key, b"x")
@@ -129,7 +125,7 @@ def test_keys_come_back_as_they_were(bucket: Bucket, key: str) -> None:
 def test_a_prefix_is_a_world_of_its_own(bucket: Bucket) -> None:
     other = Bucket(
         StoreOptions(bucket.options.bucket, prefix=f"/{bucket.options.prefix}-other/"),
-        HandClock(), Retry(HandClock()), client=bucket._s3,
+        HandClock(), Retry(HandClock()), client=bucket.requests.s3,
     )  # fmt: skip
     bucket.put_once("k", b"here")
     assert other.read("k") is None
@@ -157,24 +153,23 @@ def race(bucket: Bucket, key: str, *, writers: int) -> list[int]:
     return winners
 
 
-@pytest.mark.parametrize("kind", ["weed-locked", "weed-plain"])
+@pytest.mark.parametrize("store", ATOMIC)
 def test_of_many_writers_one_wins(bucket: Bucket) -> None:
-    for key in ("race-1", "race-2"):
-        [winner] = race(bucket, key, writers=8)
-        assert bucket.read(key) == f"writer {winner}".encode()
+    [winner] = race(bucket, "k", writers=8)
+    assert bucket.read("k") == f"writer {winner}".encode()
 
 
 # --- listing
 
 
-def test_listings_go_on_beyond_a_page(bucket: Bucket, kind: str) -> None:
+def test_listings_go_on_beyond_a_page(bucket: Bucket, known: Known) -> None:
     count = 1005
     keys = [f"many/{number:05}" for number in range(count)]
-    client = bucket._s3
+    client = bucket.requests.s3
 
     def fill(part: list[str]) -> None:
         for key in part:
-            client.put_object(**bucket._at(key), Body=b"x")
+            client.put_object(**bucket.requests.at(key), Body=b"x")
 
     threads = [threading.Thread(target=fill, args=(keys[n::8],)) for n in range(8)]
     for thread in threads:
@@ -186,15 +181,15 @@ def test_listings_go_on_beyond_a_page(bucket: Bucket, kind: str) -> None:
     assert len(listed) == count
     after = {item.key for item in bucket.list("many/", start_after="many/00999")}
     assert after == set(keys[1000:])
-    if kind != "weed-plain":
+    if known.locked:
         assert sorted(version.key for version in bucket.versions("many/")) == keys
 
 
-@pytest.mark.parametrize("kind", ["weed-locked", "moto"])
+@pytest.mark.parametrize("store", LOCKED)
 def test_versions_and_delete_markers_are_told(bucket: Bucket) -> None:
     stored = bucket.put_once("k", b"first")
-    bucket._s3.put_object(**bucket._at("k"), Body=b"second!")
-    bucket._s3.delete_object(**bucket._at("k"))
+    bucket.requests.s3.put_object(**bucket.requests.at("k"), Body=b"second!")
+    bucket.requests.s3.delete_object(**bucket.requests.at("k"))
     versions = {version.version_id: version for version in bucket.versions("k")}
     assert len(versions) == 3
     assert sum(version.is_delete_marker for version in versions.values()) == 1
@@ -210,11 +205,12 @@ def test_versions_and_delete_markers_are_told(bucket: Bucket) -> None:
 
 
 def uploads(bucket: Bucket) -> int:
-    answer = bucket._s3.list_multipart_uploads(Bucket=bucket.options.bucket, Prefix=bucket._prefix)
+    answer = bucket.requests.s3.list_multipart_uploads(
+        Bucket=bucket.options.bucket, Prefix=bucket.requests.prefix
+    )
     return len(answer.get("Uploads", []))
 
 
-@pytest.mark.parametrize("kind", ["weed-locked", "weed-plain"])
 def test_parts_make_one_object(bucket: Bucket) -> None:
     data = noise(2 * PART + 7)
     upload = bucket.begin("big.wav", content_type="audio/wav", retain_until=None)
@@ -245,53 +241,95 @@ def test_an_aborted_upload_leaves_nothing(bucket: Bucket) -> None:
 def locking(open_bucket: MakeBucket, clock: HandClock) -> MakeBucket:
     """The real server judges dates by the real time."""
     clock.turn_to(datetime.now(UTC))
-    return lambda **options: open_bucket("locked", lock_mode="GOVERNANCE", **options)
+    return lambda **options: open_bucket("locked", **{"lock_mode": "GOVERNANCE", **options})
 
 
-def test_a_put_is_locked_until_its_date(locking: MakeBucket, clock: HandClock) -> None:
-    bucket = locking()
-    until = clock.now() + timedelta(days=2)
-    stored = bucket.put_once("k", b"x", retain_until=until)
-    head = bucket.head("k", stored.version_id)
+def assert_locked(
+    bucket: Bucket, key: str, mode: str, until: datetime, version_id: str | None = None
+) -> None:
+    """Until a whole second, and never earlier than asked for."""
+    head = bucket.head(key, version_id)
     assert head is not None
-    assert head.lock_mode == "GOVERNANCE"
+    assert head.lock_mode == mode
     assert head.lock_until is not None
     assert timedelta(0) <= head.lock_until - until < timedelta(seconds=1)
 
 
-def test_a_multipart_upload_is_locked_too(locking: MakeBucket, clock: HandClock) -> None:
-    bucket = locking()
-    until = clock.now() + timedelta(days=2)
-    upload = bucket.begin("big", content_type="audio/wav", retain_until=until)
+def put_in_parts(bucket: Bucket, key: str, until: datetime | None) -> str | None:
+    upload = bucket.begin(key, content_type="audio/wav", retain_until=until)
     upload.part(noise(PART))
-    upload.complete(fixity.sha256_hex(noise(PART)))
-    head = bucket.head("big")
-    assert head is not None
-    assert head.lock_mode == "GOVERNANCE"
+    upload.part(b"the end")
+    return upload.complete(fixity.sha256_hex(noise(PART) + b"the end")).version_id
 
 
+@pytest.mark.parametrize("store", LOCKING)
+@pytest.mark.parametrize("mode", ["GOVERNANCE", "COMPLIANCE"])
+def test_a_put_is_locked_until_its_date(locking: MakeBucket, clock: HandClock, mode: str) -> None:
+    bucket = locking(lock_mode=mode)
+    # Of a real archive the store keeps it for years: this one is thrown away with its disk.
+    until = clock.now() + timedelta(days=2)
+    stored = bucket.put_once("k", b"x", retain_until=until)
+    assert_locked(bucket, "k", mode, until, stored.version_id)
+
+
+@pytest.mark.parametrize("store", LOCKING)
+@pytest.mark.parametrize("mode", ["GOVERNANCE", "COMPLIANCE"])
+def test_a_multipart_upload_is_locked_too(locking: MakeBucket, clock: HandClock, mode: str) -> None:
+    """Also where the store drops a lock that is given when the upload begins."""
+    bucket = locking(lock_mode=mode)
+    until = clock.now() + timedelta(days=2)
+    version = put_in_parts(bucket, "big", until)
+    assert_locked(bucket, "big", mode, until, version)
+    assert versions_of(bucket, "big") == 1
+
+
+@pytest.mark.parametrize("store", LOCKING)
 def test_an_adopted_object_gets_the_lock_that_it_lacks(
     locking: MakeBucket, open_bucket: MakeBucket, clock: HandClock
 ) -> None:
-    open_bucket("locked").put_once("k", b"x")
+    open_bucket().put_once("k", b"x")
     until = clock.now() + timedelta(days=2)
     assert locking().put_once("k", b"x", retain_until=until).adopted
-    head = locking().head("k")
-    assert head is not None
-    assert head.lock_mode == "GOVERNANCE"
+    assert_locked(locking(), "k", "GOVERNANCE", until)
 
 
+@pytest.mark.parametrize("store", LOCKING)
 def test_a_longer_lock_is_never_shortened(locking: MakeBucket, clock: HandClock) -> None:
     bucket = locking()
     far = clock.now() + timedelta(days=9)
-    bucket.put_once("k", b"x", retain_until=far)
+    stored = bucket.put_once("k", b"x", retain_until=far)
     bucket.put_once("k", b"x", retain_until=clock.now() + timedelta(days=1))
-    head = bucket.head("k")
-    assert head is not None
-    assert head.lock_until is not None
-    assert head.lock_until >= far.replace(microsecond=0)
+    bucket.extend("k", stored.version_id, clock.now() + timedelta(days=1))
+    assert_locked(bucket, "k", "GOVERNANCE", far)
 
 
+@pytest.mark.parametrize("store", LOCKING)
+def test_a_lock_is_extended(locking: MakeBucket, clock: HandClock) -> None:
+    bucket = locking()
+    near, far = clock.now() + timedelta(days=1), clock.now() + timedelta(days=9)
+    stored = bucket.put_once("k", b"x", retain_until=near)
+    bucket.extend("k", stored.version_id, None)
+    assert_locked(bucket, "k", "GOVERNANCE", near)
+    bucket.extend("k", stored.version_id, far)
+    assert_locked(bucket, "k", "GOVERNANCE", far, stored.version_id)
+    bucket.put_once("bare", b"x")
+    bucket.extend("bare", None, near)
+    assert_locked(bucket, "bare", "GOVERNANCE", near)
+    with pytest.raises(StoreError, match="archiver verify"):
+        bucket.extend("nothing", None, far)
+
+
+@pytest.mark.parametrize("store", LOCKING)
+def test_a_stricter_lock_is_never_weakened(locking: MakeBucket, clock: HandClock) -> None:
+    until = clock.now() + timedelta(days=1)
+    strict, lax = locking(lock_mode="COMPLIANCE"), locking(lock_mode="GOVERNANCE")
+    stored = strict.put_once("k", b"x", retain_until=until)
+    assert lax.put_once("k", b"x", retain_until=until).adopted
+    lax.extend("k", stored.version_id, until)
+    assert_locked(lax, "k", "COMPLIANCE", until)
+
+
+@pytest.mark.parametrize("store", LOCKING)
 def test_a_date_that_is_over_sets_no_lock(locking: MakeBucket, clock: HandClock) -> None:
     bucket = locking()
     bucket.put_once("k", b"x", retain_until=clock.now() - timedelta(days=1))
@@ -304,20 +342,39 @@ def test_a_lock_in_a_bucket_without_object_lock_is_refused(
     open_bucket: MakeBucket, clock: HandClock
 ) -> None:
     bucket = open_bucket("plain", lock_mode="COMPLIANCE")
-    with pytest.raises(StoreError, match="Object Lock"):
+    with pytest.raises(StoreError, match="Object Lock") as caught:
         bucket.check_access()
-    clock.turn_to(datetime.now(UTC))
-    with pytest.raises(StoreError):
-        bucket.put_once("k", b"x", retain_until=clock.now() + timedelta(days=1))
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("store", LOCKED)
+def test_a_hold_is_put_on_and_taken_off(open_bucket: MakeBucket) -> None:
+    bucket = open_bucket()
+    stored = bucket.put_once("k", b"x")
+
+    def held() -> bool:
+        head = bucket.head("k", stored.version_id)
+        assert head is not None
+        return head.held
+
+    assert not held()
+    bucket.set_hold("k", stored.version_id, True)
+    assert held()
+    bucket.set_hold("k", stored.version_id, True)
+    assert held()
+    bucket.set_hold("k", stored.version_id, False)
+    assert not held()
+    bucket.set_hold("k", None, True)
+    assert held()
 
 
 # --- access
 
 
-def test_access(bucket: Bucket, kind: str) -> None:
+def test_access(bucket: Bucket, known: Known) -> None:
     bucket.check_access()
-    assert bucket.has_object_lock() == (kind != "weed-plain")
-    assert bucket.is_versioned() == (kind != "weed-plain")
+    assert bucket.has_object_lock() == known.locked
+    assert bucket.is_versioned() == known.locked
 
 
 def test_an_unknown_bucket_names_the_setting(open_bucket: MakeBucket) -> None:
@@ -337,13 +394,14 @@ def test_an_unknown_bucket_names_the_setting(open_bucket: MakeBucket) -> None:
         ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "AWS_SECRET_ACCESS_KEY"),
     ],
 )
+@pytest.mark.parametrize("store", [name for name in STORES if name != "moto"])
 def test_wrong_credentials_name_the_variables(
-    weed: Any, monkeypatch: pytest.MonkeyPatch, clock: HandClock,
+    server: Server, monkeypatch: pytest.MonkeyPatch, clock: HandClock,
     environment: dict[str, str | None], told: str,
 ) -> None:  # fmt: skip
     for name, value in environment.items():
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
-    options = StoreOptions("locked", endpoint_url=weed.endpoint_url, region="us-east-1")
+    options = StoreOptions("locked", endpoint_url=server.endpoint_url, region=REGION)
     bucket = Bucket(options, clock, Retry(clock))
     for ask in (bucket.check_access, lambda: bucket.put_once("k", b"x")):
         with pytest.raises(StoreError) as caught:
@@ -353,22 +411,22 @@ def test_wrong_credentials_name_the_variables(
     assert clock.sleeps == [], "trying again cannot help"
 
 
-def test_an_unreachable_store_names_the_setting(clock: HandClock, weed: Any) -> None:
-    options = StoreOptions("b", endpoint_url="http://127.0.0.1:1", region="us-east-1")
+def test_an_unreachable_store_names_the_setting(clock: HandClock, server: Server) -> None:
+    options = StoreOptions("b", endpoint_url="http://127.0.0.1:1", region=REGION)
     with pytest.raises(StoreError, match="ARCHIVER_S3_ENDPOINT_URL"):
         Bucket(options, clock, Retry(clock)).check_access()
     assert len(clock.sleeps) == 4
 
 
-def test_an_odd_bucket_name_is_a_store_error(clock: HandClock, weed: Any) -> None:
-    options = StoreOptions("Not A Bucket!", endpoint_url=weed.endpoint_url, region="us-east-1")
+def test_an_odd_bucket_name_is_a_store_error(clock: HandClock, server: Server) -> None:
+    options = StoreOptions("Not A Bucket!", endpoint_url=server.endpoint_url, region=REGION)
     with pytest.raises(StoreError, match="ARCHIVER_S3_BUCKET"):
         Bucket(options, clock, Retry(clock)).check_access()
 
 
 def test_a_request_to_end_is_heard(bucket: Bucket) -> None:
     clock = HandClock()
-    stopped = Bucket(bucket.options, clock, Retry(clock), client=bucket._s3)
+    stopped = Bucket(bucket.options, clock, Retry(clock), client=bucket.requests.s3)
     clock.stop()
     for ask in (lambda: stopped.put_once("k", b"x"), lambda: list(stopped.list(""))):
         with pytest.raises(Interrupted):
@@ -376,38 +434,14 @@ def test_a_request_to_end_is_heard(bucket: Bucket) -> None:
     assert bucket.read("k") is None
 
 
-# --- what the store proves
+# --- settings of each write
 
 
-def test_the_probe_tells_what_the_store_does_and_leaves_one_object(
-    bucket: Bucket, kind: str
-) -> None:
-    expected = Capabilities(
-        checksums=kind != "moto",
-        create_once=True,
-        object_lock=kind != "weed-plain",
-        versioning=kind != "weed-plain",
-    )
-    assert probe(bucket) == expected
-    assert probe(bucket) == expected
-    assert [item.key for item in bucket.list("")] == ["manifest/probe"]
-    assert uploads(bucket) == 0
-    if kind != "weed-plain":
-        assert versions_of(bucket, "manifest/probe") == 1
-
-
-def test_several_writers_need_create_once() -> None:
-    require_safe(True, single_writer=False)
-    require_safe(False, single_writer=True)
-    with pytest.raises(StoreError, match="--single-writer"):
-        require_safe(False, single_writer=False)
-
-
-def test_options_reach_each_write(open_bucket: MakeBucket, weed: Any) -> None:
-    """Server-side encryption and the storage class, as far as the real store tells them back."""
+def test_options_reach_each_write(server: Server) -> None:
+    """What is sent; what a store makes of it is among the matters."""
     seen: list[dict[str, Any]] = []
     options = StoreOptions(
-        "locked", endpoint_url=weed.endpoint_url, region="us-east-1", sse="aws:kms",
+        "locked", endpoint_url=server.endpoint_url, region=REGION, sse="aws:kms",
         sse_kms_key_id="key-1", storage_class="STANDARD_IA",
     )  # fmt: skip
     client = make_client(options)

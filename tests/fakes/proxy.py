@@ -24,17 +24,26 @@ Harm = Literal[
     "reset-after",  # … after the server did it
     "truncate",  # half of the answer's body, then the end
     "unavailable",  # 503 SlowDown, the server hears nothing
+    "conflict",  # 409 ConditionalRequestConflict, the server hears nothing
+    "damaged",  # 400 BadDigest, the server hears nothing
+    "denied",  # 403 AccessDenied, the server hears nothing
     "html",  # 200 with a page of HTML, the server hears nothing
     "empty",  # the server did it, the answer is 200 and empty
 ]
-_BUSY = b"<Error><Code>SlowDown</Code><Message>Please slow down.</Message></Error>"
-_HTML = b"<!doctype html><title>Sign in</title><p>Welcome to this network.</p>"
+_INSTEAD: dict[Harm, tuple[int, bytes]] = {
+    "unavailable": (503, b"<Error><Code>SlowDown</Code><Message>Please wait.</Message></Error>"),
+    "conflict": (409, b"<Error><Code>ConditionalRequestConflict</Code></Error>"),
+    "damaged": (400, b"<Error><Code>BadDigest</Code></Error>"),
+    "denied": (403, b"<Error><Code>AccessDenied</Code></Error>"),
+    "html": (200, b"<!doctype html><title>Sign in</title><p>Welcome to this network.</p>"),
+}
 _HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "content-length"}
 
 
 @dataclass
 class Fault:
-    """Does `harm` to the first `times` requests whose `METHOD /path?query` matches."""
+    """Does `harm` to the first `times` requests whose `METHOD /path?query` matches; those that are
+    create-once end with ` if-none-match`."""
 
     harm: Harm
     pattern: str
@@ -102,11 +111,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        harm = self.server.proxy.harm_for(f"{self.command} {self.path}")
+        once = " if-none-match" if "If-None-Match" in self.headers else ""
+        harm = self.server.proxy.harm_for(f"{self.command} {self.path}{once}")
         if harm == "reset":
             return self._reset()
-        if harm in ("unavailable", "html"):
-            status, page = (503, _BUSY) if harm == "unavailable" else (200, _HTML)
+        if harm in _INSTEAD:
+            status, page = _INSTEAD[harm]
             return self._answer(status, [("Content-Type", "text/html")], page)
         return self._forward(body, harm)
 

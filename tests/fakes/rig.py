@@ -113,7 +113,7 @@ def wired(
     )
     windows = Windows(
         lister, transfer, bucket, workers, clock,
-        segments=segments, retention=keep, settle=settle, give_up=give_up,
+        segments=segments, retention=keep, settle=settle, relist=relist,
     )  # fmt: skip
     schedule = Schedule(HOUR, settle, give_up, 60.0, relist)
     chain = Chain(bucket, key, clock, keep)

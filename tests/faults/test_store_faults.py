@@ -41,7 +41,7 @@ def one_version(direct: Bucket, key: str, data: bytes) -> None:
     assert b"".join(direct.stream(key, version.version_id) or ()) == data
 
 
-@pytest.mark.parametrize("harm", [*PASSING, "html", "empty"])
+@pytest.mark.parametrize("harm", [*PASSING, "html", "empty", "damaged"])
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_put_whose_answer_is_lost_is_one_version(
     proxy: FaultProxy, bucket: Bucket, direct: Bucket, clock: HandClock, harm: Harm, times: int

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from archiver.audit.verify import Options, verify
 from archiver.demo.platform import Platform
 from archiver.manifest.signing import SigningKey
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
-from tests.fakes.rig import Rig, wired
+from tests.fakes.rig import Archive, Rig, wired
 
 
 @pytest.fixture
@@ -36,3 +37,12 @@ def rig(
             return stack.enter_context(made)
 
         yield make
+
+
+@pytest.fixture
+def audited(bucket: Bucket, key: SigningKey, archive: Callable[[], Archive]) -> Iterator[None]:
+    """An audit, at the test's end, of what it left."""
+    yield
+    archive().check(key)
+    found = verify(bucket, Options(level="bytes")).findings
+    assert [item for item in found if item.severity != "info"] == []

@@ -271,6 +271,18 @@ class TestListing:
         with Platform(make_calls(3, START, END, short=True), clamp_pages=True) as platform:
             assert len(self.ids(platform, page=9)) == 3
 
+    def test_a_frozen_platform_lists_as_any_other(self, calls: list[SimulatedCall]) -> None:
+        listings: list[dict[str, object]] = [
+            {},
+            {"state": "InProgress"},
+            {"dateFrom": "2024-01-16"},
+            {"dateFrom": "2024-01-20"},
+        ]
+        asked = [{**one, "page": page, "pageSize": 9} for page in (1, 2) for one in listings]
+        with Platform(calls) as platform, Platform(calls, frozen=True) as frozen:
+            for parameters in [*asked, *sorted(asked, key=str)]:
+                assert self.ids(frozen, **parameters) == self.ids(platform, **parameters)
+
     def test_bodies_come_bare_or_enveloped(self) -> None:
         with Platform([plain("a")], enveloped=False) as platform:
             [listed] = ask(platform, "/voice-calls").json

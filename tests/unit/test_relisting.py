@@ -4,66 +4,38 @@ store. Each test ends with an audit of what it left."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
-from archiver.audit.verify import Options, verify
 from archiver.demo.platform import Platform, Reply, Request
-from archiver.manifest.signing import SigningKey
 from archiver.model import windows_between
 from archiver.pipeline.service import Service
-from archiver.pipeline.window import Aim
-from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
 from tests.fakes.population import TEN, a_call, stamp
-from tests.fakes.rig import HOUR, WINDOW, Archive, Rig
+from tests.fakes.relisting import (
+    AGES,
+    DAY,
+    FIRST,
+    MINUTE,
+    SECOND,
+    SETTLED,
+    Look,
+    MakeRig,
+    amend,
+    another,
+    files_of,
+    lines_of,
+)
+from tests.fakes.rig import HOUR, WINDOW
 
-MakeRig = Callable[..., Rig]
-Look = Callable[[], Archive]
-MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
-SETTLED = WINDOW.end + 2 * HOUR
-AGES = (4 * HOUR, 8 * HOUR)
-FIRST, SECOND = WINDOW.end + AGES[0], WINDOW.end + AGES[1]
+pytestmark = pytest.mark.usefixtures("audited")
 TALK = [{"role": "user", "text": "I said something else", "timestamp": stamp(TEN)}]
-
-
-@pytest.fixture(autouse=True)
-def audited(bucket: Bucket, key: SigningKey, archive: Look) -> Iterator[None]:
-    yield
-    archive().check(key)
-    found = verify(bucket, Options(level="bytes")).findings
-    assert [item for item in found if item.severity != "info"] == []
 
 
 @pytest.fixture
 def loop(rig: MakeRig) -> Service:
     return another(rig)
-
-
-def another(rig: MakeRig, **options: Any) -> Service:
-    """A process that starts anew on the same bucket."""
-    made = rig(**{"relist": AGES, "give_up": 3 * HOUR, **options})
-    made.found(TEN)
-    return made.service()
-
-
-def amend(platform: Platform, call_id: str, **fields: Any) -> None:
-    call = platform.find(call_id)
-    assert call is not None
-    call.document.update(fields)
-
-
-def lines_of(look: Archive, start: datetime = TEN) -> list[dict[str, Any]]:
-    """The window lines of all revisions."""
-    found = [one for one in look.segments.values() if one.window.start == start]
-    return [dict(one.line) for one in sorted(found, key=lambda one: one.revision)]
-
-
-def files_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {file["kind"]: file for file in document["files"]}
 
 
 def bytes_asked(platform: Platform) -> int:
@@ -384,10 +356,12 @@ def test_a_window_closed_past_all_ages_tells_what_the_source_says_then(
     assert call is not None
     call.epa = {"state": "Completed"}
     clock.turn_to(SECOND + HOUR)
-    another(rig).round()
+    loop = another(rig)
+    loop.round()
     assert "epa" in files_of(archive().records["vc_1"])
-    (line,) = lines_of(archive())
-    assert (line["revision"], line["archived"]) == (1, 1)
+    clock.forward(MINUTE)
+    loop.round()
+    assert [line["archived"] for line in lines_of(archive())] == [1, 1]
 
 
 def test_two_loops_list_a_window_of_age_once(
@@ -426,16 +400,16 @@ def test_a_rival_that_was_faster_ends_the_listing(
     platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
 ) -> None:
     """Both have found the window due; the second one reads before it writes."""
-    one, two = rig(), rig()
+    one, two = rig(relist=AGES), rig(relist=AGES)
     one.found()
     two.found()
     platform.add(a_call())
     clock.turn_to(SETTLED)
     one.backfill()
+    two.windows.process(WINDOW)  # it knows of the first revision
     clock.turn_to(FIRST)
-    two.windows.process(WINDOW)  # it has the window's history in mind now
     for made in (one, two):
-        outcome = made.windows.process(WINDOW, Aim(due=FIRST))
+        outcome = made.windows.process(WINDOW)
         assert outcome.closed
         made.chain.append(outcome.segments)
     assert len(lines_of(archive())) == 2
@@ -485,7 +459,12 @@ def test_an_outage_that_does_not_end_is_not_waited_for_longer_than_give_up(
     platform.hooks.append(
         lambda r: Reply(503, {}, b"") if r.path.endswith("/epa-results") else None
     )
-    clock.turn_to(FIRST + 3 * HOUR)
+    clock.turn_to(FIRST)
+    loop.round()
+    clock.turn_to(FIRST + 2 * HOUR)
+    loop.round()
+    assert len(lines_of(archive())) == 1
+    clock.turn_to(FIRST + 3 * HOUR + 10 * MINUTE)
     loop.round()
     assert len(lines_of(archive())) == 2
     assert archive().records["vc_1"]["revision"] == 1

@@ -196,7 +196,9 @@ def test_a_lost_seal_is_never_replaced(
     for hour in range(4):
         made.backfill(TEN + hour * HOUR)
     assert made.chain.head.seq == 4
-    bucket._s3.delete_object(Bucket=bucket.options.bucket, Key=bucket._prefix + layout.seal_key(2))
+    bucket.requests.s3.delete_object(
+        Bucket=bucket.options.bucket, Key=bucket.requests.prefix + layout.seal_key(2)
+    )
     platform.add(a_call("new", TEN + 5 * HOUR))
     with pytest.raises(StoreError, match="seal 2 is missing"):
         rig().backfill(TEN + 5 * HOUR)
@@ -220,7 +222,7 @@ class Forgetful:
 def test_one_writer_on_a_store_that_overwrites_looks_before_it_writes(
     bucket: Bucket, clock: HandClock
 ) -> None:
-    careless = Bucket(bucket.options, clock, Retry(clock), client=Forgetful(bucket._s3))
+    careless = Bucket(bucket.options, clock, Retry(clock), client=Forgetful(bucket.requests.s3))
     careless.create_once = False
     first = careless.put_once("records/x", b"first")
     assert careless.put_once("records/x", b"first").adopted

@@ -35,7 +35,9 @@ class Crashing(Bucket):
     """Dies before it writes the first key that ends so, or just after it did."""
 
     def __init__(self, real: Bucket, ending: str, *, after: bool = False) -> None:
-        super().__init__(real.options, real._clock, real._retry, client=real._s3)
+        super().__init__(
+            real.options, real.requests.clock, real.requests.retry, client=real.requests.s3
+        )
         self._ending = ending
         self._after = after
 

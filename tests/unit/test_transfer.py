@@ -81,7 +81,9 @@ def test_the_record_is_written_last(platform: Platform, rig: MakeRig, bucket: Bu
             written.append(key)
             return super().put_once(key, *rest, **options)  # type: ignore[arg-type]
 
-    watching = Watching(bucket.options, bucket._clock, bucket._retry, client=bucket._s3)
+    watching = Watching(
+        bucket.options, bucket.requests.clock, bucket.requests.retry, client=bucket.requests.s3
+    )
     archived(rig(watching))
     assert written[-1].startswith("records/")
     assert [key.rpartition("/")[2] for key in written[:-1]] == [
@@ -137,7 +139,9 @@ def test_a_multipart_upload_that_breaks_is_aborted(
     cut = Reply(200, {}, data, close_after=8 << 20)
     platform.hooks.append(lambda request: cut if request.server == "blob" else None)
     assert unarchived(rig(part_bytes=5 << 20)).reason == "truncated"
-    uploads = bucket._s3.list_multipart_uploads(Bucket="locked", Prefix=bucket._prefix)
+    uploads = bucket.requests.s3.list_multipart_uploads(
+        Bucket="locked", Prefix=bucket.requests.prefix
+    )
     assert "Uploads" not in uploads
     assert list(bucket.list("")) == []
 
@@ -317,7 +321,9 @@ def test_read_back_finds_other_bytes(platform: Platform, rig: MakeRig, bucket: B
         def stream(self, key: str, version_id: str | None = None) -> object:  # type: ignore[override]
             return iter([b"other"]) if key.endswith(".wav") else super().stream(key, version_id)
 
-    lying = Lying(bucket.options, bucket._clock, bucket._retry, client=bucket._s3)
+    lying = Lying(
+        bucket.options, bucket.requests.clock, bucket.requests.retry, client=bucket.requests.s3
+    )
     lying.read_back = True
     with pytest.raises(StoreError, match="other bytes"):
         archived(rig(lying))

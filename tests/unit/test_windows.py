@@ -17,8 +17,8 @@ from archiver.manifest.signing import SigningKey
 from archiver.model import Window, window_of
 from archiver.pipeline import service
 from archiver.pipeline.backfill import range_windows, shard_of
+from archiver.pipeline.planning import ROUND
 from archiver.pipeline.service import loop_start
-from archiver.pipeline.window import ROUND
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
 from tests.fakes.population import TEN, a_call

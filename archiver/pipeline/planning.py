@@ -1,0 +1,259 @@
+"""What is to be done about a window's calls: what stands of each, and which are to be worked at.
+
+Beside its listing, a window has calls that were listed before and have no record; those that
+another window's listing showed; and those that another process archived and never told of.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+
+from archiver.errors import FormatError, StoreError
+from archiver.manifest import layout, record
+from archiver.model import Call, Window
+from archiver.pipeline.attempts import Attempts, Unarchived
+from archiver.pipeline.history import History, Standing
+from archiver.pipeline.index import RecordIndex, SegmentIndex
+from archiver.pipeline.pool import Workers
+from archiver.pipeline.ports import Store
+from archiver.pipeline.recall import Recall
+from archiver.source.listing import Listed, Lister
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Who asks. A window that has come of age since it was listed last has its archived calls
+    looked at again, and those whose record says that there is no recording tried again; a round of
+    the loop then writes its revision, be it empty.
+
+    `backfill`: those without a recording are tried again in any case, and a revision is written
+    only where something changed. `patient`: where the source is out, an aged window may wait.
+    `look`: an age counts as unseen, though the window was listed since.
+    """
+
+    backfill: bool = False
+    patient: bool = True
+    look: bool = False
+
+
+ROUND, BACKFILL = Aim(), Aim(backfill=True)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A call to be worked at. `previous` is its record, where it has one."""
+
+    call: Call
+    previous: Standing | None = None
+    was_pending: bool = False
+    """Whether a segment calls it pending: another try was made before."""
+
+
+@dataclass
+class Plan:
+    """What a window's calls need: `standing` have a record, `todo` are to be worked at, `resting`
+    failed a short while ago."""
+
+    listed: Listed
+    standing: dict[str, Standing] = field(default_factory=dict)
+    todo: list[Task] = field(default_factory=list)
+    resting: list[Unarchived] = field(default_factory=list)
+
+    @property
+    def lacking(self) -> int:
+        """Calls that have no record yet, or one that says failed."""
+        found = [task.previous for task in self.todo]
+        return sum(1 for one in found if one is None or one.outcome == "failed")
+
+
+@dataclass
+class Memory:
+    """What this process knows of a window and no segment tells."""
+
+    awaited: dict[str, Call] = field(default_factory=dict)
+    """Listed at some time, and without a record."""
+    untold: dict[str, Standing] = field(default_factory=dict)
+    """Listed at some time, with a record that no segment has."""
+    recalled: bool = False
+    """Whether what an earlier process had archived is among these."""
+    refreshed: tuple[datetime | None, frozenset[str]] = (None, frozenset())
+    """An age, and the archived calls that were looked at again for it."""
+
+
+class Planner:
+    """Sorts the calls of windows. Threads share it, each at a window of its own."""
+
+    def __init__(
+        self,
+        lister: Lister,
+        store: Store,
+        workers: Workers,
+        attempts: Attempts,
+        segments: SegmentIndex,
+    ) -> None:
+        self._lister = lister
+        self._store = store
+        self._workers = workers
+        self._attempts = attempts
+        self.records = RecordIndex(store)
+        self._lock = threading.Lock()
+        self._recall = Recall(store, self.records, segments, workers, self._read_record)
+        self.begins: datetime | None = None
+        """Calls of windows before this are nobody's business here; None: of all windows beside the
+        one that is listed."""
+
+    def plan(
+        self,
+        listed: Listed,
+        history: History,
+        memory: Memory,
+        aim: Aim,
+        due: datetime | None,
+        closing: bool,
+    ) -> Plan:
+        """Sort the calls that are listed, and those that were and have no record yet. `due` is an
+        age to look at archived calls for; `closing` says that the window is about to be closed for
+        the first time."""
+        plan = Plan(listed)
+        awaited = _awaited(listed, history, memory)
+        plan.standing = self._standing(listed, awaited, history, memory)
+        # A window is closed on fresh knowledge; else what failed a short while ago rests.
+        fresh = aim.backfill or closing
+        done = memory.refreshed[1] if memory.refreshed[0] == due else frozenset()
+        done |= awaited.keys()  # they are worked at for want of a record, and for nothing else
+        for call in [*awaited.values(), *listed.calls.values()]:
+            found = plan.standing.get(call.id)
+            if found is None or (call.id not in done and _is_wanted(found, aim, due)):
+                task = Task(call, found, call.id in history.pending)
+                self._add(plan, task, rest=not fresh)
+        return plan
+
+    def _add(self, plan: Plan, task: Task, rest: bool) -> None:
+        resting = self._attempts.resting(task.call.id) if rest else None
+        if resting is None:
+            plan.todo.append(task)
+        else:
+            plan.resting.append(resting)
+
+    def _standing(
+        self,
+        listed: Listed,
+        awaited: Mapping[str, Call],
+        history: History,
+        memory: Memory,
+    ) -> dict[str, Standing]:
+        """The newest record of each call that is listed or awaited, and of any other that no
+        segment tells of yet, as segments, this process or the bucket know it."""
+        for call_id, told in history.records.items():
+            if call_id in memory.untold and memory.untold[call_id].revision <= told.revision:
+                del memory.untold[call_id]  # another writer told of it, or of a later one
+        standing = dict(memory.untold)
+        keys = {}
+        for call_id, day in _days(listed, awaited, history):
+            found = _newest(standing.get(call_id), history.records.get(call_id))
+            revision = self.records.revision(day, call_id)
+            if revision > (found.revision if found else 0):
+                keys[call_id] = layout.record_key(day, call_id, revision)
+            elif found is not None and (call_id in listed.calls or call_id in awaited):
+                standing[call_id] = found
+        read = self._workers.map(self._read_record, keys.values())
+        return {**standing, **dict(zip(keys, read, strict=True))}
+
+    def _read_record(self, key: str) -> Standing:
+        data = self._store.read(key)
+        try:
+            return Standing.of(record.parse(data or b""))
+        except FormatError as error:
+            raise StoreError(f"{key} is damaged ({error}): run archiver verify") from None
+
+    # --- what other windows' listings and other processes know
+
+    def sort_out(self, listed: Listed, memories: dict[Window, Memory], aim: Aim) -> None:
+        """What is listed in the window of its own time is told of there: that window waits for such
+        calls as have no record, should it not list them any more."""
+        memory = memories.setdefault(listed.window, Memory())
+        if not memory.recalled:
+            found = self._recall.take(listed.window, few=aim.backfill)
+            self._hand_on(found, listed, memories)
+            memory.untold = {**found, **memory.untold}
+            memory.recalled = True
+        for home, calls in listed.strays.items():
+            self._expect(home, calls, memories)
+        with self._lock:
+            self._leave_to_others(listed, memories)
+
+    def _hand_on(
+        self, found: dict[str, Standing], listed: Listed, memories: dict[Window, Memory]
+    ) -> None:
+        """What is recalled and not listed here may be listed beside, by a source whose filter reads
+        another time: then it is for that window to tell of it."""
+        length = listed.window.end - listed.window.start
+        for by in (-length, length):
+            if not found.keys() - listed.calls.keys():
+                return
+            beside = Window(listed.window.start + by, listed.window.end + by)
+            for home, calls in self._lister.glance(beside).items():
+                self._expect(home, calls, memories)
+                for call_id in calls.keys() & found.keys() - listed.calls.keys():
+                    memories.setdefault(beside, Memory()).untold[call_id] = found.pop(call_id)
+
+    def _leave_to_others(self, listed: Listed, memories: dict[Window, Memory]) -> None:
+        """Forget what is not listed here and what another window has in mind too: one of them tells
+        of it. Under a lock, lest both leave it to each other."""
+        memory = memories[listed.window]
+        others = [known for window, known in list(memories.items()) if window != listed.window]
+        for call_id, found in list(memory.untold.items()):
+            same = (other.untold.get(call_id) for other in others)
+            if call_id not in listed.calls and any(one and one.key == found.key for one in same):
+                del memory.untold[call_id]
+        for call_id in list(memory.awaited):
+            if call_id not in listed.calls and any(call_id in one.awaited for one in others):
+                del memory.awaited[call_id]
+
+    def _expect(
+        self, home: Window, calls: Mapping[str, Call], memories: dict[Window, Memory]
+    ) -> None:
+        """A window's calls were seen elsewhere: it waits for those without a record."""
+        if self.begins is not None and home.start < self.begins:
+            return
+        missing = {
+            call.id: call
+            for call in calls.values()
+            if not self.records.revision((call.own_time or home.start).date(), call.id)
+        }
+        if missing:
+            memories.setdefault(home, Memory()).awaited.update(missing)
+
+
+def _newest(one: Standing | None, other: Standing | None) -> Standing | None:
+    found = [standing for standing in (one, other) if standing is not None]
+    return max(found, key=lambda standing: standing.revision, default=None)
+
+
+def _is_wanted(found: Standing, aim: Aim, due: datetime | None) -> bool:
+    """Whether a call that has a record is to be worked at again."""
+    return due is not None or (aim.backfill and found.outcome != "archived")
+
+
+def _awaited(listed: Listed, history: History, memory: Memory) -> dict[str, Call]:
+    """The calls that were listed before, are not listed now, and had no record then: by what the
+    manifest calls pending, by what this process saw, by another pass of this listing."""
+    known = {call_id: Call(call_id, {}) for call_id in history.pending}
+    known = {**known, **memory.awaited, **listed.glimpsed}
+    return {call_id: call for call_id, call in known.items() if call_id not in listed.calls}
+
+
+def _days(
+    listed: Listed, awaited: Mapping[str, Call], history: History
+) -> Iterator[tuple[str, date]]:
+    """Every id that is known of the window, with the day below which its record would lie."""
+    start = listed.window.start
+    for call in [*listed.calls.values(), *awaited.values()]:
+        told = history.records.get(call.id)
+        yield call.id, told.day if told else (call.own_time or start).date()
+    for call_id, told in history.records.items():
+        if call_id not in listed.calls:
+            yield call_id, told.day

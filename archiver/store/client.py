@@ -1,0 +1,70 @@
+"""The boto3 client that the archive's store is asked with, and how each object is written."""
+
+from __future__ import annotations
+
+import email.utils
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import boto3
+import botocore.config
+import botocore.session
+from botocore.exceptions import BotoCoreError
+
+from archiver import __version__
+from archiver.store.faults import translate
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """How to reach the bucket and how each object is written, in plain values."""
+
+    bucket: str
+    prefix: str = ""
+    endpoint_url: str | None = None
+    region: str | None = None
+    lock_mode: str | None = None
+    sse: str | None = None
+    sse_kms_key_id: str | None = None
+    storage_class: str | None = None
+    connections: int = 16
+
+    @property
+    def key_prefix(self) -> str:
+        return self.prefix.strip("/") + "/" if self.prefix.strip("/") else ""
+
+
+def make_client(options: StoreOptions, *, read_timeout_seconds: float = 60) -> Any:
+    """A boto3 client without retries of its own, with checksums only where we give them."""
+    config = botocore.config.Config(
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        connect_timeout=10,
+        read_timeout=read_timeout_seconds,
+        max_pool_connections=options.connections,
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        signature_version="s3v4",
+        user_agent=f"call-archiver/{__version__}",  # botocore's own is put together anew each time
+        # A store behind an address of its own rarely has a DNS name for each bucket.
+        s3={"addressing_style": "path" if options.endpoint_url else "auto"},
+    )
+    # botocore reads dates with dateutil, which takes longer than all else about a long listing.
+    session = botocore.session.Session()
+    parsers = session.get_component("response_parser_factory")
+    parsers.set_parser_defaults(timestamp_parser=_parse_time)
+    try:
+        return boto3.session.Session(botocore_session=session).client(
+            "s3", endpoint_url=options.endpoint_url, region_name=options.region, config=config
+        )
+    except (BotoCoreError, ValueError) as error:
+        raise translate(error, "connect", options.bucket) from None
+
+
+def _parse_time(text: Any) -> datetime:
+    """A time in an answer's body (RFC 3339) or header (RFC 9110). Raises `ValueError`."""
+    try:
+        moment = datetime.fromisoformat(str(text))
+    except ValueError:
+        moment = email.utils.parsedate_to_datetime(str(text))
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

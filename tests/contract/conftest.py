@@ -1,0 +1,131 @@
+"""The stores that the suite runs on, each a real server on loopback.
+
+`CONTRACT_STORES` says which; without it those that Python packages bring. `CONTRACT_STORES=rgw`
+runs it on Ceph, whose packages are Debian's (`make contract-rgw`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from archiver.demo.weed import Weed
+from archiver.retry import Retry
+from archiver.store.bucket import Bucket
+from archiver.store.client import StoreOptions, make_client
+from tests.contract.servers import REGION, Rclone
+from tests.contract.stores import KNOWN, Known
+from tests.fakes.clock import HandClock
+from tests.system.ceph import Ceph
+
+ASKED = os.environ.get("CONTRACT_STORES", "weed,moto,rclone").split(",")
+STORES = [name for name, known in KNOWN.items() if known.server in ASKED]
+LOCKED = [name for name in STORES if KNOWN[name].locked]
+LOCKING = [name for name in LOCKED if KNOWN[name].proved.lock_holds]
+"""Those whose locks hold: the archiver refuses to lock on any other."""
+
+
+@dataclass
+class Server:
+    """Where a store answers, and a client of the suite's own. Its buckets: `locked`, `plain`."""
+
+    endpoint_url: str
+    environment: dict[str, str]
+    has_buckets: bool = False
+    client: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            self.use(patch)
+            options = StoreOptions("", endpoint_url=self.endpoint_url, region=REGION)
+            self.client = make_client(options)
+        if not self.has_buckets:
+            self.client.create_bucket(Bucket="plain")
+            self.client.create_bucket(Bucket="locked", ObjectLockEnabledForBucket=True)
+
+    def use(self, patch: pytest.MonkeyPatch) -> None:
+        """Have boto3 find this store's credentials."""
+        for name, value in self.environment.items():
+            patch.setenv(name, value)
+
+
+def _credentials() -> dict[str, str]:
+    return {"AWS_ACCESS_KEY_ID": "suite", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20)}
+
+
+@pytest.fixture(scope="session")
+def weed_server(weed: Weed) -> Server:
+    return Server(weed.endpoint_url, weed.environment, has_buckets=True)
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[Server]:
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    moto = ThreadedMotoServer(port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    yield Server(f"http://{host}:{port}", _credentials())
+    moto.stop()
+
+
+@pytest.fixture(scope="session")
+def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    credentials = _credentials()
+    with Rclone(tmp_path_factory.mktemp("contract-rclone"), *credentials.values()) as rclone:
+        yield Server(rclone.endpoint_url, credentials)
+
+
+@pytest.fixture(scope="session")
+def rgw_server(ceph: Ceph) -> Server:
+    return Server(ceph.endpoint_url, ceph.environment)
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest) -> str:
+    """Which of the known stores a test runs on."""
+    return str(request.param)
+
+
+@pytest.fixture
+def known(store: str) -> Known:
+    return KNOWN[store]
+
+
+@pytest.fixture
+def server(known: Known, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Server:
+    found: Server = request.getfixturevalue(f"{known.server}_server")
+    found.use(monkeypatch)
+    return found
+
+
+MakeBucket = Callable[..., Bucket]
+
+
+@pytest.fixture
+def open_bucket(server: Server, known: Known, prefix: str, clock: HandClock) -> MakeBucket:
+    """Makes a `Bucket` on the store below this test's own prefix, set as the app would set it."""
+
+    def make(name: str = "", **options: Any) -> Bucket:
+        where = {"prefix": prefix, "endpoint_url": server.endpoint_url, "region": REGION}
+        name = name or ("locked" if known.locked else "plain")
+        client = None if "endpoint_url" in options else server.client
+        bucket = Bucket(
+            StoreOptions(name, **{**where, **options}), clock, Retry(clock), client=client
+        )
+        bucket.create_once = known.proved.create_once
+        return bucket
+
+    return make
+
+
+@pytest.fixture
+def bucket(open_bucket: MakeBucket) -> Bucket:
+    return open_bucket()

@@ -1,0 +1,185 @@
+"""The real pipeline on fakes in memory: one thread, no sockets, no waiting, the same each time.
+
+A `World` is a clock, a platform and a bucket. `world.writer("a")` is a process of the archiver on
+them: the real lister, transfer, windows, chain, loop and backfill, with the real clients beneath.
+Several writers share a world and know nothing of each other. A writer that dies (`dies`, `kill`)
+never does anything again: whatever it tries raises `Crash`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any, Literal, TypeVar
+
+from archiver.manifest import layout
+from archiver.manifest.signing import SigningKey
+from archiver.model import Retention, Window, windows_between
+from archiver.pipeline.backfill import Backfill, Summary
+from archiver.pipeline.genesis import found_archive
+from archiver.pipeline.index import SegmentIndex
+from archiver.pipeline.sealing import Chain
+from archiver.pipeline.service import Schedule, Service
+from archiver.pipeline.transfer import Transfer
+from archiver.pipeline.window import Windows
+from archiver.source.client import Filter
+from archiver.source.listing import Lister
+from tests.fakes.clock import HandClock
+from tests.fakes.memory_source import MemoryPlatform, api_client, recording_client
+from tests.fakes.memory_store import MemoryStore, Request
+
+T = TypeVar("T")
+R = TypeVar("R")
+HOUR = timedelta(hours=1)
+COMPLETED = Filter(("Completed",))
+
+
+class Crash(BaseException):
+    """The process is gone: nothing in it may catch this and go on."""
+
+
+class SerialWorkers:
+    """Stands in for `Workers`: one thread, one item after the other."""
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        return [function(item) for item in items]
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Times:
+    """The lengths of time of an archive."""
+
+    window: timedelta = HOUR
+    settle: timedelta = 2 * HOUR
+    give_up: timedelta = 4 * HOUR
+    relist: tuple[timedelta, ...] = (3 * HOUR, 6 * HOUR)
+    poll_interval_seconds: float = 60.0
+
+    @property
+    def longest(self) -> timedelta:
+        """So long after its end a window has nothing to wait for any more."""
+        return max(self.settle, self.give_up, *self.relist)
+
+
+@cache
+def a_key() -> SigningKey:
+    """One key for all: making one takes longer than many rounds."""
+    return SigningKey.generate()
+
+
+class World:
+    """What the writers share. `watermark` is where the archive begins, `options` are those of the
+    platform. `tick` numbers whatever happens to platform and bucket, one series for both."""
+
+    def __init__(
+        self, now: datetime, watermark: datetime, times: Times | None = None, **options: Any
+    ) -> None:
+        self.clock = HandClock(now)
+        self.tick = itertools.count(1).__next__
+        self.watermark = watermark
+        self.times = times or Times()
+        self.key = a_key()
+        self.platform = MemoryPlatform(clock=self.clock.now, ticks=self.tick, **options)
+        self.store = MemoryStore(self.clock, writer="test", ticks=self.tick)
+        self.writers: dict[str, Writer] = {}
+
+    def writer(self, name: str, part_bytes: int = 8 << 20) -> Writer:
+        """A new process, its archive opened or begun."""
+        assert name not in self.writers, "two writers of one name"
+        made = self.writers[name] = Writer(self, name, part_bytes)
+        made.found()
+        return made
+
+    def finish(self) -> None:
+        """Nobody has done what nobody may do."""
+        self.store.finish(frozenset(n for n, writer in self.writers.items() if writer.died))
+        assert self.platform.violations == []
+
+
+class Writer:
+    """One process: everything is wired here as `archiver/app.py` wires it."""
+
+    def __init__(self, world: World, name: str, part_bytes: int) -> None:
+        clock, times, keep = world.clock, world.times, Retention()
+        self.name = name
+        self.died = False
+        self._world = world
+        self.store = store = world.store.by(name)
+        self.segments = segments = SegmentIndex(store)
+        self._api = api_client(world.platform, clock, name)
+        lister = Lister(self._api, COMPLETED, clock, times.window)
+        tags = itertools.count(1)
+        transfer = Transfer(
+            self._api, recording_client(world.platform, clock, name), store, clock,
+            retention=keep, give_up=times.give_up, part_bytes=part_bytes,
+            first_rest_seconds=times.poll_interval_seconds,
+            tag=lambda: _tag(name, next(tags)),
+        )  # fmt: skip
+        self.windows = Windows(
+            lister, transfer, store, SerialWorkers(), clock,
+            segments=segments, retention=keep, settle=times.settle, relist=times.relist,
+        )  # fmt: skip
+        self.chain = Chain(store, world.key, clock, keep)
+        self.backfiller = Backfill(self.windows, self.chain, segments, at_once=1)
+        schedule = Schedule(
+            times.window, times.settle, times.give_up, times.poll_interval_seconds, times.relist
+        )
+        self.service = Service(self.windows, self.chain, segments, clock, schedule, at_once=1)
+
+    # --- what a process does
+
+    def found(self) -> None:
+        """Open the archive, or begin it."""
+        world = self._world
+        if not self.chain.open():
+            pages = {layout.VERIFY_PAGE: b"how to verify\n"}
+            found_archive(
+                self.chain, self.store, world.key.public, world.clock,
+                capabilities={"create_once": True}, pages=pages, watermark=world.watermark,
+                retention=Retention(),
+            )  # fmt: skip
+
+    def round(self) -> Summary:
+        """One round of the loop."""
+        return self.service.round()
+
+    def backfill(self, start: datetime, end: datetime) -> Summary:
+        windows: list[Window] = list(windows_between(start, end, self._world.times.window))
+        return self.backfiller.run(windows)
+
+    # --- how it ends
+
+    def dies(self, writes: int, moment: Literal["before", "after"] = "after") -> None:
+        """Die at the `writes`-th request from now that writes, before or after it takes effect."""
+        left = itertools.count(writes - 1, -1)
+
+        def count(request: Request) -> None:
+            if request.writes and request.moment == moment and next(left) == 0:
+                self.kill()
+                raise Crash(f"{self.name} died {moment} {request.operation} {request.key}")
+
+        self.store.hooks.append(count)
+
+    def kill(self) -> None:
+        """From now on it does nothing any more."""
+        self.died = True
+
+        def dead(request: Request) -> None:
+            raise Crash(f"{self.name} is dead")
+
+        self.store.hooks.insert(0, dead)
+
+    def close(self) -> None:
+        self._api.close()
+
+
+def _tag(name: str, number: int) -> str:
+    """16 hex digits that no other writer has, the same each time."""
+    return hashlib.sha256(f"{name} {number}".encode()).hexdigest()[:16]

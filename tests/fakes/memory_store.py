@@ -1,0 +1,369 @@
+"""The archive's bucket in memory: what `store/bucket.py` promises, and strict about its callers.
+
+`MemoryStore` satisfies the `Store` port, the auditor's `Reader` too. Create-once is atomic; nothing
+can be overwritten or deleted. `store_rules.py` says what no writer may do: that raises `Violation`
+where it is done, and is remembered, so that `finish` finds it where somebody caught it.
+
+One bucket has many writers: `store.by("second")` is the same bucket in another writer's hands, with
+hooks of its own. A hook hears of each request before it has an effect and after, and may raise: a
+`StoreError` before is a refusal, after is a lost answer; anything else is the death of the process.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import IO, Literal
+
+from archiver.clock import Clock
+from archiver.errors import KeyTaken, StoreError
+from archiver.store.objects import Head, Listed, Stored, Version
+from tests.fakes import store_rules
+from tests.fakes.store_rules import Violation, sha256_hex
+
+CHUNK_BYTES = 256 << 10
+MAX_OBJECT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Object:
+    """What lies under a key. `writer` made it as the `number`-th thing that happened."""
+
+    key: str
+    data: bytes
+    sha256: str
+    version_id: str | None
+    content_type: str
+    writer: str
+    number: int
+    lock_mode: str | None = None
+    lock_until: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request to the store: its operation, its key (or prefix), and whether it is done."""
+
+    operation: Literal["put", "begin", "part", "complete", "abort", "get", "head", "list"]
+    key: str
+    moment: Literal["before", "after"]
+    writer: str
+
+    @property
+    def writes(self) -> bool:
+        return self.operation in ("put", "begin", "part", "complete", "abort")
+
+
+Hook = Callable[[Request], None]
+
+
+@dataclass
+class _Shelf:
+    """What all writers of one bucket share."""
+
+    ticks: Callable[[], int]
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    objects: dict[str, Object] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+    uploads: list[MemoryUpload] = field(default_factory=list)
+    versions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    violations: list[str] = field(default_factory=list)
+
+
+class MemoryStore:
+    """One writer's hands on a bucket. Threads share it.
+
+    `rules=False` takes any key and any bytes: for what is no archive. `ticks` numbers what happens,
+    across the fakes that share it. `create_once` and `read_back` are the archiver's to set.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        writer: str = "writer",
+        versioned: bool = True,
+        lock_mode: str | None = None,
+        rules: bool = True,
+        ticks: Callable[[], int] | None = None,
+        shelf: _Shelf | None = None,
+    ) -> None:
+        self.create_once = True
+        self.read_back = False
+        self.writer = writer
+        self.hooks: list[Hook] = []
+        self._clock = clock
+        self._versioned = versioned
+        self._lock_mode = lock_mode
+        self._rules = rules
+        self._shelf = shelf or _Shelf(ticks or itertools.count(1).__next__)
+
+    def by(self, writer: str, clock: Clock | None = None) -> MemoryStore:
+        """The same bucket in another writer's hands."""
+        return MemoryStore(
+            clock or self._clock, writer=writer, versioned=self._versioned,
+            lock_mode=self._lock_mode, rules=self._rules, shelf=self._shelf,
+        )  # fmt: skip
+
+    # --- reading
+
+    def read(
+        self, key: str, version_id: str | None = None, max_bytes: int = MAX_OBJECT_BYTES
+    ) -> bytes | None:
+        found = self._get("get", key, version_id)
+        if found is not None and len(found.data) > max_bytes:
+            raise StoreError(f"{key} is larger than {max_bytes} bytes", reason="too_large")
+        return None if found is None else found.data
+
+    def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> None:
+        assert retain_until is None or self.head(key, version_id) is not None
+
+    def read_into(self, key: str, file: IO[bytes], max_bytes: int) -> bool:
+        data = self.read(key, max_bytes=max_bytes)
+        file.write(data or b"")
+        return data is not None
+
+    def tail(self, key: str, max_bytes: int) -> bytes | None:
+        """The last `max_bytes` bytes of an object (all, where it has fewer), or None."""
+        found = self._get("get", key)
+        return None if found is None else found.data[-max_bytes:]
+
+    def stream(self, key: str, version_id: str | None = None) -> Iterator[bytes] | None:
+        found = self._get("get", key, version_id)
+        if found is None:
+            return None
+        data = found.data
+        return (data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
+
+    def head(self, key: str, version_id: str | None = None) -> Head | None:
+        found = self._get("head", key, version_id)
+        if found is None:
+            return None
+        whole = None if found.version_id in self._in_parts() else found.sha256
+        return Head(
+            size=len(found.data),
+            version_id=found.version_id,
+            etag=f'"{found.sha256[:32]}"',
+            sha256=whole,
+            lock_mode=found.lock_mode,
+            lock_until=found.lock_until,
+        )
+
+    def list(self, prefix: str, start_after: str = "") -> Iterator[Listed]:
+        """In the order of the keys; what is written meanwhile is not in it."""
+        self._say("list", prefix, "before")
+        with self._shelf.lock:
+            keys = self._shelf.keys
+            first = max(bisect.bisect_left(keys, prefix), bisect.bisect_right(keys, start_after))
+            rest = itertools.islice(keys, first, None)
+            below = list(itertools.takewhile(lambda key: key.startswith(prefix), rest))
+            found = [Listed(key, len(self._shelf.objects[key].data)) for key in below]
+        self._say("list", prefix, "after")
+        yield from found
+
+    def versions(self, prefix: str) -> Iterator[Version]:
+        for item in self.list(prefix) if self._versioned else ():
+            yield Version(item.key, self.object(item.key).version_id or "", True, False, item.size)
+
+    def _get(
+        self, operation: Literal["get", "head"], key: str, version_id: str | None = None
+    ) -> Object | None:
+        self._say(operation, key, "before")
+        with self._shelf.lock:
+            found = self._shelf.objects.get(key)
+        self._say(operation, key, "after")
+        return found if found is None or version_id in (None, found.version_id) else None
+
+    # --- writing
+
+    def put_once(
+        self,
+        key: str,
+        data: bytes | bytearray | IO[bytes],
+        *,
+        content_type: str = "application/json",
+        retain_until: datetime | None = None,
+    ) -> Stored:
+        """Create an object, or adopt the same bytes already there; `KeyTaken` for other bytes."""
+        self._say("put", key, "before")
+        body = _whole(data)
+        with self._shelf.lock:
+            stored = self._put(key, body, content_type, retain_until)
+        self._say("put", key, "after")
+        return stored
+
+    def _put(
+        self, key: str, data: bytes, content_type: str, retain_until: datetime | None
+    ) -> Stored:
+        there = self._shelf.objects.get(key)
+        if there is None:
+            made = self._create(key, data, content_type, retain_until)
+            return Stored(key, made.version_id, len(data), made.sha256)
+        if there.data != data:
+            raise KeyTaken(f"{key} holds other bytes", reason="taken")
+        if self._locks(retain_until) and (there.lock_until or _NEVER) < _second(retain_until):
+            lock = {"lock_mode": self._lock_mode, "lock_until": _second(retain_until)}
+            self._shelf.objects[key] = replace(there, **lock)
+        return Stored(key, there.version_id, len(data), there.sha256, adopted=True)
+
+    def _create(
+        self, key: str, data: bytes, content_type: str, retain_until: datetime | None
+    ) -> Object:
+        if self._rules:
+            self._judge(key, lambda: store_rules.check(key, data, self._shelf.objects.get))
+        locks = self._locks(retain_until)
+        made = Object(
+            key, data, sha256_hex(data),
+            f"v{next(self._shelf.versions)}" if self._versioned else None,
+            content_type, self.writer, self._shelf.ticks(),
+            self._lock_mode if locks else None,
+            _second(retain_until) if locks else None,
+        )  # fmt: skip
+        self._shelf.objects[key] = made
+        bisect.insort(self._shelf.keys, key)
+        return made
+
+    def begin(self, key: str, *, content_type: str, retain_until: datetime | None) -> MemoryUpload:
+        """Start an upload in parts; nothing is to be seen of it before it is complete."""
+        self._say("begin", key, "before")
+        if self._rules:
+            self._judge(key, lambda: store_rules.check_parts(key))
+        upload = MemoryUpload(self, key, content_type, retain_until)
+        with self._shelf.lock:
+            self._shelf.uploads.append(upload)
+        self._say("begin", key, "after")
+        return upload
+
+    def _locks(self, retain_until: datetime | None) -> bool:
+        if self._lock_mode is None or retain_until is None:
+            return False
+        return retain_until - self._clock.now() > timedelta(seconds=1)
+
+    def _in_parts(self) -> set[str | None]:
+        with self._shelf.lock:
+            return {one.version_id for one in self._shelf.uploads if one.version_id}
+
+    # --- who watches
+
+    def _say(self, operation: str, key: str, moment: Literal["before", "after"]) -> None:
+        if moment == "before":
+            self._clock.check()
+        for hook in tuple(self.hooks):
+            hook(Request(operation, key, moment, self.writer))  # type: ignore[arg-type]
+
+    def _judge(self, key: str, rule: Callable[[], None]) -> None:
+        try:
+            rule()
+        except Violation as violation:
+            self._shelf.violations.append(f"{self.writer}: {key}: {violation}")
+            raise
+
+    # --- what tests ask; none of it counts as a request
+
+    @property
+    def violations(self) -> list[str]:
+        return list(self._shelf.violations)
+
+    @property
+    def keys(self) -> list[str]:
+        with self._shelf.lock:
+            return list(self._shelf.keys)
+
+    @property
+    def uploads(self) -> list[MemoryUpload]:
+        """Every upload in parts that was ever begun."""
+        with self._shelf.lock:
+            return list(self._shelf.uploads)
+
+    @property
+    def objects(self) -> list[Object]:
+        """All objects, in the order in which they were made."""
+        with self._shelf.lock:
+            return list(self._shelf.objects.values())
+
+    def object(self, key: str) -> Object:
+        with self._shelf.lock:
+            return self._shelf.objects[key]
+
+    def finish(self, killed: frozenset[str] = frozenset()) -> None:
+        """Nothing forbidden was done, and no upload is open but those of `killed` writers."""
+        assert self.violations == []
+        left = [one.key for one in self.uploads if one.is_open and one.writer not in killed]
+        assert left == [], "uploads left open"
+
+
+class MemoryUpload:
+    """An upload in parts. Used by one thread; ends by `complete` or `abort`."""
+
+    def __init__(
+        self, store: MemoryStore, key: str, content_type: str, retain_until: datetime | None
+    ) -> None:
+        self.key = key
+        self.writer = store.writer
+        self.state: Literal["open", "complete", "aborted"] = "open"
+        self.version_id: str | None = None
+        self._store = store
+        self._content_type = content_type
+        self._retain_until = retain_until
+        self._parts: list[bytes] = []
+
+    @property
+    def is_open(self) -> bool:
+        return self.state == "open"
+
+    def part(self, data: bytes | bytearray) -> None:
+        self._store._say("part", self.key, "before")
+        self._require(self.is_open, f"a part after the upload was {self.state}")
+        self._require(len(data) > 0, "an empty part")
+        self._parts.append(bytes(data))
+        self._store._say("part", self.key, "after")
+
+    def complete(self, sha256: str) -> Stored:
+        """Put the parts together; `sha256` is that of the whole."""
+        store, data = self._store, b"".join(self._parts)
+        store._say("complete", self.key, "before")
+        self._require(self.is_open, f"completed after the upload was {self.state}")
+        self._require(sha256 == sha256_hex(data), "completed with the digest of other bytes")
+        with store._shelf.lock:
+            self._require(self.key not in store._shelf.objects, "an upload over another object")
+            made = store._create(self.key, data, self._content_type, self._retain_until)
+            self.state, self.version_id = "complete", made.version_id
+        store._say("complete", self.key, "after")
+        return Stored(self.key, made.version_id, len(data), made.sha256)
+
+    def abort(self) -> None:
+        """Give the parts back; after the upload's end it does nothing."""
+        self._store._say("abort", self.key, "before")
+        if self.is_open:
+            self.state = "aborted"
+            self._parts.clear()
+        self._store._say("abort", self.key, "after")
+
+    def _require(self, holds: bool, otherwise: str) -> None:
+        def rule() -> None:
+            if not holds:
+                raise Violation(otherwise)
+
+        self._store._judge(self.key, rule)
+
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
+
+def _whole(data: bytes | bytearray | IO[bytes]) -> bytes:
+    """The bytes; of a file all of them, wherever it stands."""
+    if isinstance(data, bytes | bytearray):
+        return bytes(data)
+    data.seek(0)
+    return data.read()
+
+
+def _second(moment: datetime | None) -> datetime:
+    """Lock dates are whole seconds, never earlier than asked."""
+    assert moment is not None
+    whole = moment.replace(microsecond=0)
+    return whole if whole == moment else whole + timedelta(seconds=1)

@@ -1,0 +1,340 @@
+"""Windows that are sealed and not done with: when they are listed again, and that none of them
+keeps the others, or the newest calls, waiting. Each test ends with an audit of what it left."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from archiver.demo.platform import Platform, Reply, Request
+from archiver.errors import StoreError
+from archiver.manifest import layout
+from archiver.pipeline import service
+from archiver.pipeline.service import Service
+from archiver.store.bucket import Bucket
+from tests.fakes.clock import HandClock
+from tests.fakes.population import TEN, a_call
+from tests.fakes.relisting import (
+    AGES,
+    DAY,
+    FIRST,
+    GIVE_UP,
+    MINUTE,
+    SETTLED,
+    Look,
+    MakeRig,
+    Troubled,
+    another,
+    answers,
+    call_of,
+    files_of,
+    lines_of,
+)
+from tests.fakes.rig import HOUR, WINDOW, Archive
+from tests.unit.test_windows import missing, value
+
+pytestmark = pytest.mark.usefixtures("audited")
+ELEVEN = TEN + HOUR
+REST = 16 * MINUTE
+"""Longer than a window rests whose source does not answer."""
+SURVEY = {"state": "Completed"}
+
+
+def surveyed(platform: Platform, call_id: str = "vc_1") -> None:
+    """The source has a survey of the call from now on."""
+    call_of(platform, call_id).epa = SURVEY
+
+
+def has_survey(look: Archive, call_id: str = "vc_1") -> bool:
+    return "epa" in files_of(look.records[call_id])
+
+
+# --- no age passes unseen
+
+
+def test_an_age_is_looked_after_though_a_backfill_listed_the_window_since(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    """The backfill has something of its own to tell, and so writes the newest revision."""
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+    another(rig).round()
+    surveyed(platform)
+    platform.add(a_call("late", TEN + MINUTE))
+    clock.turn_to(FIRST + MINUTE)
+    rig(relist=AGES).backfill()
+    assert "late" in archive().records
+    clock.forward(MINUTE)
+    another(rig).round()
+    assert has_survey(archive())
+
+
+def test_an_age_before_the_window_settles_is_looked_after_once_it_has(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    """It passes while the window is open, and its first listing has archived the call long ago."""
+    loop = another(rig, relist=(HOUR,))
+    platform.add(a_call())
+    loop.round()
+    surveyed(platform)
+    clock.turn_to(SETTLED)
+    loop.round()
+    clock.forward(MINUTE)
+    loop.round()
+    assert has_survey(archive())
+
+
+def test_ages_that_passed_during_a_downtime_are_looked_after_once_the_source_answers(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    """Archived while the window was open; the source is out when the loop is up again."""
+    platform.add(a_call())
+    another(rig).round()
+    surveyed(platform)
+    platform.hooks.append(answers(503, "/epa-results"))
+    clock.turn_to(FIRST)
+    loop = another(rig)
+    loop.round()
+    platform.hooks.clear()
+    clock.forward(REST)
+    loop.round()
+    assert has_survey(archive())
+    assert len(lines_of(archive())) == 2
+
+
+def test_an_age_that_comes_while_the_window_is_listed_is_not_seen_by_that_listing(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    """A pending call has the window listed just before; that listing ends just after."""
+    loop = another(rig, give_up=DAY)
+    platform.add(a_call(), a_call("late", TEN + MINUTE))
+    missing(platform, "late")
+    clock.turn_to(SETTLED)
+    loop.round()
+    surveyed(platform)
+    missing(platform, "late", gone=False)
+
+    def drag(request: Request) -> None:
+        if "dateFrom=2024-01-15T10" in request.raw_query:
+            clock.forward(timedelta(seconds=3))
+
+    platform.hooks.append(drag)
+    clock.turn_to(FIRST - timedelta(seconds=4))
+    loop.round()
+    assert clock.now() > FIRST
+    assert [line["archived"] for line in lines_of(archive())] == [1, 2]
+    platform.hooks.clear()
+    clock.forward(MINUTE)
+    loop.round()
+    assert has_survey(archive())
+
+
+def test_a_first_look_at_the_bucket_that_fails_is_taken_again_in_the_next_round(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, bucket: Bucket
+) -> None:
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+    another(rig).round()
+
+    def out() -> None:
+        raise StoreError("the store is out")
+
+    loop = another(rig, where=Troubled(bucket, "tail", "1000.r1.jsonl", out))
+    clock.turn_to(FIRST)
+    with pytest.raises(StoreError, match="is out"):
+        loop.round()
+    clock.forward(MINUTE)
+    loop.round()
+    assert len(lines_of(archive())) == 2
+
+
+# --- one for all
+
+
+def two_windows_of_age(platform: Platform, rig: MakeRig, clock: HandClock) -> Service:
+    """Both have a call with a survey that is not archived yet, and wait to be listed again; another
+    call has just begun."""
+    platform.add(a_call(), a_call("other", ELEVEN))
+    clock.turn_to(SETTLED + HOUR)
+    another(rig).round()
+    surveyed(platform)
+    surveyed(platform, "other")
+    clock.turn_to(FIRST + HOUR)
+    platform.add(a_call("newest", clock.now() - MINUTE))
+    return another(rig, give_up=DAY)
+
+
+def goes_on(platform: Platform, clock: HandClock, loop: Service) -> None:
+    """All is well again, until the newest call's window is closed too."""
+    platform.hooks.clear()
+    clock.forward(3 * HOUR)
+    loop.round()
+
+
+def test_a_call_that_the_source_refuses_keeps_no_other_window_waiting(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    loop = two_windows_of_age(platform, rig, clock)
+    platform.hooks.append(answers(403, "/vc_1"))
+    assert loop.round().needs_a_person
+    look = archive()
+    assert len(lines_of(look)) == 1
+    assert has_survey(look, "other")
+    assert "newest" in look.records
+    goes_on(platform, clock, loop)
+    assert has_survey(archive())
+
+
+@pytest.mark.parametrize("what", ["a record", "all"])
+def test_a_damaged_segment_keeps_no_other_window_waiting(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, bucket: Bucket, what: str
+) -> None:
+    """Whether its window line can be read or not; mended, it is listed again itself."""
+    loop = two_windows_of_age(platform, rig, clock)
+    key = layout.SegmentName(TEN, 1).jsonl
+    record, line = archive().read(key).splitlines(keepends=True)
+    s3, at = bucket.requests.s3, bucket.requests.at(key)
+    body = record[:9] + b"\n" + line if what == "a record" else b"nothing of the sort\n"
+    damage = s3.put_object(**at, Body=body)
+    loop.round()
+    s3.delete_object(**at, VersionId=damage["VersionId"])
+    look = archive()
+    assert len(lines_of(look)) == 1
+    assert has_survey(look, "other")
+    assert "newest" in look.records
+    goes_on(platform, clock, loop)
+    assert has_survey(archive())
+
+
+def test_a_survey_that_never_answers_has_no_other_call_asked_for_again_and_again(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    loop = another(rig, give_up=DAY)
+    platform.add(a_call(), a_call("other", TEN + MINUTE))
+    clock.turn_to(SETTLED)
+    loop.round()
+    platform.hooks.append(answers(503, "vc_1/epa-results"))
+    clock.turn_to(FIRST)
+    before = len(platform.served("api", path_contains="/other"))
+    for _ in range(3):
+        loop.round()
+        clock.forward(REST)
+    assert len(lines_of(archive())) == 1, "the listing is put off"
+    asked = platform.served("api", path_contains="/other")[before:]
+    assert [one.path.rpartition("/")[2] for one in asked] == ["other", "epa-results"]
+
+
+def test_follow_ups_do_not_starve_the_newest_calls(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A source is so slow that one window takes more than the round has for all of them."""
+    loop = two_windows_of_age(platform, rig, clock)
+    monkeypatch.setattr(service, "CLOSED_AT_A_TIME", 1)
+
+    def slow(request: Request) -> None:
+        if "/voice-calls/vc_1" in request.path:
+            clock.forward(timedelta(seconds=40))
+            platform.add(a_call("begun_since", FIRST + HOUR + timedelta(seconds=1)))
+
+    platform.hooks.append(slow)
+    loop.round()
+    look = archive()
+    assert has_survey(look)
+    assert "begun_since" in look.records
+    assert len(lines_of(look, ELEVEN)) == 1, "there was no time left for it"
+    loop.round()
+    assert has_survey(archive(), "other")
+    goes_on(platform, clock, loop)
+
+
+def test_a_pending_call_that_each_listing_of_the_day_shows_has_its_window_listed_with_pauses(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    """A date-only source lists it beside the calls of every open window, in every round."""
+    platform.options.whole_days = True
+    loop = another(rig, give_up=DAY)
+    platform.add(a_call(), a_call("bad", TEN + MINUTE))
+    missing(platform, "bad")
+    clock.turn_to(SETTLED)
+    loop.round()
+    open_windows = 3
+    visits = []
+    for _ in range(12):
+        clock.forward(MINUTE)
+        visits.append(loop.round().windows - open_windows)
+    assert archive().line()["pending"] == ["bad"]
+    assert sum(visits) == 3, "with backoff"
+
+
+def test_calls_of_before_the_archive_are_not_kept_in_mind(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    """A date-only source shows them in every listing of the archive's first day."""
+    platform.options.whole_days = True
+    platform.add(a_call("old", TEN - HOUR, audio=None), a_call(audio=None))
+    made = rig(relist=AGES)
+    made.found(TEN)
+    made.service().round()
+    clock.forward(2 * MINUTE)  # what was tried does not rest any more
+    assert made.windows.remembered == {WINDOW}
+    assert platform.served("api", path_contains="/old") == []
+
+
+# --- what is not known is not made up
+
+
+def test_gauges_keep_their_value_while_a_listing_cannot_be_read(
+    platform: Platform, rig: MakeRig, clock: HandClock
+) -> None:
+    loop = another(rig, give_up=DAY)
+    platform.add(a_call(audio=None))
+    loop.round()
+    assert value("archiver_pending_calls") == 1
+    assert value("archiver_oldest_unarchived_seconds") == 2 * HOUR.total_seconds()
+    unreadable = Reply(200, {"Content-Type": "application/json"}, b'{"data": [NaN]}')
+    platform.hooks.append(lambda r: unreadable if r.path.endswith("/voice-calls") else None)
+    clock.forward(MINUTE)
+    loop.round()
+    assert value("archiver_pending_calls") == 1
+    assert value("archiver_oldest_unarchived_seconds") == (2 * HOUR + MINUTE).total_seconds()
+
+
+def test_processes_of_one_round_each_give_a_call_up_that_was_pending_before(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    """None of them tries twice, so none has more than the manifest to know it by."""
+    platform.add(a_call())
+    platform.hooks.append(answers(503, "/recording-url"))
+    clock.turn_to(SETTLED)
+    another(rig).round()
+    assert archive().line()["pending"] == ["vc_1"]
+    clock.turn_to(WINDOW.end + GIVE_UP)
+    another(rig).round()
+    look = archive()
+    assert [(line["failed"], line["pending"]) for line in lines_of(look)] == [
+        (0, ["vc_1"]),
+        (1, []),
+    ]
+    assert look.records["vc_1"]["reason"] == "source_unavailable"
+
+
+def test_an_outage_does_not_make_a_failed_call_one_without_a_recording(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    """The source had a recording once; neither an outage nor a later denial takes that back."""
+    made = rig(give_up=GIVE_UP)
+    platform.add(a_call())
+    missing(platform, "vc_1")
+    clock.turn_to(WINDOW.end + GIVE_UP)
+    made.backfill()
+    before = archive().records["vc_1"]
+    assert (before["outcome"], before["reason"]) == ("failed", "recording_missing")
+    platform.hooks.append(answers(503, "/recording-url"))
+    for _ in range(2):
+        made.backfill()
+    platform.hooks.clear()
+    call_of(platform, "vc_1").recording = None
+    made.backfill()
+    assert archive().records["vc_1"] == before

@@ -1,0 +1,190 @@
+"""The platform in memory serves the real clients, drifts, and remembers what it showed."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from archiver.demo.wire import Reply, Request
+from archiver.errors import CallError, NoRecording, SourceError, SourceRefused
+from archiver.source.client import Filter
+from archiver.source.recording import Expired
+from tests.fakes.clock import HandClock
+from tests.fakes.memory_source import (
+    MemoryPlatform,
+    MemoryTransport,
+    api_client,
+    recording_client,
+)
+from tests.fakes.population import TEN, a_call, voice
+from tests.fakes.rig import WINDOW
+
+COMPLETED = Filter(("Completed",))
+
+
+@pytest.fixture
+def platform(clock: HandClock) -> MemoryPlatform:
+    calls = [a_call(f"vc_{n}", TEN + timedelta(minutes=n)) for n in range(5)]
+    return MemoryPlatform(calls, clock=clock.now, page_size_cap=2, sort="startTime")
+
+
+def pages(platform: MemoryPlatform, clock: HandClock, client: str = "client") -> list[list[str]]:
+    """One pass over the listing of the window, as the real client sees it."""
+    with_network = api_client(platform, clock, client)
+    return [[call.id for call in page.calls] for page in with_network.pages(WINDOW, COMPLETED)]
+
+
+def download(platform: MemoryPlatform, clock: HandClock, url: str) -> bytes:
+    with recording_client(platform, clock).open(url) as recording:
+        buffer = bytearray(recording.info.length)
+        assert recording.readinto(memoryview(buffer)) == len(buffer)
+    return bytes(buffer)
+
+
+def test_the_real_clients_are_served(platform: MemoryPlatform, clock: HandClock) -> None:
+    platform.change("vc_3", epa={"score": 1})
+    api = api_client(platform, clock)
+    assert pages(platform, clock) == [["vc_0", "vc_1"], ["vc_2", "vc_3"], ["vc_4"]]
+    assert api.call("vc_3")[0].document["epaResults"] == api.survey("vc_3") == {"score": 1}
+    assert download(platform, clock, api.recording_url("vc_3").url) == voice("vc_3")
+    assert platform.violations == []
+
+
+def test_a_signed_url_expires_and_holds_for_one_recording(
+    platform: MemoryPlatform, clock: HandClock
+) -> None:
+    url = api_client(platform, clock).recording_url("vc_3").url
+    with pytest.raises(Expired):
+        download(platform, clock, url.replace("vc_3", "vc_2"))
+    clock.forward(timedelta(minutes=16))
+    with pytest.raises(Expired):
+        download(platform, clock, url)
+
+
+def test_wrong_credentials_are_refused(platform: MemoryPlatform, clock: HandClock) -> None:
+    platform.options.tokens.clear()
+    with pytest.raises(SourceRefused):
+        pages(platform, clock)
+
+
+def test_a_change_comes_between_two_pages(platform: MemoryPlatform, clock: HandClock) -> None:
+    platform.later("page", 1, lambda: platform.hidden.add("vc_0"))
+    assert pages(platform, clock) == [["vc_0", "vc_1"], ["vc_3", "vc_4"], []]
+    assert pages(platform, clock) == [["vc_1", "vc_2"], ["vc_3", "vc_4"], []]
+
+
+def test_a_change_comes_between_two_passes(platform: MemoryPlatform, clock: HandClock) -> None:
+    platform.later("pass", 1, lambda: platform.hidden.update({"vc_0", "vc_1"}))
+    platform.later("pass", 2, platform.hidden.clear)
+    assert [sum(map(len, pages(platform, clock))) for _ in range(3)] == [5, 3, 5]
+
+
+def test_a_change_that_is_called_off_never_comes(
+    platform: MemoryPlatform, clock: HandClock
+) -> None:
+    platform.later("request", 1, lambda: platform.hidden.add("vc_0"))
+    platform.calm()
+    assert sum(map(len, pages(platform, clock))) == 5
+
+
+def test_what_was_listed_is_remembered_with_who_saw_it(
+    platform: MemoryPlatform, clock: HandClock
+) -> None:
+    platform.add(a_call("open", TEN, state="InProgress"))
+    pages(platform, clock, "first")
+    platform.hidden.add("vc_1")
+    platform.change("vc_2", durationSeconds=7)
+    clock.forward(timedelta(hours=1))
+    pages(platform, clock, "second")
+    assert platform.listed.keys() == {f"vc_{n}" for n in range(5)}
+    assert [seen.client for seen in platform.listed["vc_1"]] == ["first"]
+    one, two = platform.listed["vc_2"]
+    assert (one.document["durationSeconds"], two.document["durationSeconds"]) == (1, 7)
+    assert two.at - one.at == timedelta(hours=1)
+    assert one.number < two.number
+
+
+def test_hidden_calls_are_known_by_their_id_and_gone_ones_are_not(
+    platform: MemoryPlatform, clock: HandClock
+) -> None:
+    api = api_client(platform, clock)
+    platform.hidden.add("vc_1")
+    platform.gone.add("vc_2")
+    assert pages(platform, clock) == [["vc_0", "vc_3"], ["vc_4"]]
+    assert api.call("vc_1")[0].id == "vc_1"
+    with pytest.raises(CallError) as caught:
+        api.call("vc_2")
+    assert caught.value.reason == "call_missing"
+
+
+def test_a_repeated_call_stands_on_every_page(platform: MemoryPlatform, clock: HandClock) -> None:
+    platform.repeated.add("vc_1")
+    found = [["vc_0", "vc_1"], ["vc_2", "vc_3", "vc_1"], ["vc_4", "vc_1"]]
+    assert pages(platform, clock)[:3] == found
+
+
+@pytest.mark.parametrize("totals", ["right", "absent", "less", "more", "page"])
+@pytest.mark.parametrize("count", [0, 1, 4, 5])
+def test_a_pass_is_whole_whatever_the_totals_say(clock: HandClock, totals: Any, count: int) -> None:
+    calls = [a_call(f"vc_{n}", TEN + timedelta(minutes=n)) for n in range(count)]
+    platform = MemoryPlatform(calls, clock=clock.now, page_size_cap=2)
+    platform.quirks.totals = totals
+    assert sum(map(len, pages(platform, clock))) == count
+
+
+def test_a_source_may_ignore_page_and_filter(platform: MemoryPlatform, clock: HandClock) -> None:
+    platform.options.page_size_cap = 100
+    platform.quirks.ignores_page = platform.quirks.ignores_filter = True
+    platform.add(a_call("open", TEN + timedelta(minutes=9), state="InProgress"))
+    found = pages(platform, clock)
+    assert set(found[0]) == {*(f"vc_{n}" for n in range(5)), "open"}
+    assert "open" not in platform.listed
+
+
+@pytest.mark.parametrize(
+    ("part", "status", "reason"),
+    [("url", 500, "source_unavailable"), ("blob", 503, "source_unavailable"),
+     ("blob", 404, "recording_missing")],
+)  # fmt: skip
+def test_a_recording_may_fail(
+    platform: MemoryPlatform, clock: HandClock, part: Any, status: int, reason: str
+) -> None:
+    api = api_client(platform, clock)
+    platform.status[part]["vc_1"] = status
+    with pytest.raises(CallError) as caught:
+        download(platform, clock, api.recording_url("vc_1").url)
+    assert caught.value.reason == reason
+    assert download(platform, clock, api.recording_url("vc_2").url) == voice("vc_2")
+
+
+def test_a_recording_may_be_gone(platform: MemoryPlatform, clock: HandClock) -> None:
+    platform.status["url"]["vc_1"] = 410
+    with pytest.raises(NoRecording):
+        api_client(platform, clock).recording_url("vc_1")
+
+
+@pytest.mark.parametrize("cut", [-1, 0, 9])
+def test_an_answer_may_be_cut(platform: MemoryPlatform, clock: HandClock, cut: int) -> None:
+    def shorten(request: Request) -> Reply | None:
+        reply = platform.answer(request)
+        reply.close_after = cut
+        return reply
+
+    url = api_client(platform, clock).recording_url("vc_1").url
+    platform.hooks.append(shorten)
+    with pytest.raises(SourceError) as caught:
+        pages(platform, clock)
+    assert caught.value.reason == "broken_off"
+    with pytest.raises(CallError) as broken:
+        download(platform, clock, url)
+    assert broken.value.reason == ("source_unavailable" if cut < 0 else "truncated")
+
+
+def test_what_no_client_may_send_is_a_violation(platform: MemoryPlatform) -> None:
+    with httpx.Client(transport=MemoryTransport(platform)) as client:
+        headers = {"Authorization": f"Bearer {platform.token}"}
+        assert client.post("https://api.test/api/v1/voice-calls", headers=headers).status_code
+    assert platform.violations == ["POST sent to the API"]

@@ -1,0 +1,331 @@
+"""The store in memory keeps the contract, and catches a writer that breaks the order of writes."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from archiver.clock import Interrupted
+from archiver.errors import KeyTaken, StoreError
+from archiver.manifest import layout
+from tests.fakes.clock import HandClock
+from tests.fakes.memory_store import MemoryStore, Request
+from tests.fakes.store_rules import Violation, sha256_hex
+
+CALL = "recordings/dt=2024-01-15/vc_1/"
+RECORD = "records/dt=2024-01-15/vc_1/r1.json"
+SEGMENT = "manifest/segments/dt=2024-01-15/1000.r1.jsonl"
+KEY_ID = "0123456789abcdef"
+
+
+@pytest.fixture
+def store(clock: HandClock) -> MemoryStore:
+    return MemoryStore(clock)
+
+
+@pytest.fixture
+def plain(clock: HandClock) -> MemoryStore:
+    """Takes any key."""
+    return MemoryStore(clock, rules=False)
+
+
+def dump(document: dict[str, Any]) -> bytes:
+    return json.dumps(document).encode() + b"\n"
+
+
+def a_record(store: MemoryStore, **fields: Any) -> dict[str, Any]:
+    """A record of what lies in the store, as it is or as `fields` have it."""
+    wav = store.put_once(CALL + "recording.wav", b"RIFF")
+    file = {"kind": "recording", "key": wav.key, "bytes": wav.size, "sha256": wav.sha256}
+    file["version_id"] = wav.version_id
+    told = {"call_id": "vc_1", "record": RECORD, "revision": 1, "outcome": "archived"}
+    return {**told, "files": [file], **fields}
+
+
+def a_window(**fields: Any) -> dict[str, Any]:
+    counts = {"archived": 1, "failed": 0, "no_recording": 0, "listed": 1, "pending": []}
+    return {**counts, "revision": 1, "type": "window", **fields}
+
+
+def a_segment(store: MemoryStore) -> bytes:
+    """A window of one call, whose record it puts."""
+    record = dump(a_record(store))
+    store.put_once(RECORD, record)
+    return record + dump(a_window())
+
+
+def a_chain(store: MemoryStore) -> dict[str, Any]:
+    """Seal 0, signed; what a seal after it would say of a segment that it puts."""
+    store.put_once(layout.public_key_key(KEY_ID), b"PEM")
+    first = {"seq": 0, "key_id": KEY_ID, "watermark": "2024-01-15T10:00:00Z", "segments": []}
+    zero = store.put_once(layout.seal_key(0), dump(first))
+    store.put_once(layout.signature_key(0), bytes(64))
+    segment = store.put_once(SEGMENT, a_segment(store))
+    entry = {"key": SEGMENT, "sha256": segment.sha256, "bytes": segment.size}
+    return {**first, "seq": 1, "prev": zero.sha256, "segments": [entry]}
+
+
+def companion(store: MemoryStore) -> None:
+    digest = store.object(SEGMENT).sha256
+    store.put_once(SEGMENT.replace("jsonl", "sha256"), f"{digest}  {SEGMENT}\n".encode())
+
+
+def refused(store: MemoryStore, key: str, data: bytes, words: str) -> None:
+    with pytest.raises(Violation, match=words):
+        store.put_once(key, data)
+    assert key not in store.keys
+    with pytest.raises(AssertionError):
+        store.finish()
+
+
+# --- the contract
+
+
+def test_what_is_put_once_is_read_back_adopted_and_never_overwritten(plain: MemoryStore) -> None:
+    stored = plain.put_once("k", b"0123456789")
+    assert not stored.adopted
+    again = plain.by("other").put_once("k", bytearray(b"0123456789"))
+    assert (again.adopted, again.version_id) == (True, stored.version_id)
+    with pytest.raises(KeyTaken):
+        plain.put_once("k", b"other")
+    assert plain.read("k") == plain.read("k", stored.version_id) == b"0123456789"
+    assert plain.tail("k", 3) == b"789"
+    assert plain.tail("k", 30) == b"0123456789"
+    assert b"".join(plain.stream("k") or ()) == b"0123456789"
+    head = plain.head("k", stored.version_id)
+    assert head is not None
+    assert (head.size, head.sha256) == (10, stored.sha256)
+    with pytest.raises(StoreError, match="larger"):
+        plain.read("k", max_bytes=9)
+    assert [version.version_id for version in plain.versions("")] == [stored.version_id]
+    plain.finish()
+
+
+def test_a_file_is_put_whole_and_stays_open(plain: MemoryStore) -> None:
+    with io.BytesIO(b"0123456789") as file:
+        file.read(4)
+        assert plain.put_once("k", file).size == 10
+        assert plain.put_once("k", file).adopted
+    assert plain.read("k") == b"0123456789"
+
+
+def test_what_is_not_there_is_none(plain: MemoryStore) -> None:
+    plain.put_once("k", b"x")
+    for ask in (plain.read, plain.stream, plain.head, lambda key: plain.tail(key, 1)):
+        assert ask("nothing") is None
+    assert plain.read("k", "v99") is None
+
+
+def test_a_listing_is_sorted_and_begins_after(plain: MemoryStore) -> None:
+    for key in ("b/2", "a", "b/10", "c", "b/1"):
+        plain.put_once(key, b"x")
+    assert [item.key for item in plain.list("b/")] == ["b/1", "b/10", "b/2"]
+    assert [item.key for item in plain.list("b/", start_after="b/10")] == ["b/2"]
+    assert [item.key for item in plain.list("b/", start_after="c")] == []
+
+
+def test_nothing_is_to_be_seen_of_an_upload_before_it_is_complete(store: MemoryStore) -> None:
+    key = CALL + "recording-0123456789abcdef.wav"
+    upload = store.begin(key, content_type="audio/wav", retain_until=None)
+    upload.part(b"ab")
+    assert store.head(key) is None
+    with pytest.raises(AssertionError, match="left open"):
+        store.finish()
+    stored = upload.complete(sha256_hex(b"ab"))
+    head = store.head(key, stored.version_id)
+    assert head is not None
+    assert (head.size, head.sha256) == (2, None), "a composite checksum is no content hash"
+    aborted = store.begin(key, content_type="audio/wav", retain_until=None)
+    aborted.abort()
+    aborted.abort()
+    store.finish()
+    with pytest.raises(Violation, match="after the upload"):
+        upload.part(b"c")
+
+
+@pytest.mark.parametrize("key", [CALL + "recording.wav", "other"])
+def test_parts_go_to_a_key_of_their_own(store: MemoryStore, key: str) -> None:
+    with pytest.raises(Violation):
+        store.begin(key, content_type="audio/wav", retain_until=None)
+
+
+def test_locks_are_set_and_only_lengthened(clock: HandClock) -> None:
+    store = MemoryStore(clock, lock_mode="GOVERNANCE", rules=False)
+    far, near = clock.now() + timedelta(days=9), clock.now() + timedelta(days=1)
+    for until, expected in ((near, near), (far, far), (near, far)):
+        store.put_once("k", b"x", retain_until=until)
+        head = store.head("k")
+        assert head is not None
+        assert (head.lock_mode, head.lock_until) == ("GOVERNANCE", expected)
+    store.put_once("over", b"x", retain_until=clock.now() - timedelta(days=1))
+    assert store.object("over").lock_mode is None
+
+
+def test_of_many_writers_one_wins(plain: MemoryStore) -> None:
+    won, barrier = [], threading.Barrier(8)
+
+    def write(number: int) -> None:
+        hands = plain.by(f"w{number}")
+        barrier.wait()
+        for key in map(str, range(50)):
+            try:
+                hands.put_once(key, hands.writer.encode())
+                won.append(key)
+            except KeyTaken:
+                pass
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(won) == sorted(map(str, range(50))) == plain.keys
+
+
+def test_hooks_may_fail_a_request_before_and_after_it_is_done(plain: MemoryStore) -> None:
+    def fail(moment: str) -> None:
+        def hook(request: Request) -> None:
+            if request.writes and request.moment == moment:
+                raise StoreError("down")
+
+        plain.hooks[:] = [hook]
+        with pytest.raises(StoreError, match="down"):
+            plain.put_once(moment, b"x")
+
+    fail("before")
+    fail("after")
+    assert plain.keys == ["after"]
+    plain.by("other").put_once("mine", b"x")
+
+
+def test_a_request_to_end_is_heard(clock: HandClock, plain: MemoryStore) -> None:
+    clock.stop()
+    for ask in (lambda: plain.put_once("k", b"x"), lambda: list(plain.list(""))):
+        with pytest.raises(Interrupted):
+            ask()
+
+
+# --- the rules
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "else", "recordings/x.wav", CALL + "recording.mp3", CALL + "note.json", "records/r1.json",
+        "manifest/segments/dt=2024-01-15/1060.r1.jsonl", "manifest/seals/1.json", "manifest/x",
+    ],
+)  # fmt: skip
+def test_a_key_outside_the_layout_is_refused(store: MemoryStore, key: str) -> None:
+    refused(store, key, b"x", "outside the layout")
+
+
+def test_nothing_empty_is_stored(store: MemoryStore) -> None:
+    refused(store, CALL + "recording.wav", b"", "empty")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"revision": 2}, "another revision"),
+        ({"call_id": "vc_2"}, "another call"),
+        ({"record": RECORD.replace("r1", "r2")}, "another key"),
+        ({"outcome": "failed"}, "reverse"),
+        ({"files": []}, "without a recording"),
+        ({"outcome": "lost"}, "unknown outcome"),
+    ],
+)
+def test_a_record_is_its_keys(store: MemoryStore, fields: dict[str, Any], words: str) -> None:
+    refused(store, RECORD, dump(a_record(store, **fields)), words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"key": CALL + "epa.json"}, "before its file"),
+        ({"key": CALL.replace("vc_1", "vc_2") + "recording.wav"}, "file of another call"),
+        ({"sha256": "0" * 64}, "told wrongly"),
+        ({"bytes": 5}, "told wrongly"),
+        ({"version_id": "v99"}, "told wrongly"),
+    ],
+)
+def test_a_record_names_what_is_there(
+    store: MemoryStore, changes: dict[str, Any], words: str
+) -> None:
+    record = a_record(store)
+    record["files"][0].update(changes)
+    refused(store, RECORD, dump(record), words)
+
+
+def test_a_revision_amends_and_never_takes_back(store: MemoryStore) -> None:
+    second = RECORD.replace("r1", "r2")
+    told = {"record": second, "revision": 2}
+    refused(store, second, dump(a_record(store, **told)), "before the one that it amends")
+    store.put_once(RECORD, dump(a_record(store)))
+    less = a_record(store, **told, outcome="failed")
+    refused(store, second, dump({**less, "files": []}), "something less")
+    store.put_once(second, dump(a_record(store, **told)))
+
+
+def test_a_segment_comes_after_its_records_and_balances(store: MemoryStore) -> None:
+    record = dump(a_record(store))
+    refused(store, SEGMENT, record + dump(a_window()), "before its record")
+    store.put_once(RECORD, record)
+    other = dump({**a_record(store), "state": "Other"})
+    refused(store, SEGMENT, other + dump(a_window()), "other bytes")
+    refused(store, SEGMENT, record + dump(a_window(listed=2)), "balance")
+    refused(store, SEGMENT, record + dump(a_window(revision=2)), "another revision")
+    second = SEGMENT.replace("r1", "r2")
+    refused(store, second, record + dump(a_window(revision=2)), "gap")
+    store.put_once(SEGMENT, record + dump(a_window()))
+
+
+def test_a_companion_is_right_about_its_segment(store: MemoryStore) -> None:
+    key = SEGMENT.replace("jsonl", "sha256")
+    refused(store, key, b"x", "before its segment")
+    store.put_once(SEGMENT, a_segment(store))
+    refused(store, key, f"{'0' * 64}  {SEGMENT}\n".encode(), "wrong about")
+    companion(store)
+
+
+def test_a_chain_begins_with_its_key(store: MemoryStore) -> None:
+    seal = {"seq": 0, "key_id": KEY_ID, "watermark": "2024-01-15T10:00:00Z", "segments": []}
+    refused(store, layout.seal_key(0), dump(seal), "public key")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"prev": "0" * 64}, "does not follow"),
+        ({"seq": 2}, "another number"),
+        ({"watermark": "2024-01-15T09:00:00Z"}, "goes back"),
+    ],
+)
+def test_a_seal_follows(store: MemoryStore, fields: dict[str, Any], words: str) -> None:
+    seal = a_chain(store)
+    refused(store, layout.seal_key(1), dump({**seal, **fields}), words)
+
+
+def test_a_seal_its_signature_and_its_pointers_come_in_their_order(store: MemoryStore) -> None:
+    one, two, three = (layout.seal_key(number) for number in (1, 2, 3))
+    pointer = SEGMENT.replace("jsonl", "seal")
+    seal = a_chain(store)
+    refused(store, one, dump(seal), "companion")
+    companion(store)
+    refused(store, two, dump({**seal, "seq": 2}), "gap")
+    refused(store, pointer, b"1\n", "before its seal")
+    refused(store, layout.signature_key(1), bytes(64), "before its seal")
+    first = store.put_once(one, dump(seal))
+    refused(store, pointer, b"1\n", "before the signature")
+    following = {**seal, "seq": 2, "prev": first.sha256}
+    refused(store, two, dump(following), "no signature")
+    store.put_once(layout.signature_key(1), bytes(64))
+    refused(store, two, dump(following), "pointer")
+    store.put_once(pointer, b"1\n")
+    refused(store, two, dump(following), "second time")
+    store.put_once(two, dump({**following, "segments": []}))
+    assert three not in store.keys
