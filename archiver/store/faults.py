@@ -7,14 +7,6 @@ from botocore.exceptions import ClientError
 
 from archiver.errors import KeyTaken, StoreError
 
-_RETRYABLE = {
-    "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "ServiceUnavailable",
-    "InternalError", "RequestTimeout", "OperationAborted", "ConditionalRequestConflict",
-    "500", "502", "503", "504",
-}  # fmt: skip
-_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
-_DAMAGED = {"BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}
-_DENIED = {"AccessDenied", "Forbidden", "403", "AllAccessDisabled"}
 _UNREACHABLE = (
     boto.ConnectionError,
     boto.HTTPClientError,
@@ -22,6 +14,63 @@ _UNREACHABLE = (
     boto.IncompleteReadError,
     OSError,
 )
+_RETRYABLE = {
+    "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "ServiceUnavailable",
+    "InternalError", "RequestTimeout", "OperationAborted", "ConditionalRequestConflict",
+    "500", "502", "503", "504",
+}  # fmt: skip
+_THROTTLED = {"SlowDown", "503", "Throttling", "ThrottlingException"}
+
+_TOLD = {
+    "no_upload": "the multipart upload is gone",
+    "not_configured": "the bucket has no Object Lock",
+    "no_bucket": "bucket {bucket} does not exist: check ARCHIVER_S3_BUCKET",
+    "clock": (
+        "the store's clock and this machine's differ too much for it to answer: set the clocks "
+        "(NTP)"
+    ),
+    "cold": (
+        "the store must restore this object before it can be read: choose an "
+        "ARCHIVER_STORAGE_CLASS that can be read at once"
+    ),
+    "credentials": (
+        "the store refused the credentials ({code}): check AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY"
+    ),
+    "damaged": "the store says that what {operation} sent was damaged on the way ({code})",
+    "denied": (
+        "the store refused {operation} on bucket {bucket} ({code}): give the credentials "
+        "{permission}"
+    ),
+    "not_implemented": "the store does not know {operation} as it was asked",
+}
+"""What a person is told, by the error's `reason`."""
+_REASONS = {
+    "NoSuchUpload": "no_upload",
+    "ObjectLockConfigurationNotFoundError": "not_configured",
+    "NoSuchBucket": "no_bucket",
+    "RequestTimeTooSkewed": "clock",
+    "InvalidObjectState": "cold",
+    **dict.fromkeys(
+        ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"),
+        "credentials",
+    ),
+    **dict.fromkeys(("BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"), "damaged"),
+    **dict.fromkeys(("AccessDenied", "Forbidden", "403", "AllAccessDisabled"), "denied"),
+    "NotImplemented": "not_implemented",
+}
+_PERMISSIONS = {
+    "ListObjectsV2": "s3:ListBucket",
+    "list_objects_v2": "s3:ListBucket",
+    "list_object_versions": "s3:ListBucketVersions",
+    "GetObject": "s3:GetObject and s3:GetObjectVersion",
+    "HeadObject": "s3:GetObject and s3:GetObjectVersion",
+    "GetObjectLockConfiguration": "s3:GetBucketObjectLockConfiguration",
+    "PutObject": "s3:PutObject (for Object Lock s3:PutObjectRetention as well)",
+    "CreateMultipartUpload": "s3:PutObject (for Object Lock s3:PutObjectRetention as well)",
+    "UploadPart": "s3:PutObject",
+    "CompleteMultipartUpload": "s3:PutObject",
+}
 
 
 def translate(error: Exception, operation: str, bucket: str) -> StoreError:
@@ -54,72 +103,19 @@ def translate(error: Exception, operation: str, bucket: str) -> StoreError:
 
 
 def _answered(error: ClientError, operation: str, bucket: str) -> StoreError:
+    """The error for what the store itself said, by its code."""
     code = str(error.response.get("Error", {}).get("Code", "unknown"))[:64]
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if code in ("PreconditionFailed", "412"):
         return KeyTaken(f"{operation}: the key is taken", reason="taken", status=412)
-    if code == "NoSuchBucket":
-        return StoreError(f"bucket {bucket} does not exist: check ARCHIVER_S3_BUCKET", status=404)
-    if code == "NoSuchUpload":
-        return StoreError("the multipart upload is gone", reason="no_upload", status=404)
-    if code in _CREDENTIALS:
-        return StoreError(
-            f"the store refused the credentials ({code}): check AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY",
-            status=status,
-            reason="credentials",
+    reason = _REASONS.get(code, "not_implemented" if status == 501 else "")
+    if reason:
+        permission = _PERMISSIONS.get(operation, f"s3:{operation}")
+        message = _TOLD[reason].format(
+            operation=operation, bucket=bucket, code=code, permission=permission
         )
-    if code == "RequestTimeTooSkewed":
-        return StoreError(
-            "the store's clock and this machine's differ too much for it to answer: set the clocks "
-            "(NTP)",
-            status=status,
-            reason="clock",
-        )
-    if code in _DAMAGED:
-        return StoreError(
-            f"the store says that what {operation} sent was damaged on the way ({code})",
-            retryable=True,
-            status=status,
-            reason="damaged",
-        )
-    if code in _DENIED:
-        return StoreError(
-            f"the store refused {operation} on bucket {bucket} ({code}): give the credentials "
-            f"{_permission(operation)}",
-            status=403,
-            reason="denied",
-        )
-    if code == "ObjectLockConfigurationNotFoundError":
-        return StoreError("the bucket has no Object Lock", reason="not_configured", status=404)
-    if code == "NotImplemented" or status == 501:
-        return StoreError(
-            f"the store does not know {operation} as it was asked",
-            reason="not_implemented",
-            status=501,
-        )
+        return StoreError(message, retryable=reason == "damaged", reason=reason, status=status)
     retryable = code in _RETRYABLE or (isinstance(status, int) and status >= 500)
-    throttled = code in ("SlowDown", "503", "Throttling", "ThrottlingException")
-    return StoreError(
-        f"the store answered {operation} with {code}",
-        retryable=retryable,
-        reason="throttled" if throttled else "status_5xx" if retryable else "refused",
-        status=status,
-    )
-
-
-_PERMISSIONS = {
-    "ListObjectsV2": "s3:ListBucket",
-    "list_objects_v2": "s3:ListBucket",
-    "list_object_versions": "s3:ListBucketVersions",
-    "PutObject": "s3:PutObject (for Object Lock s3:PutObjectRetention as well)",
-    "HeadObject": "s3:GetObject and s3:GetObjectVersion",
-    "GetObjectLockConfiguration": "s3:GetBucketObjectLockConfiguration",
-    "CreateMultipartUpload": "s3:PutObject (for Object Lock s3:PutObjectRetention as well)",
-    "UploadPart": "s3:PutObject",
-    "CompleteMultipartUpload": "s3:PutObject",
-}
-
-
-def _permission(operation: str) -> str:
-    return _PERMISSIONS.get(operation, f"s3:{operation}")
+    reason = "throttled" if code in _THROTTLED else "status_5xx" if retryable else "refused"
+    message = f"the store answered {operation} with {code}"
+    return StoreError(message, retryable=retryable, reason=reason, status=status)

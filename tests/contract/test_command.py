@@ -53,7 +53,7 @@ def command(
 
 @pytest.mark.parametrize("store", OVERWRITES)
 def test_several_writers_are_refused(command: Command, platform: Platform) -> None:
-    for verb in (["init"], ["backfill", *HOUR], ["run", "--once"]):
+    for verb in (["init"], ["run", "--once"]):
         done = command.run(*verb)
         assert done.code == 4, done.err
         assert "--single-writer" in done.complaint

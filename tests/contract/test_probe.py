@@ -125,17 +125,14 @@ def test_a_setting_that_the_store_drops_is_told_at_the_start(open_bucket: MakeBu
     assert caught.value.exit_code == 4
 
 
+@pytest.mark.parametrize("store", [name for name in STORES if name == "moto"])
 def test_a_store_that_is_not_atomic_is_found_out(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    open_bucket: MakeBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """moto looks whether there is an object, and then makes one: slowed down in between, it lets
     all racers win, though it refuses those who come later."""
-    if "moto" not in STORES:
-        pytest.skip("runs on moto")
     from moto.s3.models import S3Backend
 
-    server: Server = request.getfixturevalue("moto_server")
-    server.use(monkeypatch)
     at_once = S3Backend.put_object
 
     def slowly(*arguments: Any, **named: Any) -> Any:
@@ -143,23 +140,12 @@ def test_a_store_that_is_not_atomic_is_found_out(
         return at_once(*arguments, **named)
 
     monkeypatch.setattr(S3Backend, "put_object", slowly)
-    found = probe(_moto(server))
+    found = probe(open_bucket())
     assert not found.create_once
     assert found.create_once_race_winners is not None
     assert found.create_once_race_winners > 1
     with pytest.raises(StoreError, match="--single-writer"):
         require_safe(found, single_writer=False)
-
-
-def _moto(server: Server) -> Bucket:
-    from archiver.retry import Retry
-    from archiver.store.client import StoreOptions
-
-    clock = HandClock()
-    options = StoreOptions(
-        "locked", prefix="slow", endpoint_url=server.endpoint_url, region="us-east-1"
-    )
-    return Bucket(options, clock, Retry(clock), client=server.client)
 
 
 # --- who may do less
@@ -270,13 +256,29 @@ def test_a_store_that_cannot_be_reached_is_told(open_bucket: MakeBucket) -> None
             ask()
 
 
-def test_a_clock_too_far_off_to_be_answered_is_told() -> None:
+@pytest.mark.parametrize(
+    ("code", "status", "reason", "told"),
+    [
+        ("RequestTimeTooSkewed", 403, "clock", "set the clocks"),
+        ("InvalidObjectState", 403, "cold", "ARCHIVER_STORAGE_CLASS"),
+        ("BadDigest", 400, "damaged", "damaged on the way"),
+        ("AccessDenied", 403, "denied", "s3:PutObject (for Object Lock s3:PutObjectRetention"),
+        ("ConditionalRequestConflict", 409, "status_5xx", "ConditionalRequestConflict"),
+        ("SomethingElse", 501, "not_implemented", "PutObject"),
+        ("SomethingElse", 400, "refused", "SomethingElse"),
+    ],
+)
+def test_what_a_store_says_in_our_words(code: str, status: int, reason: str, told: str) -> None:
     answer: Any = {
-        "Error": {"Code": "RequestTimeTooSkewed"}, "ResponseMetadata": {"HTTPStatusCode": 403}
-    }  # fmt: skip
-    told = translate(ClientError(answer, "PutObject"), "PutObject", "b")
-    assert "clock" in str(told)
-    assert (told.exit_code, told.retryable) == (4, False)
+        "Error": {"Code": code, "Message": "Tell nobody"},
+        "ResponseMetadata": {"HTTPStatusCode": status},
+    }
+    error = translate(ClientError(answer, "PutObject"), "PutObject", "b")
+    assert told in str(error)
+    assert "nobody" not in str(error)
+    assert "\n" not in str(error)
+    assert (error.reason, error.status, error.exit_code) == (reason, status, 4)
+    assert error.retryable == (reason in ("damaged", "status_5xx"))
 
 
 # --- every other start

@@ -29,6 +29,7 @@ from tests.fakes.clock import HandClock
 PART = 5 << 20
 ATOMIC = [name for name in STORES if KNOWN[name].proved.create_once and name != "moto"]
 """moto now and then has two winners."""
+WEED = [name for name in STORES if name == "weed-locked"]
 
 
 def versions_of(bucket: Bucket, key: str) -> int:
@@ -465,3 +466,75 @@ def test_options_reach_each_write(server: Server) -> None:
         assert headers["x-amz-server-side-encryption-aws-kms-key-id"] == "key-1"
         assert headers["x-amz-storage-class"] == "STANDARD_IA"
     assert seen[0]["If-None-Match"] == "*"
+
+
+class Careless:
+    """A store's client whose store takes an argument of each write, and drops it."""
+
+    def __init__(self, client: Any, *dropped: str) -> None:
+        self._client = client
+        self._dropped = dropped
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._client, name)
+        if name not in ("put_object", "create_multipart_upload"):
+            return call
+        return lambda **arguments: call(
+            **{key: value for key, value in arguments.items() if key not in self._dropped}
+        )
+
+
+DROPPED = {
+    "ARCHIVER_SSE": ({"sse": "AES256"}, "ServerSideEncryption"),
+    "ARCHIVER_STORAGE_CLASS": ({"storage_class": "STANDARD_IA"}, "StorageClass"),
+}
+
+
+@pytest.mark.parametrize("store", WEED)
+@pytest.mark.parametrize("setting", DROPPED)
+def test_a_setting_that_the_store_drops_is_found_out(
+    open_bucket: MakeBucket, clock: HandClock, setting: str
+) -> None:
+    options, argument = DROPPED[setting]
+    honest = open_bucket(**options)
+    honest.put_once("kept", b"x")
+    put_in_parts(honest, "kept in parts", None)
+    client = Careless(honest.requests.s3, argument)
+    careless = Bucket(honest.options, clock, Retry(clock), client=client)
+    for write in (
+        lambda: careless.put_once("k", b"x"),
+        lambda: put_in_parts(careless, "in parts", None),
+    ):
+        with pytest.raises(StoreError, match=setting) as caught:
+            write()
+        assert caught.value.exit_code == 4
+    # What is there already was written with the settings of its day.
+    open_bucket().put_once("old", b"x")
+    assert honest.put_once("old", b"x").adopted
+
+
+@pytest.mark.parametrize("store", WEED)
+def test_a_lock_that_the_store_drops_is_set_again(locking: MakeBucket, clock: HandClock) -> None:
+    honest, until = locking(), clock.now() + timedelta(days=1)
+    client = Careless(honest.requests.s3, "ObjectLockMode", "ObjectLockRetainUntilDate")
+    careless = Bucket(honest.options, clock, Retry(clock), client=client)
+    version = careless.put_once("k", b"x", retain_until=until).version_id
+    assert_locked(honest, "k", "GOVERNANCE", until, version)
+    version = put_in_parts(careless, "in parts", until)
+    assert_locked(honest, "in parts", "GOVERNANCE", until, version)
+
+
+class Forgetful(Careless):
+    """A store that answers each lock with success, and keeps none."""
+
+    def put_object_retention(self, **_: Any) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("store", WEED)
+def test_a_lock_that_cannot_be_had_is_an_error(locking: MakeBucket, clock: HandClock) -> None:
+    honest, until = locking(), clock.now() + timedelta(days=1)
+    client = Forgetful(honest.requests.s3, "ObjectLockMode", "ObjectLockRetainUntilDate")
+    forgetful = Bucket(honest.options, clock, Retry(clock), client=client)
+    with pytest.raises(StoreError, match="not locked as asked"):
+        forgetful.put_once("k", b"x", retain_until=until)
