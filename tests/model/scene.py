@@ -305,6 +305,14 @@ class Scene:
 
     # --- what must hold
 
+    def placed(self, call_id: str) -> datetime | None:
+        """The time by which the platform's filter places a call."""
+        call, options = self.platform.all[call_id], self.platform.options
+        for name in (options.filter_field, "startTime", "createdAt", "endTime"):
+            if call.document.get(name):
+                return moment(call.document[name])
+        return call.listed_at
+
     def ledger(self) -> Ledger:
         """The bucket, held against the rules of its format."""
         self.world.finish()

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from tests.fakes.memory_rig import HOUR, Times
 from tests.model.ledger import Ledger
 from tests.model.properties import examples, in_parts, seed_of
-from tests.model.scene import POSITIONS, Audio, Place, Scene, When
+from tests.model.scene import POSITIONS, START, Audio, Place, Scene, When
 
 MOST_CALLS = 15
 
@@ -43,6 +43,8 @@ whens: st.SearchStrategy[When] = st.none() | st.tuples(moments, st.integers(1, 8
 states = st.sampled_from(("Completed", "Completed", "Completed", "InProgress"))
 
 has_calls = precondition(lambda self: bool(self.scene.ids))
+has_room = precondition(lambda self: len(self.scene.ids) < MOST_CALLS)
+in_company = precondition(lambda self: not self.alone)
 
 
 @st.composite
@@ -79,10 +81,18 @@ class Completeness(RuleBasedStateMachine):
         source=sources(),
         odd=quirks(),
         part_bytes=st.sampled_from((8 << 20, 300)),
+        alone=st.sampled_from((True, False, False)),
     )
     def begin(
-        self, times: Times, source: dict[str, Any], odd: dict[str, Any], part_bytes: int
+        self,
+        times: Times,
+        source: dict[str, Any],
+        odd: dict[str, Any],
+        part_bytes: int,
+        alone: bool,
     ) -> None:
+        """`alone`: one writer, and no call that moves: where the most can be asked for."""
+        self.alone = alone
         if odd["ignores_page"]:
             source = {**source, "page_size_cap": 100}
         self.scene = Scene(times, part_bytes, **source)
@@ -91,29 +101,29 @@ class Completeness(RuleBasedStateMachine):
 
     # --- the source
 
-    @precondition(lambda self: len(self.scene.ids) < MOST_CALLS)
+    @has_room
     @rule(place=places, state=states, audio=audio, epa=st.booleans(), when=whens)
     def call(self, place: Place, state: str, audio: Audio, epa: bool, when: When) -> None:
         self.scene.call(place, state, audio, epa, when)
 
-    @precondition(lambda self: len(self.scene.ids) < MOST_CALLS)
+    @has_room
     @rule(place=places, count=st.integers(2, 4), when=whens)
     def calls(self, place: Place, count: int, when: When) -> None:
         for _ in range(count):
             self.scene.call(place, "Completed", "there", False, when)
 
-    @precondition(lambda self: len(self.scene.ids) < MOST_CALLS)
+    @has_room
     @rule(place=places, when=whens)
     def timeless_call(self, place: Place, when: When) -> None:
         self.scene.timeless(place, when)
 
-    @precondition(lambda self: len(self.scene.ids) < MOST_CALLS)
+    @has_room
     @rule(place=places, audio=audio, pages=st.integers(1, 4), gone=st.booleans(), when=whens)
     def flash(self, place: Place, audio: Audio, pages: int, gone: bool, when: When) -> None:
         self.scene.flash(place, audio, pages, gone, when)
 
     @has_calls
-    @rule(number=numbers, passes=st.integers(2, 14))
+    @rule(number=numbers, passes=st.sampled_from((2, 5, 14, 40)))
     def storm(self, number: int, passes: int) -> None:
         self.scene.storm(number, passes)
 
@@ -142,6 +152,7 @@ class Completeness(RuleBasedStateMachine):
         self.scene.set(number, when, **fields)
 
     @has_calls
+    @in_company
     @rule(number=numbers, place=places, when=whens)
     def move(self, number: int, place: Place, when: When) -> None:
         self.scene.move(number, place, when)
@@ -178,10 +189,12 @@ class Completeness(RuleBasedStateMachine):
         self.scene.pass_time(minutes)
         self.scene.round()
 
+    @in_company
     @rule(when=whens)
     def round_of_a_second_writer(self, when: When) -> None:
         self.scene.second_round(when)
 
+    @in_company
     @rule(place=places, hours=st.integers(1, 3), when=whens)
     def backfill(self, place: Place, hours: int, when: When) -> None:
         self.scene.backfill(place, hours, when)
@@ -204,7 +217,7 @@ class Completeness(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "scene"):
             return
-        scene = self.scene
+        scene, times = self.scene, self.scene.world.times
         scene.come_to_rest()
         self._check_silence(scene.ledger())
         scene.heal()
@@ -214,8 +227,9 @@ class Completeness(RuleBasedStateMachine):
         scene.backfill_all()
         ledger = scene.ledger()
         self._check_silence(ledger)
+        assert ledger.watermark >= scene.clock.now() - times.settle - times.window
         self._check_what_is_listed_now(ledger)
-        for age in scene.world.times.relist:
+        for age in times.relist:
             ledger.check_listed_again(age, scene.clock.now() - HOUR)
 
     def _check_silence(self, ledger: Ledger) -> None:
@@ -231,9 +245,12 @@ class Completeness(RuleBasedStateMachine):
         completed = {i for i, call in shown.items() if call.state == "Completed"}
         listed = ledger.listed
         assert listed.keys() <= completed, "said to be listed, and not listed"
-        for call_id in completed & self.scene.platform.listed.keys():
+        for call_id in completed:
+            moment = self.scene.placed(call_id)
+            if moment is None or not START <= moment < ledger.watermark:
+                continue
             record = listed.get(call_id)
-            assert record is not None, f"{call_id} is listed, and said to have vanished"
+            assert record is not None, f"{call_id} is listed, and not told of as listed"
             sounds = [file for file in record["files"] if file["kind"] == "recording"]
             found = (record["outcome"], sounds[0]["sha256"] if sounds else None)
             assert found in self.scene.expected(call_id), call_id

