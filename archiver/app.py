@@ -27,8 +27,9 @@ from archiver.pipeline.window import Windows
 from archiver.readonly import store_options
 from archiver.retry import Retry
 from archiver.settings import Settings
-from archiver.source.client import SignedUrl, VoiceCallsClient
+from archiver.source.client import VoiceCallsClient
 from archiver.source.recording import RecordingClient
+from archiver.source.signed import SignedUrl
 from archiver.store.bucket import Bucket
 from archiver.store.probe import Capabilities, glance, probe, require_safe
 from archiver.tls import client_context

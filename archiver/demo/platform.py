@@ -110,7 +110,8 @@ class Platform:
             WireServer("api", (host, api_port), self._respond, tls=tls, broken=broken),
             WireServer("blob", (host, blob_port), self._respond, tls=tls, broken=broken),
         )
-        self.api_host, self.blob_host = (f"{host}:{server.port}" for server in self._servers)
+        self.api_host, self.blob_server = (f"{host}:{server.port}" for server in self._servers)
+        self.blob_host = self.blob_server
         self._scheme = "http" if tls is None else "https"
 
     def _now(self) -> datetime:
@@ -243,6 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
     with Platform(
         calls, host=asked.host, enveloped=enveloped, sas_ttl_seconds=asked.sas_ttl, tls=tls
     ) as platform:
+        platform.blob_host = asked.blob_via or platform.blob_host
         sys.stdout.write(json.dumps(_addresses(platform)) + "\n")
         sys.stdout.flush()
         stop.wait()
@@ -264,6 +266,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--enveloped", choices=("yes", "no", "mixed"), default="yes")
     parser.add_argument("--sas-ttl", type=int, default=900, metavar="SECONDS")
+    parser.add_argument(
+        "--blob-via", metavar="HOST:PORT", help="what recording URLs name: a proxy before the blobs"
+    )
     parser.add_argument("--tls-cert", type=Path, metavar="PEM")
     parser.add_argument("--tls-key", type=Path, metavar="PEM")
     parser.add_argument(
@@ -299,6 +304,7 @@ def _addresses(platform: Platform) -> dict[str, Any]:
     return {
         "api_url": platform.api_url,
         "blob_host": platform.blob_host,
+        "blob_server": platform.blob_server,
         "token": platform.token,
         "voice_read_token": platform.token_for(READ),
         "api_key": platform.api_key,

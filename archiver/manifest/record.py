@@ -34,6 +34,7 @@ FAILED_REASONS = {
     "recording_empty": "the blob has no bytes",
     "not_wav": "the blob is no WAV file",
     "truncated": "fewer bytes came, or are in the blob, than were announced",
+    "recording_changed": "the blob changed while it was read, each time anew",
     "too_large": "the recording is larger than MAX_RECORDING_BYTES",
     "too_slow": "the download stayed below MIN_RATE",
     "url_refused": "the signed URL was refused (403), three fresh ones too",

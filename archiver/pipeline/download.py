@@ -12,7 +12,8 @@ from archiver import fixity, metrics, wav
 from archiver.errors import CallError, FormatError, KeyTaken, StoreError
 from archiver.manifest import layout
 from archiver.pipeline.ports import Store
-from archiver.source.recording import BlobInfo, Recording
+from archiver.source.recording import BlobInfo
+from archiver.source.resume import Resumed
 from archiver.store.objects import Stored
 
 WAV = "audio/wav"
@@ -43,7 +44,7 @@ class Download:
         self._part_bytes = part_bytes
         self._tag = tag
 
-    def run(self, recording: Recording, key: str, retain_until: datetime | None) -> Downloaded:
+    def run(self, recording: Resumed, key: str, retain_until: datetime | None) -> Downloaded:
         """Store a recording under `key`, or beside it.
 
         Raises `CallError` where the blob is not what was announced, `StoreError`, `Interrupted`.
@@ -64,7 +65,7 @@ class Download:
 
     def _multipart(
         self,
-        recording: Recording,
+        recording: Resumed,
         buffer: bytearray,
         digests: fixity.Digests,
         key: str,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from datetime import date, datetime
 from typing import Any
 
 import structlog
 
 from archiver import fixity, metrics
+from archiver.clock import Clock
 from archiver.errors import CallError, FormatError, NoRecording
 from archiver.manifest import canonical, layout, record
 from archiver.manifest.record import File, Record, Result
@@ -16,7 +18,8 @@ from archiver.model import Call, Retention, Window
 from archiver.pipeline.download import WAV, Download, audio_of, put_beside
 from archiver.pipeline.ports import Recordings, Source, Store
 from archiver.retry import Retry
-from archiver.source.recording import Expired
+from archiver.source.resume import Resumed
+from archiver.source.signed import SignedUrl
 from archiver.store.objects import Stored
 
 log = structlog.get_logger()
@@ -40,6 +43,7 @@ class Tools:
         download: Download,
         retry: Retry,
         retention: Retention,
+        clock: Clock,
     ) -> None:
         self.source = source
         self.recordings = recordings
@@ -47,6 +51,7 @@ class Tools:
         self.download = download
         self.retry = retry
         self.retention = retention
+        self.clock = clock
 
 
 class Job:
@@ -174,34 +179,30 @@ class Job:
     # --- the recording
 
     def _recording(self) -> tuple[dict[str, Any], list[str]]:
-        """Stream the recording into the store; a refused URL or a broken download starts over."""
+        """Bring the recording into the store; one that changes on the way is begun anew."""
+        return self._tools.retry.call("transfer", self._recording_once)
+
+    def _recording_once(self) -> tuple[dict[str, Any], list[str]]:
         tools = self._tools
         key = layout.recording_dir(self.day, self.call.id) + "recording.wav"
+        with (
+            metrics.stage("transfer"),
+            closing(Resumed(tools.recordings, self._signed_url, tools.clock)) as recording,
+        ):
+            done = tools.download.run(recording, key, self.retain_until)
+        self._files.append(_file("recording", done.stored, WAV))
+        self._source |= {
+            "content_md5": done.info.content_md5,
+            "etag": done.info.etag,
+            "last_modified": done.info.last_modified,
+            "recording_host": done.info.host,
+        }
+        return audio_of(done.header, done.info.length)
 
-        def once() -> tuple[dict[str, Any], list[str]]:
-            signed = tools.source.recording_url(self.call.id)
-            self._source["request_id"] = signed.request_id or self._source["request_id"]
-            with metrics.stage("transfer"), tools.recordings.open(signed.url) as recording:
-                done = tools.download.run(recording, key, self.retain_until)
-            self._files.append(_file("recording", done.stored, WAV))
-            self._source |= {
-                "content_md5": done.info.content_md5,
-                "etag": done.info.etag,
-                "last_modified": done.info.last_modified,
-                "recording_host": done.info.host,
-            }
-            return audio_of(done.header, done.info.length)
-
-        def renewing() -> tuple[dict[str, Any], list[str]]:
-            try:
-                return once()
-            except Expired as error:
-                metrics.SAS_RENEWALS.inc()
-                raise CallError(
-                    str(error), retryable=True, reason=error.reason, status=error.status
-                ) from None
-
-        return tools.retry.call("transfer", renewing)
+    def _signed_url(self) -> SignedUrl:
+        signed = self._tools.source.recording_url(self.call.id)
+        self._source["request_id"] = signed.request_id or self._source["request_id"]
+        return signed
 
     def _with_mismatch(self, findings: list[str], audio: Mapping[str, Any]) -> tuple[str, ...]:
         """`findings`, and whether the audio's length is not the call's."""

@@ -2,7 +2,8 @@
 
 - `Source` (`source/client.py`): raises `SourceRefused`, `SourceError`, `CallError`, `NoRecording`;
   retries within.
-- `Recordings` (`source/recording.py`): raises `Expired`, `CallError`; never retries.
+- `Recordings` (`source/recording.py`): raises `CallError`; never retries. `source/resume.py` makes
+  one download of as many connections as it takes.
 - `Store` (`store/bucket.py`): what returns is durable and checked; create-once; raises
   `StoreError`, `KeyTaken`; retries within.
 All of them may be used by many threads, and raise `Interrupted` once the process must end.
@@ -11,13 +12,13 @@ All of them may be used by many threads, and raise `Interrupted` once the proces
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import IO, Any, Protocol
 
 from archiver.model import Call, Window
-from archiver.source.client import Filter, Page, SignedUrl
-from archiver.source.recording import Recording
+from archiver.source.client import Filter, Page
+from archiver.source.resume import Blobs
+from archiver.source.signed import SignedUrl
 from archiver.store.objects import Head, Listed, Stored
 
 
@@ -35,10 +36,8 @@ class Source(Protocol):
     def recording_url(self, call_id: str) -> SignedUrl: ...
 
 
-class Recordings(Protocol):
+class Recordings(Blobs, Protocol):
     """The blob store behind the signed URLs."""
-
-    def open(self, url: str) -> AbstractContextManager[Recording]: ...
 
 
 class Upload(Protocol):
@@ -67,6 +66,8 @@ class Store(Protocol):
     ) -> Stored: ...
 
     def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> None: ...
+
+    def set_hold(self, key: str, version_id: str | None, held: bool) -> None: ...
 
     def begin(self, key: str, *, content_type: str, retain_until: datetime | None) -> Upload: ...
 

@@ -32,6 +32,7 @@ WAS_THERE = {
     "bad_response",
     "digest_mismatch",
     "not_wav",
+    "recording_changed",
     "recording_empty",
     "recording_missing",
     "too_large",
@@ -40,8 +41,8 @@ WAS_THERE = {
     "url_refused",
 }
 """Reasons of a failure that say that the source had a recording once."""
-FRESH_URLS = 3
-"""How often a refused signed URL is replaced by a fresh one."""
+BEGINNINGS = 4
+"""How often a recording is begun that changes, or proves damaged, on the way."""
 
 
 class Transfer:
@@ -65,8 +66,9 @@ class Transfer:
             recordings,
             store,
             Download(store, part_bytes, tag),
-            Retry(clock, attempts=1 + FRESH_URLS),
+            Retry(clock, attempts=BEGINNINGS),
             retention,
+            clock,
         )
         self._store = store
         self._clock = clock

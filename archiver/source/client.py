@@ -30,6 +30,7 @@ from archiver.manifest import canonical
 from archiver.metrics import stage
 from archiver.model import Call, Window, format_time
 from archiver.retry import Retry
+from archiver.source.signed import SignedUrl
 
 log = structlog.get_logger()
 
@@ -99,17 +100,6 @@ class Answer:
     body: Any
     pagination: Mapping[str, Any]
     request_id: str | None
-
-
-@dataclass(frozen=True)
-class SignedUrl:
-    """A recording's URL. Its query is a secret: never log it."""
-
-    url: str
-    request_id: str | None
-
-    def __repr__(self) -> str:
-        return "SignedUrl(…)"
 
 
 class VoiceCallsClient:
@@ -248,7 +238,7 @@ class VoiceCallsClient:
             raise NoRecording("the source has no recording", reason="no_url", status=200)
         if not isinstance(url, str):
             raise CallError("the recording URL is no string", reason="bad_document")
-        return SignedUrl(url, answer.request_id)
+        return SignedUrl.told(url, answer.request_id, answer.body.get("expiresAt"))
 
     def check_access(self) -> SignedUrl | None:
         """Ask once with each scope; raises `SourceRefused` or `SourceError`.

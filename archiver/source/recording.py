@@ -1,4 +1,4 @@
-"""A signed URL as a checked byte stream: host rules, status, length, rate, size.
+"""A signed URL as a checked byte stream: host rules, status, range, length, rate, size.
 
 The blob's client is not the API's: it sends no credentials, follows no redirect, hears no proxy
 setting, and asks for the bytes as they are. What is refused here:
@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Protocol
 from urllib.parse import urlsplit
 
 import urllib3
@@ -38,6 +36,13 @@ class Expired(CallError):
     """The blob store refused the signed URL (403): a fresh one may do."""
 
 
+class StartOver(CallError):
+    """What came so far is of no use: the blob is another one now, or is not to be had in ranges."""
+
+    def __init__(self, message: str, *, reason: str, status: int | None = None) -> None:
+        super().__init__(message, retryable=True, reason=reason, status=status)
+
+
 @dataclass(frozen=True)
 class BlobInfo:
     """What the blob store says of a recording before its first byte."""
@@ -48,21 +53,14 @@ class BlobInfo:
     content_md5: str | None
     last_modified: str | None
 
-
-class Recording(Protocol):
-    """An open download."""
-
-    info: BlobInfo
-
-    def readinto(self, buffer: memoryview) -> int:
-        """Fill `buffer` as far as the recording goes; fewer bytes only at its end.
-
-        Raises `CallError` (`truncated`, `too_slow`), and `Interrupted`.
-        """
+    @property
+    def can_be_resumed(self) -> bool:
+        """Whether a range of it can be asked for: `If-Match` takes a strong ETag (RFC 9110)."""
+        return self.etag is not None and self.etag.startswith('"')
 
 
 class RecordingClient:
-    """Opens signed URLs. Threads share it; each download is used by one thread."""
+    """Opens signed URLs. Threads share it; each connection is used by one thread."""
 
     def __init__(
         self,
@@ -92,26 +90,31 @@ class RecordingClient:
     def close(self) -> None:
         self._http.clear()
 
-    @contextmanager
-    def open(self, url: str) -> Iterator[Recording]:
-        """GET a signed URL and check its answer's head; the body is read by the caller.
+    def deadline_seconds(self, length: int) -> float:
+        """How long a recording of so many bytes may take, over all its connections."""
+        rate, grace = self._pace
+        return grace + length / rate
 
+    def connect(self, url: str, known: BlobInfo | None = None, at: int = 0) -> BlobStream:
+        """GET a signed URL and check its answer's head; the caller reads the body, and closes.
+
+        With `at`, go on with the blob `known` from that byte; `StartOver` where that cannot be.
         Raises `Expired` on 403, `CallError` with one of `record.FAILED_REASONS` otherwise.
         """
         host = self.check_url(url)
-        response = self._get(url)
-        whole = False
+        response = self._get(url, _range_of(known, at) if known and at else {})
         try:
-            info = self._info(host, response)
-            download = _Download(response, info, self._clock, *self._pace)
-            yield download
-            whole = download.done
-        finally:
-            # A connection with unread bytes can't be used again; a whole one goes back.
-            if whole:
-                response.release_conn()
+            if known is not None and at:
+                _check_range(response, known, at)
+                info = known
             else:
-                response.close()
+                info = self._info(host, response)
+                if known is not None and known.etag != info.etag:
+                    raise _changed(response.status)
+        except BaseException:
+            response.close()
+            raise
+        return BlobStream(response, info, at, self._clock, *self._pace)
 
     def check_url(self, url: str) -> str:
         """The URL's `host` or `host:port`; raises `CallError` where it is not allowed."""
@@ -136,12 +139,12 @@ class RecordingClient:
             raise refused
         return authority
 
-    def _get(self, url: str) -> urllib3.BaseHTTPResponse:
+    def _get(self, url: str, more: dict[str, str]) -> urllib3.BaseHTTPResponse:
         try:
             return self._http.request(
                 "GET",
                 url,
-                headers={"Accept-Encoding": "identity", "User-Agent": "call-archiver"},
+                headers={"Accept-Encoding": "identity", "User-Agent": "call-archiver", **more},
                 redirect=False,
                 retries=False,
                 preload_content=False,
@@ -160,13 +163,7 @@ class RecordingClient:
 
     def _info(self, host: str, response: urllib3.BaseHTTPResponse) -> BlobInfo:
         _check_status(response.status)
-        headers = response.headers
-        length_text = headers.get("Content-Length", "")
-        encoding = headers.get("Content-Encoding", "identity").lower()
-        chunked = "Transfer-Encoding" in headers  # it would outweigh the length
-        if not _LENGTH.fullmatch(length_text) or chunked or encoding != "identity":
-            raise CallError("no Content-Length, or encoded", reason="bad_response", status=200)
-        length = int(length_text)
+        headers, length = response.headers, _length(response)
         if length == 0:
             raise CallError("the blob is empty", reason="recording_empty", status=200)
         if length > self._max_bytes:
@@ -181,11 +178,47 @@ class RecordingClient:
         )
 
 
+def _range_of(known: BlobInfo, at: int) -> dict[str, str]:
+    return {"Range": f"bytes={at}-", "If-Match": known.etag or ""}
+
+
+def _check_range(response: urllib3.BaseHTTPResponse, known: BlobInfo, at: int) -> None:
+    """Whether an answer is the rest of the known blob."""
+    status, headers = response.status, response.headers
+    if status == 200:
+        raise StartOver("the blob cannot be read in ranges", reason="truncated", status=200)
+    if status in (412, 416):
+        raise _changed(status)
+    if status != 206:
+        _check_status(status)
+    wanted = f"bytes {at}-{known.length - 1}/{known.length}"
+    same = headers.get("ETag", known.etag) == known.etag
+    if not same or headers.get("Content-Range") != wanted or _length(response) != known.length - at:
+        raise _changed(status)
+
+
+def _changed(status: int) -> StartOver:
+    return StartOver("the blob changed", reason="recording_changed", status=status)
+
+
+def _length(response: urllib3.BaseHTTPResponse) -> int:
+    """The bytes that an answer announces; raises `CallError` where it does not say for sure."""
+    headers = response.headers
+    text = headers.get("Content-Length", "")
+    encoding = headers.get("Content-Encoding", "identity").lower()
+    chunked = "Transfer-Encoding" in headers  # it would outweigh the length
+    if not _LENGTH.fullmatch(text) or chunked or encoding != "identity":
+        raise CallError("no Content-Length, or encoded", reason="bad_response", status=200)
+    return int(text)
+
+
 def _check_status(status: int) -> None:
     if status == 200:
         return
     if status == 403:
-        raise Expired("the signed URL was refused", reason="url_refused", status=403)
+        raise Expired(
+            "the signed URL was refused", retryable=True, reason="url_refused", status=403
+        )
     if status in (404, 410):
         raise CallError("no blob", reason="recording_missing", status=status)
     retryable = status in (408, 429) or status >= 500
@@ -200,39 +233,58 @@ def _header(value: str | None) -> str | None:
     return value[:256] if value and value.isprintable() and value.isascii() else None
 
 
-class _Download:
-    """A response's body, counted and timed."""
+class BlobStream:
+    """The body of one answer, counted and timed; `at` is the blob's next byte.
+
+    Use it as a context, or close it: a connection whose answer was read to its end goes back to
+    the pool, any other can't be used again.
+    """
 
     def __init__(
         self,
         response: urllib3.BaseHTTPResponse,
         info: BlobInfo,
+        at: int,
         clock: Clock,
         min_bytes_per_second: float,
         grace_seconds: float,
     ) -> None:
         self.info = info
+        self.at = at
         self._response = response
         self._clock = clock
         self._min_rate = min_bytes_per_second
         self._grace = grace_seconds
-        self._started = clock.monotonic()
-        self._read = 0
+        self._started_at = at
+        self._seconds = 0.0
 
-    @property
-    def done(self) -> bool:
-        return self._read == self.info.length
+    def __enter__(self) -> BlobStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.at == self.info.length:
+            self._response.release_conn()
+        else:
+            self._response.close()
 
     def readinto(self, buffer: memoryview) -> int:
-        wanted = min(len(buffer), self.info.length - self._read)
-        filled = 0
-        while filled < wanted:
+        """Fill `buffer` as far as the blob goes; fewer bytes only at its end.
+
+        Raises `CallError` (`truncated`, `too_slow`, `source_unavailable`), and `Interrupted`; what
+        came before is in `buffer`, and counted in `at`.
+        """
+        start, wanted = self.at, min(len(buffer), self.info.length - self.at)
+        began = self._clock.monotonic()
+        while (filled := self.at - start) < wanted:
             chunk = self._chunk(min(READ_BYTES, wanted - filled))
             buffer[filled : filled + len(chunk)] = chunk
-            filled += len(chunk)
-            self._read += len(chunk)
-            self._check_rate()
-        return filled
+            self.at += len(chunk)
+            self._check_rate(self._seconds + self._clock.monotonic() - began)
+        self._seconds += self._clock.monotonic() - began
+        return wanted
 
     def _chunk(self, size: int) -> bytes:
         self._clock.check()
@@ -247,9 +299,9 @@ class _Download:
             raise CallError("the download ended early", retryable=True, reason="truncated")
         return chunk
 
-    def _check_rate(self) -> None:
-        seconds = self._clock.monotonic() - self._started
-        if seconds > self._grace and self._read < seconds * self._min_rate:
+    def _check_rate(self, seconds: float) -> None:
+        """Of the time that was spent reading: what the store takes is not the source's fault."""
+        if seconds > self._grace and self.at - self._started_at < seconds * self._min_rate:
             raise CallError(
                 "the download is slower than ARCHIVER_MIN_RATE", retryable=True, reason="too_slow"
             )

@@ -122,7 +122,7 @@ def platform() -> Iterator[Platform]:
 
 
 def fetch(recordings: RecordingClient, url: str) -> bytes:
-    with recordings.open(url) as recording:
+    with recordings.connect(url) as recording:
         buffer = bytearray(recording.info.length)
         count = recording.readinto(memoryview(buffer))
         return bytes(buffer[:count])
@@ -130,7 +130,7 @@ def fetch(recordings: RecordingClient, url: str) -> bytes:
 
 def test_a_recording_comes_as_it_is(platform: Platform, clock: HandClock) -> None:
     recordings = blob_client(platform, clock)
-    with recordings.open(platform.recording_url("vc_1")) as recording:
+    with recordings.connect(platform.recording_url("vc_1")) as recording:
         info = recording.info
         parts = []
         while count := recording.readinto(memoryview(part := bytearray(1000))):
@@ -230,7 +230,7 @@ def test_bytes_beyond_the_announced_length_are_not_read(
 def test_an_odd_header_does_not_reach_the_record(platform: Platform, clock: HandClock) -> None:
     headers = {"ETag": "é" * 20, "Last-Modified": "x" * 5000, "Content-MD5": "no-md5"}
     platform.hooks.append(lambda _: Reply(200, headers, wav(1)))
-    with blob_client(platform, clock).open(platform.recording_url("vc_1")) as recording:
+    with blob_client(platform, clock).connect(platform.recording_url("vc_1")) as recording:
         info = recording.info
     assert (info.etag, info.content_md5) == (None, None)
     assert len(info.last_modified or "") <= 256

@@ -38,7 +38,7 @@ def pages(platform: MemoryPlatform, clock: HandClock, client: str = "client") ->
 
 
 def download(platform: MemoryPlatform, clock: HandClock, url: str) -> bytes:
-    with recording_client(platform, clock).open(url) as recording:
+    with recording_client(platform, clock).connect(url) as recording:
         buffer = bytearray(recording.info.length)
         assert recording.readinto(memoryview(buffer)) == len(buffer)
     return bytes(buffer)

@@ -1,0 +1,38 @@
+"""A recording's signed URL, and until when it opens anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import parse_qs, urlsplit
+
+from archiver.model import parse_time
+
+
+@dataclass(frozen=True)
+class SignedUrl:
+    """A recording's URL. Its query is a secret: never log it.
+
+    `expires_at` is the earlier of what the source says and of the URL's own `se` (a shared access
+    signature has one); None where neither tells.
+    """
+
+    url: str
+    request_id: str | None
+    expires_at: datetime | None = None
+
+    def __repr__(self) -> str:
+        return "SignedUrl(…)"
+
+    @classmethod
+    def told(cls, url: str, request_id: str | None, expires_at: object) -> SignedUrl:
+        moments = [parse_time(expires_at), _own_expiry(url)]
+        return cls(url, request_id, min((m for m in moments if m is not None), default=None))
+
+
+def _own_expiry(url: str) -> datetime | None:
+    try:
+        query = parse_qs(urlsplit(url).query, max_num_fields=100)
+    except ValueError:
+        return None
+    return parse_time(query.get("se", [None])[0])

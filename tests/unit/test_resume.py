@@ -1,0 +1,189 @@
+"""A download that breaks goes on where it was; what cannot go on starts over, or says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from datetime import timedelta
+
+import pytest
+
+from archiver.demo.platform import BytesRecording, SimulatedCall
+from archiver.demo.wire import Reply, Request
+from archiver.errors import CallError
+from archiver.source.resume import Resumed
+from tests.fakes.clock import HandClock
+from tests.fakes.memory_source import MemoryPlatform, api_client, recording_client
+from tests.fakes.population import a_call
+
+MIB = 1 << 20
+AUDIO = bytes(range(256)) * (5 << 12)  # 5 MiB
+
+
+class Blobs:
+    """A platform with one recording, its clients, and every range that was asked for."""
+
+    def __init__(self, clock: HandClock, call: SimulatedCall, **options: int) -> None:
+        self.clock = clock
+        self.platform = MemoryPlatform([call], clock=clock.now, **options)
+        self.asked: list[str] = []
+        self.sent = 0
+        self.bend: Callable[[Request, Reply], Reply] = lambda _, reply: reply
+        self.platform.hooks.append(self._serve)
+
+    def _serve(self, request: Request) -> Reply | None:
+        if request.server != "blob":
+            return None
+        self.asked.append(request.headers.get("Range") or "all")
+        reply = self.bend(request, self.platform.answer(request))
+        body = reply.body if isinstance(reply.body, bytes) else b"".join(reply.body)
+        if reply.status in (200, 206):
+            self.sent += len(body[: reply.close_after])
+        reply.body = body
+        return reply
+
+    def read(self, **pace: float) -> bytes:
+        api = api_client(self.platform, self.clock)
+        blobs = recording_client(self.platform, self.clock, **pace)
+        buffer = bytearray(MIB)
+        found = b""
+        recording = Resumed(blobs, lambda: api.recording_url("vc_1"), self.clock)
+        with closing(recording):
+            while len(found) < recording.info.length:
+                found += buffer[: recording.readinto(memoryview(buffer))]
+        assert self.platform.violations == []
+        return found
+
+
+def cut_after(count: int) -> Callable[[Request, Reply], Reply]:
+    def cut(_: Request, reply: Reply) -> Reply:
+        if reply.status in (200, 206):
+            reply.close_after = count
+        return reply
+
+    return cut
+
+
+@pytest.fixture
+def blobs(clock: HandClock) -> Blobs:
+    return Blobs(clock, a_call(audio=AUDIO))
+
+
+def test_it_goes_on_from_the_next_byte(blobs: Blobs, clock: HandClock) -> None:
+    blobs.bend = cut_after(MIB + MIB // 2)
+    assert blobs.read() == AUDIO
+    assert blobs.asked == ["all", "bytes=1572864-", "bytes=3145728-", "bytes=4718592-"]
+    assert blobs.sent == len(AUDIO)
+    assert clock.sleeps == [], "who brings much is asked again at once"
+
+
+def test_one_url_does_while_it_lives_and_a_fresh_one_after_it(clock: HandClock) -> None:
+    blobs = Blobs(clock, a_call(audio=AUDIO), sas_ttl_seconds=10)
+    blobs.bend = cut_after(MIB)
+    blobs.platform.later("request", 3, lambda: clock.forward(timedelta(seconds=11)))
+    assert blobs.read() == AUDIO
+    assert blobs.sent == len(AUDIO)
+    assert blobs.platform.served["request"] == 2 + 5, "two URLs, five ranges"
+
+
+def test_a_url_is_not_used_that_dies_before_the_rest_has_come(clock: HandClock) -> None:
+    """At 1 MiB a second the rest takes longer than the URL lives: nobody waits for a 403."""
+    blobs = Blobs(clock, a_call(audio=AUDIO), sas_ttl_seconds=3)
+    cut, answers = cut_after(MIB), list[int]()
+
+    def slow(request: Request, reply: Reply) -> Reply:
+        answers.append(reply.status)
+        clock.forward(timedelta(seconds=1))
+        return cut(request, reply)
+
+    blobs.bend = slow
+    assert blobs.read() == AUDIO
+    assert set(answers) <= {200, 206}
+
+
+def test_a_blob_that_changed_is_begun_anew(blobs: Blobs) -> None:
+    other = AUDIO[::-1]
+    blobs.bend = cut_after(MIB)
+    change = {"recording": BytesRecording(other)}
+    blobs.platform.later("request", 2, lambda: blobs.platform.change("vc_1", **change))
+    with pytest.raises(CallError) as caught:
+        blobs.read()
+    assert (caught.value.reason, caught.value.retryable) == ("recording_changed", True)
+    assert blobs.read() == other
+
+
+@pytest.mark.parametrize("header", ["ETag", "Content-Range"])
+def test_a_range_of_something_else_is_not_taken(blobs: Blobs, header: str) -> None:
+    cut = cut_after(MIB)
+
+    def other(request: Request, reply: Reply) -> Reply:
+        if reply.status == 206:
+            reply.headers = {**reply.headers, header: f'"bytes 1048576-5242880/{len(AUDIO)}"'}
+        return cut(request, reply)
+
+    blobs.bend = other
+    with pytest.raises(CallError, match="changed"):
+        blobs.read()
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
+def test_without_a_strong_etag_it_starts_over(blobs: Blobs, etag: str | None) -> None:
+    cut = cut_after(MIB)
+
+    def weak(request: Request, reply: Reply) -> Reply:
+        headers = {name: v for name, v in reply.headers.items() if name != "ETag"}
+        reply.headers = headers if etag is None else {**headers, "ETag": etag}
+        return cut(request, reply)
+
+    blobs.bend = weak
+    with pytest.raises(CallError) as caught:
+        blobs.read()
+    assert (caught.value.reason, caught.value.retryable) == ("truncated", True)
+    assert blobs.asked == ["all"]
+
+
+def test_a_store_that_knows_no_ranges_makes_it_start_over(blobs: Blobs) -> None:
+    blobs.bend = lambda _, reply: Reply(200, reply.headers, AUDIO, close_after=MIB)
+    with pytest.raises(CallError) as caught:
+        blobs.read()
+    assert (caught.value.reason, caught.value.retryable) == ("truncated", True)
+
+
+def test_a_connection_that_brings_next_to_nothing_counts(blobs: Blobs, clock: HandClock) -> None:
+    blobs.bend = cut_after(1000)
+    with pytest.raises(CallError) as caught:
+        blobs.read()
+    assert (caught.value.reason, caught.value.retryable) == ("truncated", False)
+    assert len(blobs.asked) == 4
+    assert len(clock.sleeps) == 3, "each after a rest"
+
+
+def test_it_ends_when_it_takes_longer_than_the_least_rate_allows(clock: HandClock) -> None:
+    """Each connection is fast enough while it lasts; all of them together are not."""
+    blobs = Blobs(clock, a_call(audio=AUDIO))
+    cut = cut_after(MIB // 2)
+
+    def late(request: Request, reply: Reply) -> Reply:
+        clock.forward(timedelta(seconds=60))
+        return cut(request, reply)
+
+    blobs.bend = late
+    with pytest.raises(CallError) as caught:
+        blobs.read(min_bytes_per_second=len(AUDIO) / 100, rate_grace_seconds=200)
+    assert (caught.value.reason, caught.value.retryable) == ("too_slow", False)
+    assert len(blobs.asked) == 6
+
+
+def test_a_recording_that_the_source_loses_midway_was_there(clock: HandClock) -> None:
+    """`no_recording` would say that there never was one."""
+    blobs = Blobs(clock, a_call(audio=AUDIO), sas_ttl_seconds=60)
+    blobs.bend = cut_after(MIB)
+
+    def lose() -> None:
+        blobs.platform.status["url"]["vc_1"] = 404
+        clock.forward(timedelta(seconds=61))
+
+    blobs.platform.later("request", 2, lose)
+    with pytest.raises(CallError) as caught:
+        blobs.read()
+    assert caught.value.reason == "recording_missing"
