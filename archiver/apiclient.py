@@ -6,12 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import httpx
-
 from archiver.clock import Clock
 from archiver.retry import Retry
 from archiver.settings import SourceSettings
-from archiver.source.auth import BearerAuth, SignedKeyAuth
+from archiver.source.auth import BearerAuth, Credentials, SignedKeyAuth
 from archiver.source.client import Filter, VoiceCallsClient
 from archiver.source.listing import Lister
 from archiver.tls import client_context
@@ -19,19 +17,28 @@ from archiver.tls import client_context
 
 def source(settings: SourceSettings, clock: Clock) -> VoiceCallsClient:
     """The source's API client; raises `UsageError` where a secret's file cannot be read."""
-    auth: httpx.Auth
-    if settings.has("api_token"):
-        auth = BearerAuth(settings.secret("api_token"))
-    else:
-        auth = SignedKeyAuth(settings.secret("api_key"), settings.secret("api_hmac_secret"), clock)
     return VoiceCallsClient(
         settings.api_base_url,
-        auth,
+        _credentials(settings, clock),
         clock,
         retry=Retry(clock),
         tls=client_context(),
         connections=settings.workers + 4,
         requests_per_second=settings.api_rate,
+    )
+
+
+def _credentials(settings: SourceSettings, clock: Clock) -> Credentials:
+    if settings.has("api_token"):
+        return BearerAuth(
+            settings.secret("api_token"), may_change=settings.api_token_file is not None
+        )
+    files = (settings.api_key_file, settings.api_hmac_secret_file)
+    return SignedKeyAuth(
+        settings.secret("api_key"),
+        settings.secret("api_hmac_secret"),
+        clock,
+        may_change=any(file is not None for file in files),
     )
 
 

@@ -15,10 +15,23 @@ Secret = Callable[[], str]
 """Gives the secret's value of now, so that a rotated file is heard without a restart."""
 
 
-class BearerAuth(httpx.Auth):
+class Credentials(httpx.Auth):
+    """What a request is signed with; `may_change` where new ones may come while we run."""
+
+    def __init__(self, *secrets: Secret, may_change: bool) -> None:
+        self._secrets = secrets
+        self.may_change = may_change
+
+    def secrets(self) -> tuple[str, ...]:
+        """Their values of now."""
+        return tuple(secret() for secret in self._secrets)
+
+
+class BearerAuth(Credentials):
     """`Authorization: Bearer <token>`."""
 
-    def __init__(self, token: Secret) -> None:
+    def __init__(self, token: Secret, *, may_change: bool = False) -> None:
+        super().__init__(token, may_change=may_change)
         self._token = token
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
@@ -26,12 +39,15 @@ class BearerAuth(httpx.Auth):
         yield request
 
 
-class SignedKeyAuth(httpx.Auth):
+class SignedKeyAuth(Credentials):
     """An API key with a signature over time, method, path (no host, no query) and body."""
 
     requires_request_body = True
 
-    def __init__(self, key: Secret, secret: Secret, clock: Clock) -> None:
+    def __init__(
+        self, key: Secret, secret: Secret, clock: Clock, *, may_change: bool = False
+    ) -> None:
+        super().__init__(key, secret, may_change=may_change)
         self._key = key
         self._secret = secret
         self._clock = clock

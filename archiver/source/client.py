@@ -1,23 +1,18 @@
 """The source's JSON API: listing, call, survey, signed recording URL.
 
 Contract of `VoiceCallsClient`:
-- Retries: 429, 5xx and broken connections are tried again with backoff (`Retry-After` is heard);
-  everything else is raised at once. All requests are GETs.
+- Retries: within (`http.py`). All requests are GETs.
 - Errors: `SourceRefused` (401/403: the credentials or a scope), `SourceError` (unreachable, or not
-  the API), `CallError` (one call's answer is of no use), `NoRecording`.
-- Bounds: no answer is read beyond `MAX_JSON_BYTES`, no page twice, no listing without an end.
+  the API), `CallError` (one call's answer is of no use, or refused for it alone), `NoRecording`.
+- Bounds: no page is read twice, no listing is without an end.
 - Threads share a client.
 """
 
 from __future__ import annotations
 
-import random
 import ssl
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -25,16 +20,16 @@ import httpx
 import structlog
 
 from archiver.clock import Clock
-from archiver.errors import CallError, FormatError, NoRecording, SourceError, SourceRefused
-from archiver.manifest import canonical
+from archiver.errors import CallError, NoRecording, SourceError, SourceRefused
 from archiver.metrics import stage
 from archiver.model import Call, Window, format_time
 from archiver.retry import Retry
+from archiver.source.auth import Credentials
+from archiver.source.http import Answer, JsonApi
 from archiver.source.signed import SignedUrl
 
 log = structlog.get_logger()
 
-MAX_JSON_BYTES = 32 << 20
 PAGE_SIZE = 100
 MAX_PAGES = 100_000
 IDLE_PAGES = 3
@@ -42,8 +37,6 @@ IDLE_PAGES = 3
 ACCESS_SAMPLE = 5
 """Calls asked for a recording URL before work begins: the first may have no recording."""
 _ABSENT = object()
-_NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout)
-"""An outage of the source; a connection that breaks off later may be one call's own matter."""
 READ_SCOPE, AUDIO_SCOPE = "voice:read", "audio:download"
 
 
@@ -93,22 +86,13 @@ class Page:
     filter_state: str
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A JSON answer, out of its envelope."""
-
-    body: Any
-    pagination: Mapping[str, Any]
-    request_id: str | None
-
-
 class VoiceCallsClient:
     """The Voice Calls REST API, as far as an archive needs it."""
 
     def __init__(
         self,
         base_url: str,
-        auth: httpx.Auth,
+        auth: Credentials,
         clock: Clock,
         *,
         retry: Retry,
@@ -120,24 +104,27 @@ class VoiceCallsClient:
     ) -> None:
         """`answer_seconds` is how long the source may take over the body of one answer;
         `transport` takes the network's place."""
-        self._answer_seconds = answer_seconds
-        self.base_url = base_url.rstrip("/")
-        self._clock = clock
-        self._retry = retry
-        self._pace = Pace(requests_per_second, clock)
-        self._http = httpx.Client(
-            auth=auth,
-            verify=tls,
-            trust_env=False,
-            follow_redirects=False,
-            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-            timeout=httpx.Timeout(30.0, connect=10.0),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+        self._api = JsonApi(
+            base_url,
+            auth,
+            clock,
+            retry=retry,
+            tls=tls,
+            connections=connections,
+            requests_per_second=requests_per_second,
+            answer_seconds=answer_seconds,
             transport=transport,
         )
+        self.base_url = self._api.base_url
+        self._proved: dict[str, str] = {}
+        """What was answered last, by the name of the request: to tell one call from all."""
 
     def close(self) -> None:
-        self._http.close()
+        self._api.close()
+
+    def clock_skew_seconds(self) -> float | None:
+        """The source's `Date` less our time, or None where it sends none."""
+        return self._api.clock_skew_seconds()
 
     def pages(self, window: Window, filters: Filter) -> Iterator[Page]:
         """One pass over the listing of a window, page by page, until there is nothing more.
@@ -187,7 +174,7 @@ class VoiceCallsClient:
             return Page((), None, None, 0, query["state"])
 
     def _page(self, query: Mapping[str, str]) -> Page:
-        answer = self._get("list", "/voice-calls", query, scope=READ_SCOPE)
+        answer = self._api.get("list", "/voice-calls", query, scope=READ_SCOPE)
         if not isinstance(answer.body, list):
             raise SourceError(
                 "the source answered a listing with something else than a list: "
@@ -255,25 +242,16 @@ class VoiceCallsClient:
                 log.debug("source.access_checked", answer=error.reason)
         return None
 
-    def clock_skew_seconds(self) -> float | None:
-        """The source's `Date` less our time, or None where it sends none."""
-        try:
-            url = self.base_url + "/voice-calls?page=1&pageSize=1"
-            with self._http.stream("GET", url) as response:
-                served = parsedate_to_datetime(response.headers["Date"])
-        except (httpx.HTTPError, KeyError, ValueError, OverflowError):
-            return None
-        if served.tzinfo is None:  # "-0000" says UTC, and that no zone is known
-            served = served.replace(tzinfo=UTC)
-        seconds: float = (served - self._clock.now()).total_seconds()
-        return seconds
-
     def _get_of_call(self, name: str, path: str, scope: str = READ_SCOPE) -> Answer | None:
-        """As `_get`, but what goes wrong is this call's matter; None for 404."""
+        """As `JsonApi.get`, but what goes wrong is this call's matter; None for 404."""
         try:
-            return self._get(name, path, {}, scope=scope)
-        except SourceRefused:
-            raise
+            answer = self._api.get(name, path, {}, scope=scope)
+        except SourceRefused as error:
+            if error.status != 403 or not self._is_about_one_call(name, scope):
+                raise
+            raise CallError(
+                "the source refuses this call", reason="call_refused", status=403
+            ) from None
         except SourceError as error:
             if error.reason == "unreachable":
                 raise  # no matter of this call: going on would blame every call for an outage
@@ -285,89 +263,21 @@ class VoiceCallsClient:
                 ) from None
             reason = error.reason if error.reason == "bad_document" else "source_unavailable"
             raise CallError(str(error), reason=reason, status=error.status) from None
+        self._proved[name] = path
+        return answer
 
-    def _get(self, name: str, path: str, query: Mapping[str, str], *, scope: str) -> Answer:
-        return self._retry.call(name, lambda: self._get_once(path, query, scope))
-
-    def _get_once(self, path: str, query: Mapping[str, str], scope: str) -> Answer:
-        self._pace.wait()
+    def _is_about_one_call(self, name: str, scope: str) -> bool:
+        """Whether what was answered for another call is so still: then we have the scope."""
+        path = self._proved.get(name)
+        if path is None:
+            return False
         try:
-            url = self.base_url + path
-            with self._http.stream("GET", url, params=dict(query) or None) as response:
-                body = self._read(response)
-        except httpx.TransportError as error:
-            raise _unreachable(error, self.base_url) from None
-        except httpx.InvalidURL:
-            raise SourceError("ARCHIVER_API_BASE_URL is not a URL that can be asked") from None
-        if response.status_code != 200:
-            raise _refusal(response, scope, body)
-        return _unwrap(body, response)
-
-    def _read(self, response: httpx.Response) -> bytes:
-        """The body, within bounds of size and time: a timeout of httpx is one per read."""
-        encoding = response.headers.get("Content-Encoding", "identity").lower()
-        if response.status_code == 200 and encoding != "identity":
-            raise SourceError(
-                "the source answered with a Content-Encoding that was not asked for",
-                reason="bad_document",
-            )
-        body, deadline = bytearray(), self._clock.monotonic() + self._answer_seconds
-        for chunk in response.iter_raw():
-            self._clock.check()
-            body += chunk
-            if len(body) > MAX_JSON_BYTES:
-                raise SourceError(
-                    f"the source answered with more than {MAX_JSON_BYTES >> 20} MiB of JSON",
-                    reason="bad_document",
-                    status=response.status_code,
-                )
-            if self._clock.monotonic() > deadline:
-                raise SourceError(
-                    f"the source took over {self._answer_seconds:g} s for one answer",
-                    retryable=True,
-                    reason="too_slow",
-                )
-        return bytes(body)
-
-
-class Pace:
-    """Spaces requests evenly: at most `per_second` from this process, None for no limit."""
-
-    def __init__(self, per_second: float | None, clock: Clock) -> None:
-        self._interval = 1 / per_second if per_second else 0.0
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._next = 0.0
-
-    def wait(self) -> None:
-        self._clock.check()
-        if not self._interval:
-            return
-        with self._lock:
-            now = self._clock.monotonic()
-            at = max(self._next, now)
-            self._next = at + self._interval
-        if at > now:
-            self._clock.sleep(at - now)
-
-
-def _unreachable(error: httpx.TransportError, base_url: str) -> SourceError:
-    """A certificate that is not trusted is no matter of trying again; all else may be."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
-        cause = cause.__cause__ or cause.__context__
-    if cause is not None:
-        return SourceError(
-            f"the source's TLS certificate is not trusted ({cause.verify_message}): set "
-            "SSL_CERT_FILE to its root",
-            reason="unreachable",
-        )
-    return SourceError(
-        f"the source is unreachable ({type(error).__name__}): check ARCHIVER_API_BASE_URL "
-        f"({_host(base_url)}) and the network",
-        retryable=True,
-        reason="unreachable" if isinstance(error, _NO_CONNECTION) else "broken_off",
-    )
+            self._api.get(name, path, {}, scope=scope)
+        except SourceRefused:
+            return False
+        except SourceError as error:
+            return error.status == 404
+        return True
 
 
 def _folded(text: str | None) -> str | None:
@@ -400,93 +310,3 @@ def _segment(call_id: str) -> str:
     if call_id in (".", ".."):
         return call_id.replace(".", "%2E")
     return quote(call_id, safe="", errors="surrogatepass")
-
-
-def _unwrap(body: bytes, response: httpx.Response) -> Answer:
-    """Accept an answer bare, or in the envelope `{"data", "meta", "pagination"}`."""
-    try:
-        document = canonical.load(body)
-    except FormatError as error:
-        kind = response.headers.get("Content-Type", "no content type").partition(";")[0][:40]
-        raise SourceError(
-            f"the source answered {kind} that cannot be read as JSON ({error}): "
-            "check ARCHIVER_API_BASE_URL",
-            reason="bad_document",
-            status=200,
-        ) from None
-    meta: object = {}
-    pagination: object = {}
-    if (
-        isinstance(document, dict)
-        and document.get("error")
-        and document.keys() <= {"error", "meta", "success"}
-    ):
-        raise SourceError(
-            "the source answered an error with status 200", reason="bad_document", status=200
-        )
-    if isinstance(document, dict) and "data" in document and "id" not in document:
-        meta, pagination = document.get("meta"), document.get("pagination")
-        document = document["data"]
-    request_id = meta.get("requestId") if isinstance(meta, dict) else None
-    request_id = request_id or response.headers.get("X-Request-Id")
-    return Answer(
-        document,
-        pagination if isinstance(pagination, dict) else {},
-        request_id[:128] if isinstance(request_id, str) else None,
-    )
-
-
-def _refusal(response: httpx.Response, scope: str, body: bytes) -> SourceError:
-    status = response.status_code
-    if status == 401:
-        return SourceRefused(
-            "the source refused the credentials (401): check ARCHIVER_API_TOKEN, or "
-            "ARCHIVER_API_KEY with ARCHIVER_API_HMAC_SECRET, and this machine's clock",
-            status=status,
-        )
-    if status == 403:
-        return SourceRefused(
-            f"the source refused access (403): give the token or key the scope {scope}",
-            status=status,
-        )
-    retryable = status in (408, 425, 429) or status >= 500
-    return SourceError(
-        f"the source answered {status}: check ARCHIVER_API_BASE_URL and the source's state",
-        retryable=retryable,
-        reason="throttled" if status == 429 else "status_5xx" if status >= 500 else "status",
-        retry_after_seconds=_retry_after(response, body) if retryable else None,
-        status=status,
-    )
-
-
-def _retry_after(response: httpx.Response, body: bytes) -> float | None:
-    """Seconds, as the header (a number or a date) or the error's body asks; a little more, so that
-    a crowd is spread out."""
-    text = response.headers.get("Retry-After", "")
-    seconds: object = int(text) if text.isdecimal() and len(text) <= 6 else None
-    if seconds is None and text:
-        seconds = _seconds_until(text, response.headers.get("Date", ""))
-    if seconds is None:
-        try:
-            error = canonical.load_object(body).get("error")
-            seconds = error.get("retryAfter") if isinstance(error, dict) else None
-        except FormatError:
-            return None
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        return None
-    if not 0 <= seconds < 10**6:
-        return None
-    return seconds + random.uniform(0, 0.5)  # noqa: S311  (jitter, no secret)
-
-
-def _seconds_until(date: str, now: str) -> float | None:
-    """Between two dates of HTTP headers, by the source's own clock."""
-    try:
-        seconds: float = (parsedate_to_datetime(date) - parsedate_to_datetime(now)).total_seconds()
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return seconds
-
-
-def _host(url: str) -> str:
-    return httpx.URL(url).host

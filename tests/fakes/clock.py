@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from archiver.clock import Interrupted
@@ -19,6 +20,11 @@ class HandClock:
         self._monotonic = 1000.0
         self._stopped = False
         self.sleeps: list[float] = []
+        self._later: list[tuple[float, Callable[[], None]]] = []
+
+    def when_asleep(self, seconds: float, change: Callable[[], None]) -> None:
+        """Have `change` done once all sleeps together have taken so long from now."""
+        self._later.append((sum(self.sleeps) + seconds, change))
 
     def now(self) -> datetime:
         with self._lock:
@@ -33,6 +39,10 @@ class HandClock:
         with self._lock:
             self.sleeps.append(seconds)
         self.forward(timedelta(seconds=max(0.0, seconds)))
+        slept = sum(self.sleeps) if self._later else 0.0
+        for item in [item for item in self._later if item[0] <= slept]:
+            self._later.remove(item)
+            item[1]()
         self.check()
 
     def check(self) -> None:

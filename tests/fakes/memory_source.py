@@ -355,7 +355,7 @@ def api_client(
     transport = MemoryTransport(platform, client)
     options = {"retry": Retry(clock), "tls": TLS, "transport": transport, **options}
     made = VoiceCallsClient(API_URL, auth, clock, **options)
-    made._http._cookies = _NoCookies()
+    made._api.http._cookies = _NoCookies()
     return made
 
 

@@ -12,7 +12,8 @@ import pytest
 from archiver.clock import SystemClock
 from archiver.demo.platform import Platform, Reply
 from archiver.errors import CallError, SourceError
-from archiver.source.client import MAX_JSON_BYTES, Filter, VoiceCallsClient
+from archiver.source.client import Filter, VoiceCallsClient
+from archiver.source.http import MAX_JSON_BYTES
 from tests.fakes.clock import HandClock
 from tests.fakes.population import PHONE, SECRET_WORDS, a_call
 from tests.fakes.rig import WINDOW, api_client

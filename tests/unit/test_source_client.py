@@ -10,11 +10,12 @@ import pytest
 
 from archiver.demo.platform import AUDIO, READ, Platform, Reply, Request
 from archiver.errors import CallError, NoRecording, SourceError, SourceRefused
+from archiver.retry import Retry
 from archiver.source.auth import BearerAuth, SignedKeyAuth
 from archiver.source.client import Filter, VoiceCallsClient
 from tests.fakes.clock import HandClock
 from tests.fakes.population import TEN, a_call
-from tests.fakes.rig import WINDOW, api_client
+from tests.fakes.rig import TLS, WINDOW, api_client
 
 COMPLETED = Filter(("Completed",))
 
@@ -363,3 +364,58 @@ def test_the_clock_s_skew(
 ) -> None:
     platform.hooks.append(lambda _: Reply(200, {"Date": date}, b"[]"))
     assert client.clock_skew_seconds() == skew
+
+
+# --- credentials that expire, calls that are refused
+
+
+def rotating(platform: Platform, clock: HandClock, value: list[str]) -> VoiceCallsClient:
+    """A client whose token is `value[0]`, whatever that is at the moment."""
+    auth = BearerAuth(lambda: value[0], may_change=True)
+    return VoiceCallsClient(platform.api_url, auth, clock, retry=Retry(clock), tls=TLS)
+
+
+def test_an_expired_token_is_waited_for(platform: Platform, clock: HandClock) -> None:
+    value = [platform.token]
+    client = rotating(platform, clock, value)
+    client.call("vc_000")
+    del platform.options.tokens[platform.token]
+    fresh = platform.token_for(READ, AUDIO)
+    clock.when_asleep(30, lambda: value.__setitem__(0, fresh))
+    assert client.call("vc_001")[0].id == "vc_001"
+    assert 30 <= sum(clock.sleeps) < 40
+
+
+def test_it_is_not_waited_for_without_end(platform: Platform, clock: HandClock) -> None:
+    client = rotating(platform, clock, [platform.token])
+    client.call("vc_000")
+    del platform.options.tokens[platform.token]
+    with pytest.raises(SourceRefused, match="401"):
+        client.call("vc_001")
+    assert 180 <= sum(clock.sleeps) < 200
+
+
+def test_a_token_that_never_worked_is_not_waited_for(platform: Platform, clock: HandClock) -> None:
+    with pytest.raises(SourceRefused, match="401"):
+        rotating(platform, clock, ["wrong"]).call("vc_000")
+    assert clock.sleeps == []
+
+
+def test_one_call_that_is_refused_is_its_own_matter(
+    platform: Platform, client: VoiceCallsClient
+) -> None:
+    client.call("vc_000")
+    platform.hooks.append(on("/voice-calls/vc_001", Reply(403)))
+    with pytest.raises(CallError) as caught:
+        client.call("vc_001")
+    assert (caught.value.reason, caught.value.status) == ("call_refused", 403)
+    assert client.call("vc_002")[0].id == "vc_002"
+
+
+def test_a_scope_that_is_taken_away_is_everybodys(
+    platform: Platform, client: VoiceCallsClient
+) -> None:
+    client.call("vc_000")
+    platform.options.tokens[platform.token] = frozenset({AUDIO})
+    with pytest.raises(SourceRefused, match="voice:read"):
+        client.call("vc_001")

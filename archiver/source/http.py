@@ -1,0 +1,296 @@
+"""JSON over HTTP from the source: one GET at a time, tried again, within bounds, in our words.
+
+- Retries: 429, 5xx and broken connections, with backoff; `Retry-After` is heard.
+- Credentials that worked once and are refused now (401) have expired: where they come from files,
+  everybody waits a little for new ones, so that a rotation is no failure of anything.
+- Bounds: no answer beyond `MAX_JSON_BYTES`, none that takes longer than it may.
+"""
+
+from __future__ import annotations
+
+import random
+import ssl
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+import structlog
+
+from archiver.clock import Clock
+from archiver.errors import FormatError, SourceError, SourceRefused
+from archiver.manifest import canonical
+from archiver.retry import Retry
+from archiver.source.auth import Credentials
+
+log = structlog.get_logger()
+
+MAX_JSON_BYTES = 32 << 20
+ROTATION_SECONDS = 180.0
+"""How long new credentials are waited for: Kubernetes takes up to two minutes to swap a file."""
+_NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout)
+"""An outage of the source; a connection that breaks off later may be one call's own matter."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A JSON answer, out of its envelope."""
+
+    body: Any
+    pagination: Mapping[str, Any]
+    request_id: str | None
+
+
+class JsonApi:
+    """The source's API as JSON answers. Threads share it."""
+
+    def __init__(
+        self,
+        base_url: str,
+        auth: Credentials,
+        clock: Clock,
+        *,
+        retry: Retry,
+        tls: ssl.SSLContext,
+        connections: int,
+        requests_per_second: float | None,
+        answer_seconds: float,
+        transport: httpx.BaseTransport | None,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._auth = auth
+        self._clock = clock
+        self._retry = retry
+        self._answer_seconds = answer_seconds
+        self._pace = Pace(requests_per_second, clock)
+        self._worked = False
+        self._waiting = threading.Lock()
+        self.http = httpx.Client(
+            auth=auth,
+            verify=tls,
+            trust_env=False,
+            follow_redirects=False,
+            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+            timeout=httpx.Timeout(30.0, connect=10.0),
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            transport=transport,
+        )
+
+    def close(self) -> None:
+        self.http.close()
+
+    def get(self, name: str, path: str, query: Mapping[str, str], *, scope: str) -> Answer:
+        """Raises `SourceRefused` for 401 and 403, else `SourceError`, with the answer's status."""
+        return self._retry.call(name, lambda: self._get(path, query, scope))
+
+    def clock_skew_seconds(self) -> float | None:
+        """The source's `Date` less our time, or None where it sends none."""
+        try:
+            url = self.base_url + "/voice-calls?page=1&pageSize=1"
+            with self.http.stream("GET", url) as response:
+                served = parsedate_to_datetime(response.headers["Date"])
+        except (httpx.HTTPError, KeyError, ValueError, OverflowError):
+            return None
+        if served.tzinfo is None:  # "-0000" says UTC, and that no zone is known
+            served = served.replace(tzinfo=UTC)
+        seconds: float = (served - self._clock.now()).total_seconds()
+        return seconds
+
+    def _get(self, path: str, query: Mapping[str, str], scope: str) -> Answer:
+        """One answer; a second one where the credentials were replaced meanwhile."""
+        used = self._auth.secrets()
+        try:
+            answer = self._get_once(path, query, scope)
+        except SourceRefused as error:
+            if error.status != 401 or not self._were_replaced(used):
+                raise
+            return self._get_once(path, query, scope)
+        self._worked = True
+        return answer
+
+    def _were_replaced(self, used: tuple[str, ...]) -> bool:
+        """Wait for other credentials than `used`, if they worked and may be replaced."""
+        if not (self._worked and self._auth.may_change):
+            return False
+        end = self._clock.monotonic() + ROTATION_SECONDS
+        if self._waiting.acquire(blocking=False):  # one of many says it
+            log.warning("source.credentials_expired", waiting_seconds=ROTATION_SECONDS)
+        while (replaced := self._auth.secrets() != used) is False and self._clock.monotonic() < end:
+            self._clock.sleep(1.0)
+        if replaced and self._waiting.locked():
+            self._waiting.release()
+            log.info("source.credentials_replaced")
+        return replaced
+
+    def _get_once(self, path: str, query: Mapping[str, str], scope: str) -> Answer:
+        self._pace.wait()
+        try:
+            url = self.base_url + path
+            with self.http.stream("GET", url, params=dict(query) or None) as response:
+                body = self._read(response)
+        except httpx.TransportError as error:
+            raise _unreachable(error, self.base_url) from None
+        except httpx.InvalidURL:
+            raise SourceError("ARCHIVER_API_BASE_URL is not a URL that can be asked") from None
+        if response.status_code != 200:
+            raise _refusal(response, scope, body)
+        return _unwrap(body, response)
+
+    def _read(self, response: httpx.Response) -> bytes:
+        """The body, within bounds of size and time: a timeout of httpx is one per read."""
+        encoding = response.headers.get("Content-Encoding", "identity").lower()
+        if response.status_code == 200 and encoding != "identity":
+            raise SourceError(
+                "the source answered with a Content-Encoding that was not asked for",
+                reason="bad_document",
+            )
+        body, deadline = bytearray(), self._clock.monotonic() + self._answer_seconds
+        for chunk in response.iter_raw():
+            self._clock.check()
+            body += chunk
+            if len(body) > MAX_JSON_BYTES:
+                raise SourceError(
+                    f"the source answered with more than {MAX_JSON_BYTES >> 20} MiB of JSON",
+                    reason="bad_document",
+                    status=response.status_code,
+                )
+            if self._clock.monotonic() > deadline:
+                raise SourceError(
+                    f"the source took over {self._answer_seconds:g} s for one answer",
+                    retryable=True,
+                    reason="too_slow",
+                )
+        return bytes(body)
+
+
+class Pace:
+    """Spaces requests evenly: at most `per_second` from this process, None for no limit."""
+
+    def __init__(self, per_second: float | None, clock: Clock) -> None:
+        self._interval = 1 / per_second if per_second else 0.0
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._next = 0.0
+
+    def wait(self) -> None:
+        self._clock.check()
+        if not self._interval:
+            return
+        with self._lock:
+            now = self._clock.monotonic()
+            at = max(self._next, now)
+            self._next = at + self._interval
+        if at > now:
+            self._clock.sleep(at - now)
+
+
+def _unreachable(error: httpx.TransportError, base_url: str) -> SourceError:
+    """A certificate that is not trusted is no matter of trying again; all else may be."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        return SourceError(
+            f"the source's TLS certificate is not trusted ({cause.verify_message}): set "
+            "SSL_CERT_FILE to its root",
+            reason="unreachable",
+        )
+    return SourceError(
+        f"the source is unreachable ({type(error).__name__}): check ARCHIVER_API_BASE_URL "
+        f"({_host(base_url)}) and the network",
+        retryable=True,
+        reason="unreachable" if isinstance(error, _NO_CONNECTION) else "broken_off",
+    )
+
+
+def _unwrap(body: bytes, response: httpx.Response) -> Answer:
+    """Accept an answer bare, or in the envelope `{"data", "meta", "pagination"}`."""
+    try:
+        document = canonical.load(body)
+    except FormatError as error:
+        kind = response.headers.get("Content-Type", "no content type").partition(";")[0][:40]
+        raise SourceError(
+            f"the source answered {kind} that cannot be read as JSON ({error}): "
+            "check ARCHIVER_API_BASE_URL",
+            reason="bad_document",
+            status=200,
+        ) from None
+    meta: object = {}
+    pagination: object = {}
+    if (
+        isinstance(document, dict)
+        and document.get("error")
+        and document.keys() <= {"error", "meta", "success"}
+    ):
+        raise SourceError(
+            "the source answered an error with status 200", reason="bad_document", status=200
+        )
+    if isinstance(document, dict) and "data" in document and "id" not in document:
+        meta, pagination = document.get("meta"), document.get("pagination")
+        document = document["data"]
+    request_id = meta.get("requestId") if isinstance(meta, dict) else None
+    request_id = request_id or response.headers.get("X-Request-Id")
+    return Answer(
+        document,
+        pagination if isinstance(pagination, dict) else {},
+        request_id[:128] if isinstance(request_id, str) else None,
+    )
+
+
+def _refusal(response: httpx.Response, scope: str, body: bytes) -> SourceError:
+    status = response.status_code
+    if status == 401:
+        return SourceRefused(
+            "the source refused the credentials (401): check ARCHIVER_API_TOKEN, or "
+            "ARCHIVER_API_KEY with ARCHIVER_API_HMAC_SECRET, and this machine's clock",
+            status=status,
+        )
+    if status == 403:
+        return SourceRefused(
+            f"the source refused access (403): give the token or key the scope {scope}",
+            status=status,
+        )
+    retryable = status in (408, 425, 429) or status >= 500
+    return SourceError(
+        f"the source answered {status}: check ARCHIVER_API_BASE_URL and the source's state",
+        retryable=retryable,
+        reason="throttled" if status == 429 else "status_5xx" if status >= 500 else "status",
+        retry_after_seconds=_retry_after(response, body) if retryable else None,
+        status=status,
+    )
+
+
+def _retry_after(response: httpx.Response, body: bytes) -> float | None:
+    """Seconds, as the header (a number or a date) or the error's body asks; a little more, so that
+    a crowd is spread out."""
+    text = response.headers.get("Retry-After", "")
+    seconds: object = int(text) if text.isdecimal() and len(text) <= 6 else None
+    if seconds is None and text:
+        seconds = _seconds_until(text, response.headers.get("Date", ""))
+    if seconds is None:
+        try:
+            error = canonical.load_object(body).get("error")
+            seconds = error.get("retryAfter") if isinstance(error, dict) else None
+        except FormatError:
+            return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return None
+    if not 0 <= seconds < 10**6:
+        return None
+    return seconds + random.uniform(0, 0.5)  # noqa: S311  (jitter, no secret)
+
+
+def _seconds_until(date: str, now: str) -> float | None:
+    """Between two dates of HTTP headers, by the source's own clock."""
+    try:
+        seconds: float = (parsedate_to_datetime(date) - parsedate_to_datetime(now)).total_seconds()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return seconds
+
+
+def _host(url: str) -> str:
+    return httpx.URL(url).host
