@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from archiver.clock import Clock
+from archiver.pressure import Pressure
 from archiver.retry import Retry
 from archiver.settings import SourceSettings
 from archiver.source.auth import BearerAuth, Credentials, SignedKeyAuth
@@ -15,13 +16,15 @@ from archiver.source.listing import Lister
 from archiver.tls import client_context
 
 
-def source(settings: SourceSettings, clock: Clock) -> VoiceCallsClient:
+def source(
+    settings: SourceSettings, clock: Clock, pressure: Pressure | None = None
+) -> VoiceCallsClient:
     """The source's API client; raises `UsageError` where a secret's file cannot be read."""
     return VoiceCallsClient(
         settings.api_base_url,
         _credentials(settings, clock),
         clock,
-        retry=Retry(clock),
+        retry=Retry(clock, pressure=pressure),
         tls=client_context(),
         connections=settings.workers + 4,
         requests_per_second=settings.api_rate,

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from importlib import resources
 from urllib.parse import urlsplit
 
+import structlog
+
 from archiver.apiclient import lister, source
+from archiver.audit.holds import Told
 from archiver.clock import SystemClock
-from archiver.errors import CallError, UsageError
+from archiver.errors import CallError, StoreError, UsageError
 from archiver.manifest import layout
 from archiver.manifest.seal import check_window_length
 from archiver.manifest.signing import SigningKey
 from archiver.model import Retention
 from archiver.pipeline.backfill import Backfill
 from archiver.pipeline.genesis import found_archive
+from archiver.pipeline.holds import Holds
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import Progress
@@ -24,9 +29,10 @@ from archiver.pipeline.sealing import Chain
 from archiver.pipeline.service import Heartbeat, Schedule, Service, loop_start
 from archiver.pipeline.transfer import Transfer
 from archiver.pipeline.window import Windows
+from archiver.pressure import Pressure
 from archiver.readonly import store_options
 from archiver.retry import Retry
-from archiver.settings import Settings
+from archiver.settings import Settings, WriterSettings
 from archiver.source.client import VoiceCallsClient
 from archiver.source.recording import RecordingClient
 from archiver.source.signed import SignedUrl
@@ -34,8 +40,15 @@ from archiver.store.bucket import Bucket
 from archiver.store.probe import Capabilities, glance, probe, require_safe
 from archiver.tls import client_context
 
+log = structlog.get_logger()
 
-def writer(settings: Settings, clock: SystemClock) -> Bucket:
+ORPHANED_AFTER = timedelta(days=1)
+"""No upload is under way for longer."""
+
+
+def writer(
+    settings: WriterSettings, clock: SystemClock, pressure: Pressure | None = None
+) -> Bucket:
     """The bucket with all that is passed on each write."""
     mode = settings.object_lock_mode
     options = replace(
@@ -45,10 +58,10 @@ def writer(settings: Settings, clock: SystemClock) -> Bucket:
         sse_kms_key_id=settings.sse_kms_key_id,
         storage_class=settings.storage_class,
     )
-    return Bucket(options, clock, Retry(clock))
+    return Bucket(options, clock, Retry(clock, pressure=pressure))
 
 
-def retention(settings: Settings) -> Retention:
+def retention(settings: WriterSettings) -> Retention:
     if settings.object_lock_mode == "none":
         return Retention()
     return Retention(settings.object_lock_mode, settings.retention_days or 0)
@@ -97,14 +110,16 @@ class App:
             check_window_length(self.chain.genesis(), settings.window)
         elif settings.start is not None and settings.start > self.clock.now():
             raise UsageError("ARCHIVER_START lies in the future: the loop would do nothing")
-        found = self._known() if opened else probe(self.bucket)
-        require_safe(found, single_writer=single_writer)
-        self.bucket.create_once = found.create_once
-        self.chain.single_writer = not found.create_once
+        if opened:
+            found = _trust(self.bucket, self.chain, single_writer=single_writer)
+        else:
+            found = probe(self.bucket)
+            _rely_on(found, self.bucket, self.chain, single_writer=single_writer)
         self.bucket.read_back = {"full": True, "head": False, "auto": not found.checksums}[
             settings.verify_writes
         ]
         if opened:
+            self._abort_orphans()
             return False
         seconds = int(settings.window.total_seconds())
         return found_archive(
@@ -118,19 +133,28 @@ class App:
             retention=retention(settings),
         )
 
-    def _known(self) -> Capabilities:
-        """What the store shows now, and no more than it proved when the archive was begun."""
-        told = self.chain.genesis().document.get("store")
-        return glance(self.bucket, told if isinstance(told, dict) else {})
+    def _abort_orphans(self) -> None:
+        """Uploads of a process that was killed take room, and are paid for, until they are."""
+        try:
+            # Nothing else is uploaded in parts; others may use the bucket too.
+            count = self.bucket.abort_uploads(layout.RECORDINGS, self.clock.now() - ORPHANED_AFTER)
+        except StoreError as error:
+            if error.reason != "not_implemented":
+                log.warning("uploads.unknown", error=str(error))
+            return
+        if count:
+            log.info("uploads.aborted", count=count)
 
     def backfill(self, progress: Progress | None) -> Backfill:
         return Backfill(self.windows, self.chain, self.segments, progress)
 
     def is_alive(self, heartbeat: Heartbeat) -> bool:
         """What `/healthz` says: a round or a window was done lately, or a call is on its way and
-        its bytes go on coming. A loop whose rounds keep failing is not alive."""
+        its bytes go on coming, or locks are being extended. A loop whose rounds keep failing is
+        not alive."""
         patience = max(300.0, 5 * self.settings.poll_interval.total_seconds())
-        moving = self.transfer.in_flight > 0 and self.clock.idle_seconds < patience
+        at_work = self.transfer.in_flight + self.windows.keeper.at_work
+        moving = at_work > 0 and self.clock.idle_seconds < patience
         return moving or heartbeat.age_seconds < patience
 
     def service(self, heartbeat: Heartbeat) -> Service:
@@ -152,18 +176,75 @@ def _verifier_pages() -> dict[str, bytes]:
     return {key: package.joinpath(name).read_bytes() for key, name in names.items()}
 
 
+def _trust(bucket: Bucket, chain: Chain, *, single_writer: bool) -> Capabilities:
+    """Rely on what the store shows now, and no more than it proved when the archive was begun."""
+    told = chain.genesis().document.get("store")
+    found = glance(bucket, told if isinstance(told, dict) else {})
+    _rely_on(found, bucket, chain, single_writer=single_writer)
+    return found
+
+
+def _rely_on(found: Capabilities, bucket: Bucket, chain: Chain, *, single_writer: bool) -> None:
+    """Raises `StoreError` where that would not be safe."""
+    require_safe(found, single_writer=single_writer)
+    bucket.create_once = found.create_once
+    chain.single_writer = not found.create_once
+
+
+@contextmanager
+def open_holds(
+    settings: WriterSettings, clock: SystemClock, *, single_writer: bool = False
+) -> Iterator[Holds]:
+    """What acts on legal holds: it needs no source. Raises `UsageError` where there is no archive,
+    `StoreError` where its bucket takes no holds."""
+    key, keep = settings.signing_key(), retention(settings)
+    bucket = writer(settings, clock)
+    bucket.check_access()
+    if not bucket.has_object_lock():
+        raise StoreError(
+            f"bucket {settings.s3_bucket} has no Object Lock, so it takes no legal holds; nothing "
+            "was done"
+        )
+    chain = Chain(bucket, key, clock, keep)
+    if not chain.open():
+        raise UsageError(
+            "there is no archive here: check ARCHIVER_S3_BUCKET and ARCHIVER_S3_PREFIX"
+        )
+    if settings.object_lock_mode == "none":
+        _refuse_to_weaken(bucket, chain)
+    _trust(bucket, chain, single_writer=single_writer)
+    workers, told = Workers(settings.workers), Told(bucket, settings.workers)
+    try:
+        yield Holds(bucket, chain, told, workers, clock, keep)
+    finally:
+        workers.close()
+        told.close()
+
+
+def _refuse_to_weaken(bucket: Bucket, chain: Chain) -> None:
+    """Without a lock, an act's seal could be deleted from an archive that is locked otherwise: a
+    setting that is easily forgotten where another person gives the commands."""
+    head = bucket.head(layout.seal_key(chain.head.seq))
+    if head is not None and head.lock_mode is not None and not bucket.locks_by_itself():
+        raise UsageError(
+            "ARCHIVER_OBJECT_LOCK_MODE: the seals of this archive are locked "
+            f"({head.lock_mode}), so set it, and ARCHIVER_RETENTION_DAYS, as the archiver has them"
+        )
+
+
 @contextmanager
 def open_app(
     settings: Settings, clock: SystemClock, progress: Progress | None = None
 ) -> Iterator[App]:
     """Put the parts together; on leaving, workers end and connections close."""
     key = settings.signing_key()
-    api = source(settings, clock)
+    pressure = Pressure(settings.workers, clock)
+    api = source(settings, clock, pressure)
     blobs = recordings(settings, clock)
-    bucket = writer(settings, clock)
+    bucket = writer(settings, clock, pressure)
     keep = retention(settings)
     segments = SegmentIndex(bucket)
-    workers = Workers(settings.workers)
+    workers = Workers(settings.workers, pressure)
     transfer = Transfer(
         api,
         blobs,
@@ -172,6 +253,7 @@ def open_app(
         retention=keep,
         give_up=settings.give_up,
         first_rest_seconds=settings.poll_interval.total_seconds(),
+        pressure=pressure,
     )
     windows = Windows(
         lister(settings, api, clock),

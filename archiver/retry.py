@@ -13,6 +13,7 @@ import tenacity
 from archiver.clock import Clock
 from archiver.errors import ArchiverError
 from archiver.metrics import RETRIES
+from archiver.pressure import CROWDED_STATUS, Pressure
 
 T = TypeVar("T")
 
@@ -21,7 +22,10 @@ LONGEST_WAIT_SECONDS = 60.0
 
 
 class Retry:
-    """A policy: at most `attempts` tries, waiting `first_wait_seconds` × 2ⁿ with jitter between."""
+    """A policy: at most `attempts` tries, waiting `first_wait_seconds` × 2ⁿ with jitter between.
+
+    `pressure` hears of each answer that says that it is too much.
+    """
 
     def __init__(
         self,
@@ -29,8 +33,10 @@ class Retry:
         attempts: int = 5,
         first_wait_seconds: float = 0.5,
         max_wait_seconds: float = 20.0,
+        pressure: Pressure | None = None,
     ) -> None:
         self._clock = clock
+        self._pressure = pressure
         self._attempts = attempts
         self._wait = tenacity.wait_exponential(
             multiplier=first_wait_seconds, max=max_wait_seconds
@@ -43,10 +49,16 @@ class Retry:
             stop=tenacity.stop_after_attempt(self._attempts),
             wait=self._wait_for,
             retry=tenacity.retry_if_exception(_worth_it),
-            before_sleep=lambda state: RETRIES.labels(stage, _reason(state)).inc(),
+            before_sleep=lambda state: self._failed(stage, state),
             reraise=True,
         )
         return retrying(function)
+
+    def _failed(self, stage: str, state: tenacity.RetryCallState) -> None:
+        RETRIES.labels(stage, _reason(state)).inc()
+        error = state.outcome.exception() if state.outcome else None
+        if self._pressure and isinstance(error, ArchiverError) and error.status in CROWDED_STATUS:
+            self._pressure.crowded()
 
     def _wait_for(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None

@@ -194,14 +194,51 @@ class SourceSettings(StoreSettings):
         return from_file(getattr(self, name + "_file"), _variable(name) + "_FILE")
 
 
-class Settings(SourceSettings):
+class WriterSettings(StoreSettings):
+    """What a writer of the archive needs beside, be there a source or not."""
+
+    signing_key_file: Path = Field(
+        description="Ed25519 private key, PKCS#8 PEM; `archiver keygen` makes one"
+    )
+    object_lock_mode: Literal["none", "GOVERNANCE", "COMPLIANCE"] = Field(
+        "none", description="none, GOVERNANCE or COMPLIANCE"
+    )
+    retention_days: int | None = Field(
+        None, ge=1, le=36500, description="with a lock mode: days, counted from the call's end"
+    )
+    sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
+        None, description="server-side encryption, passed on each write"
+    )
+    sse_kms_key_id: str | None = Field(None, description="the KMS key for it")
+    storage_class: str | None = Field(None, description="storage class, passed on each write")
+
+    @model_validator(mode="after")
+    def _check_lock(self) -> WriterSettings:
+        if self.object_lock_mode != "none" and self.retention_days is None:
+            raise ValueError("ARCHIVER_RETENTION_DAYS: must be set with ARCHIVER_OBJECT_LOCK_MODE")
+        return self
+
+    def signing_key(self) -> SigningKey:
+        """Raises `UsageError` where the key file cannot be read or is no Ed25519 key."""
+        variable = f"ARCHIVER_SIGNING_KEY_FILE: {self.signing_key_file}"
+        try:
+            return SigningKey.from_pem(self.signing_key_file.read_bytes())
+        except OSError as error:
+            raise UsageError(
+                f"{variable} cannot be read ({error.strerror}): `archiver keygen --out FILE` "
+                "makes a key"
+            ) from None
+        except FormatError as error:
+            raise UsageError(
+                f"{variable} is {error}: `archiver keygen --out FILE` makes a key"
+            ) from None
+
+
+class Settings(WriterSettings, SourceSettings):
     """What the archiver itself needs."""
 
     recording_hosts: Names = Field(
         description="exact hosts (or host:port) that a recording URL may name, comma separated"
-    )
-    signing_key_file: Path = Field(
-        description="Ed25519 private key, PKCS#8 PEM; `archiver keygen` makes one"
     )
     settle: Duration = Field(
         timedelta(hours=2), description="a window is sealed this long after its end"
@@ -219,17 +256,6 @@ class Settings(SourceSettings):
     give_up: Duration = Field(
         DAY, description="a call not archived this long after its window is recorded as failed"
     )
-    object_lock_mode: Literal["none", "GOVERNANCE", "COMPLIANCE"] = Field(
-        "none", description="none, GOVERNANCE or COMPLIANCE"
-    )
-    retention_days: int | None = Field(
-        None, ge=1, le=36500, description="with a lock mode: days, counted from the call's end"
-    )
-    sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
-        None, description="server-side encryption, passed on each write"
-    )
-    sse_kms_key_id: str | None = Field(None, description="the KMS key for it")
-    storage_class: str | None = Field(None, description="storage class, passed on each write")
     verify_writes: Literal["auto", "head", "full"] = Field(
         "auto", description="head, full (read every recording back), or auto: as the store proved"
     )
@@ -246,7 +272,7 @@ class Settings(SourceSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Settings:
-        for complaint in (self._check_hosts(), self._check_times(), self._check_lock()):
+        for complaint in (self._check_hosts(), self._check_times()):
             if complaint:
                 raise ValueError(complaint)
         return self
@@ -263,26 +289,6 @@ class Settings(SourceSettings):
         if any(not age for age in self.relist):
             return "ARCHIVER_RELIST: takes ages such as 1d,7d, or none"
         return None
-
-    def _check_lock(self) -> str | None:
-        if self.object_lock_mode != "none" and self.retention_days is None:
-            return "ARCHIVER_RETENTION_DAYS: must be set with ARCHIVER_OBJECT_LOCK_MODE"
-        return None
-
-    def signing_key(self) -> SigningKey:
-        """Raises `UsageError` where the key file cannot be read or is no Ed25519 key."""
-        variable = f"ARCHIVER_SIGNING_KEY_FILE: {self.signing_key_file}"
-        try:
-            return SigningKey.from_pem(self.signing_key_file.read_bytes())
-        except OSError as error:
-            raise UsageError(
-                f"{variable} cannot be read ({error.strerror}): `archiver keygen --out FILE` "
-                "makes a key"
-            ) from None
-        except FormatError as error:
-            raise UsageError(
-                f"{variable} is {error}: `archiver keygen --out FILE` makes a key"
-            ) from None
 
 
 def _split_url(text: str) -> SplitResult | None:

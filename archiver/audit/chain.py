@@ -21,6 +21,7 @@ from archiver.manifest.signing import PublicKey
 
 MAX_SEAL_BYTES = 16 << 20
 MAX_KEY_BYTES = 64 << 10
+MAX_PAGE_BYTES = 4 << 20
 SIGNATURE_BYTES = 64
 CLOCK_TOLERANCE = timedelta(minutes=5)
 """How far `sealed_at` may go back: two writers' clocks differ."""
@@ -201,6 +202,18 @@ class ChainCheck:
         stored = self._gate.read(at, MAX_KEY_BYTES, "public_key_missing")
         if stored is not None and stored != pem:
             self._report("public_key_mismatch", at)
+        self._pages(genesis)
+
+    def _pages(self, genesis: Seal) -> None:
+        """The verifier's page and script, where seal 0 tells of them: older ones do not."""
+        store = genesis.document.get("store")
+        told = store.get("pages") if isinstance(store, dict) else None
+        for at in (layout.VERIFY_PAGE, layout.VERIFY_SCRIPT):
+            if not isinstance(told, dict) or at not in told:
+                continue
+            page = self._gate.read(at, MAX_PAGE_BYTES, "page_missing")
+            if page is not None and hashlib.sha256(page).hexdigest() != told[at]:
+                self._report("page_mismatch", at)
 
     def _fields(self, seq: int, this: Seal) -> None:
         """The seal against what stands before it."""

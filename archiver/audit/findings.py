@@ -42,6 +42,12 @@ CODES: dict[str, Code] = {
     "public_key_mismatch": Code(
         "error", "the key under `manifest/keys/` is not that of seal 0", "Bucket"
     ),
+    "page_missing": Code(
+        "warning", "`VERIFY.md` or `verify.sh` is not there, and seal 0 tells of it", "Bucket"
+    ),
+    "page_mismatch": Code(
+        "error", "`VERIFY.md` or `verify.sh` is not the one that seal 0 tells of", "Seal"
+    ),
     "signature_missing": Code("error", "a seal has no `.sig`", "Order of writes"),
     "signature_invalid": Code(
         "error", "a `.sig` is no signature of the archive's key over the seal's bytes", "Seal"
@@ -75,7 +81,9 @@ CODES: dict[str, Code] = {
     "segment_invalid": Code(
         "error", "a segment has a malformed line, or lines out of order", "Segment"
     ),
-    "event_invalid": Code("error", "an event segment has a malformed line", "Events"),
+    "event_invalid": Code(
+        "error", "an event is malformed, or a hold names an object of another call", "Events"
+    ),
     "pointer_missing": Code("error", "a sealed segment has no `.seal`", "Order of writes"),
     "pointer_mismatch": Code("error", "a `.seal` names another seal", "Bucket"),
     "pointer_dangling": Code(
@@ -131,13 +139,28 @@ CODES: dict[str, Code] = {
     ),
     "file_hash": Code("error", "a file's bytes have another SHA-256", "Invariant 1"),
     "retention_weaker": Code(
-        "error", "an object is locked for shorter, or weaker, than its record promises", "Record"
+        "error",
+        "an object is locked for shorter, or weaker, than its record promises; or a segment, "
+        "companion, pointer, seal or signature for shorter than the records that it covers",
+        "Record",
     ),
     "retention_missing": Code(
         "warning",
-        "the store tells of no lock where the record promises one: there is none, or you may not "
-        "read it (`s3:GetObjectRetention`)",
+        "the store tells of no lock where the record promises one, or the records that a segment "
+        "or a seal covers: there is none, or you may not read it (`s3:GetObjectRetention`)",
         "Record",
+    ),
+    "hold_missing": Code(
+        "error",
+        "the ledger holds the call, and the store tells of no legal hold on one of its objects: "
+        "there is none, or you may not read it (`s3:GetObjectLegalHold`)",
+        "Events",
+    ),
+    "hold_unrecorded": Code(
+        "warning",
+        "an object is on legal hold, and the ledger does not hold its call: `archiver hold` was "
+        "cut short, or somebody did it without",
+        "Events",
     ),
     "overwritten": Code("error", "a key has more than one version", "Invariant 7"),
     "deleted": Code("error", "a delete marker hides a key", "Invariant 7"),
@@ -146,6 +169,18 @@ CODES: dict[str, Code] = {
     "too_large": Code("error", "an object is larger than any of its kind can be", "Invariant 9"),
     "unreadable": Code("error", "the store does not hand out an object", "Invariant 1"),
     "unexpected_object": Code("info", "a key in the manifest that nothing explains", "Bucket"),
+    "unnamed_object": Code(
+        "info",
+        "no sealed record names an object under `recordings/`: its window is not sealed yet, or a "
+        "try left it (not looked for with `--from` or `--to`)",
+        "Bucket",
+    ),
+    "untold_record": Code(
+        "info",
+        "no sealed segment tells of an object under `records/`: its window is not sealed yet, or "
+        "it was amended before that (not looked for with `--from` or `--to`)",
+        "Revisions",
+    ),
 }
 
 
@@ -179,6 +214,14 @@ class Findings:
             self._counts[code] += 1
             if len(self._kept) < self._limit:
                 self._kept.append(finding)
+
+    def count(self, code: str, number: int) -> None:
+        """As `add`, for so many more that are not told one by one."""
+        if code not in CODES:
+            raise KeyError(code)
+        if number > 0:
+            with self._lock:
+                self._counts[code] += number
 
     def kept(self) -> list[Finding]:
         """In the order of code, key and detail: threads found them in any."""

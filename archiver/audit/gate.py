@@ -27,7 +27,7 @@ LATE_TRIES = 4
 SPOOL_BYTES = 8 << 20
 """What a segment may take of memory; beyond it goes to a temporary file."""
 
-_NOT_ABOUT_ONE_OBJECT = {"unreachable", "credentials", "tls", "settings"}
+_NOT_ABOUT_ONE_OBJECT = {"unreachable", "credentials", "tls", "settings", "clock", "no_bucket"}
 
 
 class TooLarge(Exception):
@@ -57,9 +57,12 @@ class Gate:
         self._refusals = 0
         self._denials = 0
 
-    def read(self, key: str, limit: int, missing: str, *, late: bool = False) -> bytes | None:
-        """An object's bytes. `missing` is the code to report where there is none; with `late`
-        it is waited for a little first, because a writer may be about to write it."""
+    def read(
+        self, key: str, limit: int, missing: str | None, *, late: bool = False
+    ) -> bytes | None:
+        """An object's bytes. `missing` is the code to report where there is none (None: nothing is
+        said); with `late` it is waited for a little first, because a writer may be about to write
+        it."""
 
         def ask() -> bytes | None:
             data = self.reader.read(key, None, limit)
@@ -78,7 +81,7 @@ class Gate:
         detail = "there is none" if version_id is None else "not in the version that is recorded"
         return self._tell(key, missing, lambda: self.reader.head(key, version_id), detail)
 
-    def spool(self, key: str, limit: int, missing: str) -> Spooled | None:
+    def spool(self, key: str, limit: int, missing: str | None) -> Spooled | None:
         """An object of any size up to `limit`, in bounded memory. The caller closes its file."""
         return self._tell(key, missing, lambda: spool(self.reader, key, limit), "there is none")
 

@@ -2,6 +2,7 @@
 
 At level `objects` every record is read and every file asked for by HEAD, in the very version that
 its record names; at level `bytes` files are read and hashed too, all of them or a random sample.
+A record is asked for by HEAD only where it promises a lock, or its call is on legal hold.
 """
 
 from __future__ import annotations
@@ -14,17 +15,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from archiver.audit.gate import Gate
+from archiver.audit.held import HoldCheck
 from archiver.audit.parallel import Backlog
 from archiver.audit.reader import Head
 from archiver.audit.segments import MAX_RECORD_BYTES, is_file_entry, is_file_key
-from archiver.manifest import layout
+from archiver.manifest.event import ObjectRef
 from archiver.manifest.record import Record
 from archiver.model import format_time, parse_time
 
 MODES = ("GOVERNANCE", "COMPLIANCE")
 """Weakest first."""
-MAX_SUSPECTS = 100_000
-"""Keys with more than one version that are told apart; beyond it they are all `overwritten`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,7 @@ class ObjectCheck:
         gate: Gate,
         backlog: Backlog,
         hashed: Hashed,
+        holds: HoldCheck,
         *,
         hash_files: bool,
         sample: Sample | None,
@@ -92,38 +93,58 @@ class ObjectCheck:
         self._report = gate.findings.add
         self._backlog = backlog
         self._hashed = hashed
+        self._holds = holds
         self._hash_files = hash_files
         self._sample = sample
 
     def add(self, line: bytes, found: Record, named: Named) -> None:
         """Have a record and what it names checked; waits while too much is under way."""
-        promise, add = named.promise, self._backlog.add
-        add(lambda: self._record(found.key, line, promise))
+        promise, call_id, add = named.promise, found.call_id, self._backlog.add
+        add(lambda: self._record(found.key, line, promise, call_id))
         for file in named.files:
-            add(lambda file=file: self._file(file, promise))  # type: ignore[misc]
+            add(lambda file=file: self._file(file, promise, call_id))  # type: ignore[misc]
         for file, kept in named.again:
             add(lambda file=file, kept=kept: self._again(file, kept, promise))  # type: ignore[misc]
 
-    def finish(self) -> None:
-        """Wait for all tasks, then hash the sample."""
+    def add_covering(self, key: str, until: datetime) -> None:
+        """Have an object of the manifest checked that covers records that are promised a lock until
+        then. Its mode is that of the day it was written. Where it is missing, that is said
+        elsewhere."""
+
+        def check() -> None:
+            head = self._gate.head(key, None, None)
+            if head is not None:
+                self._lock(key, head, Promise(0, until))
+
+        self._backlog.add(check)
+
+    def finish(self, events: Iterable[str]) -> None:
+        """Wait for all tasks, look at what else the `events` (keys) name, and hash the sample."""
         self._backlog.drain()
+        for call_id, one in self._holds.rest(events):
+            self._backlog.add(
+                lambda call_id=call_id, one=one: self._holds.look_at(call_id, one)  # type: ignore[misc]
+            )
         for file in self._sample.chosen if self._sample else ():
             self._backlog.add(lambda file=file: self._hash(file))  # type: ignore[misc]
         self._backlog.drain()
 
-    def _record(self, key: str, line: bytes, promise: Promise | None) -> None:
+    def _record(self, key: str, line: bytes, promise: Promise | None, call_id: str) -> None:
         data = self._gate.read(key, MAX_RECORD_BYTES, "record_missing")
         if data is None:
             return
         if data != line:
             self._report("record_mismatch", key, hashlib.sha256(data).hexdigest())
-        if promise is not None:
-            head = self._gate.head(key, None, "record_missing")
-            if head is not None:
-                self._lock(key, head, promise)
+        if promise is None and not self._holds.holds(call_id):
+            return
+        head = self._gate.head(key, None, "record_missing")
+        self._holds.look(call_id, ObjectRef(key, None), head)
+        if head is not None and promise is not None:
+            self._lock(key, head, promise)
 
-    def _file(self, file: FileRef, promise: Promise | None) -> None:
+    def _file(self, file: FileRef, promise: Promise | None, call_id: str) -> None:
         head = self._gate.head(file.key, file.version_id, "file_missing")
+        self._holds.look(call_id, ObjectRef(file.key, file.version_id), head)
         if head is None:
             return
         if promise is not None:
@@ -232,30 +253,3 @@ class WindowFiles:
         if both != before:
             self._promises[mark] = both
             named.again.append((file, before))
-
-
-def check_versions(gate: Gate, prefixes: Iterable[str]) -> bool:
-    """Report each key that has more than one version, or a delete marker.
-
-    A version that is not the newest shows that something lies over it; what, is told once all
-    versions of the key are known. False where the store does not list versions.
-    """
-    suspects: dict[str, set[str]] = {}
-    known = False
-    for prefix in prefixes:
-        for version in gate.reader.versions(prefix):
-            known = True
-            if version.key == layout.PROBE or (version.is_latest and not version.is_delete_marker):
-                continue
-            kind = "version" if not version.is_delete_marker else "marker"
-            kind = "hidden" if version.is_delete_marker and version.is_latest else kind
-            if version.key in suspects or len(suspects) < MAX_SUSPECTS:
-                suspects.setdefault(version.key, set()).add(kind)
-            else:
-                gate.findings.add("overwritten", version.key)
-    for key, kinds in sorted(suspects.items()):
-        code = (
-            "deleted" if "hidden" in kinds else "recreated" if "marker" in kinds else "overwritten"
-        )
-        gate.findings.add(code, key)
-    return known

@@ -15,16 +15,19 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from itertools import groupby
 from typing import IO, Any
 
+from archiver.audit.holds import Standing, object_document
 from archiver.audit.parallel import ordered
 from archiver.audit.reader import Reader
+from archiver.audit.recorddays import record_day, record_days
 from archiver.audit.sealed import SealedSegments
 from archiver.audit.segments import MAX_RECORD_BYTES, lines_of, parse_record, read_window
 from archiver.errors import FormatError
 from archiver.manifest import canonical, layout
+from archiver.manifest.event import ObjectRef
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
 from archiver.manifest.seal import SegmentEntry
@@ -52,22 +55,41 @@ class History:
     sealed: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Key of a record → key of its segment, number of its seal. Absent: not sealed yet, or a newer
     revision was there before any segment told of it."""
+    standing: Standing | None = None
+    """Its legal holds and what the store says of its objects, where that was asked for."""
+
+    @property
+    def objects(self) -> set[ObjectRef]:
+        """All that its records name, and the records themselves."""
+        return {one for found in self.revisions for one in objects_of(found)}
 
     def document(self) -> dict[str, Any]:
         """The form of `manifest show --json`: `type` call_history, `v` 1, `call_id`, `revisions`
-        [{key, record, segment, seal}], the last two null where no sealed segment has it."""
-        rows = []
-        for found in self.revisions:
-            segment, number = self.sealed.get(found.key, (None, None))
-            rows.append(
-                {
-                    "key": found.key,
-                    "record": dict(found.document),
-                    "seal": number,
-                    "segment": segment,
-                }
-            )
-        return {"call_id": self.call_id, "revisions": rows, "type": "call_history", "v": 1}
+        [{key, record, segment, seal}], the last two null where no sealed segment has it; with a
+        `standing` also `hold` {acts, held}, and each revision's `objects` as the store has them."""
+        rows = [self._row(found) for found in self.revisions]
+        document = {"call_id": self.call_id, "revisions": rows, "type": "call_history", "v": 1}
+        return document | ({"hold": self.standing.document()} if self.standing else {})
+
+    def _row(self, found: Record) -> dict[str, Any]:
+        segment, number = self.sealed.get(found.key, (None, None))
+        row = {
+            "key": found.key,
+            "record": dict(found.document),
+            "seal": number,
+            "segment": segment,
+        }
+        if (standing := self.standing) is None:
+            return row
+        told = [object_document(one, standing.heads.get(one)) for one in objects_of(found)]
+        return row | {"objects": told}
+
+
+def objects_of(found: Record) -> list[ObjectRef]:
+    """A record, in the version that is there, and the files that it names."""
+    files = found.document["files"]
+    named = [ObjectRef(file["key"], file.get("version_id")) for file in files]
+    return [ObjectRef(found.key, None), *named]
 
 
 class Query:
@@ -149,7 +171,10 @@ class Query:
 
     def _record_keys(self, call_dir: str, now: datetime) -> list[str]:
         """The keys of a call's records: of the newest day that has any."""
-        probes = (f"{layout.RECORDS}{layout.day_dir(day)}/{call_dir}/" for day in self._days(now))
+        probes = (
+            f"{layout.RECORDS}{layout.day_dir(day)}/{call_dir}/"
+            for day in record_days(self._reader, now)
+        )
         with ThreadPoolExecutor(LISTS_AT_ONCE) as executor:
             for keys in ordered(executor, self._keys, probes, 2 * LISTS_AT_ONCE):
                 if keys:
@@ -158,27 +183,7 @@ class Query:
         return []
 
     def _keys(self, prefix: str) -> list[str]:
-        return [item.key for item in self._reader.list(prefix) if _record_day(item.key)]
-
-    def _days(self, now: datetime) -> Iterator[date]:
-        """Every day that may have records, newest first."""
-        tomorrow = now.astimezone(UTC).date() + DAY
-        oldest = self._first_day("")
-        if oldest is None:
-            return
-        later = self._first_day(f"{layout.RECORDS}{layout.day_dir(tomorrow)}0")
-        while later is not None and later > tomorrow:  # a source's clock may be anywhere
-            yield later
-            later = self._first_day(f"{layout.RECORDS}{layout.day_dir(later)}0")
-        for number in range((tomorrow - oldest).days + 1):
-            yield tomorrow - timedelta(days=number)
-
-    def _first_day(self, start_after: str) -> date | None:
-        """The day of the first record after a key, as far as the store lists in order."""
-        for item in self._reader.list(layout.RECORDS, start_after):
-            if (day := _record_day(item.key)) is not None:
-                return day
-        return None
+        return [item.key for item in self._reader.list(prefix) if record_day(item.key)]
 
     def _record(self, key: str) -> Record:
         data = self._reader.read(key, None, MAX_RECORD_BYTES)
@@ -193,7 +198,7 @@ class Query:
         """Fill in `sealed`: near the call's start first, then anywhere, if it can be sealed."""
         wanted = {found.data: found for found in history.revisions}
         newest = history.revisions[-1]
-        day = _record_day(newest.key) or date.min
+        day = record_day(newest.key) or date.min
         middle = parse_time(newest.document.get("started_at")) or datetime.combine(
             day, datetime.min.time(), UTC
         )
@@ -241,11 +246,3 @@ def _window_of(file: IO[bytes], entry: SegmentEntry) -> Window:
         return read_window(canonical.load_object(last[0] if last else b""))
     except FormatError as error:
         raise FormatError(f"{entry.key}: {error}; run archiver verify") from None
-
-
-def _record_day(key: str) -> date | None:
-    try:
-        parsed = layout.parse_record_key(key)
-    except ValueError:
-        return None
-    return parsed[0] if parsed else None

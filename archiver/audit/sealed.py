@@ -43,15 +43,21 @@ class SealedSegments:
 
     def entry(self, name: SegmentName) -> tuple[SegmentEntry, int] | None:
         """What a segment's seal says of it, and the seal's number; None while it has none."""
-        pointer = self._reader.read(name.seal, None, POINTER_BYTES)
+        found = self.place(name.jsonl)
+        return (found[0], found[1].seq) if found else None
+
+    def place(self, key: str) -> tuple[SegmentEntry, Seal] | None:
+        """The same for any segment, of a window or of events, by its key; with the whole seal."""
+        pointer_key = key.removesuffix(".jsonl") + ".seal"
+        pointer = self._reader.read(pointer_key, None, POINTER_BYTES)
         if pointer is None:
             # A seal is completed before the next is made: only the newest can lack its pointers.
-            return _entry_in(self.newest(), name)
+            return _entry_in(self.newest(), key)
         text = pointer.removesuffix(b"\n")
         number = int(text) if text.isdigit() and len(text) <= 12 else -1
-        found = _entry_in(self._seal(number), name) if number >= 0 else None
+        found = _entry_in(self._seal(number), key) if number >= 0 else None
         if found is None:
-            raise FormatError(f"{name.seal} names no seal that covers it: run archiver verify")
+            raise FormatError(f"{pointer_key} names no seal that covers it: run archiver verify")
         return found
 
     @contextmanager
@@ -113,8 +119,8 @@ class SealedSegments:
         return self._reader.head(layout.seal_key(number)) is not None
 
 
-def _entry_in(sealed: Seal, name: SegmentName) -> tuple[SegmentEntry, int] | None:
+def _entry_in(sealed: Seal, key: str) -> tuple[SegmentEntry, Seal] | None:
     for entry in sealed.segments:
-        if entry.key == name.jsonl:
-            return entry, sealed.seq
+        if entry.key == key:
+            return entry, sealed
     return None

@@ -1,7 +1,7 @@
 """One sealed segment: against its seal, its companion and its pointer, and line by line.
 
 A segment is spooled once and read three times (tree, lines, companion), a line at a time: of a
-window's records nothing is kept but `CallState`s.
+window's records nothing is kept but `CallState`s, of events only who is held.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import IO, Any
 from archiver.audit.chain import Sealed
 from archiver.audit.gate import Gate, Spooled
 from archiver.errors import FormatError
-from archiver.manifest import canonical, layout, merkle, record
+from archiver.manifest import canonical, event, layout, merkle, record
+from archiver.manifest.event import Action, Hold, ObjectRef
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
 from archiver.model import DAY, Window, parse_time
@@ -30,9 +31,7 @@ _FILE_KEY = re.compile(
     r"recordings/dt=[0-9]{4}-[0-9]{2}-[0-9]{2}/(?P<call>[A-Za-z0-9_.-]+)/"
     r"(?P<kind>recording|transcript|epa)(-[0-9a-f]{16})?\.[a-z0-9]{1,8}"
 )
-_EVENT_KEY = re.compile(
-    r"manifest/events/dt=([0-9]{4}-[0-9]{2}-[0-9]{2})/[0-9]{6}-[0-9a-f]{8}\.jsonl"
-)
+_VERSION = re.compile("[!-~]{1,1024}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +64,21 @@ class Summary:
     intact: bool = True
     """Whether every line could be read."""
 
+    @property
+    def is_whole(self) -> bool:
+        return self.as_sealed and self.intact
+
+
+@dataclass
+class Events:
+    """What is kept of a segment of events."""
+
+    count: int = 0
+    holds: list[tuple[str, Action]] = field(default_factory=list)
+    """The calls that were put on hold, or taken off, in order."""
+    whole: bool = True
+    """Whether it is as it was sealed, and every line could be read."""
+
 
 OnRecord = Callable[[bytes, Record], None]
 """Called with each record's line, newline included, and what it says."""
@@ -81,10 +95,10 @@ def segment_name(key: str) -> SegmentName | None:
     return parsed[0]
 
 
-def event_day(key: str) -> str | None:
-    """The `YYYY-MM-DD` of an event segment's key, or None for any other key."""
-    match = _EVENT_KEY.fullmatch(key)
-    return match[1] if match else None
+def is_events(key: str) -> bool:
+    """Whether it is the key of a segment of events."""
+    parsed = layout.parse_event_key(key)
+    return parsed is not None and parsed[1] == "jsonl"
 
 
 class SegmentCheck:
@@ -100,7 +114,7 @@ class SegmentCheck:
     ) -> Summary | None:
         """Check the segment of a window; None where it is not there or not to be had."""
         spooled = self._gate.spool(name.jsonl, MAX_SEGMENT_BYTES, "segment_missing")
-        self._pointer(sealed, name)
+        self._pointer(sealed)
         if spooled is None:
             return None
         with spooled.file:
@@ -111,24 +125,42 @@ class SegmentCheck:
                 self._lines(spooled, lines, summary, companion, on_record)
             else:
                 summary.intact = False
-            self._companion(summary, companion)
+            records = summary.records if summary.is_whole else None
+            self._companion(name.jsonl, companion, records)
             return summary
 
-    def event_segment(self, sealed: Sealed) -> int:
-        """Check a segment of events; how many it has."""
-        key = sealed.entry.key
+    def event_segment(self, sealed: Sealed) -> Events:
+        """Check a segment of events, and say which calls they hold."""
+        key, found = sealed.entry.key, Events()
         spooled = self._gate.spool(key, MAX_SEGMENT_BYTES, "segment_missing")
+        self._pointer(sealed)
         if spooled is None:
-            return 0
+            return Events(whole=False)
         with spooled.file:
+            self._companion(key, _Companion(sealed.entry.sha256, key), 0)
+            found.whole = _is_as_sealed(sealed, spooled)
             lines = self._against_seal(sealed, spooled, window_lines=0)
             if lines is None:
-                return 0
-            spooled.file.seek(0)
-            for number, line in enumerate(lines_of(spooled.file), 1):
-                if not _is_event(line):
-                    self._report("event_invalid", key, f"line {number}")
-            return lines
+                return Events(whole=False)
+            found.count = lines
+            for number, hold in self._events(spooled, key, found):
+                if all(is_held_object(hold.call_id, one) for one in hold.objects):
+                    found.holds.append((hold.call_id, hold.action))
+                else:
+                    found.whole = False
+                    self._report("event_invalid", key, f"line {number}: an object of another call")
+            return found
+
+    def _events(self, spooled: Spooled, key: str, found: Events) -> Iterator[tuple[int, Hold]]:
+        """The holds among the events, each with the number of its line."""
+        spooled.file.seek(0)
+        for number, line in enumerate(lines_of(spooled.file), 1):
+            try:
+                if (hold := event.parse(line)) is not None:
+                    yield number, hold
+            except FormatError as error:
+                found.whole = False
+                self._report("event_invalid", key, f"line {number}: {error}")
 
     # --- against the seal
 
@@ -157,11 +189,11 @@ class SegmentCheck:
             self._report("segment_records", key, f"it has {count - window_lines}")
         return count
 
-    def _pointer(self, sealed: Sealed, name: SegmentName) -> None:
-        late = sealed.seq == self._newest_seal
-        data = self._gate.read(name.seal, POINTER_BYTES, "pointer_missing", late=late)
+    def _pointer(self, sealed: Sealed) -> None:
+        key, late = layout.pointer_key(sealed.entry.key), sealed.seq == self._newest_seal
+        data = self._gate.read(key, POINTER_BYTES, "pointer_missing", late=late)
         if data is not None and data != f"{sealed.seq}\n".encode():
-            self._report("pointer_mismatch", name.seal, f"not {sealed.seq}")
+            self._report("pointer_mismatch", key, f"not {sealed.seq}")
 
     # --- line by line
 
@@ -231,14 +263,13 @@ class SegmentCheck:
         where = f"line {number}" if number else "last line"
         self._report("segment_invalid", summary.name.jsonl, f"{where}: {reason}")
 
-    def _companion(self, summary: Summary, expected: _Companion) -> None:
-        key = summary.name.sha256
+    def _companion(self, segment_key: str, expected: _Companion, records: int | None) -> None:
+        key = layout.companion_key(segment_key)
         spooled = self._gate.spool(key, MAX_SEGMENT_BYTES, "companion_missing")
         if spooled is None:
             return
         with spooled.file:
-            whole = summary.as_sealed and summary.intact
-            if not expected.equals(spooled.file, summary.records if whole else None):
+            if not expected.equals(spooled.file, records):
                 self._report("companion_mismatch", key)
 
 
@@ -303,8 +334,15 @@ def is_file_entry(file: Mapping[str, Any]) -> bool:
         type(size) is int
         and size >= 0
         and re.fullmatch("[0-9a-f]{64}", file["sha256"]) is not None
-        and (version_id is None or re.fullmatch("[!-~]{1,1024}", version_id) is not None)
+        and (version_id is None or _VERSION.fullmatch(version_id) is not None)
     )
+
+
+def is_held_object(call_id: str, one: ObjectRef) -> bool:
+    """Whether a hold on a call may name this: a file or a record of the call."""
+    file, own = _FILE_KEY.fullmatch(one.key), layout.parse_record_key(one.key)
+    named = file["call"] if file is not None else own[1] if own is not None else None
+    return named == layout.call_dir(call_id)
 
 
 def _is_as_sealed(sealed: Sealed, spooled: Spooled) -> bool:
@@ -328,19 +366,6 @@ def read_window(document: Mapping[str, Any]) -> Window:
         if ids != sorted(set(ids)):
             raise FormatError(f"a window line whose {name} is not sorted, or repeats")
     return Window(start, end)
-
-
-def _is_event(line: bytes) -> bool:
-    try:
-        document = canonical.load_object(line)
-        return (
-            isinstance(document.get("type"), str)
-            and document.get("v") == 1
-            and parse_time(document.get("at")) is not None
-            and canonical.dump(document) == line
-        )
-    except FormatError:
-        return False
 
 
 def lines_of(file: IO[bytes]) -> Iterator[bytes]:

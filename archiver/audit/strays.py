@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from archiver.audit.chain import ChainView
 from archiver.audit.gate import Gate
-from archiver.audit.segments import POINTER_BYTES, event_day, segment_name
+from archiver.audit.segments import POINTER_BYTES, is_events, segment_name
 from archiver.manifest import layout
 
 _EXTENSIONS = (".jsonl", ".sha256", ".seal")
@@ -16,18 +16,15 @@ _EXTENSIONS = (".jsonl", ".sha256", ".seal")
 
 def check(gate: Gate, chain: ChainView) -> None:
     """List the manifest and report what no seal explains."""
-    for listed in gate.reader.list(layout.SEGMENTS):
-        stem, dot, extension = listed.key.rpartition(".")
-        segment = f"{stem}.jsonl"
-        if dot + extension not in _EXTENSIONS or segment_name(segment) is None:
-            gate.findings.add("unexpected_object", listed.key)
-        elif segment not in chain.segments:
-            _stray(gate, chain, listed.key, segment)
-    for listed in gate.reader.list(layout.EVENTS):
-        if event_day(listed.key) is None:
-            gate.findings.add("unexpected_object", listed.key)
-        elif listed.key not in chain.segments:
-            gate.findings.add("unsealed_segment", listed.key)
+    for prefix in (layout.SEGMENTS, layout.EVENTS):
+        for listed in gate.reader.list(prefix):
+            stem, dot, extension = listed.key.rpartition(".")
+            segment = f"{stem}.jsonl"
+            named = segment_name(segment) is not None or is_events(segment)
+            if dot + extension not in _EXTENSIONS or not named:
+                gate.findings.add("unexpected_object", listed.key)
+            elif segment not in chain.segments:
+                _stray(gate, chain, listed.key, segment)
     known = {layout.VERIFY_PAGE, layout.VERIFY_SCRIPT, chain.key_object}
     for listed in gate.reader.list(layout.KEYS):
         if listed.key not in known and chain.key_object is not None:
@@ -36,7 +33,7 @@ def check(gate: Gate, chain: ChainView) -> None:
 
 def _stray(gate: Gate, chain: ChainView, key: str, segment: str) -> None:
     """One of the three objects of a segment that no seal names."""
-    pointer = segment.removesuffix(".jsonl") + ".seal"
+    pointer = layout.pointer_key(segment)
     if key == pointer:
         _dangling(gate, chain, key)
     elif key == segment:

@@ -7,10 +7,13 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
+from archiver.audit.holdtables import act_line, state
 from archiver.audit.query import History, Row
 from archiver.audit.render import printable
 from archiver.errors import UsageError
+from archiver.manifest.event import ObjectRef
 from archiver.manifest.record import Record
+from archiver.model import format_time
 
 Format = Literal["table", "jsonl", "csv"]
 
@@ -45,6 +48,7 @@ _TABLE = (
     ("seal", 6),
     ("reason", 0),
 )
+_INDENT = " " * 16
 _TITLES = {"duration_seconds": "seconds", "recording_bytes": "bytes", "revision": "rev"}
 
 
@@ -116,8 +120,8 @@ def _table_line(told: Mapping[str, Any]) -> str:
 
 
 def history_text(history: History) -> str:
-    """What `manifest show` prints: each revision with its files, segment and seal."""
-    lines = [f"call {printable(history.call_id)}"]
+    """What `manifest show` prints: its holds, each revision with its files, segment and seal."""
+    lines = [f"call {printable(history.call_id)}", *_holds(history)]
     for found in history.revisions:
         document = found.document
         lines += [
@@ -125,14 +129,45 @@ def history_text(history: History) -> str:
             f"revision {found.revision}: {found.outcome}"
             + (f" ({printable(str(document['reason']))})" if document.get("reason") else ""),
             f"  record        {found.key}",
+            *_stored(history, ObjectRef(found.key, None)),
             f"  started       {printable(str(document.get('started_at')))}",
             f"  archived      {printable(str(document.get('archived_at')))}",
         ]
-        lines += [_file_line(file) for file in document["files"]]
+        for file in document["files"]:
+            lines.append(_file_line(file))
+            lines += _stored(history, ObjectRef(file["key"], file.get("version_id")))
         if document.get("findings"):
             lines.append(f"  findings      {printable(' '.join(map(str, document['findings'])))}")
         lines.append(f"  sealed        {_sealed(history, found)}")
     return "\n".join(lines) + "\n"
+
+
+def _holds(history: History) -> Iterator[str]:
+    """The call's legal holds, as the ledger tells of them, and what they are on elsewhere."""
+    standing = history.standing
+    if standing is None:
+        return
+    yield f"legal hold      {state(standing)}"
+    yield from (f"  {act_line(act)}" for act in standing.acts)
+    shown = {one.key for one in history.objects}
+    for one in sorted(one for one in standing.heads if one.key not in shown):
+        yield f"  also about    {printable(one.key)}"
+        yield from _stored(history, one)
+
+
+def _stored(history: History, one: ObjectRef) -> Iterator[str]:
+    """What the store says of an object's lock and hold."""
+    standing = history.standing
+    if standing is None:
+        return
+    head = standing.heads.get(one)
+    if head is None:
+        yield f"{_INDENT}NOT THERE: run archiver verify"
+        return
+    lock = f"{printable(head.lock_mode)} lock" if head.lock_mode else "no lock"
+    until = f" until {format_time(head.lock_until)}" if head.lock_mode and head.lock_until else ""
+    hold = "legal hold" if head.held else "NO LEGAL HOLD" if standing.is_held else "no legal hold"
+    yield f"{_INDENT}in the store: {lock}{until}, {hold}"
 
 
 def _sealed(history: History, found: Record) -> str:
@@ -150,6 +185,6 @@ def _sealed(history: History, found: Record) -> str:
 def _file_line(file: Mapping[str, Any]) -> str:
     version = f" version {printable(file['version_id'])}" if file.get("version_id") else ""
     return (
-        f"  {printable(file['kind']):10}  {printable(file['key'])}{version}\n"
-        f"              {file['bytes']:,} bytes, SHA-256 {printable(file['sha256'])}"
+        f"  {printable(file['kind']):12}  {printable(file['key'])}{version}\n"
+        f"{_INDENT}{file['bytes']:,} bytes, SHA-256 {printable(file['sha256'])}"
     )

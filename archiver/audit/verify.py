@@ -4,10 +4,11 @@ Shares the formats with the writer, never its code paths: it takes nothing from 
 source, and reads through the `Reader` port alone. Levels, each with all of the one before:
 
 - `manifest`: the chain, and every segment: hashes, roots, balances, revisions, no gap in time.
-- `objects`: every record equals its line; every file is there in its version, size, lock.
+- `objects`: every record equals its line; every file is there in its version, size, lock, hold;
+  what covers records is locked as they are; what nothing names is counted.
 - `bytes`: every file's SHA-256, or those of a random sample.
 
-The chain is always read whole; a range restricts which windows are looked into.
+The chain and all events are always read whole; a range restricts which windows are looked into.
 """
 
 from __future__ import annotations
@@ -18,28 +19,30 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal, Protocol
 
-from archiver.audit import strays
+from archiver.audit import strays, versions
 from archiver.audit.chain import ChainCheck, ChainView, KnownHead, Sealed
 from archiver.audit.counted import CountedCalls, hashes
 from archiver.audit.findings import Findings
 from archiver.audit.gate import Gate
+from archiver.audit.held import HoldCheck
 from archiver.audit.objects import (
     Hashed,
     ObjectCheck,
     Sample,
     WindowFiles,
-    check_versions,
 )
 from archiver.audit.parallel import Backlog, ordered
 from archiver.audit.reader import Reader
 from archiver.audit.result import Counts, Report
-from archiver.audit.segments import SegmentCheck, event_day, segment_name
+from archiver.audit.segments import SegmentCheck, is_events, segment_name
+from archiver.audit.unnamed import NamedKeys, Unnamed
 from archiver.audit.windows import Span, WindowState, check_spans
-from archiver.errors import FormatError, StoreError, UsageError
+from archiver.errors import FormatError, UsageError
 from archiver.manifest import layout
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
@@ -121,11 +124,25 @@ class _Window:
     segments: Sequence[tuple[SegmentName, Sealed]]
 
 
+@dataclass
+class _Tally:
+    """What is gathered from the records of a window."""
+
+    files: WindowFiles
+    counts: Counts = field(default_factory=lambda: Counts(windows=1))
+    named: array[int] = field(default_factory=lambda: array("q"))
+    """The keys of its records, and those that they name, as `hashes`; some of them twice."""
+    covered: dict[str, datetime] = field(default_factory=dict)
+    """The latest date that the records of a segment promise, by its key."""
+    whole: bool = True
+    """Whether all of its segments are as they were sealed."""
+
+
 @dataclass(frozen=True)
 class _Read:
     """What came of a window."""
 
-    counts: Counts
+    tally: _Tally
     span: Span
     counted: array[int]
     """The calls that its newest revision counts, as `hashes`."""
@@ -151,16 +168,21 @@ class _Audit:
         self._window_pool = ThreadPoolExecutor(min(WINDOWS_AT_ONCE, workers), "window")
         self._ahead = 4 * workers
         self._hashed = Hashed(progress.hashed)
+        self._holds = HoldCheck(self._gate)
         self._objects = ObjectCheck(
             self._gate,
             Backlog(self._object_pool, self._ahead),
             self._hashed,
+            self._holds,
             hash_files=options.level == "bytes",
             sample=self._sample(),
         )
         self._now = now
         self._days: set[str] = set()
         """The `dt=…` of records and files seen: where to look for versions in a range."""
+        self._named = NamedKeys()
+        self._all_read = True
+        """Whether all segments of windows could be read: else much has no name."""
         self._counts = Counts()
         self._notes: list[str] = []
 
@@ -178,7 +200,8 @@ class _Audit:
         if chain.last >= 0:
             self._segments(chain)
             strays.check(self._gate, chain)
-            self._versions()
+            self._bucket(chain)
+            self._holds.finish(chain.last)
         self._note(chain)
         return self._report(chain)
 
@@ -187,7 +210,8 @@ class _Audit:
     def _segments(self, chain: ChainView) -> None:
         check = SegmentCheck(self._gate, chain.last)
         windows, events = self._select(chain)
-        spans, counted = [], CountedCalls()
+        self._events(chain, check, events)
+        spans, counted, seals = [], CountedCalls(), dict[int, datetime]()
         for done, read in enumerate(
             ordered(
                 self._window_pool,
@@ -197,14 +221,22 @@ class _Audit:
             ),
             1,
         ):
-            self._counts.add(read.counts)
+            self._counts.add(read.tally.counts)
             spans.append(read.span)
             counted.add(read.span.key, read.counted)
+            self._named.add(read.tally.named)
+            self._all_read = self._all_read and read.tally.whole
+            for segment, until in read.tally.covered.items():
+                self._covering(segment, until)
+                seq = chain.segments[segment].seq
+                seals[seq] = max(until, seals.get(seq, until))
             self._progress.windows(done, len(windows))
-        for count in ordered(self._object_pool, check.event_segment, events, self._ahead):
-            self._counts.add(Counts(segments=1, events=count))
+        for seq, until in seals.items():
+            for key in (layout.seal_key(seq), layout.signature_key(seq)):
+                self._objects.add_covering(key, until)
         counted.check(self._findings.add)
-        self._objects.finish()
+        looked = self._options.level != "manifest"
+        self._objects.finish([sealed.entry.key for sealed in events] if looked else [])
         self._counts.files_hashed, self._counts.bytes_hashed = (
             self._hashed.files,
             self._hashed.bytes,
@@ -213,16 +245,23 @@ class _Audit:
             options = self._options
             check_spans(spans, chain.advances, self._findings.add, options.start, options.end)
 
+    def _events(self, chain: ChainView, check: SegmentCheck, events: Sequence[Sealed]) -> None:
+        """Read the segments of events: who is held does not depend on a range."""
+        self._holds.known = chain.whole
+        for found in ordered(self._object_pool, check.event_segment, events, self._ahead):
+            self._counts.add(Counts(segments=1, events=found.count))
+            self._holds.take(found)
+
     def _select(self, chain: ChainView) -> tuple[list[_Window], list[Sealed]]:
-        """The windows and the event segments in range; keys that are neither are reported."""
+        """The windows in range, and all segments of events in the order of the chain; keys that are
+        neither are reported."""
         names: dict[datetime, list[tuple[SegmentName, Sealed]]] = {}
         events = []
         for key, sealed in chain.segments.items():
             if (name := segment_name(key)) is not None:
                 names.setdefault(name.start, []).append((name, sealed))
-            elif (day := event_day(key)) is not None:
-                if self._is_day_in_range(day):
-                    events.append(sealed)
+            elif is_events(key):
+                events.append(sealed)
             else:
                 self._findings.add("segment_key", key, f"in seal {sealed.seq}")
         starts = sorted(names)
@@ -239,52 +278,70 @@ class _Audit:
                 first -= 1
         return [moment for moment in starts[first:] if end is None or moment < end]
 
-    def _is_day_in_range(self, day: str) -> bool:
-        start, end = self._options.start, self._options.end
-        return not (
-            (start is not None and day < start.date().isoformat())
-            or (end is not None and day > end.date().isoformat())
-        )
-
     def _window(self, window: _Window, check: SegmentCheck, chain_is_whole: bool) -> _Read:
         """Read all revisions of a window, in order."""
         state = WindowState(self._findings.add, chain_is_whole)
-        seen, counts, end = WindowFiles(self._now), Counts(windows=1), None
-
-        def on_record(line: bytes, found: Record) -> None:
-            named = seen.take(found)
-            files = named.files
-            counts.records += 1
-            counts.files += len(files)
-            counts.bytes += sum(file.bytes for file in files)
-            if self._options.level != "manifest":
-                self._days.update(key.split("/")[1] for key in (found.key, *(f.key for f in files)))
-                self._objects.add(line, found, named)
-
+        tally, end = _Tally(WindowFiles(self._now)), None
         for name, sealed in window.segments:
+            on_record = partial(self._record, tally, name.jsonl)
             summary = check.window_segment(sealed, name, on_record)
+            tally.whole = tally.whole and summary is not None and summary.is_whole
             if summary is None:
                 state.lose()
                 continue
-            counts.segments += 1
+            tally.counts.segments += 1
             state.fold(summary)
             end = summary.window.end if summary.window is not None else end
-        counts.calls = Counter(call.outcome for call in state.calls.values())
-        counts.pending = len(state.pending)
+        tally.counts.calls = Counter(call.outcome for call in state.calls.values())
+        tally.counts.pending = len(state.pending)
         seq = min(sealed.seq for _, sealed in window.segments)
-        key = window.segments[0][0].jsonl
-        return _Read(counts, Span(window.start, end, seq, key), hashes(state.listed))
+        span = Span(window.start, end, seq, window.segments[0][0].jsonl)
+        return _Read(tally, span, hashes(state.listed))
 
-    # --- versions
+    def _record(self, tally: _Tally, segment: str, line: bytes, found: Record) -> None:
+        """Count a record of a segment, and have it and its files checked."""
+        named, counts = tally.files.take(found), tally.counts
+        files = named.files
+        counts.records += 1
+        counts.files += len(files)
+        counts.bytes += sum(file.bytes for file in files)
+        if self._options.level == "manifest":
+            return
+        self._days.update(key.split("/")[1] for key in (found.key, *(f.key for f in files)))
+        self._objects.add(line, found, named)
+        if named.promise is not None:
+            until = named.promise.until
+            tally.covered[segment] = max(until, tally.covered.get(segment, until))
+        if self._seeks_unnamed:
+            told = (file["key"] for file in found.document["files"])
+            tally.named.extend(hashes([found.key, *told]))
 
-    def _versions(self) -> None:
-        try:
-            if not check_versions(self._gate, self._version_prefixes()):
-                self._notes.append("the store lists no versions: overwriting leaves no trace there")
-        except StoreError as error:
-            if error.reason != "refused" and error.status not in (405, 501):
-                raise
-            self._notes.append("the store cannot list versions: overwriting leaves no trace there")
+    def _covering(self, segment: str, until: datetime) -> None:
+        """Have a segment's lock checked, and of what lies beside it."""
+        for key in (segment, layout.companion_key(segment), layout.pointer_key(segment)):
+            self._objects.add_covering(key, until)
+
+    # --- all of the bucket
+
+    def _bucket(self, chain: ChainView) -> None:
+        """Look for versions, and for what nothing names."""
+        sought = self._seeks_unnamed and chain.whole and self._all_read
+        if self._seeks_unnamed and not sought:
+            self._notes.append(
+                "seals or segments are damaged: what nothing names was not looked for"
+            )
+        unnamed = Unnamed(self._named) if sought else None
+        note = versions.check(self._gate, list(self._version_prefixes()), unnamed)
+        if note is not None:
+            self._notes.append(note)
+        if unnamed is not None:
+            unnamed.report(self._findings)
+
+    @property
+    def _seeks_unnamed(self) -> bool:
+        """Windows out of range may name objects of any day, so with a range it cannot be told."""
+        options = self._options
+        return options.level != "manifest" and options.start is None and options.end is None
 
     def _version_prefixes(self) -> Iterator[str]:
         options = self._options
@@ -315,6 +372,8 @@ class _Audit:
             notes.append("no --head: whether the newest seals were cut off cannot be told")
         if chain.last >= 0 and not chain.whole:
             notes.append("seals are missing or unreadable: gaps in time were not looked for")
+        if self._options.level != "manifest" and chain.last >= 0 and not self._holds.known:
+            notes.append("seals or events are damaged: legal holds were not looked at")
 
     def _report(self, chain: ChainView) -> Report:
         options = self._options

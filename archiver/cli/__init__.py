@@ -15,10 +15,9 @@ from pathlib import Path
 import click
 
 from archiver import __version__
-from archiver.cli import archive, audit, reconcile
+from archiver.cli import archive, audit, hold, reconcile
+from archiver.cli.common import INTERRUPTED, ended_by
 from archiver.errors import ArchiverError, UsageError
-
-INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -45,6 +44,7 @@ for verb in (
     reconcile.reconcile,
     audit.verify,
     audit.manifest,
+    hold.hold,
 ):
     cli.add_command(verb)
 
@@ -55,9 +55,9 @@ def main() -> None:
     sys.exit(run_command(sys.argv[1:]))
 
 
-def _stop_early(*_: object) -> None:
+def _stop_early(number: int, _frame: object) -> None:
     """SIGTERM while a verb is still being loaded: nothing has begun, so there is nothing to end."""
-    raise SystemExit(0 if sys.argv[1:2] == ["run"] else INTERRUPTED)
+    raise SystemExit(ended_by(number, *sys.argv[1:2]))
 
 
 def run_command(arguments: Sequence[str]) -> int:

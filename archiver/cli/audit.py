@@ -75,6 +75,7 @@ def verify(
     )
     with _reading() as (bucket, workers), auditing() as progress:
         bucket.check_access()
+        bucket.check_sight()
         report = audit.verify(bucket, replace(options, workers=workers), progress=progress)
     click.echo(render.as_json(report) if as_json else render.as_text(report), nl=False)
     return report.exit_code
@@ -125,14 +126,17 @@ def list_records(start: datetime, end: datetime, outcome: str | None, form: str)
 @click.argument("call_id")
 @click.option("--json", "as_json", is_flag=True, help="a stable format for programs")
 def show(call_id: str, as_json: bool) -> int:
-    """One call: all revisions, files, seal. Exits with 1 where the archive has none."""
+    """One call: holds, all revisions, files, seal. Exits with 1 where the archive has none."""
     from archiver.audit import tables
+    from archiver.audit.holds import standing_of
     from archiver.audit.query import Query
     from archiver.manifest import canonical
 
     with _reading() as (bucket, _):
         bucket.check_access()
         history = Query(bucket).find(call_id, datetime.now(UTC))
+        if history is not None:
+            history.standing = standing_of(bucket, call_id, history.objects)
     if history is None:
         click.echo("archiver: the archive has no record of this call", err=True)
         return 1

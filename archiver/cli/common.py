@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from archiver.settings import LogSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+INTERRUPTED = 130
 
 
 class _Moment(click.ParamType[datetime]):
@@ -89,19 +91,41 @@ def start_run(settings: LogSettings) -> SystemClock:
     return SystemClock()
 
 
+LAST_RESORT_SECONDS = 25.0
+"""So long after a signal the process ends, whatever it waits for: a pod is killed after 30 s, and
+a socket may be silent for longer. No harm is done: a crash anywhere leaves what the next run mends.
+"""
+
+
 @contextmanager
 def stopping(clock: SystemClock) -> Iterator[list[int]]:
     """While inside, SIGTERM and SIGINT ask for a clean end; which came is in the list."""
     came: list[int] = []
 
     def handle(number: int, _frame: object) -> None:
+        if number == signal.SIGALRM:
+            _end_now(came[0])
         came.append(number)
         clock.stop()
+        signal.setitimer(signal.ITIMER_REAL, LAST_RESORT_SECONDS)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield came
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def ended_by(number: int, verb: str = "") -> int:
+    """The exit code after a signal: Kubernetes' SIGTERM to the loop is no failure."""
+    return 0 if verb == "run" and number == signal.SIGTERM else INTERRUPTED
+
+
+def _end_now(number: int) -> NoReturn:
+    message = f"archiver: ended after {LAST_RESORT_SECONDS:g} s with work under way\n"
+    os.write(2, message.encode())
+    os._exit(ended_by(number, *sys.argv[1:2]))

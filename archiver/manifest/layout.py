@@ -32,6 +32,11 @@ _SEGMENT = re.compile(
 _RECORD = re.compile(
     r"records/dt=(\d{4}-\d\d-\d\d)/([A-Za-z0-9_.-]+)/r([1-9]\d{0,8})\.json", re.ASCII
 )
+_EVENTS = re.compile(
+    r"(manifest/events/dt=(\d{4}-\d\d-\d\d)/([01]\d|2[0-3])[0-5]\d[0-5]\d-[0-9a-f]{8})"
+    r"\.(jsonl|sha256|seal)",
+    re.ASCII,
+)
 _SEAL = re.compile(r"manifest/seals/(\d{12})\.json(\.sig)?", re.ASCII)
 
 
@@ -114,6 +119,33 @@ def parse_segment_key(key: str) -> tuple[SegmentName, str] | None:
         return None
     start = midnight + timedelta(hours=int(match[2]), minutes=int(match[3]))
     return SegmentName(start, int(match[4])), match[5]
+
+
+def event_key(moment: datetime, tag: str) -> str:
+    """The key of a segment of events; `tag` has 8 hex digits."""
+    return f"{EVENTS}{day_dir(moment.date())}/{moment:%H%M%S}-{tag}.jsonl"
+
+
+def parse_event_key(key: str) -> tuple[str, str] | None:
+    """`(what stands before the suffix, "jsonl" | "sha256" | "seal")` of an event segment's key."""
+    match = _EVENTS.fullmatch(key)
+    if match is None:
+        return None
+    try:
+        date.fromisoformat(match[2])
+    except ValueError:
+        return None
+    return match[1], match[4]
+
+
+def companion_key(segment_key: str) -> str:
+    """The `.sha256` beside a segment, of a window or of events."""
+    return segment_key.removesuffix(".jsonl") + ".sha256"
+
+
+def pointer_key(segment_key: str) -> str:
+    """The `.seal` beside a segment, of a window or of events."""
+    return segment_key.removesuffix(".jsonl") + ".seal"
 
 
 def seal_key(sequence: int) -> str:

@@ -13,6 +13,8 @@ from archiver.clock import Clock
 from archiver.model import Call
 
 LONGEST_REST_SECONDS = 900.0
+UNSAID = ("source_unavailable", "call_refused")
+"""Reasons that say nothing of the call itself: the source did not answer for it."""
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,10 @@ from archiver.errors import KeyTaken
 from archiver.manifest import layout, seal, segment
 from archiver.manifest.record import Record
 from archiver.manifest.segment import Balance, Listing
-from archiver.model import Retention, Window
-from archiver.pipeline.history import (
-    History,
-    HistoryReader,
-    Standing,
-    Unsealed,
-    lock_date,
-    max_date,
-)
+from archiver.model import Window
+from archiver.pipeline.history import History, HistoryReader, Standing, Unsealed
 from archiver.pipeline.index import SegmentIndex
+from archiver.pipeline.keeping import Keeper
 from archiver.pipeline.ports import Store
 from archiver.pipeline.spool import spool
 
@@ -48,19 +42,20 @@ class Closing:
         store: Store,
         segments: SegmentIndex,
         reader: HistoryReader,
-        retention: Retention,
+        keeper: Keeper,
     ) -> None:
         self._store = store
         self._segments = segments
         self._reader = reader
-        self._retention = retention
+        self._keeper = keeper
 
     TAKEN = object()
     """Another writer's revision has the place."""
 
     def close(self, tally: Tally, history: History, *, evidence: bool) -> Unsealed | object | None:
         """Write the next revision where one is called for: the first one, where something has
-        changed, or to show that the window was listed again (`evidence`).
+        changed, or to show that the window was listed again (`evidence`). What the window has is
+        kept for as long as today's policy says, before more is told of it.
 
         None where none is called for, `TAKEN` where another writer was faster.
         """
@@ -69,6 +64,7 @@ class Closing:
             for call_id, found in tally.standing.items()
             if (told := history.records.get(call_id)) is None or told.key != found.key
         ]
+        until = self._keeper.keep(tally.window, history, changed)
         balance = _balance(tally, history)
         same = (frozenset(balance.pending), frozenset(balance.vanished)) == (
             history.pending,
@@ -76,18 +72,23 @@ class Closing:
         )
         if history.revision and not changed and same and not evidence:
             return None
-        return self._write(tally, history.revision + 1, changed, balance) or self.TAKEN
+        return self._write(tally, history.revision + 1, changed, balance, until) or self.TAKEN
 
     def _write(
-        self, tally: Tally, revision: int, changed: Sequence[Standing], balance: Balance
+        self,
+        tally: Tally,
+        revision: int,
+        changed: Sequence[Standing],
+        balance: Balance,
+        until: datetime | None,
     ) -> Unsealed | None:
-        """Make a segment and its companion durable; None where another writer's has the key.
+        """Make a segment and its companion durable, locked until then; None where another writer's
+        has the key.
 
         A crash after the first leaves a segment without a seal; the next writer seals it as it is.
         """
         name = layout.SegmentName(tally.window.start, revision)
         lines = segment.lines(tally.window, revision, changed, balance, tally.listing)
-        until = self._lock_until(tally.window, changed)
         with spool(lines) as file:
             entry = seal.describe(name.jsonl, file)
             try:
@@ -98,15 +99,6 @@ class Closing:
                 return None
         self._segments.add(name, sealed=False)
         return self._reader.ready(name, entry, partial(_in_order, changed), until)
-
-    def _lock_until(self, window: Window, changed: Sequence[Standing]) -> datetime | None:
-        """The latest date that the segment covers."""
-        until = self._retention.until(window.end)
-        if until is None:
-            return None
-        for found in changed:
-            until = max_date(until, lock_date(found.record(), self._retention))
-        return until
 
 
 def _balance(tally: Tally, history: History) -> Balance:

@@ -1,15 +1,17 @@
 """An archive's beginning: the public key, the verifier's page and script, and seal 0.
 
-Seal 0 comes last: it names the key, so the key is there before it. A crash in between leaves
-objects that the next try finds and adopts.
+Seal 0 comes last: it has the key, and names the pages by hash, so they are there before it. A crash
+in between leaves objects that the next try finds and adopts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
+from archiver import fixity
 from archiver.clock import Clock
 from archiver.errors import KeyTaken
 from archiver.manifest import layout, seal
@@ -42,15 +44,14 @@ def found_archive(
         retain_until=until,
     )
     for key, page in pages.items():
-        try:
+        with suppress(KeyTaken):  # by an earlier version's page: it holds for this archive too
             store.put_once(key, page, content_type="text/plain", retain_until=until)
-        except KeyTaken:
-            continue  # an earlier version's page: it holds for this archive too
+    there = {key: fixity.sha256_hex(store.read(key) or b"") for key in pages}
     return chain.found(
         lambda: seal.genesis(
             new_archive_id(),
             public_key,
-            capabilities,
+            {**capabilities, "pages": there},
             sealed_at=clock.now(),
             watermark=watermark,
         )

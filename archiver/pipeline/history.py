@@ -22,9 +22,10 @@ from archiver.manifest import layout, record, seal, segment
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Outcome, Record
 from archiver.manifest.seal import SegmentEntry
-from archiver.model import Retention, Window, parse_time
+from archiver.model import Retention, Window
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.ports import Store
+from archiver.pipeline.promise import covered_date, is_behind
 from archiver.pipeline.spool import spool
 
 log = structlog.get_logger()
@@ -115,6 +116,11 @@ class History:
     pending: frozenset[str] = frozenset()
     vanished: frozenset[str] = frozenset()
     unsealed: list[Unsealed] = field(default_factory=list)
+    behind: bool = False
+    """Whether one of the records promises less than today's policy gives."""
+    keep_until: datetime | None = None
+    """The latest date that today's policy gives what is told, or that this promises; None without
+    a lock."""
 
 
 class HistoryReader:
@@ -179,7 +185,9 @@ class HistoryReader:
             told = history.records.get(one.call_id)
             if told is None or one.revision >= told.revision:
                 history.records[one.call_id] = Standing.of(one)
-            latest = max_date(latest, lock_date(one, self._retention))
+            latest = max_date(latest, covered_date(one, self._retention))
+            history.behind = history.behind or is_behind(one, window, self._retention)
+        history.keep_until = max_date(history.keep_until, latest)
         history.revision, history.listed_at = found.revision, found.listed_at
         history.pending, history.vanished = frozenset(found.pending), frozenset(found.vanished)
         return latest
@@ -189,13 +197,6 @@ def _again(file: IO[bytes]) -> Iterator[Record]:
     """The records of a segment that lies in a file, from its start."""
     file.seek(0)
     return segment.records_of(file)
-
-
-def lock_date(found: Record, retention: Retention) -> datetime | None:
-    """How long a record's call is kept, as far as the record itself tells."""
-    ended = found.document.get("ended_at") or found.document.get("started_at")
-    moment = parse_time(ended)
-    return retention.until(moment) if moment else None
 
 
 def max_date(one: datetime | None, other: datetime | None) -> datetime | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from datetime import date, datetime
 from typing import Any
@@ -17,6 +17,7 @@ from archiver.manifest.record import File, Record, Result
 from archiver.model import Call, Retention, Window
 from archiver.pipeline.download import WAV, Download, audio_of, put_beside
 from archiver.pipeline.ports import Recordings, Source, Store
+from archiver.pressure import Pressure
 from archiver.retry import Retry
 from archiver.source.resume import Resumed
 from archiver.source.signed import SignedUrl
@@ -44,6 +45,7 @@ class Tools:
         retry: Retry,
         retention: Retention,
         clock: Clock,
+        pressure: Pressure | None,
     ) -> None:
         self.source = source
         self.recordings = recordings
@@ -51,7 +53,12 @@ class Tools:
         self.download = download
         self.retry = retry
         self.retention = retention
-        self.clock = clock
+        self._clock = clock
+        self._pressure = pressure
+
+    def open(self, renew: Callable[[], SignedUrl]) -> Resumed:
+        """A recording as one stream, whatever happens to its connections."""
+        return Resumed(self.recordings, renew, self._clock, self._pressure)
 
 
 class Job:
@@ -67,6 +74,8 @@ class Job:
         self._told: Mapping[str, Any] = previous.document if previous else {"files": []}
         self._home = layout.parse_record_key(previous.key) if previous else None
         self._files: list[File] = []
+        self.lock_modes: set[str] = set()
+        """The modes that the files of this try are locked in."""
         self._source: dict[str, Any] = {"api": tools.source.base_url}
 
     @property
@@ -149,8 +158,11 @@ class Job:
             self._files.append(before)
             return
         key = layout.recording_dir(self.day, self.call.id) + f"{kind}.json"
-        stored = put_beside(self._tools.store, key, data, JSON, self.retain_until)
-        self._files.append(_file(kind, stored, JSON))
+        self._add(kind, put_beside(self._tools.store, key, data, JSON, self.retain_until), JSON)
+
+    def _add(self, kind: str, stored: Stored, content_type: str) -> None:
+        self._files.append(_file(kind, stored, content_type))
+        self.lock_modes |= {stored.lock_mode} if stored.lock_mode else set()
 
     def _before(self, kind: str) -> File | None:
         """The file of this kind that the standing record names."""
@@ -187,10 +199,10 @@ class Job:
         key = layout.recording_dir(self.day, self.call.id) + "recording.wav"
         with (
             metrics.stage("transfer"),
-            closing(Resumed(tools.recordings, self._signed_url, tools.clock)) as recording,
+            closing(tools.open(self._signed_url)) as recording,
         ):
             done = tools.download.run(recording, key, self.retain_until)
-        self._files.append(_file("recording", done.stored, WAV))
+        self._add("recording", done.stored, WAV)
         self._source |= {
             "content_md5": done.info.content_md5,
             "etag": done.info.etag,

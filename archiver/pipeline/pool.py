@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
+from archiver.pressure import Pressure
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Workers:
-    """A pool of threads that many windows share."""
+    """A pool of threads that many windows share; fewer of them work while there is `pressure`."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, pressure: Pressure | None = None) -> None:
+        self._pressure = pressure
         self._executor = ThreadPoolExecutor(count, thread_name_prefix="worker")
         self._ahead = 2 * count
 
@@ -26,7 +29,7 @@ class Workers:
         try:
             while True:
                 for number, item in waiting:
-                    running[self._executor.submit(function, item)] = number
+                    running[self._executor.submit(self._work, function, item)] = number
                     if len(running) >= self._ahead:
                         break
                 if not running:
@@ -38,6 +41,12 @@ class Workers:
             for future in running:
                 future.cancel()
             wait(running)
+
+    def _work(self, function: Callable[[T], R], item: T) -> R:
+        if self._pressure is None:
+            return function(item)
+        with self._pressure.room():
+            return function(item)
 
     def close(self) -> None:
         """End the threads; what they have begun is finished or aborted first."""

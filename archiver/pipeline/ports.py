@@ -19,7 +19,7 @@ from archiver.model import Call, Window
 from archiver.source.client import Filter, Page
 from archiver.source.resume import Blobs
 from archiver.source.signed import SignedUrl
-from archiver.store.objects import Head, Listed, Stored
+from archiver.store.objects import Head, Listed, Lock, Stored
 
 
 class Source(Protocol):
@@ -63,9 +63,10 @@ class Store(Protocol):
         *,
         content_type: str = ...,
         retain_until: datetime | None = ...,
+        held: bool = ...,
     ) -> Stored: ...
 
-    def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> None: ...
+    def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> Lock: ...
 
     def set_hold(self, key: str, version_id: str | None, held: bool) -> None: ...
 

@@ -12,6 +12,7 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Protocol
 
 import structlog
 
@@ -19,13 +20,24 @@ from archiver import metrics
 from archiver.clock import Clock
 from archiver.errors import FormatError, KeyTaken, StoreError, UsageError
 from archiver.manifest import layout, seal
-from archiver.manifest.seal import Seal
+from archiver.manifest.seal import Seal, SegmentEntry
 from archiver.manifest.signing import SigningKey
 from archiver.model import Retention
-from archiver.pipeline.history import Unsealed, max_date
+from archiver.pipeline.history import max_date
 from archiver.pipeline.ports import Store
 
 log = structlog.get_logger()
+
+
+class Unsealed(Protocol):
+    """A segment, of a window or of events, that is durable with its `.sha256` and waits for its
+    seal: what the seal will say of it, and the latest date that what it covers is locked until."""
+
+    @property
+    def entry(self) -> SegmentEntry: ...
+
+    @property
+    def retain_until(self) -> datetime | None: ...
 
 
 class Chain:
@@ -116,7 +128,7 @@ class Chain:
         with self._lock, metrics.stage("seal"):
             while True:
                 head = self.refresh()
-                todo = [s for s in segments if s.name.jsonl not in self._sealed_since_open]
+                todo = [s for s in segments if s.entry.key not in self._sealed_since_open]
                 if not todo:
                     return
                 data = seal.following(

@@ -109,7 +109,9 @@ class Service:
         """List what is not sealed, archive what is new, seal what has settled."""
         summary = Summary()
         self._segments.forget()
-        mark = self._chain.refresh().watermark
+        head = self._chain.refresh()
+        mark = head.watermark
+        self._windows.keeper.keep_archive(head.key_id)
         if self._windows.planner.begins is None:
             self._windows.planner.begins = self._chain.genesis().watermark
         now = self._clock.now()

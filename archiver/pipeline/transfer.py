@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any
 
 import structlog
 
@@ -19,11 +18,13 @@ from archiver.clock import Clock
 from archiver.errors import CallError, KeyTaken, StoreError
 from archiver.manifest import layout, record
 from archiver.manifest.record import Record, Result
-from archiver.model import Call, Retention, Window, format_time
-from archiver.pipeline.attempts import Attempts, Unarchived
+from archiver.model import Call, Retention, Window
+from archiver.pipeline.attempts import UNSAID, Attempts, Unarchived
 from archiver.pipeline.download import PART_BYTES, Download, random_tag
 from archiver.pipeline.job import Job, Tools
 from archiver.pipeline.ports import Recordings, Source, Store
+from archiver.pipeline.promise import promise, promises_less
+from archiver.pressure import Pressure
 from archiver.retry import Retry
 
 log = structlog.get_logger()
@@ -59,6 +60,7 @@ class Transfer:
         give_up: timedelta,
         first_rest_seconds: float = 60.0,
         part_bytes: int = PART_BYTES,
+        pressure: Pressure | None = None,
         tag: Callable[[], str] = random_tag,
     ) -> None:
         self._tools = Tools(
@@ -69,6 +71,7 @@ class Transfer:
             Retry(clock, attempts=BEGINNINGS),
             retention,
             clock,
+            pressure,
         )
         self._store = store
         self._clock = clock
@@ -121,7 +124,7 @@ class Transfer:
                 result = job.refresh()
             except CallError as error:
                 unarchived = self._failed(call, error, attempt)
-                if error.reason != "source_unavailable":
+                if error.reason not in UNSAID:
                     self.attempts.done(call.id)  # trying again would say the same
                 return unarchived
             return self._commit(job, result, previous)
@@ -168,30 +171,64 @@ class Transfer:
         revision = previous.revision + 1 if previous else 1
         until = job.retain_until
         if previous is not None:
-            self._extend(result, previous, until)
+            job.lock_modes |= self._keep(previous, result, until)
+        held = previous is not None and self._hold_as(previous, result)
         data = record.build(
             job.call,
             result,
             day=job.day,
             revision=revision,
             archived_at=self._clock.now(),
-            retention=_retention_document(self._tools.retention, until),
+            retention=promise(self._tools.retention, until, job.lock_modes),
         )
         key = layout.record_key(job.day, job.call.id, revision)
         with metrics.stage("record"):
             try:
-                self._store.put_once(key, data, retain_until=until)
+                stored = self._store.put_once(key, data, retain_until=until, held=held)
             except KeyTaken:
                 return self._adopt(key)
+            if previous is not None and not held and self._hold_as(previous, result):
+                # A hold was put on the call after we had looked, and may have missed this record.
+                self._store.set_hold(key, stored.version_id, True)
             _count(result, previous)
         return record.parse(data)
 
-    def _extend(self, result: Result, previous: Record, until: datetime | None) -> None:
-        """A new record promises its own date for the files that it carries over too."""
-        carried = {file["key"] for file in previous.document["files"]}
+    def _keep(self, previous: Record, result: Result, until: datetime | None) -> set[str]:
+        """What stood before is kept for as long as the new record promises, where that is longer:
+        the record, the files carried over, those that are replaced. The modes that the files
+        carried over are locked in, as far as the store was asked."""
+        if not promises_less(previous, self._tools.retention, until):
+            return set()
+        carried = {file.key for file in result.files}
+        modes = set()
+        for file in previous.document["files"]:
+            mode = self._extend(file["key"], file["version_id"], until)
+            if mode is not None and file["key"] in carried:
+                modes.add(mode)
+        self._extend(previous.key, None, until)
+        return modes
+
+    def _extend(self, key: str, version_id: str | None, until: datetime | None) -> str | None:
+        """The mode that an object is locked in then; None of one that is gone, which `verify`
+        tells: the call's other objects are not to wait for it."""
+        try:
+            return self._store.extend(key, version_id, until).mode
+        except StoreError as error:
+            if error.reason != "gone":
+                raise
+            log.error("call.object_gone", key=key)
+            return None
+
+    def _hold_as(self, previous: Record, result: Result) -> bool:
+        """Whether the call is on legal hold, by its previous record; then its new files are too."""
+        head = self._store.head(previous.key)
+        if head is None or not head.held:
+            return False
+        told = {file["key"] for file in previous.document["files"]}
         for file in result.files:
-            if file.key in carried:
-                self._store.extend(file.key, file.version_id, until)
+            if file.key not in told:
+                self._store.set_hold(file.key, file.version_id, True)
+        return True
 
     def _adopt(self, key: str) -> Record:
         """Another writer committed the call first: its record is the record."""
@@ -234,9 +271,3 @@ def _says_the_same(previous: Record, result: Result) -> bool:
         return False
     files = {(file["kind"], file["sha256"]) for file in told["files"]}
     return files == {(file.kind, file.sha256) for file in result.files}
-
-
-def _retention_document(retention: Retention, until: datetime | None) -> dict[str, Any] | None:
-    if until is None:
-        return None
-    return {"mode": retention.mode, "until": format_time(until)}

@@ -19,10 +19,11 @@ from archiver.errors import SourceError, StoreError
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
 from archiver.model import Retention, Window
-from archiver.pipeline.attempts import Attempts, Unarchived
+from archiver.pipeline.attempts import UNSAID, Attempts, Unarchived
 from archiver.pipeline.closing import Closing, Tally
 from archiver.pipeline.history import History, HistoryReader, Line, Standing, Unsealed
 from archiver.pipeline.index import SegmentIndex
+from archiver.pipeline.keeping import Keeper
 from archiver.pipeline.planning import BACKFILL, ROUND, Aim, Memory, Plan, Planner, Task
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import NoProgress, Progress, Store
@@ -89,7 +90,8 @@ class Windows:
         self._clock = clock
         self._segments = segments
         self.reader = HistoryReader(store, segments, retention)
-        self._closing = Closing(store, segments, self.reader, retention)
+        self.keeper = Keeper(store, segments, workers, retention, clock)
+        self._closing = Closing(store, segments, self.reader, self.keeper)
         self._settle = settle
         self._ages = sorted(relist)
         self._progress = progress or NoProgress()
@@ -209,7 +211,7 @@ class Windows:
         unsure = {
             item.call.id
             for item in failures
-            if item.call.id in plan.standing and item.reason == "source_unavailable"
+            if item.call.id in plan.standing and item.reason in UNSAID
         }
         self._remember(plan, outcome, history, memory)
         memory.refreshed = (due, frozenset(listed.calls) - unsure if unsure else frozenset())

@@ -14,6 +14,7 @@ from typing import Protocol
 from archiver.clock import Clock
 from archiver.errors import CallError, NoRecording
 from archiver.metrics import RETRIES, SAS_RENEWALS
+from archiver.pressure import Pressure
 from archiver.retry import Retry
 from archiver.source.recording import READ_BYTES, BlobInfo, Expired, StartOver
 from archiver.source.signed import SignedUrl
@@ -44,7 +45,13 @@ class Blobs(Protocol):
 class Resumed:
     """A recording as one stream. One thread uses it, and closes it."""
 
-    def __init__(self, blobs: Blobs, renew: Callable[[], SignedUrl], clock: Clock) -> None:
+    def __init__(
+        self,
+        blobs: Blobs,
+        renew: Callable[[], SignedUrl],
+        clock: Clock,
+        pressure: Pressure | None = None,
+    ) -> None:
         """Open the recording, with a URL that `renew` gives.
 
         Raises what `renew` raises, `CallError`, and `Interrupted`.
@@ -52,7 +59,7 @@ class Resumed:
         self._blobs = blobs
         self._renew = renew
         self._clock = clock
-        self._retry = Retry(clock, attempts=TRIES)
+        self._retry = Retry(clock, attempts=TRIES, pressure=pressure)
         self._signed: SignedUrl | None = None
         self._had_one = False
         self._broke = "truncated"

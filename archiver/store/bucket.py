@@ -18,6 +18,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import IO, Any
 
 from botocore.exceptions import BotoCoreError
@@ -25,10 +26,11 @@ from botocore.exceptions import BotoCoreError
 from archiver import fixity
 from archiver.clock import Clock
 from archiver.errors import KeyTaken, StoreError
+from archiver.manifest import layout
 from archiver.retry import Retry
 from archiver.store.client import StoreOptions
 from archiver.store.faults import translate
-from archiver.store.objects import Head, Listed, Stored, Version
+from archiver.store.objects import Head, Listed, Lock, Stored, Version
 from archiver.store.protection import Protection
 from archiver.store.requests import Requests, etag_of
 from archiver.store.upload import Upload
@@ -143,12 +145,12 @@ class Bucket:
         key, version_id = self.requests.relative(item["Key"]), item.get("VersionId", "null")
         return Version(key, version_id, bool(item.get("IsLatest")), marker, item.get("Size", 0))
 
-    def _pages(self, operation: str, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _pages(self, method: str, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Page through a listing; a page is asked for again when it fails."""
         tokens: dict[str, Any] = {}
         while True:
             asked = {**arguments, **tokens}
-            page = self._page(operation, asked)
+            page = self._page(method, asked)
             yield page
             if not page.get("IsTruncated"):
                 return
@@ -156,13 +158,15 @@ class Bucket:
                 "ContinuationToken": page.get("NextContinuationToken"),
                 "KeyMarker": page.get("NextKeyMarker"),
                 "VersionIdMarker": page.get("NextVersionIdMarker"),
+                "UploadIdMarker": page.get("NextUploadIdMarker"),
             }
             tokens = {name: value for name, value in following.items() if value}
             if not tokens or tokens.items() <= asked.items():
                 raise StoreError("the store says that a listing goes on, but not where")
 
-    def _page(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        call = getattr(self.requests.s3, operation)
+    def _page(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        call = getattr(self.requests.s3, method)
+        operation = self.requests.s3.meta.method_to_api_mapping[method]
         page: dict[str, Any] = self.requests.again(
             lambda: self.requests.once(
                 operation, lambda: call(Bucket=self.options.bucket, **arguments)
@@ -179,10 +183,12 @@ class Bucket:
         *,
         content_type: str = JSON,
         retain_until: datetime | None = None,
+        held: bool = False,
     ) -> Stored:
         """Create an object, or adopt the same bytes already there; `KeyTaken` for other bytes.
 
-        `data` may be a file that can be sought in: all of it is sent, and it stays open.
+        `data` may be a file that can be sought in: all of it is sent, and it stays open. `held`
+        puts a legal hold on it, in the same request.
         """
         sha256, size = _measured(data)
         arguments = {
@@ -190,7 +196,7 @@ class Bucket:
             "ContentType": content_type,
             "ChecksumSHA256": fixity.hex_to_base64(sha256),
             "IfNoneMatch": "*",
-            **self._protection.arguments(retain_until),
+            **self._protection.arguments(retain_until, held),
         }
         stored = Stored(key, None, size, sha256)
 
@@ -204,8 +210,8 @@ class Bucket:
             return replace(stored, version_id=answer.get("VersionId"))
 
         stored = self.requests.again(once)
-        self._protection.check(stored, retain_until)
-        return stored
+        lock = self._protection.check(stored, retain_until, held)
+        return replace(stored, lock_mode=lock.mode)
 
     def _put(self, key: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(arguments["Body"], bytes | bytearray):
@@ -251,21 +257,40 @@ class Bucket:
         upload_id = self.requests.again(lambda: self.requests.once("CreateMultipartUpload", once))
         return Upload(self.requests, self._protection, key, upload_id, retain_until)
 
-    def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> None:
-        """Lock an object that is there until then, unless it is locked for longer already."""
-        self._protection.extend(key, version_id, retain_until)
+    def abort_uploads(self, prefix: str, before: datetime) -> int:
+        """Abort the multipart uploads below a prefix that were begun before then, and never ended:
+        whoever began them is gone. How many there were. Raises `StoreError`."""
+        aborted = 0
+        asked = {"Prefix": self.requests.prefix + prefix}
+        for page in self._pages("list_multipart_uploads", asked):
+            for item in page.get("Uploads", ()):
+                if item["Initiated"] < before:
+                    aborted += self._abort(item["Key"], item["UploadId"])
+        return aborted
+
+    def _abort(self, whole_key: str, upload_id: str) -> bool:
+        at = {"Bucket": self.options.bucket, "Key": whole_key, "UploadId": upload_id}
+        abort = self.requests.s3.abort_multipart_upload
+        try:
+            self.requests.again(
+                lambda: self.requests.once("AbortMultipartUpload", lambda: abort(**at))
+            )
+        except StoreError as error:
+            if error.reason != "no_upload":
+                raise
+            return False  # somebody else was faster
+        return True
+
+    def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> Lock:
+        """Lock an object that is there until then, unless it is locked for longer already. Raises
+        `StoreError`, with the reason `gone` where there is none."""
+        return self._protection.extend(key, version_id, retain_until)
 
     def set_hold(self, key: str, version_id: str | None, held: bool) -> None:
-        """Put a legal hold on an object, or take it off."""
-        requests = self.requests
-        status = {"Status": "ON" if held else "OFF"}
-        at = requests.at(key, version_id)
-        requests.again(
-            lambda: requests.once(
-                "PutObjectLegalHold",
-                lambda: requests.s3.put_object_legal_hold(**at, LegalHold=status),
-            )
-        )
+        """Put a legal hold on an object, or take it off; done twice it does no harm. What returns
+        was looked at: `StoreError` where the object is not there, where the bucket has no Object
+        Lock, and where the store took it and dropped it, or does not tell."""
+        self._protection.hold(key, version_id, held)
 
     # --- the bucket itself
 
@@ -286,11 +311,35 @@ class Bucket:
                 f"bucket {self.options.bucket} has no Object Lock: make it with Object Lock "
                 "enabled, or set ARCHIVER_OBJECT_LOCK_MODE=none"
             )
+        if self.options.lock_mode is not None:
+            self.check_sight()
+
+    def check_sight(self) -> None:
+        """Raises `StoreError` where we may not see locks and legal holds: a store leaves out of a
+        HEAD what we may not see, so it would pass for missing."""
+        s3, at = self.requests.s3, self.requests.at(layout.PROBE)
+        for operation, ask in (
+            ("GetObjectRetention", s3.get_object_retention),
+            ("GetObjectLegalHold", s3.get_object_legal_hold),
+        ):
+            try:
+                self.requests.again(partial(self.requests.once, operation, partial(ask, **at)))
+            except StoreError as error:
+                if error.reason == "denied":
+                    raise  # any other answer says that there is no lock, and none is hidden
 
     def has_object_lock(self) -> bool:
         """Raises `StoreError` where we may not ask: guessing would be set down in seal 0."""
+        return self._lock_configuration().get("ObjectLockEnabled") == "Enabled"
+
+    def locks_by_itself(self) -> bool:
+        """Whether the bucket gives each object a lock that it is not written with."""
+        rule = self._lock_configuration().get("Rule") or {}
+        return bool(rule.get("DefaultRetention"))
+
+    def _lock_configuration(self) -> dict[str, Any]:
         answer = self._configuration("get_object_lock_configuration", "GetObjectLockConfiguration")
-        return (answer.get("ObjectLockConfiguration") or {}).get("ObjectLockEnabled") == "Enabled"
+        return answer.get("ObjectLockConfiguration") or {}
 
     def is_versioned(self) -> bool:
         """Raises `StoreError` where we may not ask."""

@@ -59,15 +59,21 @@ _REASONS = {
     **dict.fromkeys(("AccessDenied", "Forbidden", "403", "AllAccessDisabled"), "denied"),
     "NotImplemented": "not_implemented",
 }
+_READING = "s3:GetObject and s3:GetObjectVersion, and s3:ListBucket without conditions"
+_WRITING = (
+    "s3:PutObject below the archive's prefix (with Object Lock s3:PutObjectRetention, for a held "
+    "call s3:PutObjectLegalHold, with KMS kms:GenerateDataKey and kms:Decrypt as well)"
+)
 _PERMISSIONS = {
     "ListObjectsV2": "s3:ListBucket",
-    "list_objects_v2": "s3:ListBucket",
-    "list_object_versions": "s3:ListBucketVersions",
-    "GetObject": "s3:GetObject and s3:GetObjectVersion",
-    "HeadObject": "s3:GetObject and s3:GetObjectVersion",
+    "ListObjectVersions": "s3:ListBucketVersions",
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+    "GetObject": _READING,
+    "HeadObject": _READING,
     "GetObjectLockConfiguration": "s3:GetBucketObjectLockConfiguration",
-    "PutObject": "s3:PutObject (for Object Lock s3:PutObjectRetention as well)",
-    "CreateMultipartUpload": "s3:PutObject (for Object Lock s3:PutObjectRetention as well)",
+    "PutObject": _WRITING,
+    "CreateMultipartUpload": _WRITING,
     "UploadPart": "s3:PutObject",
     "CompleteMultipartUpload": "s3:PutObject",
 }

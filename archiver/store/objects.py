@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from archiver.manifest.event import ObjectRef
+
 
 @dataclass(frozen=True)
 class Head:
@@ -21,6 +23,15 @@ class Head:
     sse: str | None = None
     storage_class: str | None = None
     """None where the store does not say, which means its standard one."""
+
+
+@dataclass(frozen=True)
+class Lock:
+    """How an object is locked after one asked for a lock; `extended` where that changed it."""
+
+    mode: str | None
+    until: datetime | None
+    extended: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,10 +55,33 @@ class Version:
 
 @dataclass(frozen=True)
 class Stored:
-    """An object that is durable and was checked; `adopted` where it was there before."""
+    """An object that is durable and was checked; `adopted` where it was there before.
+
+    `lock_mode` is the one that it is locked in, None where it was written without a date. Of an
+    adopted object it may be weaker than what is asked for: see `Protection`.
+    """
 
     key: str
     version_id: str | None
     size: int
     sha256: str
     adopted: bool = False
+    lock_mode: str | None = None
+
+
+@dataclass(frozen=True)
+class CallObjects:
+    """What the bucket has of a call: the files and records of all its revisions, in the very
+    versions that count. A legal hold is on the `held` ones, as far as the store tells."""
+
+    call_id: str
+    held: frozenset[ObjectRef]
+    loose: frozenset[ObjectRef]
+    gone: frozenset[str] = frozenset()
+    """Keys of what is named and not there, or cannot be read: `verify` says what is wrong."""
+    promised: datetime | None = None
+    """The latest date that its records promise a lock until."""
+
+    @property
+    def all(self) -> frozenset[ObjectRef]:
+        return self.held | self.loose

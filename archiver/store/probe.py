@@ -29,6 +29,7 @@ from archiver.store.trial import IN_PARTS, Trial, is_taken, unless_denied
 
 RACERS = 32
 PATIENCE_SECONDS = 1.0
+HOLD_TRIES = 5
 LOCK_SECONDS = 60
 NOT_DONE = ("not_implemented", "not_configured", "refused")
 """Reasons of a store that cannot do what was asked, whoever asks."""
@@ -135,7 +136,7 @@ def _create_once(trial: Trial) -> dict[str, Any]:
         raise StoreError("manifest/probe holds other bytes than the archiver's: use another prefix")
     if winners is not None:
         trial.check_settings()
-        winners = max(winners, len(trial.versions() or ()))
+        winners = max(winners, trial.times_put())
     refuses = _refuses_overwrite(trial)
     if refuses and not fresh:
         winners = _race(trial)
@@ -238,8 +239,12 @@ def _hold_works(trial: Trial) -> bool | None:
         head = trial.head(version)
         return head is not None and head.held == status
 
+    def works(status: bool) -> bool:
+        # Another process may be trying the same: what it does just then is no word on the store.
+        return any(holds(status) for _ in range(HOLD_TRIES))
+
     try:
-        return unless_denied(lambda: holds(True) and holds(False))
+        return unless_denied(lambda: works(True) and works(False))
     except StoreError as error:
         if error.reason in NOT_DONE:
             return False

@@ -1,7 +1,11 @@
 """What each object is given against loss and change, and whether the store really gave it.
 
 A store may ignore a header in silence. So after each write the very version is looked at: size,
-checksum where the store keeps one, lock, encryption, storage class.
+checksum where the store keeps one, lock, hold, encryption, storage class.
+
+Locks are extended and never shortened. The mode of a lock that holds stays: to weaken COMPLIANCE is
+forbidden, and to strengthen GOVERNANCE stores ask for the right to go round it, which no writer of
+an archive should have. Where a store refuses that, the lock is extended in the mode that it has.
 """
 
 from __future__ import annotations
@@ -9,26 +13,37 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+import structlog
+
 from archiver.errors import StoreError
 from archiver.metrics import stage
-from archiver.store.objects import Head, Stored
+from archiver.store.objects import Head, Lock, Stored
 from archiver.store.requests import Requests, whole_second
+
+log = structlog.get_logger()
 
 LEAST_RETENTION_SECONDS = 1.0
 """A retention that is over, or all but over, cannot be set, and need not be."""
 
 
+_NO_HOLDS = ("refused", "not_implemented", "not_configured")
+"""Refusals that are about the object or the bucket, not about credentials or the network."""
+
+
 class Protection:
-    """Retention, encryption and storage class of what is written. Threads share it."""
+    """Retention, holds, encryption and storage class of what is written. Threads share it."""
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
         self._options = requests.options
+        self._modes_stay = False
+        """Whether the store has refused to change the mode of a lock that holds: asked once."""
 
-    def arguments(self, retain_until: datetime | None) -> dict[str, Any]:
+    def arguments(self, retain_until: datetime | None, held: bool = False) -> dict[str, Any]:
         """What a write passes, as boto3 takes it."""
         options = self._options
         arguments: dict[str, Any] = {
+            "ObjectLockLegalHoldStatus": "ON" if held else None,
             "ServerSideEncryption": options.sse,
             "SSEKMSKeyId": options.sse_kms_key_id,
             "StorageClass": options.storage_class,
@@ -38,9 +53,10 @@ class Protection:
             arguments["ObjectLockRetainUntilDate"] = until
         return {name: value for name, value in arguments.items() if value is not None}
 
-    def check(self, stored: Stored, retain_until: datetime | None) -> None:
-        """Compare what was written with what the store has. A lock that the store dropped on the
-        way, or that is shorter than today's policy, is set again."""
+    def check(self, stored: Stored, retain_until: datetime | None, held: bool = False) -> Lock:
+        """Compare what was written with what the store has; how it is locked then. A lock or a hold
+        that the store dropped on the way, or a lock that is shorter than today's policy, is set
+        again."""
         with stage("verify"):
             head = self._requests.head(stored.key, stored.version_id)
             if head is None or head.size != stored.size:
@@ -49,16 +65,53 @@ class Protection:
                 raise StoreError(f"{stored.key} has another checksum: the store is unsafe")
             if not stored.adopted:
                 self._check_settings(stored.key, head)
-            self._ensure_lock(stored.key, stored.version_id, head, retain_until)
+            if held and not head.held:
+                self.hold(stored.key, stored.version_id, True)
+            return self._ensure_lock(stored.key, stored.version_id, head, retain_until)
 
-    def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> None:
+    def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> Lock:
         """Lock an object that is there until then, unless it is locked for longer."""
         if self._lock_date(retain_until) is None:
-            return
+            return Lock(None, None)
+        head = self._look(key, version_id)
+        return self._ensure_lock(key, version_id or head.version_id, head, retain_until)
+
+    def hold(self, key: str, version_id: str | None, held: bool) -> None:
+        """Put a legal hold on an object, or take it off, and look whether that took."""
+        request = {
+            **self._requests.at(key, version_id),
+            "LegalHold": {"Status": "ON" if held else "OFF"},
+        }
+        s3 = self._requests.s3
+        try:
+            self._requests.again(
+                lambda: self._requests.once(
+                    "PutObjectLegalHold", lambda: s3.put_object_legal_hold(**request)
+                )
+            )
+        except StoreError as error:
+            if error.reason not in _NO_HOLDS:
+                raise
+            raise StoreError(
+                f"{key} takes no legal hold ({error}): the bucket needs Object Lock, and the "
+                "object must be there",
+                reason=error.reason,
+                status=error.status,
+            ) from None
+        head = self._requests.head(key, version_id)
+        if head is None or head.held != held:
+            raise StoreError(
+                f"{key}: the store took a legal hold and shows none: the bucket needs Object Lock, "
+                "and the credentials s3:GetObjectLegalHold"
+                if held
+                else f"{key}: the store still shows the legal hold that was taken off"
+            )
+
+    def _look(self, key: str, version_id: str | None) -> Head:
         head = self._requests.head(key, version_id)
         if head is None:
-            raise StoreError(f"{key} is gone: run archiver verify")
-        self._ensure_lock(key, version_id or head.version_id, head, retain_until)
+            raise StoreError(f"{key} is gone: run archiver verify", reason="gone")
+        return head
 
     def _check_settings(self, key: str, head: Head) -> None:
         options = self._options
@@ -74,34 +127,67 @@ class Protection:
                 "the setting and ignored it; unset it"
             )
 
+    # --- locks
+
     def _ensure_lock(
         self, key: str, version_id: str | None, head: Head, retain_until: datetime | None
-    ) -> None:
+    ) -> Lock:
+        """Lock it as asked, or else for as long in the mode that it has."""
         until = self._lock_date(retain_until)
-        if until is None or not self._is_weaker(head, until):
-            return
+        if until is None:
+            return Lock(head.lock_mode, head.lock_until)
         until = max(until, head.lock_until or until)  # nothing ever shortens
-        request = {
-            **self._requests.at(key, version_id),
-            "Retention": {"Mode": self._options.lock_mode, "RetainUntilDate": until},
-        }
-        s3 = self._requests.s3
-        self._requests.again(
-            lambda: self._requests.once(
-                "PutObjectRetention", lambda: s3.put_object_retention(**request)
-            )
+        modes, refusal = self._modes(head), None
+        for mode in modes:
+            if not _is_weaker(head, mode, until):
+                return Lock(head.lock_mode, head.lock_until)
+            refusal = self._set_lock(key, version_id, mode, until)
+            # Refused too is what would shorten a lock that somebody else has extended meanwhile.
+            head = self._look(key, version_id)
+            if not _is_weaker(head, mode, until):
+                return Lock(head.lock_mode, head.lock_until, extended=refusal is None)
+            if mode != modes[-1]:
+                self._note_refusal(head)
+        raise refusal or StoreError(
+            f"{key} is not locked as asked: the bucket needs Object Lock, or set "
+            "ARCHIVER_OBJECT_LOCK_MODE=none"
         )
-        again = self._requests.head(key, version_id)
-        if again is None or self._is_weaker(again, until):
-            raise StoreError(
-                f"{key} is not locked as asked: the bucket needs Object Lock, or set "
-                "ARCHIVER_OBJECT_LOCK_MODE=none"
-            )
 
-    def _is_weaker(self, head: Head, until: datetime) -> bool:
-        """COMPLIANCE holds where GOVERNANCE is asked for: nothing is ever weakened."""
-        modes = {self._options.lock_mode, "COMPLIANCE"}
-        return head.lock_mode not in modes or head.lock_until is None or head.lock_until < until
+    def _modes(self, head: Head) -> list[str]:
+        """What to ask for, best first: the second one where the store refuses the first."""
+        asked, stands = str(self._options.lock_mode), head.lock_mode
+        if stands is None or stands == asked:
+            return [asked]
+        if self._holds(head) and (stands == "COMPLIANCE" or self._modes_stay):
+            return [stands]
+        return [asked, stands]
+
+    def _set_lock(
+        self, key: str, version_id: str | None, mode: str, until: datetime
+    ) -> StoreError | None:
+        """Ask for a lock; what the store says where it refuses."""
+        s3, at = self._requests.s3, self._requests.at(key, version_id)
+        lock = {"Mode": mode, "RetainUntilDate": until}
+        try:
+            self._requests.again(
+                lambda: self._requests.once(
+                    "PutObjectRetention", lambda: s3.put_object_retention(**at, Retention=lock)
+                )
+            )
+        except StoreError as error:
+            if error.retryable:
+                raise
+            return error
+        return None
+
+    def _note_refusal(self, head: Head) -> None:
+        """Tell of it, and never ask again what would only be refused again."""
+        if not self._modes_stay:
+            self._modes_stay = True
+            log.warning("lock.mode_stays", mode=head.lock_mode, asked=self._options.lock_mode)
+
+    def _holds(self, head: Head) -> bool:
+        return head.lock_until is not None and head.lock_until > self._requests.clock.now()
 
     def _lock_date(self, retain_until: datetime | None) -> datetime | None:
         """The date to ask for, None for none."""
@@ -109,3 +195,12 @@ class Protection:
             return None
         left = (retain_until - self._requests.clock.now()).total_seconds()
         return whole_second(retain_until) if left > LEAST_RETENTION_SECONDS else None
+
+
+def _is_weaker(head: Head, mode: str, until: datetime) -> bool:
+    """COMPLIANCE holds where GOVERNANCE is asked for: nothing is ever weakened."""
+    return (
+        head.lock_mode not in (mode, "COMPLIANCE")
+        or head.lock_until is None
+        or head.lock_until < until
+    )

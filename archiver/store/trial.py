@@ -115,6 +115,12 @@ class Trial:
             return None
         return [v for v in found if v.key == layout.PROBE and not v.is_delete_marker]
 
+    def times_put(self) -> int:
+        """How many versions came about by a PUT; 0 where we may not list them. Those uploaded in
+        parts are another trial's: several processes may begin an archive at one moment."""
+        found = self.versions() or ()
+        return sum(self.content_type(version.version_id) != IN_PARTS for version in found)
+
     def lock(self, version: str, mode: str, until: datetime) -> None:
         self._requests.again(lambda: self._lock(version, mode, until))
 
@@ -126,7 +132,14 @@ class Trial:
             self._delete(version)
 
     def hold(self, version: str | None, held: bool) -> None:
-        self.bucket.set_hold(layout.PROBE, version, held)
+        self._requests.again(lambda: self._hold(version, "ON" if held else "OFF"))
+
+    def _hold(self, version: str | None, status: str) -> None:
+        s3, at = self._requests.s3, self._requests.at(layout.PROBE, version)
+        hold = {"Status": status}
+        self._requests.once(
+            "PutObjectLegalHold", lambda: s3.put_object_legal_hold(**at, LegalHold=hold)
+        )
 
     def _lock(self, version: str, mode: str, until: datetime) -> None:
         s3, at = self._requests.s3, self._requests.at(layout.PROBE, version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -75,8 +76,8 @@ class Upload:
         if head is None:
             raise StoreError(f"{self._key} is not there after its upload: the store is unsafe")
         stored = Stored(self._key, head.version_id, self._bytes, sha256)
-        self._protection.check(stored, self._retain_until)
-        return stored
+        lock = self._protection.check(stored, self._retain_until)
+        return replace(stored, lock_mode=lock.mode)
 
     def _complete_once(self) -> None:
         requests = self._requests

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from archiver.manifest import canonical, layout, record, seal, segment
+from archiver.manifest import canonical, event, layout, record, seal, segment
+from archiver.manifest.event import Hold, ObjectRef
 from archiver.manifest.record import File, Record, Result
 from archiver.manifest.seal import Seal
 from archiver.manifest.segment import Balance, Listing, Segment
@@ -19,8 +20,10 @@ from tests.audit.store import MemoryStore
 
 DAY = datetime(2024, 1, 15, tzinfo=UTC)
 HOUR = timedelta(hours=1)
+FOREVER = {"mode": "COMPLIANCE", "until": "2099-01-01T00:00:00Z"}
 COMPLETED = {"state": ["Completed"]}
 """The filter that windows are listed with, unless a test says otherwise."""
+PAGES = {layout.VERIFY_PAGE: b"how to verify\n", layout.VERIFY_SCRIPT: b"exit 2\n"}
 KINDS = {
     "recording": ("wav", "audio/wav"),
     "transcript": ("json", "application/json"),
@@ -44,16 +47,27 @@ class Builder:
     now: datetime = DAY + 48 * HOUR
     seals: list[Seal] = field(default_factory=list)
 
-    def genesis(self, *, archive: str = "6f1f7b0e-0000-4000-8000-000000000001") -> Builder:
+    def genesis(
+        self,
+        *,
+        archive: str = "6f1f7b0e-0000-4000-8000-000000000001",
+        pages: Mapping[str, bytes] | None = PAGES,
+    ) -> Builder:
+        """`pages` None: as development versions began archives."""
         self.put(layout.public_key_key(self.key.public.key_id), self.key.public.pem)
+        proved: dict[str, Any] = {"versioned": True}
+        for key, page in (pages or {}).items():
+            self.put(key, page)
+            proved.setdefault("pages", {})[key] = hashlib.sha256(page).hexdigest()
         data = seal.genesis(
-            archive, self.key.public, {"versioned": True}, sealed_at=self.now, watermark=self.start
+            archive, self.key.public, proved, sealed_at=self.now, watermark=self.start
         )
         self.put_seal(data)
         return self
 
     def put(self, key: str, data: bytes) -> str | None:
-        lock = self.retention or {}
+        """What covers records is locked for longer than any record promises."""
+        lock = FOREVER if key.startswith("manifest/") else self.retention or {}
         until = datetime.fromisoformat(lock["until"]) if lock else None
         return self.store.put(key, data, lock_mode=lock.get("mode"), lock_until=until)
 
@@ -150,10 +164,27 @@ class Builder:
         return built
 
     def event(self, name: str, *events: Mapping[str, Any]) -> tuple[str, bytes]:
-        """A segment of events, as `(key, bytes)`."""
+        """A segment of any events, and its companion, as `(key, bytes)`."""
         data = b"".join(canonical.dump({"v": 1, **event}) for event in events)
-        key = f"{layout.EVENTS}dt={DAY.date()}/{name}.jsonl"
+        return self._put_events(f"{layout.EVENTS}dt={DAY.date()}/{name}.jsonl", data)
+
+    def hold(self, action: str, *call_ids: str, on: bool | None = None) -> tuple[str, bytes]:
+        """A segment with an act for each call, as `(key, bytes)`. All objects of the call are put
+        on hold, or taken off; `on` says otherwise."""
+        held = action == "add" if on is None else on
+        acts = []
+        for call_id in call_ids:
+            keys = [key for key in self.store.all_keys() if f"/{layout.call_dir(call_id)}/" in key]
+            for key in keys:
+                self.store.entry(key).held = held
+            objects = tuple(ObjectRef(key, self.store.entry(key).version_id) for key in keys)
+            at = self.now + timedelta(seconds=len(self.seals))
+            acts.append(Hold(action, call_id, "Ada", "case 7", at, objects))  # type: ignore[arg-type]
+        return self._put_events(*event.segment(acts))
+
+    def _put_events(self, key: str, data: bytes) -> tuple[str, bytes]:
         self.put(key, data)
+        self.put(layout.companion_key(key), event.companion(key, data))
         return key, data
 
     def seal(
@@ -165,7 +196,8 @@ class Builder:
         """Append to the chain; the watermark goes to the end of the last window unless told."""
         entries = [seal.describe(s.name.jsonl, io.BytesIO(s.data)) for s in segments]
         entries += [seal.describe(key, io.BytesIO(data), window_lines=0) for key, data in events]
-        mark = watermark or max((s.window.end for s in segments), default=self.start)
+        carried = self.seals[-1].watermark
+        mark = watermark or max((s.window.end for s in segments), default=carried)
         data = seal.following(
             self.seals[-1],
             entries,
@@ -176,6 +208,8 @@ class Builder:
         sealed = self.put_seal(data)
         for one in segments:
             self.put(one.name.seal, f"{sealed.seq}\n".encode())
+        for key, _ in events:
+            self.put(layout.pointer_key(key), f"{sealed.seq}\n".encode())
         return sealed
 
     def put_seal(self, data: bytes, *, at: int | None = None) -> Seal:

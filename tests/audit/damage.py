@@ -19,6 +19,16 @@ THIRD = SEGMENTS + "1200.r1"
 WAV = "recordings/dt=2024-01-15/vc_d/recording.wav"
 TRANSCRIPT = "recordings/dt=2024-01-15/vc_d/transcript.json"
 RECORD = "records/dt=2024-01-15/vc_d/r1.json"
+HOLD = {
+    "action": "add",
+    "at": "2024-01-16T00:00:00Z",
+    "by": "Ada",
+    "call_id": "vc_c",
+    "reason": "case 7",
+    "type": "hold",
+}
+UNTOLD = {"untold_record", "unnamed_object"}
+"""What is left of a window that no seal tells of, or of a call that its segment has lost."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +243,14 @@ def archive_without_recording(builder: Builder) -> None:
 
 
 def event(builder: Builder, line: dict[str, Any]) -> None:
-    builder.seal(events=[builder.event("101112-0123abcd", line)], watermark=hour(12).end)
+    builder.seal(events=[builder.event("101112-0123abcd", line)])
+
+
+def held(builder: Builder) -> str:
+    """Put vc_d on hold; where the segment lies, without its suffix."""
+    key, data = builder.hold("add", "vc_d")
+    builder.seal(events=[(key, data)])
+    return key.removesuffix(".jsonl")
 
 
 DAMAGES = [
@@ -285,7 +302,7 @@ DAMAGES = [
     Damage("a seal is gone", {"seal_missing"}, lambda b: lose_seal(b, 2)),
     Damage(
         "the newest seal is gone, its signature is not",
-        {"seal_missing", "pointer_dangling"},
+        {"seal_missing", "pointer_dangling", *UNTOLD},
         lambda b: lose_seal(b, 4, signature=False),
     ),
     Damage("seal 0 is gone", {"seal_missing"}, lambda b: lose_seal(b, 0)),
@@ -331,10 +348,11 @@ DAMAGES = [
             "companion_mismatch",
             "window_counts",
             "listed_mismatch",
+            *UNTOLD,
         },
         dropped_and_resealed,
     ),
-    Damage("a cut-off tail", {"tail_missing"}, cut_tail, head=True),
+    Damage("a cut-off tail", {"tail_missing", *UNTOLD}, cut_tail, head=True),
     Damage(
         "a rewritten tail",
         {"head_mismatch"},
@@ -407,7 +425,7 @@ DAMAGES = [
     ),
     Damage(
         "a segment with an odd key",
-        {"segment_key", "pointer_dangling"},
+        {"segment_key", "pointer_dangling", *UNTOLD},
         lambda b: edit_seal(
             b, 4, sign=True, segments=[{**vars(b.seals[4].segments[0]), "key": "../etc/passwd"}]
         ),
@@ -454,13 +472,18 @@ DAMAGES = [
     Damage("two windows overlap", {"window_overlap"}, overlap),
     Damage("a call in two windows", {"call_in_two_windows"}, count_twice, shell=False),
     Damage("archived without a recording", {"record_incomplete"}, archive_without_recording),
-    Damage("a file of another call", {"file_key"}, odd_file(key=WAV), shell=False),
+    Damage(
+        "a file of another call",
+        {"file_key", "unnamed_object"},
+        odd_file(key=WAV),
+        shell=False,
+    ),
     Damage(
         "a file of another kind",
         {"file_key", "record_incomplete"},
         odd_file(kind="transcript"),
     ),
-    Damage("a file anywhere", {"file_key"}, odd_file(key="manifest/../x")),
+    Damage("a file anywhere", {"file_key", "unnamed_object"}, odd_file(key="manifest/../x")),
     Damage("a file of another size", {"file_size"}, odd_file(bytes=7), shell=False),
     Damage(
         "a file of a version that is not there",
@@ -470,12 +493,102 @@ DAMAGES = [
     ),
     Damage("a file of another SHA-256", {"file_checksum"}, odd_file(sha256="0" * 64)),
     Damage("a file without a size", {"segment_invalid"}, odd_file(bytes=-1), shell=False),
+    # events
     Damage(
         "an event without a time",
         {"event_invalid"},
-        lambda b: event(b, {"type": "hold"}),
+        lambda b: event(b, {"type": "note"}),
         shell=False,
     ),
+    Damage(
+        "a hold that does not say whose",
+        {"event_invalid"},
+        lambda b: event(b, {"type": "hold", "at": "2024-01-16T00:00:00Z"}),
+        shell=False,
+    ),
+    Damage(
+        "a hold of another call's object",
+        {"event_invalid"},
+        lambda b: event(b, {**HOLD, "objects": [{"key": WAV, "version_id": None}]}),
+        shell=False,
+    ),
+    Damage(
+        "a hold of what is no object of a call",
+        {"event_invalid"},
+        lambda b: event(b, {**HOLD, "objects": [{"key": "manifest/x", "version_id": None}]}),
+        shell=False,
+    ),
+    Damage(
+        "flip in a segment of events",
+        {"segment_mismatch", "event_invalid"},
+        lambda b: b.store.rot(held(b) + ".jsonl", replace(b'"v":1', b'"v":2')),
+    ),
+    Damage(
+        "another reason for a hold",
+        {"segment_mismatch"},
+        lambda b: b.store.rot(held(b) + ".jsonl", replace(b"case 7", b"case 8")),
+    ),
+    Damage(
+        "flip in a pointer of events",
+        {"pointer_mismatch"},
+        lambda b: b.store.rot(held(b) + ".seal", lambda d: flip(d, 0)),
+    ),
+    Damage(
+        "a pointer of events is gone",
+        {"pointer_missing"},
+        lambda b: b.store.lose(held(b) + ".seal"),
+    ),
+    Damage(
+        "flip in a companion of events",
+        {"companion_mismatch"},
+        lambda b: b.store.rot(held(b) + ".sha256", flip),
+    ),
+    Damage(
+        "a line more in a companion of events",
+        {"companion_mismatch"},
+        lambda b: b.store.rot(held(b) + ".sha256", lambda d: d + d),
+    ),
+    Damage(
+        "a companion of events is gone",
+        {"companion_missing"},
+        lambda b: b.store.lose(held(b) + ".sha256"),
+    ),
+    Damage(
+        "a segment of events is gone",
+        {"segment_missing"},
+        lambda b: b.store.lose(held(b) + ".jsonl"),
+    ),
+    Damage(
+        "the seal of events is gone, their pointer is not",
+        {"pointer_dangling", "hold_unrecorded"},
+        lambda b: (held(b), lose_seal(b, 5)),
+        shell=False,
+    ),
+    Damage(
+        "a hold is gone from a file",
+        {"hold_missing"},
+        lambda b: (held(b), setattr(b.store.entry(WAV), "held", False)),
+        shell=False,
+    ),
+    Damage(
+        "a hold is gone from a record",
+        {"hold_missing"},
+        lambda b: (held(b), setattr(b.store.entry(RECORD), "held", False)),
+        shell=False,
+    ),
+    Damage(
+        "a hold that nobody wrote down",
+        {"hold_unrecorded"},
+        lambda b: setattr(b.store.entry(WAV), "held", True),
+        shell=False,
+    ),
+    # the verifier's own page
+    Damage(
+        "another verify.sh",
+        {"page_mismatch"},
+        lambda b: b.store.rot(layout.VERIFY_SCRIPT, flip),
+    ),
+    Damage("VERIFY.md is gone", {"page_missing"}, lambda b: b.store.lose(layout.VERIFY_PAGE)),
 ]
 
 

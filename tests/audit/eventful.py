@@ -1,13 +1,17 @@
 """An archive that has seen everything, made by the real pipeline: late calls, recordings, surveys
-and transcripts, calls that fail, vanish and come back, windows by the loop and by a backfill."""
+and transcripts, calls that fail, vanish and come back, windows by the loop and by a backfill,
+legal holds."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
 
+from archiver.audit.holds import Told
 from archiver.demo.platform import Platform, SimulatedCall
 from archiver.manifest.signing import SigningKey
+from archiver.pipeline.holds import Holds
+from archiver.pipeline.pool import Workers
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
 from tests.fakes.population import TEN, a_call, stamp
@@ -55,6 +59,7 @@ def live(platform: Platform, bucket: Bucket, clock: HandClock, key: SigningKey) 
         _evening(platform)
         clock.turn_to(TEN + 9 * HOUR)
         loop.round()
+        _hold(made)
 
 
 def _noon(platform: Platform, made: Rig) -> None:
@@ -96,6 +101,21 @@ def _evening(platform: Platform) -> None:
     platform.add(a_call("vc_back", TEN + 6 * MINUTE, epa={"state": "Completed"}))
     platform.add(_without_blob("vc_stuck", 6 * HOUR))
     platform.remove(ODD)
+
+
+def _hold(made: Rig) -> None:
+    """Who holds what, and why, is to be read from the ledger afterwards."""
+    told, workers = Told(made.bucket, 2), Workers(2)
+    holds = Holds(made.bucket, made.chain, told, workers, made.clock, made.retention)
+    try:
+        holds.act("add", ["vc_none", ODD], "J. Doe, Legal", "Case 4711")
+        made.clock.forward(MINUTE)
+        holds.act("add", [CALL], "M. Roe", 'Audit: "all of it"')
+        made.clock.forward(MINUTE)
+        holds.act("remove", ["vc_none"], "J. Doe, Legal", "not ours")
+    finally:
+        workers.close()
+        told.close()
 
 
 def _without_blob(call_id: str, after: timedelta) -> SimulatedCall:

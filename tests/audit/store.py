@@ -28,6 +28,7 @@ class Entry:
     sha256: str = ""
     lock_mode: str | None = None
     lock_until: datetime | None = None
+    held: bool = False
 
 
 class MemoryStore:
@@ -144,6 +145,7 @@ class MemoryStore:
             sha256=entry.sha256 if self.checksums else None,
             lock_mode=entry.lock_mode,
             lock_until=entry.lock_until,
+            held=entry.held,
         )
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[Listed]:

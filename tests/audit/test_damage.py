@@ -32,7 +32,9 @@ def test_damage_has_its_code(damage: Damage) -> None:
     "damage", [damage for damage in DAMAGES if damage.head], ids=lambda damage: damage.name
 )
 def test_without_the_known_head_it_cannot_be_seen(damage: Damage) -> None:
-    assert found(damaged(damage)[0], Options(level="bytes")) == set()
+    """But for what a lost seal leaves behind, which is no more than information."""
+    codes = found(damaged(damage)[0], Options(level="bytes"))
+    assert {code for code in codes if CODES[code].severity != "info"} == set()
 
 
 def test_a_whole_chain_of_another_key_needs_the_key_from_outside() -> None:

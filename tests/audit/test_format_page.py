@@ -164,6 +164,28 @@ def one_call(copy: Copy) -> str:
     return "".join(lines)
 
 
+def held(copy: Copy) -> str:
+    newest = {act["call_id"]: act for act in _acts(copy)}
+    names = ("at", "call_id", "by", "reason")
+    on = [[act[name] for name in names] for act in newest.values() if act["action"] == "add"]
+    assert len(on) == 2
+    return "".join(map(tsv, sorted(on)))
+
+
+def acts_about(copy: Copy) -> str:
+    names = ("at", "action", "by", "reason")
+    found = [[act[name] for name in names] for act in _acts(copy) if act["call_id"] == CALL]
+    assert len(found) == 1
+    return "".join(map(tsv, found))
+
+
+def _acts(copy: Copy) -> Iterator[dict[str, Any]]:
+    """All acts, in the order of the chain."""
+    for entry in (entry for _, seal in copy.seals for entry in seal["segments"]):
+        if entry["key"].startswith("manifest/events/"):
+            yield from map(json.loads, (copy.folder / entry["key"]).read_bytes().splitlines())
+
+
 def key_id(copy: Copy) -> str:
     return 2 * f"{copy.seals[0][1]['key_id']}\n"
 
@@ -198,6 +220,8 @@ EXPECTED: dict[str, Callable[[Copy], str]] = {
     "that two windows count": silence,
     "All revisions of one call": one_call,
     "one for each of its records in order": silence,
+    "Which calls are held?": held,
+    "Every act about one call": acts_about,
     "The public key's id": key_id,
     "Every signature": silence,
     "It ends with the head": head,

@@ -184,7 +184,9 @@ def test_an_object_that_the_store_refuses_is_a_finding(key: str) -> None:
     assert report.exit_code == 1
 
 
-@pytest.mark.parametrize("reason", ["unreachable", "credentials", "tls", "settings"])
+@pytest.mark.parametrize(
+    "reason", ["unreachable", "credentials", "tls", "settings", "clock", "no_bucket"]
+)
 def test_a_store_that_is_gone_ends_the_audit(reason: str) -> None:
     builder = fresh()
     builder.store.refuse[RECORD] = StoreError("gone", reason=reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from archiver.audit.query import Query
 from archiver.audit.verify import Options, verify
 from archiver.demo.platform import Platform
+from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
 from archiver.store.bucket import Bucket
 from tests.audit.builder import DAY, HOUR, Builder, hour, small_archive
@@ -134,3 +136,19 @@ def test_a_backfill_mends_a_call_that_two_windows_count(
         rig.backfill(TEN, hours=1)
 
     assert codes(bucket) == set()
+
+
+def test_seal_0_tells_of_the_pages_that_are_there(
+    bucket: Bucket, clock: HandClock, key: SigningKey
+) -> None:
+    """One was left by an earlier version's try, and stays: what lies there is what is vouched for.
+    Whoever lays another one over it is found."""
+    bucket.put_once(layout.VERIFY_PAGE, b"of an earlier version\n")
+    with Platform(clock=clock.now) as platform, wired(platform, bucket, clock, key) as rig:
+        rig.found()
+        told = rig.chain.genesis().document["store"]["pages"]
+
+    assert told == {layout.VERIFY_PAGE: hashlib.sha256(b"of an earlier version\n").hexdigest()}
+    assert codes(bucket) == set()
+    bucket.requests.s3.put_object(**bucket.requests.at(layout.VERIFY_PAGE), Body=b"all is well\n")
+    assert codes(bucket) == {"page_mismatch", "overwritten"}

@@ -14,6 +14,7 @@ from archiver import audit
 from archiver.audit import render
 from archiver.audit.findings import CODES, Findings
 from archiver.audit.verify import Options, verify
+from archiver.manifest import layout
 from tests.audit.builder import small_archive
 from tests.audit.damage import WAV, flip
 
@@ -91,24 +92,26 @@ def test_a_code_outside_the_table_is_a_mistake_of_ours() -> None:
 @pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
 def test_the_commands_of_the_page_run_as_they_stand(tmp_path: Path) -> None:
     builder = small_archive()
+    builder.seal(events=[builder.hold("add", "vc_c", "vc_d")])
+    builder.seal(events=[builder.hold("remove", "vc_c")])
     builder.store.save(tmp_path)
     page = Path(audit.__file__).with_name("VERIFY.md").read_text()
-    blocks = re.findall(r"```\n(.*?)```", page.split("## Step by step")[1], re.DOTALL)
+    blocks = re.findall(r"```\n(.*?)```", page, re.DOTALL)
+    blocks = [one for one in blocks if not one.startswith(("manifest/", "bash copy/"))]
     segment = "manifest/segments/dt=2024-01-15/1000.r1.jsonl"
-    key = builder.store.all_keys("manifest/keys/")[0]
+    key = layout.public_key_key(builder.key.public.key_id)
     script = "set -eo pipefail\n" + "echo ---\n".join(blocks)
     script = script.replace("SEGMENT", segment).replace("KEY.pem", key)
 
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path)
 
     assert (done.returncode, done.stderr) == (0, "")
-    _, chain, signatures, segments, balance, listing, times, sums, records = done.stdout.split(
-        "---\n"
-    )
+    told = done.stdout.split("---\n")
+    pages, _, chain, signatures, segments, held, balance, listing, times, sums, records = told
     rows = [line.split() for line in chain.splitlines()]
     assert [row[1] for row in rows[:-1]] == [row[0] for row in rows[1:]]
-    assert signatures == "Signature Verified Successfully\n" * 5
-    assert (segments, balance, sums) == ("", "", "")
+    assert signatures == "Signature Verified Successfully\n" * 7
+    assert (pages, segments, held, balance, sums) == ("", "", "vc_d\n", "", "")
     assert len(set(listing.replace("  -", "").split())) == 1
     assert times.splitlines()[0] == "2024-01-15T10:00:00Z 2024-01-15T11:00:00Z"
     assert len(set(records.split())) == 2  # the hash, and sha256sum's "-"

@@ -89,8 +89,8 @@ def test_events_and_many_revisions_hold(tmp_path: Path) -> None:
     known = {"vc_c": "failed", "vc_d": "archived", "../önd\n=1": "archived"}
     for revision in range(2, 12):
         builder.seal(builder.segment(hour(12), [], revision=revision, outcomes=known))
-    event = builder.event("101112-0123abcd", {"type": "hold", "at": "2024-01-16T00:00:00Z"})
-    builder.seal(events=[event], watermark=hour(12).end)
+    builder.seal(events=[builder.hold("add", "vc_c", "vc_d")])
+    builder.seal(events=[builder.hold("remove", "vc_c")])
 
     assert check(builder, tmp_path / "archive")[0] == 0
 
@@ -115,9 +115,8 @@ def test_an_empty_directory_is_no_archive(tmp_path: Path) -> None:
     assert run(tmp_path).returncode == 1
 
 
-def test_the_page_in_the_bucket_disturbs_nothing(tmp_path: Path) -> None:
-    builder = small_archive()
-    for key in (layout.VERIFY_PAGE, layout.VERIFY_SCRIPT):
-        builder.store.put(key, SCRIPT.read_bytes())
+def test_an_archive_whose_seal_0_tells_nothing_of_the_page_holds(tmp_path: Path) -> None:
+    builder = Builder().genesis(pages=None)
+    builder.store.put(layout.VERIFY_SCRIPT, SCRIPT.read_bytes())
 
     assert check(builder, tmp_path / "archive")[0] == 0

@@ -22,7 +22,7 @@ from tests.fakes.rig import Archive
 
 HOUR_OF_TEN = ["--from", "2024-01-15T10:00:00Z", "--to", "2024-01-15T11:00:00Z"]
 VERBS = {
-    "backfill", "check", "demo", "init", "keygen", "manifest", "reconcile", "run", "verify"
+    "backfill", "check", "demo", "hold", "init", "keygen", "manifest", "reconcile", "run", "verify"
 }  # fmt: skip
 Look = Callable[[], Archive]
 

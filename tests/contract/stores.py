@@ -159,6 +159,7 @@ MATTERS: Mapping[str, Matter] = {
     ),
     "a listing of versions": Matter("told", {"rclone": "not there"}),
     "an object uploaded in parts": Matter("kept"),
+    "the time when an upload was begun": Matter("told", {"moto": "always one of 2010"}),
     "a wrong secret key": Matter("refused", {"moto": "taken"}),
 }
 

@@ -349,6 +349,15 @@ def _parts(scene: Scene) -> str:
     return "kept" if scene.bucket.read("k") == data + b"the end" else "damaged"
 
 
+@observes("the time when an upload was begun")
+def _begun(scene: Scene) -> str:
+    scene.upload()
+    where = {"Bucket": scene.bucket.options.bucket, "Prefix": scene.bucket.requests.prefix}
+    [upload] = scene.s3.list_multipart_uploads(**where)["Uploads"]
+    age = scene.now - upload["Initiated"]
+    return "told" if abs(age) < timedelta(minutes=5) else f"always one of {upload['Initiated']:%Y}"
+
+
 @observes("a wrong secret key")
 def _wrong_secret(scene: Scene) -> str:
     with pytest.MonkeyPatch.context() as patch:

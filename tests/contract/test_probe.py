@@ -262,7 +262,7 @@ def test_a_store_that_cannot_be_reached_is_told(open_bucket: MakeBucket) -> None
         ("RequestTimeTooSkewed", 403, "clock", "set the clocks"),
         ("InvalidObjectState", 403, "cold", "ARCHIVER_STORAGE_CLASS"),
         ("BadDigest", 400, "damaged", "damaged on the way"),
-        ("AccessDenied", 403, "denied", "s3:PutObject (for Object Lock s3:PutObjectRetention"),
+        ("AccessDenied", 403, "denied", "s3:PutObject below the archive"),
         ("ConditionalRequestConflict", 409, "status_5xx", "ConditionalRequestConflict"),
         ("SomethingElse", 501, "not_implemented", "PutObject"),
         ("SomethingElse", 400, "refused", "SomethingElse"),

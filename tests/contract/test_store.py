@@ -22,7 +22,7 @@ from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions, make_client
 from tests.contract.conftest import LOCKED, LOCKING, STORES, MakeBucket, Server
 from tests.contract.servers import REGION
-from tests.contract.stores import KNOWN, Known
+from tests.contract.stores import KNOWN, Known, told
 from tests.fakes.audio import noise
 from tests.fakes.clock import HandClock
 
@@ -233,6 +233,22 @@ def test_an_aborted_upload_leaves_nothing(bucket: Bucket) -> None:
     upload.abort()
     assert uploads(bucket) == 0
     assert bucket.head("big.wav") is None
+
+
+@pytest.mark.parametrize(
+    "store", [n for n in STORES if told("the time when an upload was begun", n) == "told"]
+)
+def test_an_upload_whose_process_is_gone_is_aborted_once_it_is_old(bucket: Bucket) -> None:
+    upload = bucket.begin("a/big.wav", content_type="audio/wav", retain_until=None)
+    upload.part(noise(PART))
+    now = datetime.now(UTC)
+    assert bucket.abort_uploads("a/", now - timedelta(days=1)) == 0
+    assert bucket.abort_uploads("b/", now + timedelta(minutes=1)) == 0
+    assert uploads(bucket) == 1
+    assert bucket.abort_uploads("a/", now + timedelta(minutes=1)) == 1
+    assert uploads(bucket) == 0
+    with pytest.raises(StoreError):
+        upload.part(noise(PART))
 
 
 # --- retention

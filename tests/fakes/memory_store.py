@@ -21,7 +21,7 @@ from typing import IO, Literal
 
 from archiver.clock import Clock
 from archiver.errors import KeyTaken, StoreError
-from archiver.store.objects import Head, Listed, Stored, Version
+from archiver.store.objects import Head, Listed, Lock, Stored, Version
 from tests.fakes import store_rules
 from tests.fakes.store_rules import Violation, sha256_hex
 
@@ -42,20 +42,23 @@ class Object:
     number: int
     lock_mode: str | None = None
     lock_until: datetime | None = None
+    held: bool = False
 
 
 @dataclass(frozen=True)
 class Request:
     """One request to the store: its operation, its key (or prefix), and whether it is done."""
 
-    operation: Literal["put", "begin", "part", "complete", "abort", "get", "head", "list"]
+    operation: Literal[
+        "put", "begin", "part", "complete", "abort", "extend", "hold", "get", "head", "list"
+    ]
     key: str
     moment: Literal["before", "after"]
     writer: str
 
     @property
     def writes(self) -> bool:
-        return self.operation in ("put", "begin", "part", "complete", "abort")
+        return self.operation not in ("get", "head", "list")
 
 
 Hook = Callable[[Request], None]
@@ -119,9 +122,6 @@ class MemoryStore:
             raise StoreError(f"{key} is larger than {max_bytes} bytes", reason="too_large")
         return None if found is None else found.data
 
-    def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> None:
-        assert retain_until is None or self.head(key, version_id) is not None
-
     def read_into(self, key: str, file: IO[bytes], max_bytes: int) -> bool:
         data = self.read(key, max_bytes=max_bytes)
         file.write(data or b"")
@@ -151,6 +151,7 @@ class MemoryStore:
             sha256=whole,
             lock_mode=found.lock_mode,
             lock_until=found.lock_until,
+            held=found.held,
         )
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[Listed]:
@@ -187,14 +188,17 @@ class MemoryStore:
         *,
         content_type: str = "application/json",
         retain_until: datetime | None = None,
+        held: bool = False,
     ) -> Stored:
         """Create an object, or adopt the same bytes already there; `KeyTaken` for other bytes."""
         self._say("put", key, "before")
         body = _whole(data)
         with self._shelf.lock:
             stored = self._put(key, body, content_type, retain_until)
+            made = self._shelf.objects[key]
+            self._shelf.objects[key] = replace(made, held=made.held or held)
         self._say("put", key, "after")
-        return stored
+        return replace(stored, lock_mode=made.lock_mode)
 
     def _put(
         self, key: str, data: bytes, content_type: str, retain_until: datetime | None
@@ -205,9 +209,7 @@ class MemoryStore:
             return Stored(key, made.version_id, len(data), made.sha256)
         if there.data != data:
             raise KeyTaken(f"{key} holds other bytes", reason="taken")
-        if self._locks(retain_until) and (there.lock_until or _NEVER) < _second(retain_until):
-            lock = {"lock_mode": self._lock_mode, "lock_until": _second(retain_until)}
-            self._shelf.objects[key] = replace(there, **lock)
+        self._lock(there, retain_until)
         return Stored(key, there.version_id, len(data), there.sha256, adopted=True)
 
     def _create(
@@ -226,6 +228,38 @@ class MemoryStore:
         self._shelf.objects[key] = made
         bisect.insort(self._shelf.keys, key)
         return made
+
+    def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> Lock:
+        """Lock an object until then, unless it is locked for longer already."""
+        if not self._locks(retain_until):
+            return Lock(None, None)
+        self._say("extend", key, "before")
+        with self._shelf.lock:
+            extended = self._lock(self._there(key, version_id), retain_until)
+            found = self._shelf.objects[key]
+        self._say("extend", key, "after")
+        return Lock(found.lock_mode, found.lock_until, extended)
+
+    def set_hold(self, key: str, version_id: str | None, held: bool) -> None:
+        self._say("hold", key, "before")
+        with self._shelf.lock:
+            self._shelf.objects[key] = replace(self._there(key, version_id), held=held)
+        self._say("hold", key, "after")
+
+    def _there(self, key: str, version_id: str | None) -> Object:
+        found = self._shelf.objects.get(key)
+        if found is None or version_id not in (None, found.version_id):
+            raise StoreError(f"{key} is gone", reason="gone")
+        return found
+
+    def _lock(self, found: Object, until: datetime | None) -> bool:
+        """A lock that holds keeps its mode; nothing ever shortens. Whether that changed it."""
+        if not self._locks(until) or (found.lock_until or _NEVER) >= _second(until):
+            return False
+        holds = (found.lock_until or _NEVER) > self._clock.now()
+        mode = found.lock_mode if holds else self._lock_mode
+        self._shelf.objects[found.key] = replace(found, lock_mode=mode, lock_until=_second(until))
+        return True
 
     def begin(self, key: str, *, content_type: str, retain_until: datetime | None) -> MemoryUpload:
         """Start an upload in parts; nothing is to be seen of it before it is complete."""

@@ -335,7 +335,7 @@ class Scene:
     def _is_unknowable(self, seen: list[Sighting], ledger: Ledger) -> bool:
         """Whether only processes saw the call that ended before they closed the window that it
         would have stood in: then nobody was left who knew of it, and nobody was shown it since."""
-        return all(one.client in self.ended and not _was_told_of(one, ledger) for one in seen)
+        return all(one.client in self.ended and not was_told_of(one, ledger) for one in seen)
 
     def orphans(self, ledger: Ledger) -> set[str]:
         """Keys of records that no segment carries, though somebody could have told of them."""
@@ -373,7 +373,7 @@ class Scene:
         return found | ({("failed", None)} if past - {*HEALTHY} else set())
 
 
-def _was_told_of(seen: Sighting, ledger: Ledger) -> bool:
+def was_told_of(seen: Sighting, ledger: Ledger) -> bool:
     """Whether who saw the call went on to tell of the window that it was listed in, and of that of
     its own time: it belongs to one of them."""
     own = seen.document.get("startTime") or seen.document.get("createdAt")

@@ -118,6 +118,15 @@ class Ceph:
             ),
         )
 
+    def add_user(self, name: str) -> dict[str, str]:
+        """A user of its own, who may do nothing yet; what boto3 needs to be that user."""
+        secret = secrets.token_hex(20)
+        keys = (f"--access-key={name}", f"--secret={secret}")
+        self._run(
+            "radosgw-admin", "user", "create", f"--uid={name}", f"--display-name={name}", *keys
+        )
+        return {"AWS_ACCESS_KEY_ID": name, "AWS_SECRET_ACCESS_KEY": secret}
+
     def stop(self) -> None:
         """End what was started here: nobody reads its data again, so it is not asked nicely."""
         for daemon in reversed(self._daemons.values()):

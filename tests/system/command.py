@@ -102,6 +102,7 @@ class Running:
         )
         self._more = threading.Condition()
         self._lines: dict[str, list[str]] = {"stdout": [], "stderr": []}
+        self._closed: set[str] = set()
         self._readers = [
             threading.Thread(target=self._read, args=(name,), daemon=True) for name in self._lines
         ]
@@ -122,18 +123,19 @@ class Running:
                 self._lines[name].append(line)
                 self._more.notify_all()
         with self._more:
+            self._closed.add(name)
             self._more.notify_all()
 
-    def wait_for(self, count: int, event: str, timeout: float = 60) -> None:
-        """Until the log has so many lines of an event, or the command has ended."""
-        mark = f'"event": "{event}"'
+    def wait_for(self, count: int, *events: str, timeout: float = 60) -> None:
+        """Until the log has so many lines of these events, or has come to its end."""
+        marks = [f'"event": "{event}"' for event in events]
 
         def enough() -> bool:
-            found = sum(mark in line for line in self._lines["stderr"])
-            return found >= count or self.ended
+            found = sum(any(mark in line for mark in marks) for line in self._lines["stderr"])
+            return found >= count or "stderr" in self._closed
 
         with self._more:
-            assert self._more.wait_for(enough, timeout), f"no {count} lines of {event}"
+            assert self._more.wait_for(enough, timeout), f"no {count} lines of {events}"
 
     def wait_until(self, holds: Callable[[], bool], timeout: float = 60) -> None:
         end = time.monotonic() + timeout

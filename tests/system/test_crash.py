@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -13,7 +15,8 @@ from tests.system import audit, checker
 from tests.system.bucket import Bucket
 from tests.system.command import Archiver
 from tests.system.conftest import MakeArchive
-from tests.system.servers import Source
+from tests.system.servers import Source, Weed
+from tests.system.tcp_proxy import TcpProxy
 
 START, END = datetime(2024, 3, 1, tzinfo=UTC), datetime(2024, 3, 2, tzinfo=UTC)
 DATES = ("--from", "2024-03-01", "--to", "2024-03-02")
@@ -113,6 +116,27 @@ def test_run_ends_on_sigterm(make_archive: MakeArchive, tmp_path: Path) -> None:
         records = {key.split("/")[2] for key in bucket.keys("records/")}
         assert archived & completed <= records
         audit.assert_clean(archiver)
+
+
+def test_a_store_that_falls_silent_does_not_keep_it(
+    make_archive: MakeArchive, weed: Weed, tmp_path: Path
+) -> None:
+    """A socket may be silent for longer than a pod has to end."""
+    with Source(tmp_path, "--calls", "40", *DATES) as source, TcpProxy() as proxy:
+        archiver, bucket = make_archive(source.settings(), versioned=True)
+        proxy.upstream = urlsplit(weed.endpoint_url).netloc
+        through = archiver.having(S3_ENDPOINT_URL=f"http://{proxy.address}")
+        running = through.start("backfill", *DATES)
+        running.wait_for(3, "call.archived")
+        proxy.flows.clear()
+        began = time.monotonic()
+        running.send(signal.SIGTERM)
+        result = running.wait(40).expect(130)
+        proxy.flows.set()
+        assert time.monotonic() - began < 30
+        assert len(result.complaints) == 1
+        archiver.run("backfill", *DATES).expect(0)
+        complete(source, archiver, bucket, tmp_path / "copy")
 
 
 def open_uploads(bucket: Bucket) -> list[str]:

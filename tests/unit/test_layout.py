@@ -83,6 +83,7 @@ def test_a_lone_surrogate_has_a_directory_too() -> None:
 def test_parsing_any_key_is_safe(key: str) -> None:
     layout.parse_record_key(key)
     layout.parse_segment_key(key)
+    layout.parse_event_key(key)
     layout.parse_seal_key(key)
 
 
@@ -102,6 +103,10 @@ def test_parsing_any_key_is_safe(key: str) -> None:
         "manifest/segments/dt=2024-01-15/1060.r1.jsonl",
         "manifest/segments/dt=2024-02-30/1000.r1.jsonl",
         "manifest/segments/dt=2024-01-15/1000.r1.txt",
+        "manifest/events/dt=2024-02-30/101112-0123abcd.jsonl",
+        "manifest/events/dt=2024-01-15/241112-0123abcd.jsonl",
+        "manifest/events/dt=2024-01-15/101112-0123ABCD.jsonl",
+        "manifest/events/dt=2024-01-15/101112-0123abcd.jsonl\n",
         "manifest/seals/41.json",
         "manifest/seals/000000000041.json.bak",
         "manifest/seals/00000000004\u0661.json",
@@ -110,7 +115,17 @@ def test_parsing_any_key_is_safe(key: str) -> None:
 def test_what_is_no_key_of_ours_parses_as_none(key: str) -> None:
     assert layout.parse_record_key(key) is None
     assert layout.parse_segment_key(key) is None
+    assert layout.parse_event_key(key) is None
     assert layout.parse_seal_key(key) is None
+
+
+def test_what_lies_beside_a_segment_of_events() -> None:
+    key = layout.event_key(datetime(2024, 1, 15, 10, 11, 12, tzinfo=UTC), "0123abcd")
+    stem = "manifest/events/dt=2024-01-15/101112-0123abcd"
+    beside = [key, layout.companion_key(key), layout.pointer_key(key)]
+    assert [layout.parse_event_key(one) for one in beside] == [
+        (stem, "jsonl"), (stem, "sha256"), (stem, "seal")
+    ]  # fmt: skip
 
 
 def test_segment_names_sort_by_window_then_revision() -> None:

@@ -1,0 +1,102 @@
+"""What becomes of a lock when the mode that is asked for changes: on every store whose locks hold.
+
+A store refuses to change the mode of a lock that holds, whichever way, unless the bypass is used,
+which a writer must not have. So the mode stays, and the date is extended in it.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from archiver.errors import StoreError
+from archiver.store.bucket import Bucket
+from tests.contract.conftest import LOCKING, MakeBucket
+from tests.contract.stores import told
+from tests.fakes.clock import HandClock
+
+DAY = timedelta(days=1)
+pytestmark = pytest.mark.parametrize("store", LOCKING)
+
+
+@pytest.fixture
+def locking(open_bucket: MakeBucket, clock: HandClock) -> MakeBucket:
+    """The real server judges dates by the real time."""
+    clock.turn_to(datetime.now(UTC).replace(microsecond=0))
+    return lambda mode: open_bucket("locked", lock_mode=mode)
+
+
+def lock_of(bucket: Bucket, key: str) -> tuple[str | None, datetime | None]:
+    head = bucket.head(key)
+    assert head is not None
+    return head.lock_mode, head.lock_until
+
+
+def test_a_mode_that_the_store_does_not_change_stays_and_is_extended(
+    locking: MakeBucket, clock: HandClock, store: str
+) -> None:
+    assert told("strengthening GOVERNANCE to COMPLIANCE", store).startswith("refused")
+    lax, strict, until = locking("GOVERNANCE"), locking("COMPLIANCE"), clock.now() + DAY
+    version = lax.put_once("k", b"x", retain_until=until).version_id
+    lax.put_once("other", b"x", retain_until=until)
+    kept = strict.extend("k", version, until)
+    assert (kept.mode, kept.until, kept.extended) == ("GOVERNANCE", until, False)
+    again = strict.put_once("k", b"x", retain_until=until + DAY)
+    assert (again.adopted, again.lock_mode) == (True, "GOVERNANCE")
+    assert lock_of(strict, "k") == ("GOVERNANCE", until + DAY)
+    longer = strict.extend("other", None, until + DAY)
+    assert (longer.mode, longer.until, longer.extended) == ("GOVERNANCE", until + DAY, True)
+    fresh = strict.put_once("fresh", b"x", retain_until=until)
+    assert fresh.lock_mode == "COMPLIANCE"
+    assert lock_of(strict, "fresh") == ("COMPLIANCE", until)
+
+
+def test_a_lock_in_compliance_is_extended_where_less_is_asked_for(
+    locking: MakeBucket, clock: HandClock
+) -> None:
+    strict, lax, until = locking("COMPLIANCE"), locking("GOVERNANCE"), clock.now() + DAY
+    version = strict.put_once("k", b"x", retain_until=until).version_id
+    longer = lax.extend("k", version, until + DAY)
+    assert (longer.mode, longer.extended) == ("COMPLIANCE", True)
+    assert lock_of(lax, "k") == ("COMPLIANCE", until + DAY)
+    assert not lax.extend("k", version, until).extended
+    assert lock_of(lax, "k") == ("COMPLIANCE", until + DAY)
+
+
+def test_of_two_who_extend_at_once_the_longer_wins(locking: MakeBucket, clock: HandClock) -> None:
+    """Two windows of one seal: the store refuses the shorter date, which is no reason to stop."""
+    first, second, until = locking("GOVERNANCE"), locking("GOVERNANCE"), clock.now() + DAY
+    first.put_once("k", b"x", retain_until=until)
+    rivals = [until + 3 * DAY, until + 2 * DAY]
+    events = first.requests.s3.meta.events
+
+    def interfere(**_: object) -> None:
+        if rivals:
+            second.extend("k", None, rivals.pop())
+
+    events.register("before-call.s3.PutObjectRetention", interfere)
+    try:
+        found = first.extend("k", None, until + DAY)
+    finally:
+        events.unregister("before-call.s3.PutObjectRetention", interfere)
+    assert not found.extended
+    assert lock_of(first, "k") == ("GOVERNANCE", found.until) == ("GOVERNANCE", until + 3 * DAY)
+
+
+def test_what_is_gone_is_told_apart(locking: MakeBucket, clock: HandClock) -> None:
+    with pytest.raises(StoreError) as caught:
+        locking("COMPLIANCE").extend("nothing", None, clock.now() + DAY)
+    assert caught.value.reason == "gone"
+
+
+@pytest.mark.parametrize("mode", ["COMPLIANCE", None])
+def test_an_object_is_born_with_its_hold(
+    locking: MakeBucket, clock: HandClock, mode: str | None
+) -> None:
+    bucket = locking(mode)
+    bucket.put_once("held", b"x", retain_until=clock.now() + DAY, held=True)
+    bucket.put_once("free", b"x", retain_until=clock.now() + DAY)
+    assert [bucket.head(key).held for key in ("held", "free")] == [True, False]  # type: ignore[union-attr]
+    assert bucket.put_once("free", b"x", held=True).adopted
+    assert bucket.head("free").held  # type: ignore[union-attr]

@@ -1,0 +1,455 @@
+"""Legal holds: what the ledger calls held is held, whatever cuts a command off or runs beside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, Literal
+
+import pytest
+
+from archiver.audit.callobjects import Finder
+from archiver.audit.holds import Ledger, Told, standings
+from archiver.audit.verify import Options, verify
+from archiver.errors import FormatError, StoreError, UsageError
+from archiver.manifest import event, layout
+from archiver.manifest.event import Action
+from archiver.model import Retention
+from archiver.pipeline.holds import Holds, Result
+from archiver.pipeline.sealing import Chain
+from tests.fakes.clock import HandClock
+from tests.fakes.memory_rig import HOUR, Crash, SerialWorkers, World
+from tests.fakes.memory_store import MemoryStore, Request
+from tests.fakes.population import TEN, a_call
+
+MINUTE = timedelta(minutes=1)
+DAY_DIR = "dt=2024-01-15"
+RECORD = f"records/{DAY_DIR}/vc_1/r1.json"
+
+
+class Officer:
+    """One hold command after the other, each a process of its own, on one archive."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.clock = HandClock(world.clock.now())
+        self._number = 0
+
+    def open(self) -> tuple[Holds, MemoryStore]:
+        """A process that has opened the archive."""
+        self._number += 1
+        store = self.world.store.by(f"officer {self._number}", self.clock)
+        chain = Chain(store, self.world.key, self.clock, Retention())
+        assert chain.open()
+        told = Told(store, 1)
+        return Holds(store, chain, told, SerialWorkers(), self.clock, Retention()), store
+
+    def act(self, action: Action, *call_ids: str, reason: str = "Case 1") -> Result:
+        self.clock.forward(MINUTE)
+        return self.open()[0].act(action, call_ids, "J. Doe", reason)
+
+    def add(self, *call_ids: str, reason: str = "Case 1") -> Result:
+        return self.act("add", *call_ids, reason=reason)
+
+    def remove(self, *call_ids: str, reason: str = "Case 1") -> Result:
+        return self.act("remove", *call_ids, reason=reason)
+
+    # --- what stands
+
+    @property
+    def held(self) -> dict[str, bool]:
+        """Call id → whether all objects of the call are held; fails where some are."""
+        found: dict[str, set[bool]] = {}
+        for one in self.world.store.objects:
+            if one.key.startswith(("recordings/", "records/")):
+                found.setdefault(one.key.split("/")[2], set()).add(one.held)
+        assert all(len(states) == 1 for states in found.values()), "some of a call are held"
+        return {call_id: states == {True} for call_id, states in found.items()}
+
+    @property
+    def ledger(self) -> dict[str, list[str]]:
+        """Call id → its acts in the chain's order."""
+        found = standings(Ledger(self.world.store).acts())
+        return {i: [act.hold.action for act in one.acts] for i, one in found.items()}
+
+    @property
+    def unsealed(self) -> list[str]:
+        ledger = Ledger(self.world.store)
+        ledger.acts()
+        return ledger.unsealed
+
+    def check_promise(self) -> None:
+        """What the ledger calls held is held, to the last object."""
+        for call_id, acts in self.ledger.items():
+            if acts[-1] == "add":
+                objects = [o for o in self.world.store.objects if f"/{call_id}/" in o.key]
+                assert all(one.held for one in objects), f"{call_id} is not held"
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    made = World(TEN + 4 * HOUR, TEN)
+    made.platform.add(a_call("vc_1", epa={"score": 1}), a_call("vc_2"), a_call("vc_3"))
+    made.writer("loop").backfill(TEN, TEN + HOUR)
+    yield made
+    made.store.finish(frozenset(f"officer {n}" for n in range(9)))
+
+
+@pytest.fixture
+def officer(world: World) -> Officer:
+    return Officer(world)
+
+
+def document(store: MemoryStore, key: str) -> Any:
+    return json.loads(store.object(key).data)
+
+
+# --- one command
+
+
+def test_an_act_holds_every_object_and_stands_on_the_ledger(world: World, officer: Officer) -> None:
+    done = officer.add("vc_1", "vc_2", "vc_1").done
+    assert officer.held == {"vc_1": True, "vc_2": True, "vc_3": False}
+    assert [(one.hold.call_id, one.seal, one.gone) for one in done] == [
+        ("vc_1", 2, frozenset()), ("vc_2", 2, frozenset())
+    ]  # fmt: skip
+    [key] = [k for k in world.store.keys if k.startswith("manifest/events") and "jsonl" in k]
+    data = world.store.object(key).data
+    first, second = map(json.loads, data.splitlines())
+    assert first == {
+        "action": "add",
+        "at": "2024-01-15T14:01:00Z",
+        "by": "J. Doe",
+        "call_id": "vc_1",
+        "objects": [
+            {"key": one.key, "version_id": one.version_id}
+            for one in sorted(world.store.objects, key=lambda o: o.key)
+            if "/vc_1/" in one.key
+        ],
+        "reason": "Case 1",
+        "type": "hold",
+        "v": 1,
+    }
+    assert len(first["objects"]) == 4
+    assert second["call_id"] == "vc_2"
+    stem = key.removesuffix(".jsonl")
+    assert stem.startswith("manifest/events/dt=2024-01-15/140100-")
+    sha256 = world.store.object(key).sha256
+    assert world.store.object(stem + ".sha256").data == f"{sha256}  {key}\n".encode()
+    assert world.store.object(stem + ".seal").data == b"2\n"
+    [entry] = document(world.store, layout.seal_key(2))["segments"]
+    assert (entry["key"], entry["sha256"], entry["records"]) == (key, sha256, 2)
+
+
+def test_a_removal_frees_the_call_and_both_acts_stand(world: World, officer: Officer) -> None:
+    officer.add("vc_1")
+    officer.add("vc_1", reason="Case 2")
+    assert officer.ledger == {"vc_1": ["add", "add"]}
+    ended = officer.remove("vc_1").ended
+    assert [act.hold.reason for act in ended["vc_1"]] == ["Case 1", "Case 2"]
+    assert officer.ledger == {"vc_1": ["add", "add", "remove"]}
+    assert not any(officer.held.values())
+    assert verify(world.store, Options()).findings == []
+
+
+@pytest.mark.parametrize(
+    ("action", "call_ids"),
+    [
+        ("add", ["vc_1", "vc_none"]),
+        ("add", ["vc_1", ""]),
+        ("add", ["vc_1", "\udc80"]),
+        ("add", [f"vc_{n}" for n in range(1, 30)]),
+        ("remove", ["vc_none", "vc_2"]),
+        ("remove", ["vc_2", "vc_1"]),
+    ],
+)
+def test_what_cannot_be_done_is_not_begun(
+    world: World, officer: Officer, action: Action, call_ids: list[str]
+) -> None:
+    officer.add("vc_2")
+    before = world.store.objects
+    with pytest.raises(UsageError) as refused:
+        officer.act(action, *call_ids)
+    assert world.store.objects == before
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 300
+
+
+def test_a_hold_that_the_ledger_does_not_tell_of_can_be_taken_off(
+    world: World, officer: Officer
+) -> None:
+    """Somebody set it with another tool, or a command was cut off."""
+    record = f"records/{DAY_DIR}/vc_1/r1.json"
+    world.store.set_hold(record, None, True)
+    officer.remove("vc_1")
+    assert officer.ledger == {"vc_1": ["remove"]}
+    assert not any(officer.held.values())
+
+
+def test_a_call_with_records_on_two_days_is_held_on_both(world: World, officer: Officer) -> None:
+    """Its source moved it before the archive knew it there."""
+    told = document(world.store, f"records/{DAY_DIR}/vc_1/r1.json")
+    for day, call_id in (("2023-11-02", "vc_1"), ("2023-11-02", "vc_2"), ("2024-03-01", "vc_1")):
+        key = f"records/dt={day}/{call_id}/r1.json"
+        other = {**told, "call_id": call_id, "record": key, "outcome": "no_recording", "files": []}
+        other |= {"attempts": 1, "status": 404, "reason": "not_found"}
+        world.store.put_once(key, canonical(other))
+    officer.add("vc_1")
+    assert officer.held == {"vc_1": True, "vc_2": False, "vc_3": False}
+    officer.add("vc_3", "vc_2")
+    assert all(officer.held.values())
+    officer.remove("vc_1")
+    assert officer.held == {"vc_1": False, "vc_2": True, "vc_3": True}
+
+
+def test_a_large_day_is_not_listed_for_few_calls(world: World) -> None:
+    finder = Finder(world.store, 1, page=1)
+    asked: list[Request] = []
+    world.store.hooks.append(asked.append)
+    found = finder.find(["vc_2", "vc_3"], world.clock.now())
+    finder.close()
+    assert {i: len(one.all) for i, one in found.items()} == {"vc_2": 3, "vc_3": 3}
+    listed = {one.key for one in asked if one.operation == "list"}
+    assert {f"records/{DAY_DIR}/", f"records/{DAY_DIR}/vc_3/"} <= listed
+
+
+def canonical(told: dict[str, Any]) -> bytes:
+    return json.dumps(told, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
+# --- commands that are cut off
+
+
+def writes_of(world: World, action: Action) -> int:
+    """How many requests of a command write."""
+    count = 0
+
+    def see(request: Request) -> None:
+        nonlocal count
+        count += request.writes and request.moment == "before"
+
+    officer = Officer(world)
+    if action == "remove":
+        officer.add("vc_1")
+    holds, store = officer.open()
+    store.hooks.append(see)
+    holds.act(action, ["vc_1"], "J. Doe", "Case 1")
+    return count
+
+
+def cut_off(officer: Officer, action: Action, number: int, moment: str) -> bool:
+    """Run a command that dies at its n-th write; False where it has no so many."""
+    officer.clock.forward(MINUTE)
+    holds, store = officer.open()
+    left = number
+
+    def die(request: Request) -> None:
+        nonlocal left
+        if left < 0:
+            raise Crash
+        left -= request.writes and request.moment == moment
+        if left < 0:
+            raise Crash
+
+    store.hooks.append(die)
+    try:
+        holds.act(action, ["vc_1"], "J. Doe", "Case 1")
+    except Crash:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("action", ["add", "remove"])
+def test_the_same_command_again_finishes_what_was_cut_off(
+    action: Action, moment: Literal["before", "after"]
+) -> None:
+    for number in range(100):
+        world = World(TEN + 4 * HOUR, TEN)
+        world.platform.add(a_call("vc_1"), a_call("vc_2"))
+        world.writer("loop").backfill(TEN, TEN + HOUR)
+        officer = Officer(world)
+        if action == "remove":
+            officer.add("vc_1")
+        if not cut_off(officer, action, number, moment):
+            break
+        officer.check_promise()
+        begun = len(officer.unsealed)
+        try:
+            result = officer.act(action, "vc_1")
+        except UsageError:  # it had only to tell of it
+            assert action == "remove"
+            assert officer.ledger["vc_1"] == ["add", "remove"]
+            result = Result([], [])
+        assert officer.ledger["vc_1"][-1] == action
+        assert officer.held == {"vc_1": action == "add", "vc_2": False}
+        assert officer.unsealed == []
+        assert len(result.done) <= 1, "what was written is taken up, not written twice"
+        assert begun == 0 or len(officer.ledger["vc_1"]) == (1 if action == "add" else 2)
+        assert verify(world.store, Options()).exit_code == 0
+        world.store.finish(frozenset(f"officer {n}" for n in range(9)))
+    assert number > 6, "a command has more writes than that"
+
+
+@pytest.mark.parametrize("action", ["add", "remove"])
+def test_another_command_finishes_a_hold_but_never_a_removal(
+    world: World, officer: Officer, action: Action
+) -> None:
+    """Nobody relies on a removal that reported failure: it must not strike later on its own."""
+    if action == "remove":
+        officer.add("vc_1")
+    for number in range(100):
+        assert cut_off(officer, action, number, "after")
+        if officer.unsealed:
+            break
+    result = officer.add("vc_2", reason="Case 2")
+    assert officer.held == {"vc_1": True, "vc_2": True, "vc_3": False}
+    told = [(one.hold.call_id, one.taken_up) for one in result.done]
+    if action == "add":
+        assert told == [("vc_1", True), ("vc_2", False)]
+        assert (officer.unsealed, result.passed_by) == ([], [])
+    else:
+        assert told == [("vc_2", False)]
+        assert [one.action for one in result.passed_by] == ["remove"]
+        officer.remove("vc_1")  # as it was asked for then
+        assert officer.held == {"vc_1": False, "vc_2": True, "vc_3": False}
+        assert officer.unsealed == []
+
+
+def test_a_store_that_refuses_is_told_with_what_to_do(world: World, officer: Officer) -> None:
+    holds, store = officer.open()
+
+    def refuse(request: Request) -> None:
+        if request.operation == "hold" and request.moment == "before":
+            raise StoreError("the store refused", reason="denied", status=403)
+
+    store.hooks.append(refuse)
+    with pytest.raises(StoreError, match="run the same command again"):
+        holds.act("add", ["vc_1"], "J. Doe", "Case 1")
+    assert (officer.ledger, any(officer.held.values())) == ({}, False)
+
+
+def test_what_is_no_act_is_left_alone(world: World, officer: Officer) -> None:
+    """Whoever can write to the bucket can put a segment there; only what an act could have left is
+    taken up."""
+    junk = f"{layout.EVENTS}{DAY_DIR}/100000-00000000.jsonl"
+    world.store.put_once(junk, b'{"at":"2024-01-15T10:00:00Z","type":"hold","v":1}\n')
+    future = f"{layout.EVENTS}{DAY_DIR}/100000-11111111.jsonl"
+    world.store.put_once(future, b'{"at":"2024-01-15T10:00:00Z","type":"new","v":1}\n')
+    officer.add("vc_1")
+    assert sorted(officer.unsealed) == [junk, future]
+    assert officer.ledger == {"vc_1": ["add"]}
+
+
+# --- beside others
+
+
+def once(when: Callable[[Request], bool], act: Callable[[], None]) -> Callable[[Request], None]:
+    """A hook that acts at the first request of that kind."""
+    todo = [act]
+
+    def hook(request: Request) -> None:
+        if todo and when(request):
+            todo.pop()()
+
+    return hook
+
+
+def seals(request: Request) -> bool:
+    return request.operation == "put" and layout.parse_seal_key(request.key) is not None
+
+
+def test_a_revision_that_comes_meanwhile_is_held_too(world: World, officer: Officer) -> None:
+    holds, store = officer.open()
+
+    def amend() -> None:
+        first = f"records/{DAY_DIR}/vc_1/r1.json"
+        second = first.replace("r1", "r2")
+        told = {**document(world.store, first), "record": second, "revision": 2}
+        world.store.put_once(second, canonical(told))
+
+    store.hooks.append(once(lambda r: seals(r) and r.moment == "before", amend))
+    holds.act("add", ["vc_1"], "J. Doe", "Case 1")
+    assert officer.held["vc_1"]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize(("first", "second"), [("add", "remove"), ("remove", "add")])
+def test_of_two_commands_at_a_time_the_one_sealed_last_holds(
+    world: World, officer: Officer, first: Action, second: Action, moment: str
+) -> None:
+    officer.add("vc_1")
+    officer.clock.forward(MINUTE)
+    (holds, store), (other, _) = officer.open(), officer.open()
+
+    def meanwhile() -> None:
+        other.act(second, ["vc_1"], "M. Roe", "Case 2")
+
+    store.hooks.append(once(lambda r: seals(r) and r.moment == moment, meanwhile))
+    [done] = holds.act(first, ["vc_1"], "J. Doe", "Case 1").done
+    assert sorted(officer.ledger["vc_1"]) == ["add", "add", "remove"]
+    last = officer.ledger["vc_1"][-1]
+    # A removal takes up the hold that it finds unsealed, and goes behind it.
+    assert last == (first if (first, moment) == ("remove", "before") else second)
+    assert officer.held["vc_1"] == (last == "add")
+    assert done.undone == (last != first)
+
+
+def test_it_runs_beside_the_loop(world: World, officer: Officer) -> None:
+    world.platform.add(a_call("vc_4", TEN + HOUR))
+    holds, store = officer.open()
+
+    def meanwhile() -> None:
+        world.writers["loop"].backfill(TEN + HOUR, TEN + 2 * HOUR)
+
+    store.hooks.append(once(lambda r: seals(r) and r.moment == "before", meanwhile))
+    [done] = holds.act("add", ["vc_1"], "J. Doe", "Case 1").done
+    assert done.seal == 3, "the loop's seal came first"
+    world.platform.add(a_call("vc_5", TEN - HOUR))
+    world.writers["loop"].backfill(TEN - HOUR, TEN)
+    assert verify(world.store, Options()).findings == []
+
+
+# --- the ledger
+
+
+def test_a_damaged_ledger_is_one_clear_line(world: World, officer: Officer) -> None:
+    officer.add("vc_1")
+
+    class Damaged(MemoryStore):
+        def stream(self, key: str, version_id: str | None = None) -> Iterator[bytes] | None:
+            chunks = super().stream(key, version_id)
+            return iter([b"x"]) if "events" in key else chunks
+
+    damaged = Damaged(officer.clock, shelf=world.store._shelf)
+    with pytest.raises(FormatError, match="run archiver verify"):
+        Ledger(damaged).acts()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"action": "keep"}, {"by": None}, {"objects": None}, {"objects": [{"key": 1}]},
+        {"objects": [{"key": "manifest/seals/000000000001.json", "version_id": None}]},
+        {"objects": [{"key": RECORD, "version_id": ""}]}, {"at": "today"}, {"v": 2},
+        {"objects": [{"key": RECORD, "version_id": "a b"}]}, {"call_id": 7}, {"type": None},
+        {"call_id": "vc_2"},
+    ],
+)  # fmt: skip
+def test_a_malformed_event_is_refused(change: dict[str, Any]) -> None:
+    told = {
+        "action": "add", "at": "2024-01-15T10:00:00Z", "by": "a", "call_id": "vc_1", "reason": "b",
+        "objects": [{"key": RECORD, "version_id": None}], "type": "hold", "v": 1,
+    }  # fmt: skip
+    parsed = event.parse(canonical(told))
+    assert parsed is not None
+    assert parsed.line == canonical(told)
+    with pytest.raises(FormatError):
+        event.parse(canonical({**told, **change}))
+
+
+@pytest.mark.parametrize("text", ["", " ", "a\nb", "\x1b[2J", "a\u202eb", "\udc80", "x" * 501])
+def test_who_and_why_are_one_printable_line(text: str) -> None:
+    assert not event.is_text(text)
+    assert event.is_text("Ü. Özil, Legal: “Case 4711”")

@@ -1,0 +1,485 @@
+"""Protection over time: a later, longer policy extends what is touched again, and shortens nothing;
+what is new of a held call is born held. On a real store, whose locks hold, and a clock turned by
+hand: dates are so far off that the store's own clock does not matter."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from archiver.demo.platform import Platform
+from archiver.manifest import layout
+from archiver.manifest.signing import SigningKey
+from archiver.model import Retention, parse_time
+from archiver.store.bucket import Bucket
+from archiver.store.objects import Lock
+from tests.fakes.clock import HandClock
+from tests.fakes.population import TEN, a_call, stamp
+from tests.fakes.relisting import (
+    AGES,
+    FIRST,
+    SECOND,
+    SETTLED,
+    Look,
+    MakeRig,
+    Troubled,
+    amend,
+    another,
+    files_of,
+    lines_of,
+)
+from tests.fakes.rig import HOUR, WINDOW, Archive, Rig
+
+DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
+SHORT, MIDDLE, LONG = 7300, 7302, 7330
+"""Days; the archive is of 2024, and a store refuses dates that are over."""
+GOVERNANCE, COMPLIANCE = "GOVERNANCE", "COMPLIANCE"
+TALK = [{"role": "user", "text": "I said something else", "timestamp": stamp(TEN)}]
+OtherLock = tuple[str | None, datetime | None]
+
+
+@dataclass
+class Policy:
+    """Makes writers of one archive whose settings change over time."""
+
+    make: MakeRig
+    open_bucket: Callable[..., Bucket]
+
+    def bucket(self, mode: str | None) -> Bucket:
+        return self.open_bucket(lock_mode=mode)
+
+    def rig(self, mode: str | None, days: int = 0, where: Bucket | None = None, **more: Any) -> Rig:
+        made = self.make(where or self.bucket(mode), retention=Retention(mode, days), **more)
+        made.found(TEN)
+        return made
+
+    def service(self, mode: str | None, days: int = 0, **more: Any) -> Any:
+        options = {"relist": AGES, "retention": Retention(mode, days), **more}
+        return another(lambda **rest: self.make(self.bucket(mode), **rest), **options)
+
+
+@pytest.fixture
+def policy(rig: MakeRig, open_bucket: Callable[..., Bucket]) -> Policy:
+    return Policy(rig, open_bucket)
+
+
+@pytest.fixture
+def locks(bucket: Bucket) -> Callable[[], dict[str, OtherLock]]:
+    """Mode and date of every object, as they are when it is called."""
+
+    def look() -> dict[str, OtherLock]:
+        heads = {item.key: bucket.head(item.key) for item in bucket.list("")}
+        return {key: (head.lock_mode, head.lock_until) for key, head in heads.items() if head}
+
+    return look
+
+
+@contextmanager
+def counted(bucket: Bucket) -> Iterator[Counter[str]]:
+    """The requests that the store gets meanwhile, by operation."""
+    asked: Counter[str] = Counter()
+    events = bucket.requests.s3.meta.events
+
+    def count(model: Any, **_: Any) -> None:
+        asked[model.name] += 1
+
+    events.register("before-call.s3", count)
+    try:
+        yield asked
+    finally:
+        events.unregister("before-call.s3", count)
+
+
+def asked_by(rig: Rig, bucket: Bucket) -> Counter[str]:
+    """What a backfill asks, but for its look at the archive as a whole."""
+    rig.windows.keeper.keep_archive(rig.chain.head.key_id)
+    with counted(bucket) as requests:
+        rig.backfill()
+    return requests
+
+
+def short_of(
+    locks: dict[str, OtherLock], days: int, mode: str = GOVERNANCE, since: datetime = TEN
+) -> list[str]:
+    """What is not locked in this mode for so long, all calls being of the hour."""
+    return [
+        key
+        for key, (found, until) in sorted(locks.items())
+        if found != mode or until is None or until < since + days * DAY
+    ]
+
+
+def audit(bucket: Bucket, key: SigningKey, look: Archive) -> None:
+    from archiver.audit.verify import Options, verify
+
+    look.check(key)
+    found = verify(bucket, Options(level="objects")).findings
+    assert [item for item in found if item.severity != "info"] == []
+
+
+# --- a longer policy
+
+
+def test_a_second_backfill_with_more_days_extends_everything(
+    platform: Platform, policy: Policy, clock: HandClock, locks: Any, archive: Look, key: Any
+) -> None:
+    platform.add(a_call("one", epa={"state": "Completed"}), a_call("none", audio=None))
+    platform.add(a_call("next", TEN + HOUR), a_call("slow", WINDOW.end - MINUTE, seconds=600))
+    clock.turn_to(SETTLED + 2 * HOUR)
+    policy.rig(GOVERNANCE, SHORT).backfill(hours=3)  # the third window has no call
+    first, before = locks(), archive()
+    assert short_of(first, SHORT) == []
+    assert len(short_of(first, SHORT + 1)) == len(first), "and none is locked for longer"
+    policy.rig(GOVERNANCE, LONG).backfill(hours=3)
+    longer, look = locks(), archive()
+    assert longer.keys() == first.keys(), "nothing is written for it"
+    assert look.records == before.records
+    assert short_of(longer, LONG) == []
+    for document in look.records.values():
+        end = parse_time(document["ended_at"])
+        assert end is not None
+        exactly = (GOVERNANCE, end + LONG * DAY)
+        assert {longer[one["key"]] for one in document["files"]} <= {exactly}
+        assert longer[document["record"]] == exactly
+    slow = parse_time(look.records["slow"]["ended_at"])
+    assert slow is not None
+    name = layout.SegmentName(TEN, 1)
+    for one in (name.jsonl, name.sha256, name.seal, layout.seal_key(1), layout.signature_key(1)):
+        until = longer[one][1]
+        assert until is not None
+        assert until >= slow + LONG * DAY, f"{one} covers a call that ends after its window"
+    policy.rig(GOVERNANCE, MIDDLE).backfill(hours=3)
+    assert locks() == longer, "nothing is ever shortened"
+    audit(policy.bucket(None), key, look)
+
+
+def test_the_same_policy_asks_the_store_for_nothing(
+    platform: Platform, policy: Policy, clock: HandClock, bucket: Bucket
+) -> None:
+    """And a longer one only once: then a look at the segments tells that all is done."""
+    platform.add(*(a_call(f"vc_{number}") for number in range(5)))
+    clock.turn_to(SETTLED)
+    policy.rig(GOVERNANCE, SHORT).backfill()
+    unlocked, same, longer, again = (
+        asked_by(policy.rig(mode, days), bucket)
+        for mode, days in ((None, 0), (GOVERNANCE, SHORT), (GOVERNANCE, LONG), (GOVERNANCE, LONG))
+    )
+    assert same == unlocked, "no more than without any policy"
+    objects = 5 * 3 + 5  # recording, transcript, record; segment, companion, pointer, seal, sig
+    assert longer["PutObjectRetention"] == objects
+    assert again["PutObjectRetention"] == 0
+    assert again["HeadObject"] == same["HeadObject"] + 1
+
+
+def test_the_loop_extends_what_it_lists_again(
+    platform: Platform, policy: Policy, clock: HandClock, locks: Any, archive: Look, key: Any
+) -> None:
+    platform.add(a_call("one"))
+    clock.turn_to(SETTLED)
+    policy.service(GOVERNANCE, SHORT).round()
+    first = locks()
+    mine = [one for one in first if "dt=" in one or "seals/000000000001" in one]
+    assert len(mine) == 3 + 3 + 2
+    longer = policy.service(GOVERNANCE, LONG)
+    clock.turn_to(FIRST - MINUTE)
+    longer.round()
+    assert {one: locks()[one] for one in mine} == {one: first[one] for one in mine}
+    clock.turn_to(FIRST)
+    longer.round()
+    now = locks()
+    assert short_of({one: now[one] for one in mine}, LONG) == []
+    assert archive().records["one"]["revision"] == 1
+    assert len(lines_of(archive())) == 2
+    clock.turn_to(SECOND)
+    policy.service(GOVERNANCE, MIDDLE).round()
+    assert {one: locks()[one] for one in now} == now, "nothing is ever shortened"
+    audit(policy.bucket(None), key, archive())
+
+
+def test_what_was_archived_without_a_lock_gets_one(
+    platform: Platform, policy: Policy, clock: HandClock, locks: Any, archive: Look, key: Any
+) -> None:
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+    policy.rig(None).backfill()
+    assert set(locks().values()) == {(None, None)}
+    assert archive().records["vc_1"]["retention"] is None
+    policy.rig(GOVERNANCE, SHORT).backfill()
+    assert short_of(locks(), SHORT) == []
+    policy.rig(None).backfill()
+    assert short_of(locks(), SHORT) == []
+    audit(policy.bucket(None), key, archive())
+
+
+def test_calls_without_any_end_are_reckoned_by_their_window(
+    platform: Platform, policy: Policy, clock: HandClock, locks: Any, bucket: Bucket
+) -> None:
+    """One has its creation, which no record tells, and one nothing at all."""
+    platform.add(a_call("made", TEN + MINUTE, startTime=..., endTime=...))
+    platform.add(a_call("bare", TEN + MINUTE, startTime=None, endTime=None))
+    clock.turn_to(SETTLED)
+    policy.rig(GOVERNANCE, SHORT).backfill()
+    unlocked, same = (
+        asked_by(policy.rig(*one), bucket) for one in ((None, 0), (GOVERNANCE, SHORT))
+    )
+    assert same == unlocked
+    policy.rig(GOVERNANCE, SHORT + 1).backfill()
+    mine = {one: lock for one, lock in locks().items() if "dt=" in one}
+    assert short_of(mine, SHORT + 1) == []
+    assert len(mine) == 2 * 3 + 3
+
+
+def test_all_revisions_of_a_call_are_extended(
+    platform: Platform, policy: Policy, clock: HandClock, locks: Any, archive: Look, key: Any
+) -> None:
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+    policy.service(GOVERNANCE, SHORT).round()
+    amend(platform, "vc_1", transcript=TALK)
+    clock.turn_to(FIRST)
+    policy.service(GOVERNANCE, SHORT).round()
+    look = archive()
+    assert look.records["vc_1"]["revision"] == 2
+    assert len(look.below("recordings/")) == 3, "the old transcript and the new one"
+    policy.rig(GOVERNANCE, LONG).backfill(hours=5)
+    assert short_of(locks(), LONG) == []
+    # The next revision extends all that stood before by itself.
+    amend(platform, "vc_1", transcript=[*TALK, *TALK])
+    clock.turn_to(SECOND)
+    policy.service(GOVERNANCE, LONG + 5).round()
+    calls = {one: lock for one, lock in locks().items() if not one.startswith("manifest/")}
+    assert short_of(calls, LONG + 5) == []
+    assert len(calls) == 7
+    audit(policy.bucket(None), key, archive())
+
+
+def crash() -> None:
+    raise KeyboardInterrupt
+
+
+class Dying(Bucket):
+    """Its process dies at the `nth` object whose lock is to be extended."""
+
+    def __init__(self, real: Bucket, nth: int) -> None:
+        requests = real.requests
+        super().__init__(real.options, requests.clock, requests.retry, client=requests.s3)
+        self.left = nth
+
+    def extend(self, *what: Any) -> Lock:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return super().extend(*what)
+
+
+def test_what_a_crash_left_short_is_extended_by_the_next_touch(
+    platform: Platform, policy: Policy, clock: HandClock, locks: Any
+) -> None:
+    platform.add(a_call("one"), a_call("two"))
+    clock.turn_to(SETTLED)
+    policy.rig(GOVERNANCE, SHORT).backfill()
+    deaths = 0
+    for nth in range(1, 17):
+        days = LONG + 2 * nth
+        rig = policy.rig(GOVERNANCE, days, Dying(policy.bucket(GOVERNANCE), nth))
+        try:
+            rig.backfill()
+        except KeyboardInterrupt:
+            deaths += 1
+            policy.rig(GOVERNANCE, days).backfill()
+        assert short_of(locks(), days) == []
+    assert deaths == 4 + 2 * 3 + 5, "of the archive, of the calls, of the window"
+
+
+def test_an_object_that_is_gone_does_not_stop_the_others(
+    platform: Platform, policy: Policy, clock: HandClock, bucket: Bucket, locks: Any
+) -> None:
+    platform.add(a_call("one"), a_call("two"))
+    clock.turn_to(SETTLED)
+    policy.rig(None).backfill()
+    requests = bucket.requests
+    gone = layout.recording_dir(TEN.date(), "one") + "transcript.json"
+    for version in list(bucket.versions(gone)):
+        requests.s3.delete_object(**requests.at(gone, version.version_id))
+    with capture_logs() as logs:
+        policy.rig(GOVERNANCE, SHORT).backfill()
+    assert short_of(locks(), SHORT) == []
+    told = [line for line in logs if line["event"].startswith("window.")]
+    assert [(line["event"], line["objects"]) for line in told] == [
+        ("window.kept_longer", 5 + 5),
+        ("window.objects_gone", 1),
+    ]
+
+
+def test_what_no_segment_tells_yet_is_extended_before_one_does(
+    platform: Platform, policy: Policy, clock: HandClock, locks: Any, archive: Look, key: Any
+) -> None:
+    """Records of a process that ended before it closed the window: also one that is amended now."""
+    platform.add(a_call("one"), a_call("late", audio=None))
+    clock.turn_to(SETTLED)
+    dying = Troubled(policy.bucket(GOVERNANCE), "put_once", "manifest/segments", crash)
+    with pytest.raises(KeyboardInterrupt):
+        policy.rig(GOVERNANCE, SHORT, dying).backfill()
+    platform.add(a_call("late"))
+    policy.rig(GOVERNANCE, LONG).backfill()
+    assert {one: found["revision"] for one, found in archive().records.items()} == {
+        "one": 1,
+        "late": 2,
+    }
+    assert short_of(locks(), LONG) == []
+    audit(policy.bucket(None), key, archive())
+
+
+def test_a_shorter_policy_keeps_what_tells_of_a_longer_promise(
+    platform: Platform, policy: Policy, clock: HandClock, locks: Any, archive: Look, key: Any
+) -> None:
+    platform.add(a_call())
+    policy.service(GOVERNANCE, LONG).round()  # the window is open yet
+    clock.turn_to(SETTLED)
+    policy.service(GOVERNANCE, SHORT).round()
+    mine = [one for one in locks() if "dt=" in one or "seals/000000000001" in one]
+    assert len(mine) == 3 + 3 + 2
+    assert short_of({one: locks()[one] for one in mine}, LONG) == []
+    audit(policy.bucket(None), key, archive())
+
+
+# --- another mode
+
+
+def test_a_stricter_mode_stops_nothing_and_holds_for_what_is_new(
+    platform: Platform, policy: Policy, clock: HandClock, locks: Any, archive: Look, key: Any
+) -> None:
+    """The store does not change the mode of a lock that holds: what is there stays in GOVERNANCE,
+    for longer; a record that names something of it promises no more."""
+    platform.add(a_call("one"), a_call("two"))
+    clock.turn_to(SETTLED)
+    policy.service(GOVERNANCE, SHORT).round()
+    old = locks()
+    amend(platform, "one", transcript=TALK)
+    platform.add(a_call("late"))
+    clock.turn_to(FIRST)
+    with capture_logs() as logs:
+        policy.service(COMPLIANCE, LONG).round()
+    now, records = locks(), archive().records
+    assert {one["event"] for one in logs if one["log_level"] in ("warning", "error")} == {
+        "lock.mode_stays"
+    }
+    assert [one["event"] for one in logs].count("lock.mode_stays") == 1
+    for one in (old.keys() & now.keys()) - {layout.PROBE}:
+        if "seals/000000000000" not in one:
+            assert now[one][0] == GOVERNANCE, one
+            assert short_of({one: now[one]}, LONG) == []
+    for one in now.keys() - old.keys():
+        assert now[one][0] == COMPLIANCE, one
+    promised = {name: found["retention"]["mode"] for name, found in records.items()}
+    assert promised == {"one": GOVERNANCE, "two": GOVERNANCE, "late": COMPLIANCE}
+    assert files_of(records["one"])["transcript"]["key"] not in old
+    policy.rig(COMPLIANCE, LONG + 1).backfill()
+    assert (
+        short_of({one: lock for one, lock in locks().items() if lock[0] == GOVERNANCE}, LONG + 1)
+        == []
+    )
+    audit(policy.bucket(None), key, archive())
+
+
+def test_a_laxer_mode_weakens_nothing(
+    platform: Platform, policy: Policy, clock: HandClock, locks: Any, archive: Look, key: Any
+) -> None:
+    platform.add(a_call("one"))
+    clock.turn_to(SETTLED)
+    policy.service(COMPLIANCE, SHORT).round()
+    old = locks()
+    amend(platform, "one", transcript=TALK)
+    clock.turn_to(FIRST)
+    with capture_logs() as logs:
+        policy.service(GOVERNANCE, LONG).round()
+    assert {line["log_level"] for line in logs} == {"info"}
+    now = locks()
+    assert short_of({one: now[one] for one in old}, LONG, COMPLIANCE) == []
+    assert archive().records["one"]["retention"]["mode"] == GOVERNANCE
+    audit(policy.bucket(None), key, archive())
+
+
+# --- the archive as a whole
+
+
+def test_the_key_is_kept_for_longer_than_the_seals_that_it_checks(
+    platform: Platform, policy: Policy, clock: HandClock, locks: Any, bucket: Bucket
+) -> None:
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+    rig = policy.rig(GOVERNANCE, SHORT)
+    rig.backfill()
+    begun = clock.now()
+    clock.forward(12 * HOUR)
+    with counted(bucket) as asked:
+        policy.rig(GOVERNANCE, SHORT).backfill()
+    assert asked["PutObjectRetention"] == 0, "half a day is not worth it"
+    clock.turn_to(begun + 40 * DAY)
+    rig.backfill()  # the same process, weeks later
+    whole = [layout.seal_key(0), layout.signature_key(0), layout.VERIFY_PAGE]
+    whole.append(layout.public_key_key(rig.chain.head.key_id))
+    for one in whole:
+        assert locks()[one] == (GOVERNANCE, clock.now() + SHORT * DAY)
+
+
+# --- what is new of a held call
+
+
+def test_a_new_revision_of_a_held_call_is_born_held(
+    platform: Platform, policy: Policy, clock: HandClock, bucket: Bucket, archive: Look
+) -> None:
+    platform.add(a_call("held"), a_call("free"))
+    clock.turn_to(SETTLED)
+    policy.service(None).round()
+    for one in archive().below("", ""):
+        if "/held/" in one:
+            bucket.set_hold(one, None, True)
+    for name in ("held", "free"):
+        amend(platform, name, transcript=TALK)
+    clock.turn_to(FIRST)
+    with counted(bucket) as asked:
+        policy.service(None).round()
+    assert asked["PutObjectLegalHold"] == 1, "its transcript; the record was born held"
+    look = archive()
+    assert {found["revision"] for found in look.records.values()} == {2}
+    held = {one for one in look.keys if (head := bucket.head(one)) and head.held}
+    assert held == {one for one in look.keys if "/held/" in one}
+    assert len(held) == 2 + 3
+
+
+class HeldMeanwhile(Bucket):
+    """Somebody puts a call on hold just after its standing record was looked at."""
+
+    def __init__(self, real: Bucket) -> None:
+        requests = real.requests
+        super().__init__(real.options, requests.clock, requests.retry, client=requests.s3)
+        self._done = False
+
+    def put_once(self, key: str, *rest: Any, **options: Any) -> Any:
+        if key.endswith("/r2.json") and not self._done:
+            self._done = True
+            self.set_hold(key.replace("r2", "r1"), None, True)
+        return super().put_once(key, *rest, **options)
+
+
+def test_a_hold_that_comes_while_a_revision_is_written_is_seen(
+    platform: Platform, policy: Policy, clock: HandClock, bucket: Bucket, archive: Look, rig: Any
+) -> None:
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+    policy.service(None).round()
+    amend(platform, "vc_1", transcript=TALK)
+    clock.turn_to(FIRST)
+    another(lambda **rest: rig(HeldMeanwhile(bucket), **rest)).round()
+    record = archive().records["vc_1"]
+    assert record["revision"] == 2
+    new = [record["record"], files_of(record)["transcript"]["key"]]
+    assert [head.held for one in new if (head := bucket.head(one))] == [True, True]
