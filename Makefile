@@ -64,6 +64,10 @@ properties: $(VENV)/.dev-installed ## tests/model at length; EXAMPLES=20000 trie
 	PYTHONHASHSEED=0 PROPERTIES_EXAMPLES=$(EXAMPLES) PROPERTIES_SEED=$(SEED) \
 	  $(CLEAN_ENV) $(BIN)/python -m pytest tests/model -n auto --dist worksteal $(ARGS)
 
+.PHONY: mutants
+mutants: $(VENV)/.dev-installed ## plant bugs in a copy, one at a time: some test must catch each
+	$(CLEAN_ENV) $(BIN)/python -m tests.mutants $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.dev-installed ## ruff: rules and format; shellcheck
 	$(BIN)/ruff check .
@@ -98,11 +102,24 @@ system: $(VENV)/.dev-installed system-setup ## the system tests: the installed c
 	PATH="$(CURDIR)/.cache/bin:$(CURDIR)/$(BIN):$$PATH" \
 	  $(CLEAN_ENV) $(BIN)/python -m pytest tests/system $(ARGS)
 
+KILLS ?= 200
+MINUTES ?= 30
+
+.PHONY: kills
+kills: $(VENV)/.dev-installed system-setup ## SIGKILL backfills at random, KILLS=200 times; KILLS_SEED=… repeats
+	PATH="$(CURDIR)/.cache/bin:$(CURDIR)/$(BIN):$$PATH" KILLS=$(KILLS) \
+	  $(CLEAN_ENV) $(BIN)/python -m pytest -s tests/system/test_kills.py $(ARGS)
+
+.PHONY: soak
+soak: $(VENV)/.dev-installed system-setup ## all faults at once, MINUTES=30, and what is left of it
+	PATH="$(CURDIR)/.cache/bin:$(CURDIR)/$(BIN):$$PATH" SOAK_MINUTES=$(MINUTES) \
+	  $(CLEAN_ENV) $(BIN)/python -m pytest -s tests/system/soak/soak.py $(ARGS)
+
 .PHONY: contract-rgw
-contract-rgw: $(VENV)/.dev-installed ## the store's contract, and locks, on Ceph RGW (may apt-get)
+contract-rgw: $(VENV)/.dev-installed ## the store's contract, locks and holds, on Ceph RGW (may apt-get)
 	tests/system/ceph-setup.sh
 	PATH="$(CURDIR)/$(BIN):$$PATH" CONTRACT_STORES=rgw $(CLEAN_ENV) \
-	  $(BIN)/python -m pytest tests/contract tests/system/test_worm.py $(ARGS)
+	  $(BIN)/python -m pytest tests/contract tests/system/test_worm.py tests/system/test_hold.py $(ARGS)
 
 .PHONY: deploy-check
 deploy-check: $(VENV)/.dev-installed ## the Dockerfile (hadolint) and the Kubernetes files (schemas)
