@@ -1,0 +1,324 @@
+"""Bugs that are planted one at a time: each takes a safeguard away, and some test must fail.
+
+A bug is a piece of the code and what stands in its place; `tests` are those that are run, up to the
+first failure. `make mutants` plants them, in a copy; `test_planted.py` sees that they still fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bug:
+    """What a careless change might do to `file` (below `archiver/`)."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+BUGS = (
+    # --- what is written, and in which order
+    Bug(
+        "a record without its recording",
+        "pipeline/download.py",
+        "stored = put_beside(self._store, key, buffer, WAV, retain_until)",
+        "stored = Stored(key, None, info.length, digests.sha256)",
+        "tests/unit/test_transfer.py",
+    ),
+    Bug(
+        "a multipart recording under the plain key",
+        "pipeline/download.py",
+        "key = layout.beside(key, self._tag())",
+        "key = key",
+        "tests/unit/test_transfer.py tests/model",
+    ),
+    Bug(
+        "an upload that breaks is not aborted",
+        "pipeline/download.py",
+        "upload.abort()",
+        "pass",
+        "tests/unit/test_transfer.py",
+    ),
+    Bug(
+        "the announced digest is not compared",
+        "pipeline/download.py",
+        "if digests.md5_differs:",
+        "if False:",
+        "tests/unit/test_transfer.py",
+    ),
+    Bug(
+        "a recording is not read back where a HEAD proves too little",
+        "pipeline/download.py",
+        "if digests.sha256 != stored.sha256:",
+        "if False:",
+        "tests/unit/test_transfer.py tests/unit/test_reviewed.py",
+    ),
+    Bug(
+        "our record instead of the one that was there first",
+        "pipeline/transfer.py",
+        "return self._adopt(key)",
+        "pass",
+        "tests/unit/test_transfer.py tests/unit/test_windows.py tests/model",
+    ),
+    Bug(
+        "a segment of another writer's is taken for ours",
+        "pipeline/closing.py",
+        "except KeyTaken:\n                return None",
+        "except KeyTaken:\n                pass",
+        "tests/unit/test_windows.py tests/unit/test_reviewed.py tests/model",
+    ),
+    # --- the store
+    Bug(
+        "create-once is not asked for",
+        "store/bucket.py",
+        '"IfNoneMatch": "*",\n            **self._protection',
+        "**self._protection",
+        "tests/contract/test_store.py",
+    ),
+    Bug(
+        "other bytes of the same size are adopted",
+        "store/bucket.py",
+        "if head.size != wanted.size or self._digest(wanted.key, head) != wanted.sha256:",
+        "if head.size != wanted.size:",
+        "tests/contract/test_store.py",
+    ),
+    Bug(
+        "an object that was cut short is read as whole",
+        "store/bucket.py",
+        "if count != length:",
+        "if False:",
+        "tests/faults/test_store_faults.py tests/contract/test_store.py",
+    ),
+    Bug(
+        "what was written is not looked at",
+        "store/protection.py",
+        "if head is None or head.size != stored.size:",
+        "if head is None:",
+        "tests/contract/test_store.py tests/unit/test_reviewed.py",
+    ),
+    Bug(
+        "the store's own checksum is not compared",
+        "store/protection.py",
+        "if head.sha256 not in (None, stored.sha256):",
+        "if False:",
+        "tests/contract/test_store.py tests/unit/test_reviewed.py",
+    ),
+    Bug(
+        "a lock that the store dropped is not set again",
+        "store/protection.py",
+        "for mode in modes:\n            if not _is_weaker(head, mode, until):",
+        "for mode in modes:\n            if True:",
+        "tests/contract/test_store.py tests/unit/test_reviewed.py",
+    ),
+    Bug(
+        "an acknowledgement without an ETag counts",
+        "store/requests.py",
+        "if not isinstance(etag, str) or not etag:",
+        "if False:",
+        "tests/faults/test_store_faults.py",
+    ),
+    Bug(
+        "an upload whose end was swallowed counts as lost",
+        "store/upload.py",
+        'landed = error.reason in ("no_upload", "taken") and requests.head(self._key)',
+        "landed = False",
+        "tests/faults/test_store_faults.py",
+    ),
+    # --- the source
+    Bug(
+        "one pass over a listing is enough",
+        "source/listing.py",
+        "3 if found.is_short else 2",
+        "1",
+        "tests/unit/test_listing.py tests/model",
+    ),
+    Bug(
+        "a total that speaks of more is not heard",
+        "source/listing.py",
+        "3 if found.is_short else 2",
+        "2",
+        "tests/unit/test_listing.py tests/model",
+    ),
+    Bug(
+        "what only one pass saw is forgotten",
+        "source/listing.py",
+        "gone = {i: own.pop(i) for i in own.keys() - found.ids} if stable else {}",
+        "gone = {}\n        own = {i: own[i] for i in own if i in found.ids or not stable}",
+        "tests/unit/test_listing.py tests/unit/test_relisting.py tests/model",
+    ),
+    Bug(
+        "a page of repeats ends the listing",
+        "source/client.py",
+        "ends = idle and (not ids or ids == before or idle == IDLE_PAGES)",
+        "ends = idle",
+        "tests/unit/test_source_client.py tests/unit/test_listing.py",
+    ),
+    Bug(
+        "a refused token is one call's matter",
+        "source/client.py",
+        "if error.status != 403 or not self._is_about_one_call(name, scope):",
+        "if False:",
+        "tests/cli/test_expiry.py",
+    ),
+    Bug(
+        "an expired token is not waited for",
+        "source/http.py",
+        "if error.status != 401 or not self._were_replaced(used):",
+        "if True:",
+        "tests/unit/test_source_client.py",
+    ),
+    Bug(
+        "any host may serve a recording",
+        "source/recording.py",
+        "if self._hosts.isdisjoint({authority, authority.removesuffix(default)}):",
+        "if False:",
+        "tests/hostile/test_recording_urls.py",
+    ),
+    Bug(
+        "a broken download goes on with whatever is there now",
+        "source/recording.py",
+        'return {"Range": f"bytes={at}-", "If-Match": known.etag or ""}',
+        'return {"Range": f"bytes={at}-"}',
+        "tests/unit/test_resume.py",
+    ),
+    Bug(
+        "a range is not compared with what was asked for",
+        "source/recording.py",
+        'if not same or headers.get("Content-Range") != wanted or',
+        "if not same or",
+        "tests/unit/test_resume.py",
+    ),
+    Bug(
+        "a download that crawls goes on for ever",
+        "source/resume.py",
+        "if self._seconds > self._blobs.deadline_seconds(self._known.length):",
+        "if False:",
+        "tests/unit/test_resume.py",
+    ),
+    # --- the ledger
+    Bug(
+        "a call that waits stands as vanished",
+        "pipeline/closing.py",
+        "vanished=sorted(known - tally.listed - tally.pending),",
+        "vanished=sorted(known - tally.listed),",
+        "tests/unit/test_relisting.py tests/unit/test_untold.py tests/model",
+    ),
+    Bug(
+        "a call that was listed once is forgotten",
+        "pipeline/planning.py",
+        "known = {**known, **memory.awaited, **listed.glimpsed}",
+        "known = {**known}",
+        "tests/unit/test_untold.py tests/unit/test_relisting.py tests/model",
+    ),
+    Bug(
+        "a pending call is forgotten by the next listing",
+        "pipeline/planning.py",
+        "known = {call_id: Call(call_id, {}) for call_id in history.pending}",
+        "known = {}",
+        "tests/unit/test_relisting.py tests/unit/test_untold.py tests/model",
+    ),
+    Bug(
+        "given up before its time",
+        "pipeline/transfer.py",
+        "return self._clock.now() >= window.end + self._give_up",
+        "return True",
+        "tests/unit/test_windows.py tests/unit/test_transfer.py",
+    ),
+    Bug(
+        "what is missing in an open window is written down",
+        "pipeline/job.py",
+        "if not settled:\n                raise",
+        "if False:\n                raise",
+        "tests/unit/test_windows.py tests/unit/test_transfer.py",
+    ),
+    Bug(
+        "a lost sidecar takes the old one with it",
+        "pipeline/job.py",
+        'elif (before := self._before("epa")) is not None:',
+        "elif False:",
+        "tests/unit/test_relisting.py",
+    ),
+    # --- the chain
+    Bug(
+        "a seal without its pointers stays so",
+        "pipeline/sealing.py",
+        "if not self._is_complete(sealed):",
+        "if False:",
+        "tests/unit/test_sealing.py tests/model",
+    ),
+    Bug(
+        "a segment is sealed twice",
+        "pipeline/sealing.py",
+        "todo = [s for s in segments if s.entry.key not in self._sealed_since_open]",
+        "todo = list(segments)",
+        "tests/unit/test_sealing.py tests/model",
+    ),
+    Bug(
+        "a lost seal's place is filled",
+        "pipeline/sealing.py",
+        "if self._store.head(layout.seal_key(number + 1)) is None:",
+        "if False:",
+        "tests/unit/test_sealing.py tests/unit/test_reviewed.py",
+    ),
+    Bug(
+        "a seal that does not follow is followed",
+        "pipeline/sealing.py",
+        "if following.prev != self.head.sha256 or following.archive != self.head.archive:",
+        "if False:",
+        "tests/unit/test_sealing.py tests/unit/test_reviewed.py",
+    ),
+    Bug(
+        "another key goes on with the chain",
+        "pipeline/sealing.py",
+        "if sealed.key_id != self._key.public.key_id:",
+        "if False:",
+        "tests/unit/test_sealing.py",
+    ),
+    Bug(
+        "the watermark goes back",
+        "manifest/seal.py",
+        "format_time(max(watermark, previous.watermark))",
+        "format_time(watermark)",
+        "tests/unit/test_manifest_formats.py tests/unit/test_sealing.py",
+    ),
+    Bug(
+        "the watermark passes an open window",
+        "pipeline/service.py",
+        "if mark == window.start and (outcome is None or outcome.closed):",
+        "if True:",
+        "tests/unit/test_windows.py tests/unit/test_reviewed.py tests/model",
+    ),
+    # --- the audit
+    Bug(
+        "the audit takes any signature",
+        "audit/chain.py",
+        "if signature is not None and trusted and not trusted.verifies(data, signature):",
+        "if False:",
+        "tests/audit/test_damage.py",
+    ),
+    Bug(
+        "the audit takes any seal for the one before",
+        "audit/chain.py",
+        "if this.prev != before_digest:",
+        "if False:",
+        "tests/audit/test_damage.py",
+    ),
+    Bug(
+        "the audit does not add up a window",
+        "audit/windows.py",
+        'if line["listed"] != sum(line[name] for name in OUTCOMES) + len(self.pending):',
+        "if False:",
+        "tests/audit/test_damage.py",
+    ),
+    Bug(
+        "the audit does not hash a segment",
+        "audit/segments.py",
+        '        if not same:\n            self._report("segment_mismatch"',
+        '        if False:\n            self._report("segment_mismatch"',
+        "tests/audit/test_damage.py",
+    ),
+)
