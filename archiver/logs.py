@@ -83,3 +83,5 @@ def configure(level: str = "info", form: str = "json") -> None:
     logging.basicConfig(handlers=[handler], level=max(number, logging.INFO), force=True)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It warns of each connection that a full pool gives up: the store is tried out by a crowd.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)

@@ -27,8 +27,9 @@ class Telemetry:
             ) from None
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
+        # Its poll is how long the end of a command waits for it.
         self._thread = threading.Thread(
-            target=self._server.serve_forever, name="telemetry", daemon=True
+            target=self._server.serve_forever, args=(0.05,), name="telemetry", daemon=True
         )
         self._thread.start()
 
