@@ -37,10 +37,8 @@ class Expired(CallError):
 
 
 class StartOver(CallError):
-    """What came so far is of no use: the blob is another one now, or is not to be had in ranges."""
-
-    def __init__(self, message: str, *, reason: str, status: int | None = None) -> None:
-        super().__init__(message, retryable=True, reason=reason, status=status)
+    """What came so far is of no use: the blob is another one now, or is not to be had in ranges.
+    Going on cannot help; beginning anew may."""
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,10 @@ store. Each test ends with an audit of what it left."""
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
 from archiver.demo.platform import Platform, Reply, Request
-from archiver.model import windows_between
 from archiver.pipeline.service import Service
 from tests.fakes.clock import HandClock
 from tests.fakes.population import TEN, a_call, stamp
@@ -483,41 +481,3 @@ def test_a_late_call_of_a_date_only_source_is_seen_at_once(
     loop.round()
     assert archive().records.keys() == {"vc_1", "late"}
     assert [line["listed"] for line in lines_of(archive())] == [1, 2]
-
-
-# --- after a month
-
-
-def test_a_month_of_downtime_is_caught_up_oldest_first(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
-    made = rig()
-    made.found()
-    platform.add(a_call())
-    clock.turn_to(SETTLED)
-    made.service().round()
-    back = TEN + 31 * DAY
-    clock.turn_to(back)
-    windows = list(windows_between(TEN, back - 2 * HOUR, HOUR))
-    platform.add(*[a_call(f"m{n}", w.start + MINUTE) for n, w in enumerate(windows) if n % 9 == 0])
-    platform.add(a_call("fresh", back - 10 * MINUTE))
-    first: list[str] = []
-    put = made.bucket.put_once
-
-    def watch(key: str, *rest: Any, **options: Any) -> Any:
-        first.append(key)
-        return put(key, *rest, **options)
-
-    made.bucket.put_once = watch  # type: ignore[method-assign]
-    loop = made.service()
-    loop.round()
-    assert "/fresh/recording.wav" in first[0], "the newest is not starved"
-    look = archive()
-    sealed = [entry.key for one in look.seals for entry in one.segments if ".r1." in entry.key]
-    assert sealed == sorted(sealed), "oldest first"
-    assert len(sealed) == len(windows)
-    assert look.seals[-1].watermark == windows[-1].end
-    assert "fresh" in look.records
-    assert {f"m{n}" for n in range(0, len(windows), 9)} < look.records.keys()
-    clock.forward(3 * HOUR)
-    loop.round()
