@@ -323,10 +323,11 @@ class Bucket:
             ("GetObjectLegalHold", s3.get_object_legal_hold),
         ):
             try:
-                self.requests.again(partial(self.requests.once, operation, partial(ask, **at)))
+                self.requests.once(operation, partial(ask, **at))
             except StoreError as error:
+                # Any other answer hides no lock; a store that knows none may even answer 500.
                 if error.reason == "denied":
-                    raise  # any other answer says that there is no lock, and none is hidden
+                    raise
 
     def has_object_lock(self) -> bool:
         """Raises `StoreError` where we may not ask: guessing would be set down in seal 0."""
