@@ -210,8 +210,8 @@ def _legal_hold(found: Capabilities) -> list[CheckLine]:
     if found.legal_hold:
         return [CheckLine("legal hold", "can be set and taken off")]
     if found.legal_hold is None:
-        action = "archiver hold needs other credentials: s3:PutObjectLegalHold"
-        return [CheckLine("legal hold", "not known: we may set none", action)]
+        action = "archiver hold looks at each hold that it sets"
+        return [CheckLine("legal hold", "not tried: we may set none on manifest/probe", action)]
     return [CheckLine("legal hold", "not kept, or not shown", "archiver hold fails", note=True)]
 
 

@@ -75,6 +75,8 @@ class ChainView:
     """What signatures were checked with: the given key, else that of seal 0, else nothing."""
     key_object: str | None = None
     """Where the key of seal 0 lies."""
+    object_lock: bool = False
+    """Whether seal 0 tells of a bucket with Object Lock: only there can a legal hold be."""
     head: Seal | None = None
     """The newest seal that could be read."""
     last: int = -1
@@ -185,6 +187,8 @@ class ChainCheck:
     def _genesis(self, genesis: Seal) -> None:
         """Take the key and the archive's name from seal 0, and compare the key with its object."""
         self._view.archive = genesis.archive
+        store = genesis.document.get("store")
+        self._view.object_lock = isinstance(store, dict) and store.get("object_lock") is True
         key = layout.seal_key(0)
         try:
             pem = str(genesis.document.get("public_key")).encode()

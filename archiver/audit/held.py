@@ -33,6 +33,8 @@ class HoldCheck:
         self._seen: set[int] = set()
         """Hashes of the objects of held calls that were looked at."""
         self._odd: dict[tuple[str, str], tuple[str, str]] = {}
+        self.possible = False
+        """Whether the bucket takes holds at all."""
         self.known = True
         """Whether all events could be read: else it cannot be told who is held."""
 
@@ -42,9 +44,10 @@ class HoldCheck:
         for call_id, action in events.holds:
             (self._held.add if action == "add" else self._held.discard)(call_id)
 
-    def holds(self, call_id: str) -> bool:
-        """Whether the ledger holds the call."""
-        return self.known and call_id in self._held
+    def concern(self, call_id: str) -> bool:
+        """Whether an object of the call must be looked at for a hold: one that is to be there, or
+        one that may be there without a reason."""
+        return self.known and (self.possible or call_id in self._held)
 
     def look(self, call_id: str, asked: ObjectRef, head: Head | None) -> None:
         """Compare an object of a call with the ledger. `head` None: it is not there, and that was

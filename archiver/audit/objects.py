@@ -135,7 +135,7 @@ class ObjectCheck:
             return
         if data != line:
             self._report("record_mismatch", key, hashlib.sha256(data).hexdigest())
-        if promise is None and not self._holds.holds(call_id):
+        if promise is None and not self._holds.concern(call_id):
             return
         head = self._gate.head(key, None, "record_missing")
         self._holds.look(call_id, ObjectRef(key, None), head)

@@ -247,7 +247,7 @@ class _Audit:
 
     def _events(self, chain: ChainView, check: SegmentCheck, events: Sequence[Sealed]) -> None:
         """Read the segments of events: who is held does not depend on a range."""
-        self._holds.known = chain.whole
+        self._holds.known, self._holds.possible = chain.whole, chain.object_lock
         for found in ordered(self._object_pool, check.event_segment, events, self._ahead):
             self._counts.add(Counts(segments=1, events=found.count))
             self._holds.take(found)

@@ -21,34 +21,38 @@ def check(gate: Gate, prefixes: Sequence[str], unnamed: Unnamed | None) -> str |
 
     What an auditor must know where the store does not tell of versions; None where it does.
     """
-    how = "lists no"
+    how, listed = "cannot list", False
     try:
-        if _check_versions(gate, prefixes, unnamed):
+        listed, kept = _check_versions(gate, prefixes, unnamed)
+        if kept:
             return None
+        how = "keeps no"
     except StoreError as error:
         if error.reason != "refused" and error.status not in (405, 501):
             raise
-        how = "cannot list"
-    if unnamed is not None:
+    if unnamed is not None and not listed:
         unnamed.clear()
         for prefix in prefixes:
             if prefix.startswith((layout.RECORDS, layout.RECORDINGS)):
-                for listed in gate.reader.list(prefix):
-                    unnamed.look(listed.key)
+                for item in gate.reader.list(prefix):
+                    unnamed.look(item.key)
     return f"the store {how} versions: overwriting leaves no trace there"
 
 
-def _check_versions(gate: Gate, prefixes: Sequence[str], unnamed: Unnamed | None) -> bool:
+def _check_versions(
+    gate: Gate, prefixes: Sequence[str], unnamed: Unnamed | None
+) -> tuple[bool, bool]:
     """Report each key that has more than one version, or a delete marker.
 
     A version that is not the newest shows that something lies over it; what, is told once all
-    versions of the key are known. False where the store does not list versions.
+    versions of the key are known. Whether anything was listed, and whether the store keeps
+    versions: one that keeps none lists a `null` of each key, or nothing.
     """
     suspects: dict[str, set[str]] = {}
-    known = False
+    listed = kept = False
     for prefix in prefixes:
         for version in gate.reader.versions(prefix):
-            known = True
+            listed, kept = True, kept or version.version_id not in ("", "null")
             if version.is_latest and not version.is_delete_marker:
                 if unnamed is not None:
                     unnamed.look(version.key)
@@ -66,4 +70,4 @@ def _check_versions(gate: Gate, prefixes: Sequence[str], unnamed: Unnamed | None
             "deleted" if "hidden" in kinds else "recreated" if "marker" in kinds else "overwritten"
         )
         gate.findings.add(code, key)
-    return known
+    return listed, kept

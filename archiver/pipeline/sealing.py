@@ -66,15 +66,31 @@ class Chain:
         Raises `UsageError` where the archive is signed with another key than ours.
         """
         with self._lock:
-            number = _last(lambda n: self._store.head(layout.seal_key(n)) is not None)
+            number = self._newest()
             if number is None:
-                return False
+                if self._is_empty():
+                    return False
+                number = self._newest()  # another writer may have begun the archive meanwhile
+            if number is None:
+                raise StoreError(
+                    "seal 0 is missing, but an archive is there: run archiver verify, and bring "
+                    "the lost seal back before anything is archived"
+                )
             self._refuse_a_gap(number)
             head = self._read(number)
             if head is None:
                 raise StoreError(f"seal {number} cannot be read: run archiver verify")
             self._take_over(head)
             return True
+
+    def _newest(self) -> int | None:
+        return _last(lambda n: self._store.head(layout.seal_key(n)) is not None)
+
+    def _is_empty(self) -> bool:
+        """Whether nothing of an archive is there: over one whose seal 0 is gone or hidden none is
+        begun, because the true seal 0 could never be put back."""
+        prefixes = (layout.SEALS, layout.SEGMENTS, layout.RECORDS)
+        return all(next(iter(self._store.list(prefix)), None) is None for prefix in prefixes)
 
     def _refuse_a_gap(self, number: int) -> None:
         """A seal beyond the first missing number means that one was lost: never fill its place."""

@@ -43,6 +43,7 @@ class Builder:
     store: MemoryStore = field(default_factory=MemoryStore)
     key: SigningKey = field(default_factory=SigningKey.generate)
     retention: Mapping[str, Any] | None = None
+    object_lock: bool = False
     start: datetime = DAY + 10 * HOUR
     now: datetime = DAY + 48 * HOUR
     seals: list[Seal] = field(default_factory=list)
@@ -55,7 +56,7 @@ class Builder:
     ) -> Builder:
         """`pages` None: as development versions began archives."""
         self.put(layout.public_key_key(self.key.public.key_id), self.key.public.pem)
-        proved: dict[str, Any] = {"versioned": True}
+        proved: dict[str, Any] = {"object_lock": self.object_lock, "versioning": True}
         for key, page in (pages or {}).items():
             self.put(key, page)
             proved.setdefault("pages", {})[key] = hashlib.sha256(page).hexdigest()

@@ -141,6 +141,8 @@ def test_each_attack_has_its_code(
 
     report = verify(bucket, Options(level="bytes"), pause=lambda _: None)
     assert {(f.code, f.key) for f in report.findings} == expected
+    told = any("keeps no versions" in note for note in report.notes)
+    assert told == (kind == PLAIN), "where a rewrite leaves no trace, the auditor must know"
 
 
 def archive(bucket: Bucket, clock: HandClock, calls: list[str], retention: Retention) -> None:

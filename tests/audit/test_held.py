@@ -19,9 +19,9 @@ def found(builder: Builder, **options) -> list[tuple[str, str]]:
     return [(finding.code, finding.key) for finding in report.findings]
 
 
-def acts(*actions: str) -> Builder:
+def acts(*actions: str, **options) -> Builder:
     """Each seals one act about vc_d, and does it."""
-    builder = small_archive()
+    builder = small_archive(**options)
     for action in actions:
         builder.seal(events=[builder.hold(action, "vc_d")])
     return builder
@@ -152,3 +152,10 @@ def test_a_hold_with_an_odd_version_is_no_question_to_the_store() -> None:
         builder.seal(events=[builder.event(f"00000{len(builder.seals)}-00000000", document)])
 
     assert [code for code, _ in found(builder)] == ["event_invalid"] * 3
+
+
+def test_a_hold_on_a_record_is_seen_though_no_lock_is_promised() -> None:
+    """What a removal that was cut off leaves: records come last."""
+    builder = acts("add", "remove", object_lock=True)
+    builder.store.entry(RECORD).held = True
+    assert found(builder) == [("hold_unrecorded", RECORD)]

@@ -232,3 +232,15 @@ def test_a_clock_that_is_behind_does_not_seal_in_the_past(
     behind.open()
     behind.append([write_segment(bucket, TEN + HOUR)])
     assert behind.head.sealed_at == made.chain.head.sealed_at
+
+
+@pytest.mark.parametrize("left", [layout.seal_key(1), "records/dt=2024-01-15/vc_1/r1.json"])
+def test_a_second_archive_is_not_begun_over_one_whose_seal_0_is_gone(
+    rig: MakeRig, bucket: Bucket, left: str
+) -> None:
+    """Were it, the true seal 0 could never come back to its place."""
+    bucket.put_once(left, b"what an archive has\n")
+    with pytest.raises(StoreError, match="seal 0 is missing") as caught:
+        rig().chain.open()
+    assert caught.value.exit_code == 4
+    assert bucket.head(layout.seal_key(0)) is None
