@@ -17,11 +17,14 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, IncompleteRead
 from urllib3.exceptions import SSLError as Urllib3SSLError
 
 from archiver.clock import Clock
 from archiver.errors import CallError
+from archiver.heads import WholeHead
 
 READ_BYTES = 256 << 10
 RATE_GRACE_SECONDS = 30.0
@@ -84,6 +87,7 @@ class RecordingClient:
             timeout=urllib3.Timeout(connect=10.0, read=30.0),
             retries=False,
         )
+        self._http.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
     def close(self) -> None:
         self._http.clear()
@@ -174,6 +178,22 @@ class RecordingClient:
             content_md5=md5 if _MD5.fullmatch(md5) else None,
             last_modified=_header(headers.get("Last-Modified")),
         )
+
+
+class _Connection(HTTPConnection):
+    response_class = WholeHead
+
+
+class _TlsConnection(HTTPSConnection):
+    response_class = WholeHead
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
 
 
 def _range_of(known: BlobInfo, at: int) -> dict[str, str]:

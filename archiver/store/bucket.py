@@ -167,12 +167,20 @@ class Bucket:
     def _page(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
         call = getattr(self.requests.s3, method)
         operation = self.requests.s3.meta.method_to_api_mapping[method]
-        page: dict[str, Any] = self.requests.again(
-            lambda: self.requests.once(
-                operation, lambda: call(Bucket=self.options.bucket, **arguments)
-            )
-        )
-        return page
+
+        def once() -> dict[str, Any]:
+            ask = partial(call, Bucket=self.options.bucket, **arguments)
+            page: dict[str, Any] = self.requests.once(operation, ask)
+            if page.keys().isdisjoint(("IsTruncated", "Name", "Bucket")):
+                raise StoreError(
+                    "the store answers a listing with something else: check "
+                    "ARCHIVER_S3_ENDPOINT_URL",
+                    retryable=True,
+                    reason="odd",
+                )
+            return page
+
+        return self.requests.again(once)
 
     # --- writing
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 import email.utils
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import boto3
 import botocore.config
 import botocore.session
+from botocore.awsrequest import (
+    AWSHTTPConnection,
+    AWSHTTPConnectionPool,
+    AWSHTTPSConnection,
+    AWSHTTPSConnectionPool,
+)
 from botocore.exceptions import BotoCoreError
 
 from archiver import __version__
+from archiver.heads import WholeHead
 from archiver.store.faults import translate
 
 
@@ -54,11 +61,31 @@ def make_client(options: StoreOptions, *, read_timeout_seconds: float = 60) -> A
     parsers = session.get_component("response_parser_factory")
     parsers.set_parser_defaults(timestamp_parser=_parse_time)
     try:
-        return boto3.session.Session(botocore_session=session).client(
+        client = boto3.session.Session(botocore_session=session).client(
             "s3", endpoint_url=options.endpoint_url, region_name=options.region, config=config
         )
     except (BotoCoreError, ValueError) as error:
         raise translate(error, "connect", options.bucket) from None
+    # There is no other way to say it; the tests would fail where botocore hears it no more.
+    pools: Any = {"http": _Pool, "https": _TlsPool}
+    cast("Any", client)._endpoint.http_session._pool_classes_by_scheme.update(pools)
+    return client
+
+
+class _Connection(AWSHTTPConnection):
+    response_class = WholeHead  # type: ignore[assignment]
+
+
+class _TlsConnection(AWSHTTPSConnection):
+    response_class = WholeHead  # type: ignore[assignment]
+
+
+class _Pool(AWSHTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(AWSHTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
 
 
 def _parse_time(text: Any) -> datetime:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import botocore.exceptions as boto
 from botocore.exceptions import ClientError
+from urllib3.exceptions import HTTPError
 
 from archiver.errors import KeyTaken, StoreError
 
@@ -12,6 +13,7 @@ _UNREACHABLE = (
     boto.HTTPClientError,
     boto.ResponseStreamingError,
     boto.IncompleteReadError,
+    HTTPError,
     OSError,
 )
 _RETRYABLE = {

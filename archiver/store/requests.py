@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
 
 from archiver import fixity
 from archiver.clock import Clock
@@ -46,7 +47,8 @@ class Requests:
         self.clock.check()
         try:
             return request()
-        except (BotoCoreError, ClientError, OSError) as error:
+        # An answer that botocore reads itself may break off in urllib3's own words.
+        except (BotoCoreError, ClientError, HTTPError, OSError) as error:
             raise translate(error, operation, self.options.bucket) from None
 
     def find(self, operation: str, request: Callable[[], T]) -> T | None:
