@@ -102,6 +102,11 @@ system: $(VENV)/.dev-installed system-setup ## the system tests: the installed c
 	PATH="$(CURDIR)/.cache/bin:$(CURDIR)/$(BIN):$$PATH" \
 	  $(CLEAN_ENV) $(BIN)/python -m pytest tests/system $(ARGS)
 
+.PHONY: large-window
+large-window: $(VENV)/.dev-installed system-setup ## a window of 100,000 calls: how much memory it takes
+	PATH="$(CURDIR)/.cache/bin:$(CURDIR)/$(BIN):$$PATH" LARGE_WINDOW_CALLS=100000 \
+	  $(CLEAN_ENV) $(BIN)/python -m pytest -s tests/system/test_large_window.py $(ARGS)
+
 KILLS ?= 200
 MINUTES ?= 30
 
@@ -116,10 +121,10 @@ soak: $(VENV)/.dev-installed system-setup ## all faults at once, MINUTES=30, and
 	  $(CLEAN_ENV) $(BIN)/python -m pytest -s tests/system/soak/soak.py $(ARGS)
 
 .PHONY: contract-rgw
-contract-rgw: $(VENV)/.dev-installed ## the store's contract, locks and holds, on Ceph RGW (may apt-get)
+contract-rgw: $(VENV)/.dev-installed ## the store's contract, and locks, on Ceph RGW (may apt-get)
 	tests/system/ceph-setup.sh
 	PATH="$(CURDIR)/$(BIN):$$PATH" CONTRACT_STORES=rgw $(CLEAN_ENV) \
-	  $(BIN)/python -m pytest tests/contract tests/system/test_worm.py tests/system/test_hold.py $(ARGS)
+	  $(BIN)/python -m pytest tests/contract tests/system/test_worm.py $(ARGS)
 
 .PHONY: deploy-check
 deploy-check: $(VENV)/.dev-installed ## the Dockerfile (hadolint) and the Kubernetes files (schemas)
