@@ -3,8 +3,8 @@
 CI takes a quarter of them, within a bound that grows as that one does; `make large-window` all.
 
 Every call is archived already, and the process that did it was killed: before it closed the window,
-or when it had just written the segment. So all these records go through memory on their way into the
-segment, or out of it. To have them archived here as well would take too long.
+or when it had just written the segment. So all these records go through memory on their way into
+the segment, or out of it. To have them archived here as well would take too long.
 """
 
 from __future__ import annotations
