@@ -210,8 +210,7 @@ def open_holds(
         raise UsageError(
             "there is no archive here: check ARCHIVER_S3_BUCKET and ARCHIVER_S3_PREFIX"
         )
-    if settings.object_lock_mode == "none":
-        _refuse_to_weaken(bucket, chain)
+    _refuse_to_weaken(settings.object_lock_mode, bucket, chain)
     _trust(bucket, chain, single_writer=single_writer)
     workers, told = Workers(settings.workers), Told(bucket, settings.workers)
     try:
@@ -221,11 +220,15 @@ def open_holds(
         told.close()
 
 
-def _refuse_to_weaken(bucket: Bucket, chain: Chain) -> None:
-    """Without a lock, an act's seal could be deleted from an archive that is locked otherwise: a
-    setting that is easily forgotten where another person gives the commands."""
+def _refuse_to_weaken(mode: str, bucket: Bucket, chain: Chain) -> None:
+    """Without a lock, or with a weaker one, an act's seal could be deleted from an archive that is
+    locked otherwise: a setting that is easily forgotten where another person gives the commands.
+    Of the date `Holds` takes care."""
     head = bucket.head(layout.seal_key(chain.head.seq))
-    if head is not None and head.lock_mode is not None and not bucket.locks_by_itself():
+    if head is None or head.lock_mode is None:
+        return
+    unlocked = mode == "none" and not bucket.locks_by_itself()
+    if unlocked or (mode, head.lock_mode) == ("GOVERNANCE", "COMPLIANCE"):
         raise UsageError(
             "ARCHIVER_OBJECT_LOCK_MODE: the seals of this archive are locked "
             f"({head.lock_mode}), so set it, and ARCHIVER_RETENTION_DAYS, as the archiver has them"

@@ -14,8 +14,8 @@ class Interrupted(ArchiverError):
 
     exit_code = 130
 
-    def __init__(self) -> None:
-        super().__init__("interrupted", reason="interrupted")
+    def __init__(self, what_to_do: str = "") -> None:
+        super().__init__(f"interrupted{what_to_do}", reason="interrupted")
 
 
 LONGEST_NAP_SECONDS = 0.2

@@ -1,26 +1,27 @@
-"""The objects of calls: the files and records of all their revisions, on whatever day they lie.
+"""The objects of calls: every version of all that lies in a call's two directories.
 
-A call has its records on one day, but for one that its source moved to another day before the
-archive knew it there: that one has records on both. A legal hold must miss neither, so all days of
-the archive are looked at. What that costs: a LIST a day, of the whole day where it is not large,
-else of each call's own directory; then a GET for each record, and a HEAD for each object.
+A legal hold must miss none of them, so nothing is taken from what a record says: that may be hidden
+or overlaid. A call has its records on one day, but for one that its source moved to another day
+before the archive knew it there: that one has records on both. So all days of the archive are
+looked at. What that costs: a LIST a day, of the whole day where it is not large, else of each
+call's own directory; then a HEAD for each object, and a GET for each record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date, datetime
 
+from archiver.audit.everyversion import EveryVersion
 from archiver.audit.parallel import ordered
 from archiver.audit.reader import Reader
 from archiver.audit.recorddays import record_day, record_days
-from archiver.audit.segments import MAX_RECORD_BYTES, is_file_entry, parse_record
-from archiver.errors import FormatError
+from archiver.audit.segments import MAX_RECORD_BYTES, is_held_object, parse_record
+from archiver.errors import FormatError, StoreError
 from archiver.manifest import layout
 from archiver.manifest.event import Hold, ObjectRef
-from archiver.model import parse_time
 from archiver.store.objects import CallObjects
 
 PAGE = 1000
@@ -32,6 +33,7 @@ class Finder:
 
     def __init__(self, reader: Reader, at_once: int, *, page: int = PAGE) -> None:
         self._reader = reader
+        self._every = EveryVersion(reader)
         self._page = page
         self._ahead = 2 * at_once
         self._executor = ThreadPoolExecutor(at_once, thread_name_prefix="objects")
@@ -40,78 +42,92 @@ class Finder:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def find(self, call_ids: Collection[str], now: datetime) -> dict[str, CallObjects]:
-        """Of each call that has a record, what there is. Raises `StoreError`."""
+        """Of each call that has a record, hidden or not, what there is. Raises `StoreError`."""
         dirs = {layout.call_dir(call_id): call_id for call_id in call_ids}
-        keys: dict[str, list[str]] = {}
-        days = record_days(self._reader, now)
-        for found in ordered(self._executor, lambda d: self._of_day(d, dirs), days, self._ahead):
-            for key, call_dir in found:
-                keys.setdefault(dirs[call_dir], []).append(key)
+        days: dict[str, set[str]] = {}
+        looked_at = record_days(self._reader, now, self._first_day())
+        for found in ordered(
+            self._executor, lambda d: self._of_day(d, dirs), looked_at, self._ahead
+        ):
+            for day, call_dir in found:
+                days.setdefault(dirs[call_dir], set()).add(day)
         looked = ordered(
-            self._executor, lambda one: self._look(one[0], one[1], ()), keys.items(), self._ahead
+            self._executor, lambda one: self._look(*one), list(days.items()), self._ahead
         )
         return {one.call_id: one for one in looked}
 
     def beside(self, hold: Hold) -> CallObjects:
-        """What an act names, and what lies beside its records now: later revisions stay where the
-        first one is. Many threads may call it. Raises `StoreError`."""
-        prefixes = {one.key.rpartition("/")[0] + "/" for one in hold.objects if record_day(one.key)}
-        keys = [key for prefix in sorted(prefixes) for key in self._records(prefix)]
-        return self._look(hold.call_id, keys, hold.objects)
+        """What lies by now where the objects of an act lie: later revisions stay where the first
+        one is. Many threads may call it. Raises `StoreError`."""
+        return self._look(hold.call_id, {one.key.split("/")[1] for one in hold.objects})
 
-    def _of_day(self, day: date, dirs: Mapping[str, str]) -> list[tuple[str, str]]:
-        """The records of these calls on a day, each with its call's directory."""
-        prefix = layout.record_prefix(day)
+    def _first_day(self) -> date | None:
+        """The oldest day, even where all its records are hidden."""
+        every = self._every.below(layout.RECORDS)
+        return next((day for ref, _ in every if (day := record_day(ref.key))), None)
+
+    def _of_day(self, day: date, dirs: Mapping[str, str]) -> set[tuple[str, str]]:
+        """`(dt=<day>, directory)` of each of these calls that has a record on a day."""
+        prefix, found = layout.record_prefix(day), set[tuple[str, str]]()
         if len(dirs) > 1:
-            found = []
-            for number, item in enumerate(self._reader.list(prefix)):
+            for number, (call_dir, is_record) in enumerate(self._records(prefix)):
                 if number >= self._page * len(dirs):
                     break  # more pages than calls: these are looked for one by one
-                call_dir = item.key.removeprefix(prefix).partition("/")[0]
-                if call_dir in dirs and record_day(item.key):
-                    found.append((item.key, call_dir))
+                if call_dir in dirs and is_record:
+                    found.add((layout.day_dir(day), call_dir))
             else:
                 return found
-        return [(key, one) for one in dirs for key in self._records(f"{prefix}{one}/")]
-
-    def _records(self, prefix: str) -> Iterator[str]:
-        return (item.key for item in self._reader.list(prefix) if record_day(item.key))
-
-    def _look(
-        self, call_id: str, keys: Collection[str], more: Collection[ObjectRef]
-    ) -> CallObjects:
-        """Read the records, and ask for each object; a damaged record is an object like others,
-        and named among what is gone, because what it named is not known."""
-        wanted, damaged, dates = set(more), set[str](), list[datetime]()
-        for key in keys:
-            wanted.add(ObjectRef(key, None))  # a record in the version that is there
-            try:
-                refs, promised = self._named(key)
-            except FormatError:
-                damaged.add(key)
-                continue
-            wanted |= refs
-            dates += [promised] if promised else []
-        heads = {one: self._reader.head(one.key, one.version_id) for one in wanted}
-        held = {
-            replace(one, version_id=head.version_id): head.held
-            for one, head in heads.items()
-            if head is not None
+        return {
+            (layout.day_dir(day), one)
+            for one in dirs
+            if any(is_record for _, is_record in self._records(f"{prefix}{one}/"))
         }
+
+    def _records(self, prefix: str) -> Iterator[tuple[str, bool]]:
+        """Each version below a prefix: its call's directory, and whether it is a record."""
+        for ref, is_marker in self._every.below(prefix):
+            is_record = not is_marker and record_day(ref.key) is not None
+            yield ref.key.split("/")[2], is_record
+
+    def _look(self, call_id: str, days: Iterable[str]) -> CallObjects:
+        """List what the call has on these days (`dt=…`), and ask for each version of it."""
+        held, loose, gone, dates = set[ObjectRef](), set[ObjectRef](), set[str](), set[datetime]()
+        for day in sorted(days):
+            for top in (layout.RECORDS, layout.RECORDINGS):
+                prefix = f"{top}{day}/{layout.call_dir(call_id)}/"
+                for ref, is_marker in self._every.below(prefix):
+                    head = None if is_marker else self._reader.head(ref.key, ref.version_id)
+                    if head is None:
+                        gone.add(ref.key)
+                        continue
+                    (held if head.held else loose).add(replace(ref, version_id=head.version_id))
+                    dates |= {head.lock_until} if head.lock_until else set()
+        found = held | loose
         return CallObjects(
             call_id,
-            held=frozenset(one for one, is_held in held.items() if is_held),
-            loose=frozenset(one for one, is_held in held.items() if not is_held),
-            gone=frozenset({one.key for one in wanted} - {one.key for one in held} | damaged),
-            promised=max(dates, default=None),
+            held=frozenset(held),
+            loose=frozenset(loose),
+            named=frozenset(one for one in found if is_held_object(call_id, one)),
+            gone=frozenset(gone | self._missing(found)),
+            locked_until=max(dates, default=None),
         )
 
-    def _named(self, key: str) -> tuple[set[ObjectRef], datetime | None]:
-        """The files that a record names, and the date that it promises; raises `FormatError`."""
-        document = parse_record(self._reader.read(key, None, MAX_RECORD_BYTES) or b"").document
-        if not all(is_file_entry(file) for file in document["files"]):
-            raise FormatError("a file with a malformed field")
-        refs = {ObjectRef(file["key"], file.get("version_id")) for file in document["files"]}
-        retention = document.get("retention")
-        until = retention.get("until") if isinstance(retention, dict) else None
-        return refs, parse_time(until)
+    def _missing(self, found: Collection[ObjectRef]) -> set[str]:
+        """What records name and is not there, and the records that are damaged. It is only told
+        of: anybody may have put a record there."""
+        missing, keys = set[str](), {one.key for one in found}
+        for one in found:
+            if record_day(one.key) is None:
+                continue
+            try:
+                data = self._reader.read(one.key, one.version_id, MAX_RECORD_BYTES)
+                files = parse_record(data or b"").document["files"]
+            except FormatError:
+                missing.add(one.key)
+            except StoreError as error:
+                if error.reason != "too_large":
+                    raise
+                missing.add(one.key)
+            else:
+                missing |= {file["key"] for file in files} - keys
+        return missing

@@ -1,28 +1,47 @@
 """Legal holds as the ledger tells of them: every act, in the order of the chain.
 
-Only what is sealed counts (`sealed.py`). What it costs: a LIST of all events, and for each segment
-of events, which is one command of somebody's, three small GETs; asked again, only for new ones.
+Only what is sealed counts: of a segment of events, and of its pointer, all versions are looked at,
+and the one counts whose SHA-256 a seal tells of. So who may write to the bucket can add nothing,
+and hide or overlay nothing. Signatures are `verify`'s business. What it costs: a LIST of all
+events, and for each segment of events, which is one command of somebody's, three small GETs,
+several at a time; asked again, only for new ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from archiver.audit.callobjects import Finder
+from archiver.audit.chain import MAX_SEAL_BYTES
+from archiver.audit.everyversion import EveryVersion
 from archiver.audit.reader import Head, Reader
 from archiver.audit.sealed import SealedSegments
-from archiver.errors import FormatError
-from archiver.manifest import event, layout
+from archiver.audit.segments import POINTER_BYTES
+from archiver.errors import FormatError, StoreError
+from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Act, Hold, ObjectRef
+from archiver.manifest.seal import SegmentEntry
 from archiver.model import format_second, format_time
 from archiver.store.objects import CallObjects
 
+AT_ONCE = 8
 Place = tuple[int, int]
 """Where a segment stands: the number of its seal, and which of that seal's segments it is."""
+Entries = Mapping[str, tuple[Place, SegmentEntry]]
+"""What a seal says of segments of events, by their keys."""
+
+
+@dataclass
+class _Versions:
+    """The versions of a segment of events, and of its pointer."""
+
+    jsonl: list[ObjectRef] = field(default_factory=list)
+    seal: list[ObjectRef] = field(default_factory=list)
 
 
 class Ledger:
@@ -30,36 +49,127 @@ class Ledger:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self._every = EveryVersion(reader)
         self._read: dict[str, tuple[Place, list[Act]]] = {}
+        self._seals: dict[int, Entries] = {}
         self.unsealed: list[str] = []
-        """The segments of events without a seal, as of the last `acts`."""
+        """The segments of events that no seal tells of, as of the last look."""
+        self.damaged: list[str] = []
+        """What is wrong with those that are not as they were sealed, as of the last look."""
 
     def acts(self) -> list[Act]:
-        """All acts that are sealed by now, oldest first. Raises `FormatError` where a segment is
-        not as it was sealed, and `StoreError`."""
-        sealed, self.unsealed = SealedSegments(self._reader), []
-        for item in self._reader.list(layout.EVENTS):
-            parsed = layout.parse_event_key(item.key)
-            if parsed is not None and parsed[1] == "jsonl" and item.key not in self._read:
-                self._take_in(item.key, sealed)
+        """All acts that are sealed by now, oldest first. Raises `StoreError`, also where one is
+        not as it was sealed: then nobody can tell who is held."""
+        found = self.readable()
+        if self.damaged:
+            raise StoreError(
+                f"{self.damaged[0]}: run archiver verify, and bring it back from a copy; until "
+                "then nobody can tell for certain what is held (hold add works all the same)",
+                reason="damaged",
+            )
+        return found
+
+    def readable(self) -> list[Act]:
+        """The same without those that are `damaged`."""
+        todo = {
+            key: found
+            for key, found in sorted(self._versions(layout.EVENTS).items())
+            if key not in self._read
+        }
+        self.unsealed, self.damaged = [], []
+        with ThreadPoolExecutor(AT_ONCE) as executor:
+            pointers = dict(zip(todo, executor.map(self._numbers, todo.values()), strict=True))
+            self._read_seals(executor, {n for named in pointers.values() for n in named})
+            unplaced = [key for key in todo if self._entry(key, pointers[key]) is None]
+            if unplaced:
+                self._look_again(executor, unplaced, pointers)
+            list(executor.map(lambda key: self._take_in(key, todo[key], pointers[key]), todo))
+        self.unsealed, self.damaged = sorted(self.unsealed), sorted(set(self.damaged))
         found = sorted(self._read.values(), key=lambda one: one[0])
         return [act for _, acts in found for act in acts]
 
-    def _take_in(self, key: str, sealed: SealedSegments) -> None:
-        # Asked twice: a pointer may have come, and the next seal, while the newest was looked for.
-        place = sealed.place(key) or sealed.place(key)
-        if place is None:
-            self.unsealed.append(key)
+    # --- which seal tells of a segment
+
+    def _versions(self, prefix: str) -> dict[str, _Versions]:
+        """By the keys of segments; delete markers are passed by."""
+        found: dict[str, _Versions] = {}
+        for ref, is_marker in self._every.below(prefix):
+            parsed = layout.parse_event_key(ref.key)
+            if parsed is not None and parsed[1] != "sha256" and not is_marker:
+                one = found.setdefault(f"{parsed[0]}.jsonl", _Versions())
+                (one.jsonl if parsed[1] == "jsonl" else one.seal).append(ref)
+        return found
+
+    def _numbers(self, found: _Versions) -> set[int]:
+        """The seals that the pointer's versions name."""
+        texts = [(self._bytes(ref, POINTER_BYTES) or b"").removesuffix(b"\n") for ref in found.seal]
+        return {int(text) for text in texts if text.isdigit() and len(text) <= 12}
+
+    def _look_again(
+        self, executor: ThreadPoolExecutor, keys: Iterable[str], pointers: dict[str, set[int]]
+    ) -> None:
+        """A seal is completed before the next is made, so only the newest can lack its pointers;
+        and one that was there no more may have got them while the newest was looked for."""
+        newest = SealedSegments(self._reader).newest().seq
+        for key in keys:
+            again = self._versions(layout.pointer_key(key)).get(key, _Versions())
+            pointers[key] |= {newest, *self._numbers(again)}
+        self._read_seals(executor, {n for key in keys for n in pointers[key]})
+
+    def _read_seals(self, executor: ThreadPoolExecutor, numbers: set[int]) -> None:
+        new = sorted(numbers - self._seals.keys())
+        read = zip(new, executor.map(self._read_seal, new), strict=True)
+        self._seals |= {number: entries for number, entries in read if entries is not None}
+
+    def _read_seal(self, number: int) -> Entries | None:
+        """What it says of events; None where there is no such seal: anybody may write a pointer."""
+        key = layout.seal_key(number)
+        data = self._bytes(ObjectRef(key, None), MAX_SEAL_BYTES)
+        if data is None and next(iter(self._every.below(key + ".sig")), None) is None:
+            return None
+        try:
+            sealed = seal.parse_seal(data or b"")
+        except FormatError as error:
+            self.damaged.append(f"{key} cannot be read ({error})")
+            return None
+        return {
+            entry.key: ((number, at), entry)
+            for at, entry in enumerate(sealed.segments)
+            if layout.parse_event_key(entry.key) is not None
+        }
+
+    def _entry(self, key: str, numbers: Iterable[int]) -> tuple[Place, SegmentEntry] | None:
+        told = (self._seals.get(number, {}).get(key) for number in sorted(numbers))
+        return next((one for one in told if one is not None), None)
+
+    # --- what a segment says
+
+    def _take_in(self, key: str, found: _Versions, numbers: Iterable[int]) -> None:
+        told = self._entry(key, numbers)
+        if told is None:
+            self.unsealed += [key] if found.jsonl else []
             return
-        entry, seal = place
-        with sealed.open(entry) as file:
-            data = file.read()
+        place, entry = told
+        versions = (self._bytes(ref, entry.bytes) or b"" for ref in found.jsonl)
+        data = next((d for d in versions if hashlib.sha256(d).hexdigest() == entry.sha256), None)
+        if data is None:
+            self.damaged.append(f"{key} is not there as seal {place[0]} tells of it")
+            return
         try:
             events = event.parse_segment(data)
         except FormatError as error:
-            raise FormatError(f"{key}: {error}; run archiver verify") from None
-        where = (seal.seq, seal.segments.index(entry))
-        self._read[key] = where, [Act(one, key, seal.seq) for one in events]
+            self.damaged.append(f"{key}: {error}")
+            return
+        self._read[key] = place, [Act(one, key, place[0]) for one in events]
+
+    def _bytes(self, ref: ObjectRef, max_bytes: int) -> bytes | None:
+        """None where it is not there, or larger than that."""
+        try:
+            return self._reader.read(ref.key, ref.version_id, max_bytes)
+        except StoreError as error:
+            if error.reason != "too_large":
+                raise
+            return None
 
 
 class Told:
@@ -69,8 +179,15 @@ class Told:
         self._ledger = Ledger(reader)
         self._finder = Finder(reader, at_once)
 
+    @property
+    def damaged(self) -> Sequence[str]:
+        return self._ledger.damaged
+
     def acts(self) -> list[Act]:
         return self._ledger.acts()
+
+    def readable(self) -> list[Act]:
+        return self._ledger.readable()
 
     def find(self, call_ids: Collection[str], now: datetime) -> Mapping[str, CallObjects]:
         return self._finder.find(call_ids, now)
@@ -111,6 +228,15 @@ def standings(acts: Sequence[Act]) -> dict[str, Standing]:
     return {call_id: Standing(own) for call_id, own in found.items()}
 
 
+def have_records(reader: Reader, call_ids: Collection[str], now: datetime) -> set[str]:
+    """Those of these calls that the archive has a record of, hidden or not."""
+    finder = Finder(reader, AT_ONCE)
+    try:
+        return set(finder.find(call_ids, now)) if call_ids else set()
+    finally:
+        finder.close()
+
+
 def standing_of(reader: Reader, call_id: str, objects: Collection[ObjectRef]) -> Standing:
     """How a call stands whose records tell of these objects; an act may tell of more."""
     acts = [act for act in Ledger(reader).acts() if act.hold.call_id == call_id]
@@ -121,15 +247,16 @@ def standing_of(reader: Reader, call_id: str, objects: Collection[ObjectRef]) ->
 
 
 def act_document(act: Act) -> dict[str, Any]:
-    hold = act.hold
+    return {**hold_document(act.hold), "seal": act.seal, "segment": act.segment}
+
+
+def hold_document(hold: Hold) -> dict[str, Any]:
     return {
         "action": hold.action,
         "at": format_second(hold.at),
         "by": hold.by,
         "objects": [vars(one) for one in hold.objects],
         "reason": hold.reason,
-        "seal": act.seal,
-        "segment": act.segment,
     }
 
 

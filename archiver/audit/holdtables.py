@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from archiver.audit.holds import Standing
+from archiver.audit.holds import Standing, hold_document
 from archiver.audit.render import printable
 from archiver.manifest import canonical
 from archiver.manifest.event import Act, Hold
@@ -17,7 +17,7 @@ WIDEST = 40
 
 def as_json(found: Mapping[str, Standing], call_ids: Sequence[str], unsealed: Sequence[str]) -> str:
     """`type` holds, `v` 1, `calls` [{call_id, held, acts}], oldest act first, and the keys of what
-    waits for its seal. Without `call_ids` the calls that are held now."""
+    is not sealed. Without `call_ids` the calls that are held now."""
     wanted = call_ids or [call_id for call_id, one in found.items() if one.is_held]
     calls = [
         {"call_id": call_id, **found.get(call_id, NO_ACTS).document()}
@@ -82,33 +82,26 @@ def act_line(act: Act) -> str:
     )
 
 
-def done_line(hold: Hold, seal: int, *, taken_up: bool, undone: bool) -> str:
+def unsealed_line(key: str) -> str:
+    return f"archiver: note: {key} is not sealed: it does not count, and nothing comes of it"
+
+
+def done_json(rows: Iterable[tuple[Hold, int, Collection[str], bool]]) -> str:
+    """`type` hold_done, `v` 1, `calls`. Of each call its act, the number of the seal, the keys of
+    what is gone, and whether another command has reversed it."""
+    calls = [
+        {"call_id": hold.call_id, "gone": sorted(gone), "reversed": undone, "seal": seal}
+        | hold_document(hold)
+        for hold, seal, gone, undone in rows
+    ]
+    return canonical.dump({"calls": calls, "type": "hold_done", "v": 1}).decode()
+
+
+def done_line(hold: Hold, seal: int, *, undone: bool) -> str:
     """What a command did about a call."""
     what = f"held, {_count(hold)}" if hold.action == "add" else f"hold taken off, {_count(hold)}"
     told = f"{printable(hold.call_id)}: {what}; seal {seal}"
-    if taken_up:
-        told += f" (begun at {format_second(hold.at)} by {printable(hold.by)}, finished now)"
     return f"{told}, and REVERSED since by another command" if undone else told
-
-
-def ended_line(call_id: str, acts: Sequence[Act]) -> str:
-    """Of a call that was held more than once, what its removal has ended."""
-    told = ", ".join(
-        f"{printable(act.hold.by)} ({printable(act.hold.reason)}, {format_second(act.hold.at)})"
-        for act in acts
-    )
-    return (
-        f"archiver: note: {printable(call_id)} was held by {len(acts)} acts, and a removal ends "
-        f"them all: {told}"
-    )
-
-
-def passed_by_line(hold: Hold) -> str:
-    """Of a removal that nobody finished."""
-    return (
-        f"archiver: note: a removal of the hold on {printable(hold.call_id)}, begun at "
-        f"{format_second(hold.at)} by {printable(hold.by)}, was never sealed: nothing came of it"
-    )
 
 
 def _count(hold: Hold) -> str:

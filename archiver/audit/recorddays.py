@@ -10,10 +10,11 @@ from archiver.manifest import layout
 from archiver.model import DAY
 
 
-def record_days(reader: Reader, now: datetime) -> Iterator[date]:
-    """Every day that may have records, newest first; some of them have none."""
+def record_days(reader: Reader, now: datetime, oldest: date | None = None) -> Iterator[date]:
+    """Every day that may have records, newest first; some of them have none. The oldest is looked
+    for where it is not given."""
     tomorrow = now.astimezone(UTC).date() + DAY
-    oldest = _first_day(reader, "")
+    oldest = oldest or _first_day(reader, "")
     if oldest is None:
         return
     later = _first_day(reader, f"{layout.RECORDS}{layout.day_dir(tomorrow)}0")

@@ -128,17 +128,23 @@ def list_records(start: datetime, end: datetime, outcome: str | None, form: str)
 def show(call_id: str, as_json: bool) -> int:
     """One call: holds, all revisions, files, seal. Exits with 1 where the archive has none."""
     from archiver.audit import tables
-    from archiver.audit.holds import standing_of
+    from archiver.audit.holds import have_records, standing_of
     from archiver.audit.query import Query
     from archiver.manifest import canonical
 
     with _reading() as (bucket, _):
         bucket.check_access()
-        history = Query(bucket).find(call_id, datetime.now(UTC))
-        if history is not None:
+        now, hidden = datetime.now(UTC), False
+        history = Query(bucket).find(call_id, now)
+        if history is None:
+            hidden = bool(have_records(bucket, [call_id], now))
+        else:
             history.standing = standing_of(bucket, call_id, history.objects)
     if history is None:
-        click.echo("archiver: the archive has no record of this call", err=True)
+        told = "archiver: the archive has no record of this call"
+        if hidden:
+            told = "archiver: delete markers have hidden this call's records: run archiver verify"
+        click.echo(told, err=True)
         return 1
     text = canonical.dump(history.document()).decode() if as_json else tables.history_text(history)
     click.echo(text, nl=False)

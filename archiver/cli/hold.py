@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from archiver.cli.common import start_run, stopping
+from archiver.errors import UsageError
 
 if TYPE_CHECKING:
     from archiver.manifest.event import Action
@@ -40,6 +42,7 @@ def hold() -> None:
 def _acting(function: F) -> F:
     """What the two acts take."""
     for decorate in (
+        click.option("--json", "as_json", is_flag=True, help="a stable format for programs"),
         click.option(
             "--single-writer", is_flag=True, help="accept a store without create-once writes"
         ),
@@ -59,45 +62,57 @@ def _acting(function: F) -> F:
 
 @hold.command()
 @_acting
-def add(call_ids: tuple[str, ...], by: str, reason: str, single_writer: bool) -> int:
+def add(call_ids: tuple[str, ...], by: str, reason: str, single_writer: bool, as_json: bool) -> int:
     """Hold every file and record of calls.
 
     Of a call that is held already it is one more act, on what the call has now.
     """
-    return _act("add", call_ids, by, reason, single_writer)
+    return _act("add", call_ids, by, reason, single_writer=single_writer, as_json=as_json)
 
 
 @hold.command()
 @_acting
-def remove(call_ids: tuple[str, ...], by: str, reason: str, single_writer: bool) -> int:
+@click.option("--all", "every", is_flag=True, help="also where several acts hold a call: end them")
+def remove(
+    call_ids: tuple[str, ...], by: str, reason: str, single_writer: bool, as_json: bool, every: bool
+) -> int:
     """Take the hold off calls. Their retention dates stay as they are."""
-    return _act("remove", call_ids, by, reason, single_writer)
+    return _act(
+        "remove", call_ids, by, reason, single_writer=single_writer, as_json=as_json, every=every
+    )
 
 
 def _act(
-    action: Action, call_ids: tuple[str, ...], by: str, reason: str, single_writer: bool
+    action: Action,
+    call_ids: tuple[str, ...],
+    by: str,
+    reason: str,
+    *,
+    single_writer: bool,
+    as_json: bool,
+    every: bool = False,
 ) -> int:
-    """Do it, and tell of each call. Exits with 1 where an object is gone or damaged."""
+    """Do it, and tell of each call. Exits with 1 where an object is missing, hidden or damaged."""
     from archiver.app import open_holds
     from archiver.audit import holdtables
+    from archiver.audit.render import printable
     from archiver.settings import WriterSettings, load
 
     settings = load(WriterSettings)
     clock = start_run(settings)
     with stopping(clock), open_holds(settings, clock, single_writer=single_writer) as holds:
-        result = holds.act(action, call_ids, by, reason)
-    gone = False
-    for one in result.done:
-        line = holdtables.done_line(one.hold, one.seal, taken_up=one.taken_up, undone=one.undone)
-        click.echo(line)
-        for key in sorted(one.gone):
-            gone = True
-            click.echo(f"archiver: {key} is missing or damaged: run archiver verify", err=True)
-    for call_id, acts in result.ended.items():
-        if len(acts) > 1:
-            click.echo(holdtables.ended_line(call_id, acts), err=True)
-    for hold in result.passed_by:
-        click.echo(holdtables.passed_by_line(hold), err=True)
+        result = holds.act(action, call_ids, by, reason, every=every)
+    if as_json:
+        rows = ((one.hold, one.seal, one.gone, one.undone) for one in result.done)
+        click.echo(holdtables.done_json(rows), nl=False)
+    for one in result.done if not as_json else ():
+        click.echo(holdtables.done_line(one.hold, one.seal, undone=one.undone))
+    gone = sorted({key for one in result.done for key in one.gone})
+    for key in gone:
+        told = f"archiver: {printable(key)} is missing, hidden or damaged: run archiver verify"
+        click.echo(told, err=True)
+    for damage in result.damaged:
+        click.echo(f"archiver: warning: {damage}: run archiver verify", err=True)
     return 1 if gone else 0
 
 
@@ -105,9 +120,12 @@ def _act(
 @click.argument("call_ids", metavar="[CALL_ID]...", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="a stable format for programs")
 def list_holds(call_ids: tuple[str, ...], as_json: bool) -> int:
-    """The calls that are held now; of those given, all acts."""
+    """The calls that are held now; of those given, all acts.
+
+    An id that the archive has no record of ends it with 2.
+    """
     from archiver.audit import holdtables
-    from archiver.audit.holds import Ledger, standings
+    from archiver.audit.holds import Ledger, have_records, standings
     from archiver.readonly import reader
     from archiver.settings import StoreSettings, load
 
@@ -118,11 +136,16 @@ def list_holds(call_ids: tuple[str, ...], as_json: bool) -> int:
         bucket.check_access()
         ledger = Ledger(bucket)
         found = standings(ledger.acts())
+        new = [one for one in call_ids if one not in found]
+        unknown = set(new) - have_records(bucket, new, datetime.now(UTC))
+    if unknown:
+        shown = ", ".join(ascii(one) for one in new if one in unknown)
+        raise UsageError(f"the archive has no record of {shown}: check the id")
     if as_json:
         click.echo(holdtables.as_json(found, call_ids, ledger.unsealed), nl=False)
         return 0
     text = holdtables.acts(found, call_ids) if call_ids else holdtables.held(found)
     click.echo(text, nl=False)
     for key in ledger.unsealed:
-        click.echo(f"archiver: {key} waits for its seal: it does not count yet", err=True)
+        click.echo(holdtables.unsealed_line(key), err=True)
     return 0

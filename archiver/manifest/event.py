@@ -56,11 +56,6 @@ class Hold:
     """Sorted by key, then version."""
 
     @property
-    def said(self) -> tuple[object, ...]:
-        """All but when it was: what a command that is given again says again."""
-        return (self.action, self.call_id, self.by, self.reason, self.objects)
-
-    @property
     def line(self) -> bytes:
         """Its bytes, newline included."""
         return canonical.dump(

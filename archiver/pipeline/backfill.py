@@ -115,6 +115,7 @@ class Backfill:
 
         Raises what `Windows.process` and `Chain.append` raise.
         """
+        self._windows.held.look()
         self._windows.keeper.keep_archive(self._chain.head.key_id)
         summary, done, stuck = Summary(), set[Window](), set[Window]()
         for batch in self.batches((window, aim) for window in todo):

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from archiver import fixity, metrics, wav
@@ -44,8 +45,10 @@ class Download:
         self._part_bytes = part_bytes
         self._tag = tag
 
-    def run(self, recording: Resumed, key: str, retain_until: datetime | None) -> Downloaded:
-        """Store a recording under `key`, or beside it.
+    def run(
+        self, recording: Resumed, key: str, retain_until: datetime | None, held: bool
+    ) -> Downloaded:
+        """Store a recording under `key`, or beside it; `held` puts a legal hold on it.
 
         Raises `CallError` where the blob is not what was announced, `StoreError`, `Interrupted`.
         """
@@ -64,9 +67,11 @@ class Download:
             raise
         if info.length == len(buffer):
             _check_digests(digests)
-            stored = put_beside(self._store, key, buffer, WAV, retain_until)
+            stored = put_beside(self._store, key, buffer, WAV, retain_until, held)
         else:
             stored = self._multipart(recording, buffer, digests, key, retain_until)
+            if held:
+                self._store.set_hold(stored.key, stored.version_id, True)
         self._read_back(stored)
         return Downloaded(stored, header, info)
 
@@ -112,13 +117,14 @@ def put_beside(
     data: bytes | bytearray,
     content_type: str,
     retain_until: datetime | None,
+    held: bool,
 ) -> Stored:
     """Create-once; where other bytes have the key, beside it."""
+    put = partial(store.put_once, content_type=content_type, retain_until=retain_until, held=held)
     try:
-        return store.put_once(key, data, content_type=content_type, retain_until=retain_until)
+        return put(key, data)
     except KeyTaken:
-        key = layout.beside(key, fixity.sha256_hex(data)[:16])
-        return store.put_once(key, data, content_type=content_type, retain_until=retain_until)
+        return put(layout.beside(key, fixity.sha256_hex(data)[:16]), data)
 
 
 def audio_of(header: wav.WavHeader, length: int) -> tuple[dict[str, Any], list[str]]:

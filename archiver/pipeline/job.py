@@ -62,15 +62,24 @@ class Tools:
 
 
 class Job:
-    """One try. `previous` is the record that stands, if one does: a new one would amend it."""
+    """One try. `previous` is the record that stands, if one does: a new one would amend it. Where
+    the call is `held`, its files are born so."""
 
     def __init__(
-        self, tools: Tools, listed: Call, window: Window, previous: Record | None, attempts: int
+        self,
+        tools: Tools,
+        listed: Call,
+        window: Window,
+        previous: Record | None,
+        attempts: int,
+        *,
+        held: bool,
     ) -> None:
         self.call = listed
         self._tools = tools
         self._window = window
         self._attempts = attempts
+        self.held = held
         self._told: Mapping[str, Any] = previous.document if previous else {"files": []}
         self._home = layout.parse_record_key(previous.key) if previous else None
         self._files: list[File] = []
@@ -158,7 +167,8 @@ class Job:
             self._files.append(before)
             return
         key = layout.recording_dir(self.day, self.call.id) + f"{kind}.json"
-        self._add(kind, put_beside(self._tools.store, key, data, JSON, self.retain_until), JSON)
+        store, until = self._tools.store, self.retain_until
+        self._add(kind, put_beside(store, key, data, JSON, until, self.held), JSON)
 
     def _add(self, kind: str, stored: Stored, content_type: str) -> None:
         self._files.append(_file(kind, stored, content_type))
@@ -201,7 +211,7 @@ class Job:
             metrics.stage("transfer"),
             closing(tools.open(self._signed_url)) as recording,
         ):
-            done = tools.download.run(recording, key, self.retain_until)
+            done = tools.download.run(recording, key, self.retain_until, self.held)
         self._add("recording", done.stored, WAV)
         self._source |= {
             "content_md5": done.info.content_md5,

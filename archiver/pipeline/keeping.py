@@ -13,6 +13,8 @@ did, and its objects are kept for longer than that.
 - Seals of windows that nobody touches stay as they are: they are locked for as long as what they
   cover. What the archive as a whole needs (seal 0, the public key, the verifier's page and script)
   is extended daily, counted from now, so that the key outlives the seals that it checks.
+- So are the acts that tell of legal holds, and the seals that cover them: counted from now while
+  one of their calls is held, because that outlasts any retention, and else from when it was done.
 """
 
 from __future__ import annotations
@@ -20,46 +22,28 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 
 import structlog
 
 from archiver.clock import Clock
-from archiver.errors import FormatError, StoreError
+from archiver.errors import FormatError
 from archiver.manifest import layout, record
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
 from archiver.model import DAY, Retention, Window
+from archiver.pipeline.extending import Done, Extender
+from archiver.pipeline.heldcalls import Evidence, HeldCalls
 from archiver.pipeline.history import History, Standing, max_date
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import Store
 from archiver.pipeline.promise import covered_date, is_behind, policy_date
-from archiver.store.objects import Head
 
 log = structlog.get_logger()
 
 MAX_POINTER_BYTES = 64
-
-
-@dataclass
-class _Done:
-    """What came of it. Threads share it."""
-
-    extended: int = 0
-    weaker: int = 0
-    """Objects in a weaker mode than today's, which the store does not change."""
-    gone: int = 0
-    """Objects that are not there, or cannot be read: `verify` says which."""
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, *, extended: bool = False, weaker: bool = False, gone: bool = False) -> None:
-        with self._lock:
-            self.extended += extended
-            self.weaker += weaker
-            self.gone += gone
 
 
 class Keeper:
@@ -72,12 +56,15 @@ class Keeper:
         workers: Workers,
         retention: Retention,
         clock: Clock,
+        held: HeldCalls,
     ) -> None:
         self._store = store
         self._segments = segments
         self._workers = workers
         self._retention = retention
+        self._extender = Extender(store, retention)
         self._clock = clock
+        self._held = held
         self._looked_at: float | None = None
         self._lock = threading.Lock()
         self.at_work = 0
@@ -103,12 +90,12 @@ class Keeper:
         return until
 
     def _extend_all(self, window: Window, history: History, late: list[Standing]) -> None:
-        done, names = _Done(), self._short(window, history)
+        done, names = Done(), self._short(window, history)
         told = history.records.values() if names and history.behind else ()
         with self._working():
             self._workers.map(partial(self._keep_call, window, done), [*told, *late])
             for name in names:
-                self._keep_segment(name, history.keep_until, done)
+                self._keep_segment(name, history.keep_until, window, done)
         if done.extended or done.weaker:
             log.info(
                 "window.kept_longer",
@@ -121,7 +108,8 @@ class Keeper:
 
     def keep_archive(self, key_id: str) -> None:
         """Extend what the archive as a whole needs, where that is locked for noticeably less than
-        today's policy gives from now: at the first call, and daily. Raises `StoreError`."""
+        today's policy gives from now, and what tells of legal holds: at the first call, and daily.
+        Raises `StoreError`."""
         now = self._clock.monotonic()
         recently = self._looked_at is not None and now < self._looked_at + DAY.total_seconds()
         until = self._retention.until(self._clock.now())
@@ -136,9 +124,34 @@ class Keeper:
         ]
         for key in keys:
             head = self._store.head(key)
-            if head is not None and self._is_short(head, until - DAY):
+            if head is not None and self._extender.is_short(head, until - DAY):
                 self._store.extend(key, head.version_id, until)
+        with self._working():
+            self._keep_events()
         self._looked_at = now
+
+    def _keep_events(self) -> None:
+        """Extend what tells of legal holds: of one that stands, counted from now; of any other act,
+        from when it was done. The segment comes last, as a window's does."""
+        done = Done()
+        self._workers.map(partial(self._keep_event, done), self._held.evidence())
+        if done.extended:
+            log.info("holds.kept_longer", objects=done.extended)
+        if done.gone:
+            log.error("holds.objects_gone", objects=done.gone)
+
+    def _keep_event(self, done: Done, one: Evidence) -> None:
+        now = self._clock.now()
+        until = self._retention.until(now if one.holds else one.at)
+        if until is None or until <= now:
+            return
+        head = self._store.head(one.key)
+        if head is None:
+            done.add(gone=True)
+        elif self._extender.is_short(head, until - DAY if one.holds else until):
+            self._extender.extend_seal(one.seal, until, timedelta(0), done)
+            for key in (layout.pointer_key(one.key), layout.companion_key(one.key), one.key):
+                self._extender.extend(key, None, until, done)
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -152,7 +165,7 @@ class Keeper:
 
     # --- a window's records and files
 
-    def _keep_call(self, window: Window, done: _Done, standing: Standing) -> None:
+    def _keep_call(self, window: Window, done: Done, standing: Standing) -> None:
         """Extend all revisions of a call, the newest first."""
         newest = standing.record()
         self._keep_record(newest, window, done)
@@ -163,13 +176,13 @@ class Keeper:
             except FormatError:
                 done.add(gone=True)
 
-    def _keep_record(self, found: Record, window: Window, done: _Done) -> None:
+    def _keep_record(self, found: Record, window: Window, done: Done) -> None:
         if not is_behind(found, window, self._retention):
             return
         until = policy_date(found, window, self._retention)
         for file in found.document["files"]:
-            self._extend(file["key"], file["version_id"], until, done)
-        self._extend(found.key, None, until, done)
+            self._extender.extend(file["key"], file["version_id"], until, done)
+        self._extender.extend(found.key, None, until, done)
 
     # --- its segments, and the seals that cover them
 
@@ -183,39 +196,18 @@ class Keeper:
             return []
         names = [name for name, _ in self._segments.of(window.start)]
         heads = (self._store.head(name.jsonl) for name in names)
-        return names if any(head and self._is_short(head, until) for head in heads) else []
+        return names if any(head and self._extender.is_short(head, until) for head in heads) else []
 
-    def _keep_segment(self, name: SegmentName, until: datetime | None, done: _Done) -> None:
-        for key in [*self._covering(name, done), name.sha256, name.jsonl]:
-            self._extend(key, None, until, done)
-
-    def _covering(self, name: SegmentName, done: _Done) -> Iterator[str]:
-        """The seal that covers a segment, its signature, and the pointer to it; nothing of one that
-        is not sealed yet: what it gets then has today's date."""
-        data = self._store.read(name.seal, max_bytes=MAX_POINTER_BYTES)
-        if data is None:
-            return
-        number = data.strip()
-        if not (number.isdigit() and int(number) <= layout.MAX_SEQUENCE):
-            done.add(gone=True)
-            return
-        yield from (layout.seal_key(int(number)), layout.signature_key(int(number)), name.seal)
-
-    # --- one object
-
-    def _extend(
-        self, key: str, version_id: str | None, until: datetime | None, done: _Done
+    def _keep_segment(
+        self, name: SegmentName, until: datetime | None, window: Window, done: Done
     ) -> None:
-        try:
-            lock = self._store.extend(key, version_id, until)
-        except StoreError as error:
-            if error.reason != "gone":
-                raise
-            done.add(gone=True)
-            return
-        weaker = self._retention.mode == "COMPLIANCE" and lock.mode == "GOVERNANCE"
-        done.add(extended=lock.extended, weaker=weaker)
-
-    def _is_short(self, head: Head, until: datetime) -> bool:
-        modes = {self._retention.mode, "COMPLIANCE"}
-        return head.lock_mode not in modes or head.lock_until is None or head.lock_until < until
+        data = self._store.read(name.seal, max_bytes=MAX_POINTER_BYTES)
+        if data is not None:  # else it is not sealed yet: what it gets then has today's date
+            number = data.strip()
+            if number.isdigit() and int(number) <= layout.MAX_SEQUENCE:
+                self._extender.extend_seal(int(number), until, window.end - window.start, done)
+                self._extender.extend(name.seal, None, until, done)
+            else:
+                done.add(gone=True)
+        for key in (name.sha256, name.jsonl):
+            self._extender.extend(key, None, until, done)

@@ -136,10 +136,17 @@ class Chain:
                 self._take_over(following)
             return self.head
 
-    def append(self, segments: Sequence[Unsealed], watermark: datetime | None = None) -> None:
+    def append(
+        self,
+        segments: Sequence[Unsealed],
+        watermark: datetime | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> None:
         """Seal segments that are durable with their `.sha256`; those sealed already are passed by.
 
-        `watermark` moves the loop's mark forward; None carries it on unchanged.
+        `watermark` moves the loop's mark forward; None carries it on unchanged. `check` is called
+        before each try, behind the newest seal: nothing comes between the two but a lost try. What
+        it raises ends this, with nothing sealed.
         """
         with self._lock, metrics.stage("seal"):
             while True:
@@ -147,6 +154,8 @@ class Chain:
                 todo = [s for s in segments if s.entry.key not in self._sealed_since_open]
                 if not todo:
                     return
+                if check is not None:
+                    check()
                 data = seal.following(
                     head,
                     [segment.entry for segment in todo],

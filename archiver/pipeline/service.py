@@ -111,6 +111,7 @@ class Service:
         self._segments.forget()
         head = self._chain.refresh()
         mark = head.watermark
+        self._windows.held.look()
         self._windows.keeper.keep_archive(head.key_id)
         if self._windows.planner.begins is None:
             self._windows.planner.begins = self._chain.genesis().watermark

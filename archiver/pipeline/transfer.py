@@ -21,6 +21,8 @@ from archiver.manifest.record import Record, Result
 from archiver.model import Call, Retention, Window
 from archiver.pipeline.attempts import UNSAID, Attempts, Unarchived
 from archiver.pipeline.download import PART_BYTES, Download, random_tag
+from archiver.pipeline.heldcalls import HeldCalls
+from archiver.pipeline.holding import refs_of
 from archiver.pipeline.job import Job, Tools
 from archiver.pipeline.ports import Recordings, Source, Store
 from archiver.pipeline.promise import promise, promises_less
@@ -75,6 +77,7 @@ class Transfer:
         )
         self._store = store
         self._clock = clock
+        self.held = HeldCalls(store, clock)
         self._give_up = give_up
         self.attempts = Attempts(clock, first_rest_seconds)
         self._lock = threading.Lock()
@@ -99,7 +102,7 @@ class Transfer:
         Raises `SourceRefused`, `SourceError` (unreachable), `StoreError` and `Interrupted`.
         """
         with self._at_work(call) as attempt:
-            job = Job(self._tools, call, window, previous, attempt)
+            job = self._job(call, window, previous, attempt)
             try:
                 result = job.run(settled)
             except CallError as error:
@@ -119,7 +122,7 @@ class Transfer:
         Raises as `archive` does.
         """
         with self._at_work(call) as attempt:
-            job = Job(self._tools, call, window, previous, attempt)
+            job = self._job(call, window, previous, attempt)
             try:
                 result = job.refresh()
             except CallError as error:
@@ -128,6 +131,10 @@ class Transfer:
                     self.attempts.done(call.id)  # trying again would say the same
                 return unarchived
             return self._commit(job, result, previous)
+
+    def _job(self, call: Call, window: Window, previous: Record | None, attempt: int) -> Job:
+        held = self.held.is_held(call.id)
+        return Job(self._tools, call, window, previous, attempt, held=held)
 
     @property
     def in_flight(self) -> int:
@@ -172,7 +179,7 @@ class Transfer:
         until = job.retain_until
         if previous is not None:
             job.lock_modes |= self._keep(previous, result, until)
-        held = previous is not None and self._hold_as(previous, result)
+        held = job.held or (previous is not None and self._hold_as(previous, result))
         data = record.build(
             job.call,
             result,
@@ -186,7 +193,7 @@ class Transfer:
             try:
                 stored = self._store.put_once(key, data, retain_until=until, held=held)
             except KeyTaken:
-                return self._adopt(key)
+                return self._adopt(key, held)
             if previous is not None and not held and self._hold_as(previous, result):
                 # A hold was put on the call after we had looked, and may have missed this record.
                 self._store.set_hold(key, stored.version_id, True)
@@ -220,7 +227,8 @@ class Transfer:
             return None
 
     def _hold_as(self, previous: Record, result: Result) -> bool:
-        """Whether the call is on legal hold, by its previous record; then its new files are too."""
+        """Whether the call is on legal hold, by its previous record; then its new files are too.
+        It may be, though the ledger does not say so: somebody may just be putting it on hold."""
         head = self._store.head(previous.key)
         if head is None or not head.held:
             return False
@@ -230,13 +238,17 @@ class Transfer:
                 self._store.set_hold(file.key, file.version_id, True)
         return True
 
-    def _adopt(self, key: str) -> Record:
-        """Another writer committed the call first: its record is the record."""
+    def _adopt(self, key: str, held: bool) -> Record:
+        """Another writer committed the call first: its record is the record. It may not have known
+        that the call is held."""
         data = self._store.read(key)
         if data is None:
             raise StoreError(f"{key} was taken and cannot be read: run archiver verify")
         log.info("record.adopted")
-        return record.parse(data)
+        found = record.parse(data)
+        for one in refs_of(found) if held else ():
+            self._store.set_hold(one.key, one.version_id, True)
+        return found
 
 
 def _count(result: Result, previous: Record | None) -> None:

@@ -22,6 +22,7 @@ from archiver.model import Retention, Window
 from archiver.pipeline.attempts import UNSAID, Attempts, Unarchived
 from archiver.pipeline.closing import Closing, Tally
 from archiver.pipeline.history import History, HistoryReader, Line, Standing, Unsealed
+from archiver.pipeline.holding import Holding
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.keeping import Keeper
 from archiver.pipeline.planning import BACKFILL, ROUND, Aim, Memory, Plan, Planner, Task
@@ -90,7 +91,9 @@ class Windows:
         self._clock = clock
         self._segments = segments
         self.reader = HistoryReader(store, segments, retention)
-        self.keeper = Keeper(store, segments, workers, retention, clock)
+        self.held = transfer.held
+        self.keeper = Keeper(store, segments, workers, retention, clock, self.held)
+        self._holding = Holding(store, self.held, workers)
         self._closing = Closing(store, segments, self.reader, self.keeper)
         self._settle = settle
         self._ages = sorted(relist)
@@ -168,6 +171,8 @@ class Windows:
             outcome.closed = True
             return True
         tally, stable, unsure = self._work(outcome, history, memory, aim, due)
+        if outcome.settled:
+            self._holding.see_to(window, tally.standing, history.records)
         if not outcome.settled or not stable:
             return True
         outcome.closed = True

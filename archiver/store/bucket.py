@@ -54,7 +54,7 @@ class Bucket:
         """Whether the store refuses to overwrite; else one writer looks before each write."""
         self.read_back = False
         """Whether each recording is read back and hashed, because a HEAD proves too little."""
-        self._protection = Protection(self.requests)
+        self._protection = Protection(self.requests, self.has_object_lock)
 
     # --- reading
 

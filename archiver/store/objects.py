@@ -71,17 +71,16 @@ class Stored:
 
 @dataclass(frozen=True)
 class CallObjects:
-    """What the bucket has of a call: the files and records of all its revisions, in the very
-    versions that count. A legal hold is on the `held` ones, as far as the store tells."""
+    """What the bucket has of a call: every version of all that lies below its two directories. A
+    legal hold is on the `held` ones, as far as the store tells."""
 
     call_id: str
     held: frozenset[ObjectRef]
     loose: frozenset[ObjectRef]
+    named: frozenset[ObjectRef] = frozenset()
+    """Those whose keys are those of files and records: what an event may name."""
     gone: frozenset[str] = frozenset()
-    """Keys of what is named and not there, or cannot be read: `verify` says what is wrong."""
-    promised: datetime | None = None
-    """The latest date that its records promise a lock until."""
-
-    @property
-    def all(self) -> frozenset[ObjectRef]:
-        return self.held | self.loose
+    """Keys that a delete marker hides, or that a record names and are not there, or of records
+    that cannot be read: `verify` says what is wrong."""
+    locked_until: datetime | None = None
+    """The latest date that one of them is locked until."""

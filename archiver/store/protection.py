@@ -6,10 +6,17 @@ checksum where the store keeps one, lock, hold, encryption, storage class.
 Locks are extended and never shortened. The mode of a lock that holds stays: to weaken COMPLIANCE is
 forbidden, and to strengthen GOVERNANCE stores ask for the right to go round it, which no writer of
 an archive should have. Where a store refuses that, the lock is extended in the mode that it has.
+
+Many windows share a seal, so threads and processes extend one object at once, and there are stores
+that let a shorter date overwrite a longer one then: their check and their write are not one. So the
+threads of a process take turns at an object, and a date that was overwritten is set again.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +24,7 @@ import structlog
 
 from archiver.errors import StoreError
 from archiver.metrics import stage
+from archiver.model import format_second
 from archiver.store.objects import Head, Lock, Stored
 from archiver.store.requests import Requests, whole_second
 
@@ -24,7 +32,12 @@ log = structlog.get_logger()
 
 LEAST_RETENTION_SECONDS = 1.0
 """A retention that is over, or all but over, cannot be set, and need not be."""
-
+LOCK_TRIES = 8
+"""How often a date is set that is overwritten by a shorter one."""
+LOCK_PAUSE_SECONDS = 0.05
+"""Between two tries, and so much longer each time."""
+TURNS = 256
+"""Objects whose locks are set side by side, at most."""
 
 _NO_HOLDS = ("refused", "not_implemented", "not_configured")
 """Refusals that are about the object or the bucket, not about credentials or the network."""
@@ -33,8 +46,11 @@ _NO_HOLDS = ("refused", "not_implemented", "not_configured")
 class Protection:
     """Retention, holds, encryption and storage class of what is written. Threads share it."""
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: Requests, has_lock: Callable[[], bool] = lambda: False) -> None:
+        """`has_lock` says whether the bucket has Object Lock; asked where one did not take."""
         self._requests = requests
+        self._has_lock = has_lock
+        self._turns = [threading.RLock() for _ in range(TURNS)]
         self._options = requests.options
         self._modes_stay = False
         """Whether the store has refused to change the mode of a lock that holds: asked once."""
@@ -57,7 +73,7 @@ class Protection:
         """Compare what was written with what the store has; how it is locked then. A lock or a hold
         that the store dropped on the way, or a lock that is shorter than today's policy, is set
         again."""
-        with stage("verify"):
+        with stage("verify"), self._turn(stored.key):
             head = self._requests.head(stored.key, stored.version_id)
             if head is None or head.size != stored.size:
                 raise StoreError(f"{stored.key} is not what was written: the store is unsafe")
@@ -73,8 +89,9 @@ class Protection:
         """Lock an object that is there until then, unless it is locked for longer."""
         if self._lock_date(retain_until) is None:
             return Lock(None, None)
-        head = self._look(key, version_id)
-        return self._ensure_lock(key, version_id or head.version_id, head, retain_until)
+        with self._turn(key):
+            head = self._look(key, version_id)
+            return self._ensure_lock(key, version_id or head.version_id, head, retain_until)
 
     def hold(self, key: str, version_id: str | None, held: bool) -> None:
         """Put a legal hold on an object, or take it off, and look whether that took."""
@@ -129,6 +146,10 @@ class Protection:
 
     # --- locks
 
+    def _turn(self, key: str) -> AbstractContextManager[bool]:
+        """Held by the one thread that looks at an object's lock and sets it."""
+        return self._turns[hash(key) % TURNS]
+
     def _ensure_lock(
         self, key: str, version_id: str | None, head: Head, retain_until: datetime | None
     ) -> Lock:
@@ -141,16 +162,39 @@ class Protection:
         for mode in modes:
             if not _is_weaker(head, mode, until):
                 return Lock(head.lock_mode, head.lock_until)
-            refusal = self._set_lock(key, version_id, mode, until)
-            # Refused too is what would shorten a lock that somebody else has extended meanwhile.
-            head = self._look(key, version_id)
+            head, refusal = self._try_lock(key, version_id, mode, until)
             if not _is_weaker(head, mode, until):
                 return Lock(head.lock_mode, head.lock_until, extended=refusal is None)
             if mode != modes[-1]:
                 self._note_refusal(head)
-        raise refusal or StoreError(
-            f"{key} is not locked as asked: the bucket needs Object Lock, or set "
-            "ARCHIVER_OBJECT_LOCK_MODE=none"
+        raise refusal or self._not_locked(key, head, until)
+
+    def _try_lock(
+        self, key: str, version_id: str | None, mode: str, until: datetime
+    ) -> tuple[Head, StoreError | None]:
+        """Ask for a lock, again where another process overwrites it with a shorter one; how the
+        object stands then, and what the store says where it refuses."""
+        for number in range(LOCK_TRIES):
+            if number:
+                self._requests.clock.sleep(number * LOCK_PAUSE_SECONDS)
+            refusal = self._set_lock(key, version_id, mode, until)
+            # Refused too is what would shorten a lock that somebody else has extended meanwhile.
+            head = self._look(key, version_id)
+            if refusal is not None or head.lock_until is None or head.lock_until >= until:
+                break
+        return head, refusal
+
+    def _not_locked(self, key: str, head: Head, until: datetime) -> StoreError:
+        """The error where the store took a lock and does not show it."""
+        if not self._has_lock():
+            return StoreError(
+                f"{key} is not locked as asked: the bucket needs Object Lock, or set "
+                "ARCHIVER_OBJECT_LOCK_MODE=none"
+            )
+        shown = format_second(head.lock_until) if head.lock_until else "none"
+        return StoreError(
+            f"{key} is not locked as asked: the store took {format_second(until)} and shows "
+            f"{shown}; try again, and where it stays so, the store is unsafe"
         )
 
     def _modes(self, head: Head) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from archiver.demo.platform import Platform
+from archiver.manifest import canonical, layout
 from archiver.store.bucket import Bucket
 from tests.fakes.command import Command
 from tests.fakes.population import a_call
@@ -62,10 +64,12 @@ def test_from_the_first_act_to_the_last(archived: Command, bucket: Bucket) -> No
     assert told["hold"]["held"] is True
 
     assert holder.run("hold", "add", "vc_1", "--by", "M. Roe", "--reason", "Audit").code == 0
-    ended = holder.run("hold", "remove", "vc_1", *WHO)
+    refused = holder.run("hold", "remove", "vc_1", *WHO)
+    assert (refused.code, refused.out) == (2, "")
+    assert "--all" in refused.complaint
+    assert "M. Roe (Audit, " in refused.complaint
+    ended = holder.run("hold", "remove", "vc_1", *WHO, "--all")
     assert (ended.code, ended.out) == (0, "vc_1: hold taken off, 3 objects; seal 4\n")
-    assert "held by 2 acts" in ended.complaint
-    assert "M. Roe (Audit, " in ended.complaint
     listed = reader.run("hold", "list", "vc_1", "vc_2")
     assert [line.split()[1] for line in listed.out.splitlines()] == [
         "not", "add", "add", "remove", "never"
@@ -78,6 +82,15 @@ def test_from_the_first_act_to_the_last(archived: Command, bucket: Bucket) -> No
     assert reader.run("verify").code == 0
     heads = [bucket.head(one.key, one.version_id) for one in bucket.versions("rec")]
     assert [head.held for head in heads if head] == [False] * 6
+
+
+def test_an_act_is_told_to_programs_too(archived: Command) -> None:
+    told = archived.run("hold", "add", "vc_1", "vc_2", *WHO, "--json")
+    document = json.loads(told.out)
+    assert (document["type"], document["v"]) == ("hold_done", 1)
+    rows = [(one["call_id"], one["action"], one["seal"]) for one in document["calls"]]
+    assert rows == [("vc_1", "add", 2), ("vc_2", "add", 2)]
+    assert [(len(one["objects"]), one["gone"]) for one in document["calls"]] == [(3, []), (3, [])]
 
 
 @pytest.mark.parametrize(
@@ -132,12 +145,13 @@ def test_what_is_refused_leaves_everything_as_it_is(
     before = look()
     for arguments, told in (
         (["add", "vc_1", "vc_9", *WHO], "vc_9"),
-        (["remove", "vc_1", *WHO], "vc_1"),
+        (["add", "", " vc_1", *WHO], "'', ' vc_1'"),
+        (["remove", "vc_1", *WHO], "'vc_1'"),
+        (["list", "vc_1", "vc_9"], "'vc_9'"),
     ):
         done = archived.run("hold", *arguments)
         assert (done.code, done.out) == (2, "")
         assert told in done.complaint
-        assert "nothing was done" in done.complaint
     archived.run("keygen", "--out", "other.pem")
     done = archived.run(
         "hold", "add", "vc_1", *WHO, ARCHIVER_SIGNING_KEY_FILE=str(tmp_path / "other.pem")
@@ -160,3 +174,110 @@ def test_what_is_left_of_a_damaged_call_is_held(
     shown = archived.run("manifest", "show", "vc_1").out
     assert "NOT THERE" in shown
     assert shown.count(", legal hold\n") == 2
+
+
+# --- somebody else was at the bucket
+
+
+def states(bucket: Bucket, call_id: str) -> list[bool]:
+    """Whether each version of each object of a call is held; delete markers left out."""
+    versions = [
+        one
+        for one in bucket.versions("rec")
+        if f"/{call_id}/" in one.key and not one.is_delete_marker
+    ]
+    return [bucket.head(one.key, one.version_id).held for one in versions]  # type: ignore[union-attr]
+
+
+def test_what_lies_on_top_of_a_record_or_hides_it_keeps_nothing_from_being_held(
+    archived: Command, archive: Callable[[], Archive], bucket: Bucket, s3: Any
+) -> None:
+    record = archive().records["vc_1"]
+    at = bucket.requests.at(record["record"])
+    s3.put_object(**at, Body=canonical.dump({**record, "files": []}))
+    odd = bucket.requests.at(record["record"].replace("r1.json", "not ours.json"))
+    s3.put_object(**odd, Body=b"x")
+    [file, *_] = record["files"]
+    done = archived.run("hold", "add", "vc_1", *WHO)
+    assert (done.code, done.out) == (0, "vc_1: held, 4 objects; seal 2\n")
+    assert states(bucket, "vc_1") == [True] * 5
+    assert not any(states(bucket, "vc_2"))
+
+    s3.delete_object(**at)
+    s3.delete_object(**bucket.requests.at(file["key"]))
+    shown = archived.run("manifest", "show", "vc_1")
+    assert (shown.code, "hidden" in shown.complaint) == (1, True)
+    removed = archived.run("hold", "remove", "vc_1", *WHO)
+    assert (removed.code, removed.out) == (1, "vc_1: hold taken off, 4 objects; seal 3\n")
+    assert f"{file['key']} is missing, hidden or damaged" in removed.err
+    assert not any(states(bucket, "vc_1"))
+    assert archived.run("hold", "add", "vc_1", *WHO).code == 1
+    assert states(bucket, "vc_1") == [True] * 5
+    assert archived.run("hold", "list", "vc_1").out.startswith("vc_1: held since ")
+
+
+def test_an_act_that_is_hidden_or_overwritten_still_counts(
+    archived: Command, bucket: Bucket, s3: Any
+) -> None:
+    archived.run("hold", "add", "vc_1", *WHO)
+    listed = archived.run("hold", "list").out
+    [segment] = [one.key for one in bucket.list("manifest/events/") if one.key.endswith("jsonl")]
+    [version] = [one.version_id for one in bucket.versions(segment)]
+    pointer = segment.replace(".jsonl", ".seal")
+    for key in (segment, pointer):
+        s3.put_object(**bucket.requests.at(key), Body=b"x")
+        assert archived.run("hold", "list").out == listed
+        s3.delete_object(**bucket.requests.at(key))
+        assert archived.run("hold", "list").out == listed
+    s3.delete_object(**bucket.requests.at(segment, version))
+    gone = archived.run("hold", "list")
+    assert (gone.code, gone.out, segment in gone.complaint) == (4, "", True)
+    refused = archived.run("hold", "remove", "vc_1", *WHO)
+    assert (refused.code, refused.out, segment in refused.complaint) == (4, "", True)
+    done = archived.run("hold", "add", "vc_2", *WHO)
+    assert (done.code, done.out) == (0, "vc_2: held, 3 objects; seal 3\n")
+    assert segment in done.complaint
+    assert all(states(bucket, "vc_1") + states(bucket, "vc_2"))
+
+
+def test_an_act_that_nobody_sealed_is_never_signed(
+    archived: Command, bucket: Bucket, s3: Any
+) -> None:
+    """Anybody who can write to the manifest may have put it there, in whosever name."""
+    archived.run("hold", "add", "vc_1", *WHO)
+    [segment] = [one.key for one in bucket.list("manifest/events/") if one.key.endswith("jsonl")]
+    told = json.loads(bucket.read(segment) or b"")
+    for action, by in (("remove", "J. Doe, Legal"), ("add", "The President")):
+        forged = {**told, "action": action, "by": by, "call_id": "vc_2", "objects": []}
+        data = canonical.dump(forged)
+        tag = hashlib.sha256(data).hexdigest()[:8]
+        key = f"{segment.rpartition('-')[0]}-{tag}.jsonl"
+        s3.put_object(**bucket.requests.at(key), Body=data)
+    archived.run("hold", "add", "vc_1", *WHO)
+    listed = archived.run("hold", "list", "vc_2")
+    assert listed.out == "vc_2: never held: the ledger has no act about it\n"
+    assert listed.err.count("not sealed") == 2
+
+
+def test_an_act_is_locked_no_less_than_the_archive(
+    command: Command, bucket: Bucket, archive: Callable[[], Archive]
+) -> None:
+    locked = {"ARCHIVER_OBJECT_LOCK_MODE": "COMPLIANCE", "ARCHIVER_RETENTION_DAYS": "30"}
+    hours = [(YESTERDAY + timedelta(hours=hour)).isoformat() for hour in (10, 11)]
+    command.run("backfill", "--from", hours[0], "--to", hours[1], **locked)
+    weaker = {**locked, "ARCHIVER_OBJECT_LOCK_MODE": "GOVERNANCE"}
+    refused = command.run("hold", "add", "vc_1", *WHO, **weaker)
+    assert (refused.code, "ARCHIVER_OBJECT_LOCK_MODE" in refused.complaint) == (2, True)
+    assert not any(states(bucket, "vc_1"))
+    shorter = {**locked, "ARCHIVER_RETENTION_DAYS": "2"}
+    assert command.run("hold", "add", "vc_1", *WHO, **shorter).code == 0
+    least = bucket.head(layout.seal_key(1))
+    assert least is not None
+    new = [one.key for one in bucket.list("manifest/events/")]
+    new += [layout.seal_key(2), layout.signature_key(2)]
+    heads = [bucket.head(key) for key in new]
+    assert len(heads) == 5
+    for head in heads:
+        assert head is not None
+        assert head.lock_mode == "COMPLIANCE"
+        assert (head.lock_until or YESTERDAY) >= (least.lock_until or YESTERDAY + 99 * DAY)

@@ -6,7 +6,9 @@ which a writer must not have. So the mode stays, and the date is extended in it.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
@@ -82,6 +84,54 @@ def test_of_two_who_extend_at_once_the_longer_wins(locking: MakeBucket, clock: H
         events.unregister("before-call.s3.PutObjectRetention", interfere)
     assert not found.extended
     assert lock_of(first, "k") == ("GOVERNANCE", found.until) == ("GOVERNANCE", until + 3 * DAY)
+
+
+def test_threads_that_extend_one_object_lose_no_date(locking: MakeBucket, clock: HandClock) -> None:
+    """Windows of one seal, each with a date of its own: no store is to be trusted with that."""
+    bucket, first = locking("GOVERNANCE"), clock.now() + DAY
+    for number in range(8):
+        bucket.put_once(f"k{number}", b"x", retain_until=first)
+        dates = [first + count * DAY for count in (3, 8, 1, 6, 2, 7, 5, 4)]
+        with ThreadPoolExecutor(8) as threads:
+            found = list(threads.map(partial(bucket.extend, f"k{number}", None), dates))
+        for wanted, lock in zip(dates, found, strict=True):
+            assert lock.until is not None
+            assert lock.until >= wanted
+        assert lock_of(bucket, f"k{number}") == ("GOVERNANCE", max(dates))
+
+
+@pytest.mark.parametrize("rivals", [3, 99])
+def test_a_shorter_date_that_another_process_wrote_over_ours_is_extended_again(
+    locking: MakeBucket, clock: HandClock, rivals: int
+) -> None:
+    """As a store does whose check and write are not one. Where it goes on, that is an error, and
+    none that asks for the bucket's Object Lock, which it has."""
+    bucket, until = locking("GOVERNANCE"), clock.now() + DAY
+    bucket.put_once("k", b"x", retain_until=until)
+    left = list(range(rivals))
+    shorten = bucket.requests.s3.put_object_retention
+    lock = {"Mode": "GOVERNANCE", "RetainUntilDate": until}
+
+    def interfere(**_: object) -> None:
+        if left:
+            left.pop()
+            events.unregister("after-call.s3.PutObjectRetention", interfere)
+            at = bucket.requests.at("k")
+            shorten(**at, Retention=lock, BypassGovernanceRetention=True)
+            events.register("after-call.s3.PutObjectRetention", interfere)
+
+    events = bucket.requests.s3.meta.events
+    events.register("after-call.s3.PutObjectRetention", interfere)
+    try:
+        if rivals == 3:
+            assert bucket.extend("k", None, until + 2 * DAY).extended
+            assert lock_of(bucket, "k") == ("GOVERNANCE", until + 2 * DAY)
+        else:
+            with pytest.raises(StoreError, match="k is not locked as asked: the store") as caught:
+                bucket.extend("k", None, until + 2 * DAY)
+            assert "ARCHIVER_OBJECT_LOCK_MODE" not in str(caught.value)
+    finally:
+        events.unregister("after-call.s3.PutObjectRetention", interfere)
 
 
 def test_what_is_gone_is_told_apart(locking: MakeBucket, clock: HandClock) -> None:

@@ -25,7 +25,7 @@ BUGS = (
     Bug(
         "a record without its recording",
         "pipeline/download.py",
-        "stored = put_beside(self._store, key, buffer, WAV, retain_until)",
+        "stored = put_beside(self._store, key, buffer, WAV, retain_until, held)",
         "stored = Stored(key, None, info.length, digests.sha256)",
         "tests/unit/test_transfer.py",
     ),
@@ -60,7 +60,7 @@ BUGS = (
     Bug(
         "our record instead of the one that was there first",
         "pipeline/transfer.py",
-        "return self._adopt(key)",
+        "return self._adopt(key, held)",
         "pass",
         "tests/unit/test_transfer.py tests/unit/test_windows.py tests/model",
     ),

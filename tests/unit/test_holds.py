@@ -12,6 +12,7 @@ import pytest
 from archiver.audit.callobjects import Finder
 from archiver.audit.holds import Ledger, Told, standings
 from archiver.audit.verify import Options, verify
+from archiver.clock import Interrupted
 from archiver.errors import FormatError, StoreError, UsageError
 from archiver.manifest import event, layout
 from archiver.manifest.event import Action
@@ -45,15 +46,17 @@ class Officer:
         told = Told(store, 1)
         return Holds(store, chain, told, SerialWorkers(), self.clock, Retention()), store
 
-    def act(self, action: Action, *call_ids: str, reason: str = "Case 1") -> Result:
+    def act(
+        self, action: Action, *call_ids: str, reason: str = "Case 1", every: bool = False
+    ) -> Result:
         self.clock.forward(MINUTE)
-        return self.open()[0].act(action, call_ids, "J. Doe", reason)
+        return self.open()[0].act(action, call_ids, "J. Doe", reason, every=every)
 
     def add(self, *call_ids: str, reason: str = "Case 1") -> Result:
         return self.act("add", *call_ids, reason=reason)
 
-    def remove(self, *call_ids: str, reason: str = "Case 1") -> Result:
-        return self.act("remove", *call_ids, reason=reason)
+    def remove(self, *call_ids: str, reason: str = "Case 1", every: bool = False) -> Result:
+        return self.act("remove", *call_ids, reason=reason, every=every)
 
     # --- what stands
 
@@ -146,8 +149,11 @@ def test_a_removal_frees_the_call_and_both_acts_stand(world: World, officer: Off
     officer.add("vc_1")
     officer.add("vc_1", reason="Case 2")
     assert officer.ledger == {"vc_1": ["add", "add"]}
-    ended = officer.remove("vc_1").ended
-    assert [act.hold.reason for act in ended["vc_1"]] == ["Case 1", "Case 2"]
+    with pytest.raises(UsageError, match=r"Case 1.*Case 2.*--all"):
+        officer.remove("vc_1")
+    assert officer.ledger == {"vc_1": ["add", "add"]}
+    assert officer.held["vc_1"]
+    officer.remove("vc_1", every=True)
     assert officer.ledger == {"vc_1": ["add", "add", "remove"]}
     assert not any(officer.held.values())
     assert verify(world.store, Options()).findings == []
@@ -209,7 +215,7 @@ def test_a_large_day_is_not_listed_for_few_calls(world: World) -> None:
     world.store.hooks.append(asked.append)
     found = finder.find(["vc_2", "vc_3"], world.clock.now())
     finder.close()
-    assert {i: len(one.all) for i, one in found.items()} == {"vc_2": 3, "vc_3": 3}
+    assert {i: len(one.named) for i, one in found.items()} == {"vc_2": 3, "vc_3": 3}
     listed = {one.key for one in asked if one.operation == "list"}
     assert {f"records/{DAY_DIR}/", f"records/{DAY_DIR}/vc_3/"} <= listed
 
@@ -275,46 +281,46 @@ def test_the_same_command_again_finishes_what_was_cut_off(
         if not cut_off(officer, action, number, moment):
             break
         officer.check_promise()
-        begun = len(officer.unsealed)
+        left = officer.unsealed
         try:
-            result = officer.act(action, "vc_1")
+            [done] = officer.act(action, "vc_1").done
+            assert done.hold.at == officer.clock.now(), "an act has the time of its own command"
         except UsageError:  # it had only to tell of it
             assert action == "remove"
             assert officer.ledger["vc_1"] == ["add", "remove"]
-            result = Result([], [])
         assert officer.ledger["vc_1"][-1] == action
         assert officer.held == {"vc_1": action == "add", "vc_2": False}
-        assert officer.unsealed == []
-        assert len(result.done) <= 1, "what was written is taken up, not written twice"
-        assert begun == 0 or len(officer.ledger["vc_1"]) == (1 if action == "add" else 2)
+        assert officer.unsealed == left, "what was cut off is never sealed later"
         assert verify(world.store, Options()).exit_code == 0
         world.store.finish(frozenset(f"officer {n}" for n in range(9)))
     assert number > 6, "a command has more writes than that"
 
 
 @pytest.mark.parametrize("action", ["add", "remove"])
-def test_another_command_finishes_a_hold_but_never_a_removal(
-    world: World, officer: Officer, action: Action
-) -> None:
-    """Nobody relies on a removal that reported failure: it must not strike later on its own."""
+def test_no_command_seals_what_another_left(world: World, officer: Officer, action: Action) -> None:
+    """Nobody relies on an act that reported failure; and anybody may have put it there."""
     if action == "remove":
         officer.add("vc_1")
     for number in range(100):
         assert cut_off(officer, action, number, "after")
         if officer.unsealed:
             break
-    result = officer.add("vc_2", reason="Case 2")
-    assert officer.held == {"vc_1": True, "vc_2": True, "vc_3": False}
-    told = [(one.hold.call_id, one.taken_up) for one in result.done]
-    if action == "add":
-        assert told == [("vc_1", True), ("vc_2", False)]
-        assert (officer.unsealed, result.passed_by) == ([], [])
-    else:
-        assert told == [("vc_2", False)]
-        assert [one.action for one in result.passed_by] == ["remove"]
-        officer.remove("vc_1")  # as it was asked for then
-        assert officer.held == {"vc_1": False, "vc_2": True, "vc_3": False}
-        assert officer.unsealed == []
+    before, left = officer.ledger, officer.unsealed
+    officer.add("vc_2", reason="Case 2")
+    officer.remove("vc_2")
+    assert officer.ledger == {**before, "vc_2": ["add", "remove"]}
+    assert officer.unsealed == left
+    officer.act(action, "vc_1")
+    assert officer.ledger["vc_1"] == [*before.get("vc_1", []), action]
+    assert officer.held["vc_1"] == (action == "add")
+
+
+def test_an_interrupted_act_says_to_run_it_again(world: World, officer: Officer) -> None:
+    holds, store = officer.open()
+    store.hooks.append(once(lambda r: r.operation == "hold", officer.clock.stop))
+    with pytest.raises(Interrupted, match="run the same command again"):
+        holds.act("add", ["vc_1"], "J. Doe", "Case 1")
+    assert officer.ledger == {}
 
 
 def test_a_store_that_refuses_is_told_with_what_to_do(world: World, officer: Officer) -> None:
@@ -387,11 +393,17 @@ def test_of_two_commands_at_a_time_the_one_sealed_last_holds(
         other.act(second, ["vc_1"], "M. Roe", "Case 2")
 
     store.hooks.append(once(lambda r: seals(r) and r.moment == moment, meanwhile))
+    if (first, moment) == ("remove", "before"):
+        with pytest.raises(UsageError, match=r"M\. Roe.*Case 2"):
+            holds.act(first, ["vc_1"], "J. Doe", "Case 1")
+        assert officer.ledger["vc_1"] == ["add", "add"], "it never saw the second hold"
+        assert officer.held["vc_1"]
+        return
     [done] = holds.act(first, ["vc_1"], "J. Doe", "Case 1").done
     assert sorted(officer.ledger["vc_1"]) == ["add", "add", "remove"]
     last = officer.ledger["vc_1"][-1]
-    # A removal takes up the hold that it finds unsealed, and goes behind it.
-    assert last == (first if (first, moment) == ("remove", "before") else second)
+    # Whoever writes first before the other's seal is sealed first.
+    assert last == (first if moment == "before" else second)
     assert officer.held["vc_1"] == (last == "add")
     assert done.undone == (last != first)
 
@@ -414,16 +426,30 @@ def test_it_runs_beside_the_loop(world: World, officer: Officer) -> None:
 # --- the ledger
 
 
+def test_each_seal_and_each_act_is_read_once(world: World, officer: Officer) -> None:
+    for _ in range(3):
+        officer.add("vc_1", "vc_2")
+    asked: list[Request] = []
+    world.store.hooks.append(asked.append)
+    ledger = Ledger(world.store)
+    assert len(ledger.acts()) == 6
+    read = [one.key for one in asked if one.operation == "get" and one.moment == "before"]
+    assert len(read) == len(set(read)) == 3 + 3 + 3
+    ledger.acts()
+    assert len([one for one in asked if one.operation == "get"]) == 2 * len(read)
+
+
 def test_a_damaged_ledger_is_one_clear_line(world: World, officer: Officer) -> None:
     officer.add("vc_1")
 
     class Damaged(MemoryStore):
-        def stream(self, key: str, version_id: str | None = None) -> Iterator[bytes] | None:
-            chunks = super().stream(key, version_id)
-            return iter([b"x"]) if "events" in key else chunks
+        def read(
+            self, key: str, version_id: str | None = None, max_bytes: int = 1 << 20
+        ) -> bytes | None:
+            return b"x" if key.endswith("jsonl") else super().read(key, version_id, max_bytes)
 
     damaged = Damaged(officer.clock, shelf=world.store._shelf)
-    with pytest.raises(FormatError, match="run archiver verify"):
+    with pytest.raises(StoreError, match="run archiver verify"):
         Ledger(damaged).acts()
 
 

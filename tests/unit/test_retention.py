@@ -4,6 +4,7 @@ hand: dates are so far off that the store's own clock does not matter."""
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +16,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from archiver.demo.platform import Platform
-from archiver.manifest import layout
+from archiver.manifest import event, layout, seal
+from archiver.manifest.event import Action, Hold
 from archiver.manifest.signing import SigningKey
-from archiver.model import Retention, parse_time
+from archiver.model import Retention, parse_time, windows_between
+from archiver.pipeline.backfill import Backfill
+from archiver.pipeline.planning import BACKFILL
 from archiver.store.bucket import Bucket
 from archiver.store.objects import Lock
 from tests.fakes.clock import HandClock
@@ -348,6 +352,87 @@ def test_a_shorter_policy_keeps_what_tells_of_a_longer_promise(
     assert len(mine) == 3 + 3 + 2
     assert short_of({one: locks()[one] for one in mine}, LONG) == []
     audit(policy.bucket(None), key, archive())
+
+
+def test_a_seal_of_many_windows_is_extended_once_by_many_threads(
+    platform: Platform, policy: Policy, clock: HandClock, locks: Any, bucket: Bucket
+) -> None:
+    """To the latest date of all windows that it covers: whichever comes first, and no store has to
+    choose between dates."""
+    count = 8
+    platform.add(*(a_call(f"vc_{number}", TEN + number * HOUR) for number in range(count)))
+    clock.turn_to(SETTLED + count * HOUR)
+    windows = list(windows_between(TEN, TEN + count * HOUR, HOUR))
+    rig = policy.rig(GOVERNANCE, SHORT)
+    outcomes = [rig.windows.process(window, BACKFILL) for window in windows]
+    Backfill(rig.windows, rig.chain, rig.segments).seal(outcomes, None)
+    for days in (LONG, LONG + 5):
+        longer = policy.rig(GOVERNANCE, days)
+        longer.windows.keeper.keep_archive(rig.chain.head.key_id)
+        with counted(bucket) as asked:
+            Backfill(longer.windows, longer.chain, longer.segments, at_once=8).run(windows)
+        assert asked["PutObjectRetention"] == 2 + (3 + 3) * count
+        assert short_of(locks(), days) == []
+        last = (count - 1) * HOUR
+        both = {one: locks()[one] for one in (layout.seal_key(1), layout.signature_key(1))}
+        assert short_of(both, days, since=TEN + last) == []
+
+
+# --- what tells of legal holds
+
+
+@dataclass
+class Entry:
+    """A segment of events that is to be sealed."""
+
+    entry: seal.SegmentEntry
+    retain_until: datetime | None
+
+
+def put_act(rig: Rig, action: Action, call_id: str) -> list[str]:
+    """An act on the ledger, as the rig's policy locks it; the keys of all that tells of it."""
+    at, bucket = rig.clock.now(), rig.bucket
+    until = rig.retention.until(at)
+    key, data = event.segment([Hold(action, call_id, "J. Doe", "Case 1", at, ())])
+    bucket.put_once(key, data, retain_until=until)
+    companion = event.companion(key, data)
+    bucket.put_once(layout.companion_key(key), companion, retain_until=until)
+    entry = seal.describe(key, io.BytesIO(data), window_lines=0)
+    rig.chain.append([Entry(entry, until)])
+    own = rig.chain.head.seq
+    beside = [layout.companion_key(key), layout.pointer_key(key)]
+    return [key, *beside, layout.seal_key(own), layout.signature_key(own)]
+
+
+def test_what_tells_of_a_hold_is_kept_longer_too(
+    platform: Platform, policy: Policy, clock: HandClock, locks: Any, bucket: Bucket
+) -> None:
+    platform.add(a_call("held"), a_call("free"))
+    clock.turn_to(SETTLED)
+    rig = policy.rig(GOVERNANCE, SHORT)
+    rig.backfill()
+    begun = clock.now()
+    stands, ended = put_act(rig, "add", "held"), put_act(rig, "add", "free")
+    removed = put_act(rig, "remove", "free")
+    policy.rig(GOVERNANCE, LONG).backfill()
+    for one in (stands, ended, removed):
+        assert short_of({key: locks()[key] for key in one}, LONG, since=begun) == []
+    before = locks()
+    policy.rig(GOVERNANCE, MIDDLE).backfill()
+    assert locks() == before, "nothing is ever shortened"
+    # A hold outlasts any retention, and what tells of it does not end before it.
+    clock.forward(40 * DAY)
+    with capture_logs() as logs:
+        policy.rig(GOVERNANCE, LONG).backfill()
+    now = locks()
+    assert short_of({key: now[key] for key in stands}, LONG, since=clock.now()) == []
+    assert {key: now[key] for key in ended + removed} == {
+        key: before[key] for key in ended + removed
+    }
+    assert [one["objects"] for one in logs if one["event"] == "holds.kept_longer"] == [5]
+    with counted(bucket) as asked:
+        policy.rig(GOVERNANCE, LONG).backfill()
+    assert asked["PutObjectRetention"] == 0
 
 
 # --- another mode
