@@ -56,6 +56,7 @@ demo: $(VENV)/.demo-installed ## the main job on embedded parts; ARGS="--calls 2
 test: $(VENV)/.dev-installed ## all tests but tests/system; ARGS="-k window" passes options
 	$(CLEAN_ENV) $(BIN)/python -m pytest --ignore=tests/system -n auto --dist worksteal $(ARGS)
 
+REPLAYED := $(SEED)
 EXAMPLES ?= 2000
 SEED ?= 1
 
@@ -67,6 +68,18 @@ properties: $(VENV)/.dev-installed ## tests/model at length; EXAMPLES=20000 trie
 .PHONY: mutants
 mutants: $(VENV)/.dev-installed ## plant bugs in a copy, one at a time: some test must catch each
 	$(CLEAN_ENV) $(BIN)/python -m tests.mutants $(ARGS)
+
+SEEDS ?= 5000
+FIRST ?= 1
+SIMULATION = PYTHONHASHSEED=0 $(CLEAN_ENV) $(BIN)/python -m tests.simulation
+
+.PHONY: simulate
+simulate: $(VENV)/.dev-installed ## SEEDS=5000 histories full of faults; SEED=7 replays one
+	$(SIMULATION) $(if $(REPLAYED),--seed $(REPLAYED),--seeds $(SEEDS) --first $(FIRST))
+
+.PHONY: crash-points
+crash-points: $(VENV)/.dev-installed ## a mishap at each request in turn; POINT=loop/after/7 replays one
+	$(SIMULATION).points $(if $(POINT),--point "$(POINT)")
 
 .PHONY: lint
 lint: $(VENV)/.dev-installed ## ruff: rules and format; shellcheck
@@ -100,7 +113,7 @@ azurite: system-setup
 .PHONY: system
 system: $(VENV)/.dev-installed system-setup ## the system tests: the installed command and real servers
 	PATH="$(CURDIR)/.cache/bin:$(CURDIR)/$(BIN):$$PATH" \
-	  $(CLEAN_ENV) $(BIN)/python -m pytest tests/system $(ARGS)
+	  $(CLEAN_ENV) $(BIN)/python -m pytest tests/system -n 2 --dist loadfile $(ARGS)
 
 .PHONY: large-window
 large-window: $(VENV)/.dev-installed system-setup ## a window of 100,000 calls: how much memory it takes

@@ -7,7 +7,6 @@ in between leaves objects that the next try finds and adopts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -43,10 +42,13 @@ def found_archive(
         content_type="application/x-pem-file",
         retain_until=until,
     )
+    there = {}
     for key, page in pages.items():
-        with suppress(KeyTaken):  # by an earlier version's page: it holds for this archive too
-            store.put_once(key, page, content_type="text/plain", retain_until=until)
-    there = {key: fixity.sha256_hex(store.read(key) or b"") for key in pages}
+        try:
+            stored = store.put_once(key, page, content_type="text/plain", retain_until=until)
+            there[key] = stored.sha256
+        except KeyTaken:  # by an earlier version's page: it holds for this archive too
+            there[key] = fixity.sha256_hex(store.read(key) or b"")
     return chain.found(
         lambda: seal.genesis(
             new_archive_id(),

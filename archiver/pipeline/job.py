@@ -53,12 +53,12 @@ class Tools:
         self.download = download
         self.retry = retry
         self.retention = retention
-        self._clock = clock
+        self.clock = clock
         self._pressure = pressure
 
     def open(self, renew: Callable[[], SignedUrl]) -> Resumed:
         """A recording as one stream, whatever happens to its connections."""
-        return Resumed(self.recordings, renew, self._clock, self._pressure)
+        return Resumed(self.recordings, renew, self.clock, self._pressure)
 
 
 class Job:
@@ -80,6 +80,9 @@ class Job:
         self._window = window
         self._attempts = attempts
         self.held = held
+        self.began = tools.clock.now()
+        self.was_beaten = False
+        """Whether another writer's record had the place."""
         self._told: Mapping[str, Any] = previous.document if previous else {"files": []}
         self._home = layout.parse_record_key(previous.key) if previous else None
         self._files: list[File] = []

@@ -7,13 +7,13 @@ another window's listing showed; and those that another process archived and nev
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 
 from archiver.errors import FormatError, StoreError
 from archiver.manifest import layout, record
-from archiver.model import Call, Window
+from archiver.model import Call, Window, window_of
 from archiver.pipeline.attempts import Attempts, Unarchived
 from archiver.pipeline.history import History, Standing
 from archiver.pipeline.index import RecordIndex, SegmentIndex
@@ -184,6 +184,18 @@ class Planner:
             self._expect(home, calls, memories)
         with self._lock:
             self._leave_to_others(listed, memories)
+
+    def expect(self, window: Window, calls: Iterable[Call], memories: dict[Window, Memory]) -> None:
+        """Calls were seen in a listing of `window` whose work was cut short: the windows of their
+        own times wait for them, as far as they have no record."""
+        length = window.end - window.start
+        homes: dict[Window, dict[str, Call]] = {}
+        for call in calls:
+            home = window if call.own_time is None else window_of(call.own_time, length)
+            homes.setdefault(home, {})[call.id] = call
+        for home, found in homes.items():
+            if self.begins is None or home.start >= self.begins:
+                memories.setdefault(home, Memory()).awaited.update(found)
 
     def _hand_on(
         self, found: dict[str, Standing], listed: Listed, memories: dict[Window, Memory]

@@ -18,7 +18,7 @@ from archiver.clock import Clock
 from archiver.errors import CallError, KeyTaken, StoreError
 from archiver.manifest import layout, record
 from archiver.manifest.record import Record, Result
-from archiver.model import Call, Retention, Window
+from archiver.model import Call, Retention, Window, parse_time
 from archiver.pipeline.attempts import UNSAID, Attempts, Unarchived
 from archiver.pipeline.download import PART_BYTES, Download, random_tag
 from archiver.pipeline.heldcalls import HeldCalls
@@ -113,7 +113,16 @@ class Transfer:
                 if not settled or not self._is_given_up(window, previous):
                     return unarchived
                 result = job.failure(unarchived.reason, unarchived.status)
-            return self._commit(job, result, previous)
+            found = self._commit(job, result, previous)
+        return self._look_again(call, window, job, found)
+
+    def _look_again(self, call: Call, window: Window, job: Job, found: Record) -> Record:
+        """Another writer's record, made before we asked the source, may be of an older call."""
+        made = parse_time(found.document.get("archived_at"))
+        if not job.was_beaten or found.outcome != "archived" or made is None or made >= job.began:
+            return found
+        again = self.refresh(call, window, found)
+        return found if isinstance(again, Unarchived) else again
 
     def refresh(self, call: Call, window: Window, previous: Record) -> Record | Unarchived:
         """Look at an archived call again: the revision after `previous` where call or survey have
@@ -193,6 +202,7 @@ class Transfer:
             try:
                 stored = self._store.put_once(key, data, retain_until=until, held=held)
             except KeyTaken:
+                job.was_beaten = True
                 return self._adopt(key, held)
             if previous is not None and not held and self._hold_as(previous, result):
                 # A hold was put on the call after we had looked, and may have missed this record.

@@ -18,7 +18,7 @@ from archiver.clock import Clock
 from archiver.errors import SourceError, StoreError
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
-from archiver.model import Retention, Window
+from archiver.model import Call, Retention, Window
 from archiver.pipeline.attempts import UNSAID, Attempts, Unarchived
 from archiver.pipeline.closing import Closing, Tally
 from archiver.pipeline.history import History, HistoryReader, Line, Standing, Unsealed
@@ -29,7 +29,7 @@ from archiver.pipeline.planning import BACKFILL, ROUND, Aim, Memory, Plan, Plann
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import NoProgress, Progress, Store
 from archiver.pipeline.transfer import Transfer
-from archiver.source.listing import Lister
+from archiver.source.listing import Listed, Lister
 
 log = structlog.get_logger()
 
@@ -203,8 +203,25 @@ class Windows:
     ) -> tuple[Tally, bool, bool]:
         """List the window and work at its calls: how they stand then, whether the listing can be
         relied on, and whether the source did not answer for an archived call."""
+        seen: dict[str, Call] = {}
+        try:
+            listed = self._lister.list(outcome.window, seen)
+            return self._work_at_listed(listed, outcome, history, memory, aim, due)
+        except BaseException:
+            # Were the source to hide them now, nobody else would know that they were listed.
+            self.planner.expect(outcome.window, seen.values(), self._memories)
+            raise
+
+    def _work_at_listed(
+        self,
+        listed: Listed,
+        outcome: Outcome,
+        history: History,
+        memory: Memory,
+        aim: Aim,
+        due: datetime | None,
+    ) -> tuple[Tally, bool, bool]:
         window = outcome.window
-        listed = self._lister.list(window)
         self.planner.sort_out(listed, self._memories, aim)
         closing = outcome.settled and not history.revision
         plan = self.planner.plan(listed, history, memory, aim, due, closing)

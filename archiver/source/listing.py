@@ -92,10 +92,11 @@ class Lister:
         self._clock = clock
         self._length = window_length
 
-    def list(self, window: Window) -> Listed:
-        """The calls of a window. Raises `SourceRefused` or `SourceError`."""
+    def list(self, window: Window, seen: dict[str, Call] | None = None) -> Listed:
+        """The calls of a window. `seen` gets every call as it comes, so that those are known that
+        came before an error. Raises `SourceRefused` or `SourceError`."""
+        seen = {} if seen is None else seen
         began = self._clock.now()
-        seen: dict[str, Call] = {}
         found = self._pass(window, seen)
         passes = agreeing = 1
         while agreeing < (3 if found.is_short else 2) and passes < MAX_PASSES:

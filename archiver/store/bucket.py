@@ -101,7 +101,10 @@ class Bucket:
 
     def _open(self, asked: dict[str, Any]) -> Iterator[bytes] | None:
         answer = self.requests.find("GetObject", lambda: self.requests.s3.get_object(**asked))
-        return None if answer is None else self._chunks(answer["Body"], answer["ContentLength"])
+        if answer is None:
+            return None
+        etag_of(answer)  # a page of HTML has none
+        return self._chunks(answer["Body"], answer["ContentLength"])
 
     def _chunks(self, body: Any, length: int) -> Iterator[bytes]:
         count = 0

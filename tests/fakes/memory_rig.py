@@ -26,8 +26,9 @@ from archiver.pipeline.sealing import Chain
 from archiver.pipeline.service import Schedule, Service
 from archiver.pipeline.transfer import Transfer
 from archiver.pipeline.window import Windows
-from archiver.source.client import Filter
+from archiver.source.client import Filter, VoiceCallsClient
 from archiver.source.listing import Lister
+from archiver.source.recording import RecordingClient
 from tests.fakes.clock import HandClock
 from tests.fakes.memory_source import MemoryPlatform, api_client, recording_client
 from tests.fakes.memory_store import MemoryStore, Request
@@ -78,6 +79,8 @@ class World:
     """What the writers share. `watermark` is where the archive begins, `options` are those of the
     platform. `tick` numbers whatever happens to platform and bucket, one series for both."""
 
+    retention = Retention()
+
     def __init__(
         self, now: datetime, watermark: datetime, times: Times | None = None, **options: Any
     ) -> None:
@@ -97,6 +100,20 @@ class World:
         made.found()
         return made
 
+    # --- how a process of this name reaches what is outside of it
+
+    def clock_of(self, name: str) -> Any:
+        return self.clock
+
+    def store_of(self, name: str) -> Any:
+        return self.store.by(name)
+
+    def api_of(self, name: str) -> VoiceCallsClient:
+        return api_client(self.platform, self.clock_of(name), name)
+
+    def blobs_of(self, name: str) -> RecordingClient:
+        return recording_client(self.platform, self.clock_of(name), name)
+
     def finish(self) -> None:
         """Nobody has done what nobody may do."""
         self.store.finish(frozenset(n for n, writer in self.writers.items() if writer.died))
@@ -107,17 +124,17 @@ class Writer:
     """One process: everything is wired here as `archiver/app.py` wires it."""
 
     def __init__(self, world: World, name: str, part_bytes: int) -> None:
-        clock, times, keep = world.clock, world.times, Retention()
+        clock, times, keep = world.clock_of(name), world.times, world.retention
         self.name = name
         self.died = False
         self._world = world
-        self.store = store = world.store.by(name)
+        self.store = store = world.store_of(name)
         self.segments = segments = SegmentIndex(store)
-        self._api = api_client(world.platform, clock, name)
+        self._api = world.api_of(name)
         lister = Lister(self._api, COMPLETED, clock, times.window)
         tags = itertools.count(1)
         transfer = Transfer(
-            self._api, recording_client(world.platform, clock, name), store, clock,
+            self._api, world.blobs_of(name), store, clock,
             retention=keep, give_up=times.give_up, part_bytes=part_bytes,
             first_rest_seconds=times.poll_interval_seconds,
             tag=lambda: _tag(name, next(tags)),
@@ -143,7 +160,7 @@ class Writer:
             found_archive(
                 self.chain, self.store, world.key.public, world.clock,
                 capabilities={"create_once": True}, pages=pages, watermark=world.watermark,
-                retention=Retention(),
+                retention=world.retention,
             )  # fmt: skip
 
     def round(self) -> Summary:

@@ -112,6 +112,17 @@ class MemoryStore:
             lock_mode=self._lock_mode, rules=self._rules, shelf=self._shelf,
         )  # fmt: skip
 
+    def copied(self, clock: Clock) -> MemoryStore:
+        """A bucket of its own with the same objects in it. No upload is open there."""
+        shelf = self._shelf
+        ticks = itertools.count(shelf.ticks()).__next__
+        made = _Shelf(ticks, objects=dict(shelf.objects), keys=list(shelf.keys))
+        made.versions = itertools.count(10_000 + len(made.keys))
+        return MemoryStore(
+            clock, writer=self.writer, versioned=self._versioned, lock_mode=self._lock_mode,
+            rules=self._rules, shelf=made,
+        )  # fmt: skip
+
     # --- reading
 
     def read(

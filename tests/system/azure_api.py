@@ -126,6 +126,11 @@ class AzureApi:
         """How many signed URLs each call has been asked for."""
         return self._state.urls
 
+    def add(self, call: AzureCall) -> None:
+        """Have one more call listed from now on."""
+        with self._state.lock:
+            self._state.calls[call.document["id"]] = call
+
     def settings(self, azurite: Azurite) -> dict[str, str]:
         return {
             "API_BASE_URL": self.url,
@@ -231,10 +236,12 @@ def _listing(state: _State, query: dict[str, str]) -> dict[str, Any]:
     size, page = int(query.get("pageSize", "25")), int(query.get("page", "1"))
     if not query.keys() <= known or not 1 <= size <= 100 or page < 1:
         raise _Refused(400, "validation_error")
+    with state.lock:
+        documents = [call.document for call in state.calls.values()]
     found = [
-        {name: value for name, value in call.document.items() if name != "transcript"}
-        for call in state.calls.values()
-        if _listed(call.document, query)
+        {name: value for name, value in document.items() if name != "transcript"}
+        for document in documents
+        if _listed(document, query)
     ]
     found.sort(key=lambda document: document["startTime"], reverse=True)
     pagination = {"page": page, "pageSize": size, "totalCount": len(found)}

@@ -1,0 +1,19 @@
+"""What the simulations share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from tests.simulation.story import quiet
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """No log lines are printed: there would be a million. All are looked at for secrets."""
+    before = structlog.get_config()
+    structlog.configure(**quiet())
+    yield
+    structlog.configure(**before)

@@ -1,0 +1,236 @@
+"""What must hold at the end of every history, whatever has befallen it: the ten invariants.
+
+The bucket is read twice, by programs that share nothing: the properties' ledger, and the package's
+own audit. What the source tells at the end is reckoned here anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from archiver.audit.reader import Reader
+from archiver.audit.result import Report
+from archiver.audit.verify import Options, verify
+from archiver.manifest.signing import PublicKey
+from tests.model.ledger import Ledger
+from tests.model.scene import was_told_of
+from tests.simulation.plot import CallPlan
+from tests.simulation.story import SECRETS, Story
+from tests.simulation.wire import STOP
+from tests.simulation.world import SimWorld
+
+Committed = dict[str, tuple[str, dict[str, str]]]
+"""call id → outcome, and the digest of each file by its kind"""
+LAST_WORDS = 3
+"""Requests that a process may still send once it was told to end."""
+
+
+class Once:
+    """A public key that looks at each signature once: the bucket is read twice."""
+
+    def __init__(self, key: PublicKey) -> None:
+        self._key = key
+
+    def verifies(self, data: bytes, signature: bytes) -> bool:
+        return _verifies(self._key, data, signature)
+
+
+@lru_cache(maxsize=64)
+def _verifies(key: PublicKey, data: bytes, signature: bytes) -> bool:
+    return key.verifies(data, signature)
+
+
+def check(story: Story) -> None:
+    """Raises `AssertionError` where anything does not hold."""
+    world = story.world
+    ledger = read(world)
+    check_time(story, ledger)
+    check_silence(story, ledger)
+    story.last()
+    ledger = read(world)
+    check_silence(story, ledger)
+    check_committed(story, ledger)
+    check_manners(story)
+    check_audit(world)
+    if story.plot.seed % 8 == 0:
+        check_tampering(world, story.plot.seed)
+
+
+def read(world: SimWorld) -> Ledger:
+    """Invariants 1, 2, 3, 5 and 7, as far as the bucket alone tells."""
+    world.finish()
+    ledger = Ledger(world.store.objects, Once(world.key.public))
+    ledger.check_tiling(world.watermark)
+    assert len(world.store.keys) == len(list(world.store.versions(""))), "overwritten"
+    return ledger
+
+
+def check_time(story: Story, ledger: Ledger) -> None:
+    """Invariants 3 and 10: sealed as far as it must be, nothing pending for ever."""
+    now, times = story.world.clock.now(), story.world.times
+    reach = sealed_to(story.world, ledger)
+    assert reach + times.window + times.settle > now, f"sealed to {reach} only, at {now}"
+    pending = ledger.pending - (story.platform.gone if story.plot.is_patient else set())
+    assert not pending, f"pending for ever: {pending}"
+    for age in times.relist:
+        ledger.check_listed_again(age, now)
+    if story.plot.is_patient:
+        failed = [i for i, one in ledger.listed.items() if one and one["outcome"] == "failed"]
+        assert not failed or set(failed) <= _unsteady(story), f"given up too early: {failed}"
+
+
+def sealed_to(world: SimWorld, ledger: Ledger) -> datetime:
+    """The end of the unbroken run of sealed windows. The watermark follows with the next seal that
+    the loop has a reason to write."""
+    reach = world.watermark
+    for window in ledger.windows:
+        reach = window.end if window.start == reach else reach
+    return reach
+
+
+def check_silence(story: Story, ledger: Ledger) -> None:
+    """Invariant 2: what was listed has a record or is pending; no record falls between chairs."""
+    told = ledger.recorded | ledger.pending
+    for call_id, seen in story.platform.listed.items():
+        forgotten = all(one.client in story.ended and not was_told_of(one, ledger) for one in seen)
+        assert call_id in told or forgotten, f"listed, then silence: {call_id} {seen}"
+    for key in sorted(ledger.unsealed):
+        assert _may_be_untold(story, ledger, key), f"{key} stands in no segment"
+
+
+def _may_be_untold(story: Story, ledger: Ledger, key: str) -> bool:
+    """One that was amended before anybody told of it. Of a process that ended: where the call is
+    told of by another record, or others were alive who cannot be held to look for it."""
+    made = story.world.store.object(key)
+    record = json.loads(made.data)
+    told = [window.newest.records.get(record["call_id"]) for window in ledger.windows]
+    if any(one is not None and one["revision"] > record["revision"] for one in told):
+        return True
+    others = any(not name.startswith("main") for name in story.world.processes)
+    return made.writer in story.ended and (any(told) or others)
+
+
+def check_committed(story: Story, ledger: Ledger) -> None:
+    """Invariants 1 and 4: what the source lists stands in the archive as it would without faults,
+    and nothing else does."""
+    found, reach = committed(ledger), sealed_to(story.world, ledger)
+    for plan in story.plot.calls:
+        at = plan.start
+        if plan.id in story.platform.gone | story.platform.hidden or at >= reach:
+            continue
+        assert plan.id in found, f"{plan.id} is listed, and not told of"
+        assert found[plan.id] in _expected(story, plan, ledger), f"{plan.id}: {found[plan.id]}"
+    assert found.keys() <= {plan.id for plan in story.plot.calls}
+
+
+def committed(ledger: Ledger) -> Committed:
+    """What the archive vouches for, whatever the keys."""
+    return {
+        call_id: (one["outcome"], {file["kind"]: file["sha256"] for file in one["files"]})
+        for call_id, one in ledger.listed.items()
+        if one is not None
+    }
+
+
+def _expected(story: Story, plan: CallPlan, ledger: Ledger) -> list[tuple[str, dict[str, str]]]:
+    """What a call may have come to. A change counts where the window was listed again after it."""
+    now = truth(story.world, plan.id)
+    if plan.event not in ("changes", "survey") or _must_be_seen(story, plan, ledger):
+        return [now]
+    before = plan.call
+    return [now, (now[0], _files(before.detail(), before.epa, plan.recording))]
+
+
+def truth(world: SimWorld, call_id: str) -> tuple[str, dict[str, str]]:
+    """What the source tells of a call at the end."""
+    call = world.platform.all[call_id]
+    outcome = "no_recording" if call.recording is None else "archived"
+    return outcome, _files(call.detail(), call.epa, call.recording)
+
+
+def _files(detail: dict[str, Any], epa: object, recording: Any) -> dict[str, str]:
+    document = {name: value for name, value in detail.items() if name != "epaResults"}
+    files = {"transcript": _sidecar(document)}
+    files |= {"epa": _sidecar(epa)} if epa is not None else {}
+    return files | ({"recording": recording.sha256()} if recording is not None else {})
+
+
+def _sidecar(document: object) -> str:
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(f"{text}\n".encode()).hexdigest()
+
+
+def _must_be_seen(story: Story, plan: CallPlan, ledger: Ledger) -> bool:
+    """Whether the window came of an age after the change. Where it was closed only then, nobody but
+    who closed it knows that it is to be looked at again (docs/adr/0011)."""
+    ages = story.world.times.relist
+    [window] = [one for one in ledger.windows if one.start <= plan.start < one.end]
+    if not ages or story.changed[plan.id] > window.end + ages[-1]:
+        return False
+    first = window.revisions[0]
+    return first.listed_at < window.end + ages[-1] or first.writer not in story.ended
+
+
+def _unsteady(story: Story) -> set[str]:
+    """The calls that the source itself has lost."""
+    return {plan.id for plan in story.plot.calls if plan.event == "gone"}
+
+
+def check_manners(story: Story) -> None:
+    """Invariants 8 and 9: nothing tells a secret, nothing is left lying, who has to end does."""
+    world = story.world
+    for key in world.store.keys:
+        assert not any(secret in key for secret in SECRETS), f"a key tells: {key}"
+    left = [one for one in world.uploads.open.values() if one.key.startswith("recordings/")]
+    assert not left, f"uploads left open: {left}"
+    told: dict[str, int] = {}
+    for one in story.wire.trace:
+        name = one.exchange.process
+        if name in told:
+            told[name] += 1
+            assert told[name] <= LAST_WORDS, f"{name} goes on after it was told to end"
+        if one.fault == STOP:
+            told[name] = 0
+
+
+def check_audit(world: SimWorld) -> Report:
+    """The package's own audit of the bucket, down to every byte, has nothing to say."""
+    report = audit(world.store, world.clock.now())
+    assert report.ok, f"verify: {[vars(one) for one in report.findings]}"
+    return report
+
+
+def audit(reader: Reader, now: datetime, **options: Any) -> Report:
+    return verify(reader, Options(level="bytes", workers=1, **options), now=now)
+
+
+def check_tampering(world: SimWorld, seed: int) -> None:
+    """Invariant 6: whatever is changed or lost of what counts, the audit finds it."""
+    shelf = world.store._shelf
+    named = sorted(_named(world) - {"manifest/probe"})
+    key = named[seed // 8 % len(named)]
+    whole = shelf.objects[key]
+    at = seed % len(whole.data)
+    changed = whole.data[:at] + bytes([whole.data[at] ^ 1]) + whole.data[at + 1 :]
+    shelf.objects[key] = replace(whole, data=changed)
+    try:
+        assert not audit(world.store, world.clock.now()).ok, f"{key} was changed unnoticed"
+    finally:
+        shelf.objects[key] = whole
+
+
+def _named(world: SimWorld) -> set[str]:
+    """Everything that the archive vouches for, and all of the manifest."""
+    store = world.store
+    found = {key for key in store.keys if key.startswith("manifest/")}
+    for key in [key for key in found if key.endswith(".jsonl")]:
+        for line in store.object(key).data.splitlines():
+            document = json.loads(line)
+            if document["type"] == "call":
+                found |= {document["record"], *(file["key"] for file in document["files"])}
+    return found

@@ -1,0 +1,193 @@
+"""The ways to the source: its API and its blob store, with all that may befall a request.
+
+The API client gets a light stand-in for httpx here, which takes a tenth of the time: what httpx
+itself makes of a broken answer is looked at in tests/faults and tests/hostile.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+from urllib.parse import unquote
+
+import httpx
+
+from archiver.demo.api import BASE_PATH
+from archiver.demo.wire import Reply, Request
+from archiver.source.client import VoiceCallsClient
+from archiver.source.recording import RecordingClient
+from tests.fakes.memory_source import (
+    API_URL,
+    MemoryPlatform,
+    MemoryPool,
+    api_client,
+    recording_client,
+)
+from tests.simulation.wire import Process, Wire
+
+STATUS = {"throttled": 429, "unavailable": 503, "internal": 500}
+BODIES = {
+    "error": b'{"error": {"code": "internal", "message": "try again"}}',
+    "empty": b"",
+    "page": b"<html><body>Please sign in</body></html>",
+}
+SILENT = -1
+"""`close_after` of a reply that ends before its first byte."""
+JSON = {"Content-Type": "application/json"}
+
+
+@dataclass
+class Front:
+    """Stands before the platform, as one process sees it: a `MemoryPlatform` to the clients."""
+
+    platform: MemoryPlatform
+    wire: Wire
+    process: Process
+    chance: random.Random
+
+    def respond(self, request: Request, client: str) -> Reply:
+        api = request.server == "api"
+        operation, key = _what(request)
+        side: Any = "api" if api else "blob"
+        exchange, fault = self.wire.send(self.process, side, operation, key)
+        if fault in ("unreachable", "out"):
+            reply = Reply(0, close_after=SILENT)
+        elif fault in STATUS:
+            reply = self._busy(STATUS[fault])
+        elif fault == "refused":
+            reply = Reply(401 if api else 403, JSON, b"{}")
+        elif fault is None:
+            reply = self.platform.respond(request, client)
+        else:
+            # Nobody sees all of this answer: the platform is not to remember that it showed it.
+            reply = self._bend(request, fault, self.platform.answer(request))
+        outcome = "silence" if reply.close_after == SILENT else str(reply.status)
+        self.wire.done(self.process, exchange, fault, outcome)
+        return reply
+
+    def _busy(self, status: int) -> Reply:
+        wait = {"Retry-After": str(self.chance.randint(1, 5))}
+        return Reply(status, {**JSON, **(wait if self.chance.random() < 0.5 else {})}, b"{}")
+
+    def _bend(self, request: Request, fault: str | None, reply: Reply) -> Reply:
+        body = reply.body if isinstance(reply.body, bytes) else b"".join(reply.body)
+        reply = replace(reply, body=body, content_length=reply.declared_length)
+        if fault == "dropped":
+            return replace(reply, close_after=SILENT)
+        if fault in BODIES:
+            return Reply(200, JSON, BODIES[fault])
+        if fault == "cut":
+            return replace(reply, close_after=self.chance.randrange(max(1, len(body))))
+        if fault == "whole" and reply.status == 206:
+            return self.platform.answer(_without_range(request))
+        if fault == "corrupt" and reply.status < 300 and _says_what_it_is(reply):
+            at = self.chance.randrange(len(body))
+            reply.body = body[:at] + bytes([body[at] ^ 0x10]) + body[at + 1 :]
+        return reply
+
+
+def _what(request: Request) -> tuple[str, str]:
+    """The operation, and the id of the call that it is about."""
+    if request.server == "blob":
+        call_id = unquote(request.path).removeprefix("/recs/").removesuffix(".wav")
+        return "range" if request.headers.get("Range") else "fetch", call_id
+    rest = request.path.removeprefix(f"{BASE_PATH}/voice-calls").strip("/")
+    if not rest:
+        return "list", request.query["dateFrom"]
+    call_id, _, last = rest.partition("/")
+    return {"": "call", "epa-results": "epa", "recording-url": "url"}[last], unquote(call_id)
+
+
+def _without_range(request: Request) -> Request:
+    headers: Any = {name: text for name, text in request.headers.items() if name != "Range"}
+    return _Asked(request.server, request.method, request.path, request.raw_query, headers, b"")
+
+
+def _says_what_it_is(reply: Reply) -> bool:
+    """Whether a client can find out that a byte is wrong."""
+    return any(name.lower().endswith("content-md5") for name in reply.headers)
+
+
+class _Asked(Request):
+    """A request whose query is parsed at most once."""
+
+    @cached_property
+    def pairs(self) -> list[tuple[str, str]]:
+        return super().pairs
+
+    @cached_property
+    def query(self) -> dict[str, str]:
+        return dict(self.pairs)
+
+
+class _Response:
+    """What the API client reads of an answer of httpx's."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.status_code = reply.status
+        self.headers = reply.headers
+        self._reply = reply
+
+    def __enter__(self) -> _Response:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def iter_raw(self) -> Iterator[bytes]:
+        assert isinstance(self._reply.body, bytes)
+        yield self._reply.body[: self._reply.close_after]
+        if self._reply.close_after is not None:
+            raise httpx.RemoteProtocolError("peer closed connection: incomplete body")
+
+
+class _Headed:
+    """A request, as far as the authentication sees it."""
+
+    def __init__(self) -> None:
+        self.headers: dict[str, str] = {}
+
+
+class LightHttp:
+    """Takes the place of the API client's `httpx.Client`."""
+
+    def __init__(self, front: Front, auth: Any) -> None:
+        self._front = front
+        self._auth = auth
+
+    def stream(self, method: str, url: str, params: Mapping[str, str] | None = None) -> _Response:
+        asked: Any = _Headed()
+        next(self._auth.auth_flow(asked))
+        path = BASE_PATH + url.removeprefix(API_URL)
+        request = _Asked("api", method, path, "", asked.headers, b"")
+        vars(request)["pairs"] = list((params or {}).items())
+        reply = self._front.respond(request, self._front.process.name)
+        if reply.close_after == SILENT:
+            if reply.status == 0:
+                raise httpx.ConnectError("connection refused")
+            raise httpx.RemoteProtocolError("server disconnected without sending a response")
+        return _Response(reply)
+
+    def close(self) -> None:
+        pass
+
+
+def api_of(front: Front) -> VoiceCallsClient:
+    """The real API client of a process."""
+    clock: Any = front.process.clock
+    made = api_client(front.platform, clock, front.process.name)
+    light: Any = LightHttp(front, made._api._auth)
+    made._api.http = light
+    return made
+
+
+def blobs_of(front: Front) -> RecordingClient:
+    """The real download client of a process."""
+    clock: Any = front.process.clock
+    platform: Any = front
+    made = recording_client(platform, clock, front.process.name)
+    assert isinstance(made._http, MemoryPool)
+    return made

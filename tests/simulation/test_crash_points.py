@@ -1,0 +1,27 @@
+"""Nothing is lost, doubled or half done, wherever a process is cut off: each point in turn.
+
+Here the mishaps of the old school, on the scenarios that differ most; `make crash-points` does all.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.points import KINDS, LEAST, SCENARIOS, all_of, calmly
+
+HERE = ("init and backfill", "loop", "listed again", "hold")
+MISHAPS = ("before", "after", "not applied", "applied")
+
+
+@pytest.mark.parametrize("kind", MISHAPS)
+@pytest.mark.parametrize("name", HERE)
+def test_whatever_happens_at_a_request_leaves_no_trace(name: str, kind: str) -> None:
+    assert all_of(SCENARIOS[name], kind) > 0
+
+
+def test_there_are_as_many_points_as_promised() -> None:
+    """None is skipped: `point` fails where a run has no such request."""
+    requests = {name: calmly(one).requests for name, one in SCENARIOS.items()}
+    here = sum(requests[name] for name in HERE) * len(MISHAPS)
+    print(f"{here} crash points here, {sum(requests.values()) * len(KINDS)} in all")
+    assert here >= LEAST
