@@ -8,7 +8,7 @@ import pytest
 import structlog
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def _quiet() -> Iterator[None]:
     """No log lines: there would be a million."""
     before = structlog.get_config()
