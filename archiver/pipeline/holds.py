@@ -246,7 +246,8 @@ def _refuse_removal(
     found: Mapping[str, CallObjects], standing: Mapping[str, Sequence[Act]], *, every: bool
 ) -> None:
     free = [i for i, acts in standing.items() if not found[i].held and not _is_held(acts)]
-    if free:
+    # What this very command took off before it was cut off must not keep it from the rest.
+    if len(free) == len(standing) or any(not standing[one] for one in free):
         raise UsageError(f"no hold is on {_names(free)}, so nothing was done")
     for call_id, acts in () if every else standing.items():
         # The same command given again is no other matter.

@@ -180,6 +180,8 @@ class Service:
         """What is wrong with one old window must not keep the others, and the newest, waiting."""
         try:
             return self._windows.process(window, aim)
+        except Interrupted:
+            raise
         except ArchiverError as error:
             log.error("window.failed", window=str(window), error=str(error))
             return Outcome(window, settled=True)

@@ -21,7 +21,7 @@ from tests.simulation.story import Story
 ROOT = Path(__file__).parents[2]
 CHUNK = 12
 SAME = (3, 111, 185)
-"""Seeds that are told twice: two of them with calls that are hidden between two passes."""
+"""Seeds that are told twice."""
 
 
 @pytest.mark.parametrize("first", range(1, 5 * CHUNK, CHUNK))
