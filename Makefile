@@ -54,7 +54,7 @@ demo: $(VENV)/.demo-installed ## the main job on embedded parts; ARGS="--calls 2
 
 .PHONY: test
 test: $(VENV)/.dev-installed ## all tests but tests/system; ARGS="-k window" passes options
-	$(CLEAN_ENV) $(BIN)/python -m pytest --ignore=tests/system -n auto --dist worksteal $(ARGS)
+	$(CLEAN_ENV) $(BIN)/python -m pytest --ignore=tests/system -n 3 --dist worksteal $(ARGS)
 
 REPLAYED := $(SEED)
 EXAMPLES ?= 2000
