@@ -12,6 +12,7 @@ from archiver.retry import Retry
 from archiver.settings import SourceSettings
 from archiver.source.auth import BearerAuth, Credentials, SignedKeyAuth
 from archiver.source.client import Filter, VoiceCallsClient
+from archiver.source.http import JsonApi
 from archiver.source.listing import Lister
 from archiver.tls import client_context
 
@@ -20,7 +21,7 @@ def source(
     settings: SourceSettings, clock: Clock, pressure: Pressure | None = None
 ) -> VoiceCallsClient:
     """The source's API client; raises `UsageError` where a secret's file cannot be read."""
-    return VoiceCallsClient(
+    api = JsonApi(
         settings.api_base_url,
         _credentials(settings, clock),
         clock,
@@ -29,6 +30,7 @@ def source(
         connections=settings.workers + 4,
         requests_per_second=settings.api_rate,
     )
+    return VoiceCallsClient(api)
 
 
 def _credentials(settings: SourceSettings, clock: Clock) -> Credentials:

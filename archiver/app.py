@@ -105,22 +105,17 @@ class App:
     def ensure_archive(self, *, single_writer: bool = False) -> bool:
         """Open the archive, or begin one; True where it was begun."""
         settings = self.settings
-        opened = self.chain.open()
-        if opened:
+        if self.chain.open():
             check_window_length(self.chain.genesis(), settings.window)
-        elif settings.start is not None and settings.start > self.clock.now():
-            raise UsageError("ARCHIVER_START lies in the future: the loop would do nothing")
-        if opened:
             found = _trust(self.bucket, self.chain, single_writer=single_writer)
-        else:
-            found = probe(self.bucket)
-            _rely_on(found, self.bucket, self.chain, single_writer=single_writer)
-        self.bucket.read_back = {"full": True, "head": False, "auto": not found.checksums}[
-            settings.verify_writes
-        ]
-        if opened:
+            self._read_back(found)
             self._abort_orphans()
             return False
+        if settings.start is not None and settings.start > self.clock.now():
+            raise UsageError("ARCHIVER_START lies in the future: the loop would do nothing")
+        found = probe(self.bucket)
+        _rely_on(found, self.bucket, self.chain, single_writer=single_writer)
+        self._read_back(found)
         seconds = int(settings.window.total_seconds())
         return found_archive(
             self.chain,
@@ -133,11 +128,17 @@ class App:
             retention=retention(settings),
         )
 
+    def _read_back(self, found: Capabilities) -> None:
+        wanted = {"full": True, "head": False, "auto": not found.checksums}
+        self.bucket.read_back = wanted[self.settings.verify_writes]
+
     def _abort_orphans(self) -> None:
         """Uploads of a process that was killed take room, and are paid for, until they are."""
+        before = self.clock.now() - ORPHANED_AFTER
         try:
             # Nothing else is uploaded in parts; others may use the bucket too.
-            count = self.bucket.abort_uploads(layout.RECORDINGS, self.clock.now() - ORPHANED_AFTER)
+            prefixes = (layout.RECORDINGS, layout.PROBE)
+            count = sum(self.bucket.abort_uploads(prefix, before) for prefix in prefixes)
         except StoreError as error:
             if error.reason != "not_implemented":
                 log.warning("uploads.unknown", error=str(error))

@@ -44,6 +44,18 @@ class Retry:
 
     def call(self, stage: str, function: Callable[[], T]) -> T:
         """Run `function` until it returns; raises its last `ArchiverError`."""
+        try:
+            return function()  # as nearly all do: tenacity takes longer than a small request
+        except ArchiverError as error:
+            if not _worth_it(error):
+                raise
+            first = [error]
+
+        def again() -> T:
+            if first:
+                raise first.pop()
+            return function()
+
         retrying = tenacity.Retrying(
             sleep=self._clock.sleep,
             stop=tenacity.stop_after_attempt(self._attempts),
@@ -52,7 +64,7 @@ class Retry:
             before_sleep=lambda state: self._failed(stage, state),
             reraise=True,
         )
-        return retrying(function)
+        return retrying(again)
 
     def _failed(self, stage: str, state: tenacity.RetryCallState) -> None:
         RETRIES.labels(stage, _reason(state)).inc()

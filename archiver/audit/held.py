@@ -1,7 +1,7 @@
 """Legal holds: what the ledger says of each call, against what the store says of its objects.
 
-The ledger is read first. Files are asked for by HEAD anyway, and so are the records that promise a
-lock; only of held calls are all records asked for, and at the end what their events name besides.
+The ledger is read first. Files are asked for by HEAD anyway, records where the bucket takes holds
+at all or their call is held; at the end comes what the events of held calls name besides.
 Somebody may put a call on hold, or take it off, while we look. So what is odd is kept until the
 end, and what a newer seal speaks of is dropped.
 """

@@ -21,11 +21,10 @@ from archiver.audit.chain import MAX_SEAL_BYTES
 from archiver.audit.everyversion import EveryVersion
 from archiver.audit.reader import Head, Reader
 from archiver.audit.sealed import SealedSegments
-from archiver.audit.segments import POINTER_BYTES
 from archiver.errors import FormatError, StoreError
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Act, Hold, ObjectRef
-from archiver.manifest.seal import SegmentEntry
+from archiver.manifest.seal import POINTER_BYTES, SegmentEntry, parse_pointer
 from archiver.model import format_second, format_time
 from archiver.store.objects import CallObjects
 
@@ -102,8 +101,8 @@ class Ledger:
 
     def _numbers(self, found: _Versions) -> set[int]:
         """The seals that the pointer's versions name."""
-        texts = [(self._bytes(ref, POINTER_BYTES) or b"").removesuffix(b"\n") for ref in found.seal]
-        return {int(text) for text in texts if text.isdigit() and len(text) <= 12}
+        numbers = (parse_pointer(self._bytes(ref, POINTER_BYTES) or b"") for ref in found.seal)
+        return {number for number in numbers if number is not None}
 
     def _look_again(
         self, executor: ThreadPoolExecutor, keys: Iterable[str], pointers: dict[str, set[int]]
@@ -222,10 +221,7 @@ class Standing:
 
 def standings(acts: Sequence[Act]) -> dict[str, Standing]:
     """By call id; calls in the order of their first acts."""
-    found: dict[str, list[Act]] = {}
-    for act in acts:
-        found.setdefault(act.hold.call_id, []).append(act)
-    return {call_id: Standing(own) for call_id, own in found.items()}
+    return {call_id: Standing(own) for call_id, own in event.by_call(acts).items()}
 
 
 def have_records(reader: Reader, call_ids: Collection[str], now: datetime) -> set[str]:

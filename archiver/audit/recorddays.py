@@ -27,10 +27,7 @@ def record_days(reader: Reader, now: datetime, oldest: date | None = None) -> It
 
 def record_day(key: str) -> date | None:
     """The day of a record's key; None for any other key."""
-    try:
-        parsed = layout.parse_record_key(key)
-    except ValueError:
-        return None
+    parsed = layout.parse_record_key(key)
     return parsed[0] if parsed else None
 
 

@@ -44,7 +44,7 @@ class RecordObjects:
         newest: dict[str, tuple[int, str]] = {}
         for day, ids in _by_day(days).items():
             for key in self._keys(day, ids):
-                parsed = _parsed(key)
+                parsed = layout.parse_record_key(key)
                 call_id = ids.get(parsed[1]) if parsed else None
                 if parsed and call_id is not None and parsed[2] > known.get(call_id, 0):
                     newest[call_id] = max((parsed[2], key), newest.get(call_id, (0, "")))
@@ -80,10 +80,3 @@ def _by_day(days: Mapping[str, Iterable[date]]) -> dict[date, dict[str, str]]:
         for day in possible:
             grouped.setdefault(day, {})[layout.call_dir(call_id)] = call_id
     return grouped
-
-
-def _parsed(key: str) -> tuple[date, str, int] | None:
-    try:
-        return layout.parse_record_key(key)
-    except ValueError:
-        return None

@@ -15,11 +15,11 @@ from typing import IO
 from archiver.audit.chain import MAX_SEAL_BYTES
 from archiver.audit.gate import TooLarge, spool
 from archiver.audit.reader import Reader
-from archiver.audit.segments import MAX_SEGMENT_BYTES, POINTER_BYTES, segment_name
+from archiver.audit.segments import MAX_SEGMENT_BYTES, segment_name
 from archiver.errors import FormatError
 from archiver.manifest import layout, seal
 from archiver.manifest.layout import SegmentName
-from archiver.manifest.seal import Seal, SegmentEntry
+from archiver.manifest.seal import POINTER_BYTES, Seal, SegmentEntry, parse_pointer
 
 SEALS_KEPT = 256
 """Seals in memory at a time: neighbouring segments stand in neighbouring seals."""
@@ -48,14 +48,13 @@ class SealedSegments:
 
     def place(self, key: str) -> tuple[SegmentEntry, Seal] | None:
         """The same for any segment, of a window or of events, by its key; with the whole seal."""
-        pointer_key = key.removesuffix(".jsonl") + ".seal"
+        pointer_key = layout.pointer_key(key)
         pointer = self._reader.read(pointer_key, None, POINTER_BYTES)
         if pointer is None:
             # A seal is completed before the next is made: only the newest can lack its pointers.
             return _entry_in(self.newest(), key)
-        text = pointer.removesuffix(b"\n")
-        number = int(text) if text.isdigit() and len(text) <= 12 else -1
-        found = _entry_in(self._seal(number), key) if number >= 0 else None
+        number = parse_pointer(pointer)
+        found = _entry_in(self._seal(number), key) if number is not None else None
         if found is None:
             raise FormatError(f"{pointer_key} names no seal that covers it: run archiver verify")
         return found

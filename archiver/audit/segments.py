@@ -15,7 +15,7 @@ from typing import IO, Any
 from archiver.audit.chain import Sealed
 from archiver.audit.gate import Gate, Spooled
 from archiver.errors import FormatError
-from archiver.manifest import canonical, event, layout, merkle, record
+from archiver.manifest import canonical, event, layout, merkle, record, seal
 from archiver.manifest.event import Action, Hold, ObjectRef
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
@@ -25,7 +25,6 @@ MAX_SEGMENT_BYTES = 1 << 30
 MAX_LINE_BYTES = 16 << 20
 """The window line is the long one: it may have to name every id of a window as pending."""
 MAX_RECORD_BYTES = 1 << 20
-POINTER_BYTES = 64
 
 _FILE_KEY = re.compile(
     r"recordings/dt=[0-9]{4}-[0-9]{2}-[0-9]{2}/(?P<call>[A-Za-z0-9_.-]+)/"
@@ -191,8 +190,8 @@ class SegmentCheck:
 
     def _pointer(self, sealed: Sealed) -> None:
         key, late = layout.pointer_key(sealed.entry.key), sealed.seq == self._newest_seal
-        data = self._gate.read(key, POINTER_BYTES, "pointer_missing", late=late)
-        if data is not None and data != f"{sealed.seq}\n".encode():
+        data = self._gate.read(key, seal.POINTER_BYTES, "pointer_missing", late=late)
+        if data is not None and data != seal.pointer(sealed.seq):
             self._report("pointer_mismatch", key, f"not {sealed.seq}")
 
     # --- line by line

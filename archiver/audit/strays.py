@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from archiver.audit.chain import ChainView
 from archiver.audit.gate import Gate
-from archiver.audit.segments import POINTER_BYTES, is_events, segment_name
-from archiver.manifest import layout
+from archiver.audit.segments import is_events, segment_name
+from archiver.manifest import layout, seal
 
 _EXTENSIONS = (".jsonl", ".sha256", ".seal")
 
@@ -45,12 +45,10 @@ def _stray(gate: Gate, chain: ChainView, key: str, segment: str) -> None:
 
 def _dangling(gate: Gate, chain: ChainView, pointer: str) -> None:
     """A pointer is written after its seal: without a seal, the seal is gone, or was read badly."""
-    data = gate.read(pointer, POINTER_BYTES, "pointer_missing")
+    data = gate.read(pointer, seal.POINTER_BYTES, "pointer_missing")
     if data is None:
         return
-    number = data.removesuffix(b"\n")
-    if number.isdigit() and len(number) <= 12:
-        seq = int(number)
+    if (seq := seal.parse_pointer(data)) is not None:
         newer = seq > chain.last and gate.reader.head(layout.seal_key(seq)) is not None
         unread = seq <= chain.last and seq not in chain.read
         if newer or unread:

@@ -81,6 +81,14 @@ class Act:
     seal: int
 
 
+def by_call(acts: Iterable[Act]) -> dict[str, list[Act]]:
+    """Acts by call id; calls in the order of their first acts."""
+    found: dict[str, list[Act]] = {}
+    for act in acts:
+        found.setdefault(act.hold.call_id, []).append(act)
+    return found
+
+
 def standing(acts: Sequence[Act]) -> list[Act]:
     """Of the acts about one call, oldest first, those that it stands by: it may be held more than
     once, and one removal ends all of that."""

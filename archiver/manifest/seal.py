@@ -12,6 +12,7 @@ Rules (docs/manifest-format.md):
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,6 +24,9 @@ from archiver.manifest.signing import PublicKey
 from archiver.model import format_second, format_time, parse_time
 
 NO_SEAL = "0" * 64
+POINTER_BYTES = 64
+"""More than a pointer can have."""
+_POINTER = re.compile(rb"(\d{1,12})\n?")
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,17 @@ def parse_seal(data: bytes) -> Seal:
     if sealed_at is None or watermark is None or not _typed(strings, numbers):
         raise FormatError("a seal with a field of the wrong type")
     return Seal(data, archive, key_id, prev, records, sealed_at, segments, seq, watermark, document)
+
+
+def pointer(seq: int) -> bytes:
+    """The bytes of the `.seal` beside each segment that a seal covers."""
+    return f"{seq}\n".encode()
+
+
+def parse_pointer(data: bytes) -> int | None:
+    """The number of the seal that a pointer names; None where it names none."""
+    match = _POINTER.fullmatch(data)
+    return int(match[1]) if match else None
 
 
 def check_window_length(genesis: Seal, length: timedelta) -> None:

@@ -23,7 +23,7 @@ import structlog
 
 from archiver.clock import Clock
 from archiver.errors import FormatError, StoreError
-from archiver.manifest import event, layout
+from archiver.manifest import event, layout, seal
 from archiver.pipeline.ports import Store
 
 log = structlog.get_logger()
@@ -32,7 +32,6 @@ LOOK_AGAIN_SECONDS = 300.0
 """What is known is never older, where somebody asks."""
 LOOK_CLOSER_SECONDS = 10.0
 """Nor, of a call that is held, than this."""
-MAX_POINTER_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -157,13 +156,13 @@ class HeldCalls:
     def _number(self, key: str) -> int | None:
         """What a pointer says."""
         try:
-            number = (self._store.read(key, max_bytes=MAX_POINTER_BYTES) or b"").strip()
-            if not (number.isdigit() and int(number) <= layout.MAX_SEQUENCE):
+            number = seal.parse_pointer(self._store.read(key, max_bytes=seal.POINTER_BYTES) or b"")
+            if number is None:
                 raise FormatError("no number of a seal")
         except (FormatError, StoreError) as error:
             self._pass_by(key, error)
             return None
-        return int(number)
+        return number
 
     def _pass_by(self, key: str, error: Exception) -> None:
         if isinstance(error, StoreError) and error.retryable:

@@ -84,6 +84,17 @@ class Standing:
     def record(self) -> Record:
         return record.parse(self.data)
 
+    def revisions(self, store: Store) -> Iterator[Record | None]:
+        """All records of the call, the newest first; None for one that is gone or damaged."""
+        newest = self.record()
+        yield newest
+        for number in range(newest.revision - 1, 0, -1):
+            key = layout.record_key(self.day, newest.call_id, number)
+            try:
+                yield record.parse(store.read(key) or b"")
+            except FormatError:
+                yield None
+
 
 @dataclass(frozen=True)
 class Unsealed:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from archiver.errors import FormatError, StoreError
-from archiver.manifest import layout, record
+from archiver.errors import StoreError
 from archiver.manifest.event import ObjectRef
 from archiver.manifest.record import Record
 from archiver.model import Window
@@ -73,17 +72,12 @@ class Holding:
         return len(loose), sum(call.gone for call in found)
 
     def _look(self, standing: Standing) -> _Found:
-        newest = standing.record()
-        refs, gone = dict.fromkeys(refs_of(newest)), 0
-        for number in range(newest.revision - 1, 0, -1):
-            key = layout.record_key(standing.day, newest.call_id, number)
-            try:
-                refs |= dict.fromkeys(refs_of(record.parse(self._store.read(key) or b"")))
-            except FormatError:
-                gone += 1
+        found = list(standing.revisions(self._store))
+        refs = dict.fromkeys(one for each in found if each is not None for one in refs_of(each))
         heads = [(one, self._store.head(one.key, one.version_id)) for one in refs]
         loose = [one for one, head in heads if head is not None and not head.held]
-        return _Found(newest.call_id, loose, gone + sum(head is None for _, head in heads))
+        gone = found.count(None) + sum(head is None for _, head in heads)
+        return _Found(standing.record().call_id, loose, gone)
 
     def _hold(self, one: ObjectRef) -> None:
         try:

@@ -126,7 +126,7 @@ class Holds:
         found = self._told.find(wanted, now)
         _refuse_unknown(wanted, found)
         told = self._acts(action)
-        by_call = _by_call(told)
+        by_call = event.by_call(told)
         standing = {one: event.standing(by_call.get(one, ())) for one in wanted}
         if action == "remove":
             _refuse_removal(found, standing, every=every)
@@ -161,7 +161,7 @@ class Holds:
         """Refuses to seal a removal once there is an act that it was not decided on."""
 
         def check() -> None:
-            by_call = _by_call(self._told.acts())
+            by_call = event.by_call(self._told.acts())
             for call_id, seen in before.items():
                 newest = by_call.get(call_id, [])[-1:]
                 if newest != list(seen[-1:]):
@@ -212,7 +212,7 @@ class Holds:
 
     def _newest(self, own: Sequence[Hold]) -> list[Hold]:
         """What the ledger says of our act's calls; our act where that cannot be read any more."""
-        by_call = _by_call(self._acts(own[0].action))
+        by_call = event.by_call(self._acts(own[0].action))
         return [by_call[one.call_id][-1].hold if one.call_id in by_call else one for one in own]
 
     def _carry_out(self, hold: Hold) -> frozenset[str]:
@@ -221,13 +221,6 @@ class Holds:
         for one in sorted(found.loose if add else found.held, key=lambda one: one.key):
             self._store.set_hold(one.key, one.version_id, add)
         return found.gone
-
-
-def _by_call(acts: Iterable[Act]) -> dict[str, list[Act]]:
-    found: dict[str, list[Act]] = {}
-    for act in acts:
-        found.setdefault(act.hold.call_id, []).append(act)
-    return found
 
 
 def _is_held(standing: Sequence[Act]) -> bool:

@@ -28,8 +28,7 @@ from functools import partial
 import structlog
 
 from archiver.clock import Clock
-from archiver.errors import FormatError
-from archiver.manifest import layout, record
+from archiver.manifest import layout, seal
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
 from archiver.model import DAY, Retention, Window
@@ -42,8 +41,6 @@ from archiver.pipeline.ports import Store
 from archiver.pipeline.promise import covered_date, is_behind, policy_date
 
 log = structlog.get_logger()
-
-MAX_POINTER_BYTES = 64
 
 
 class Keeper:
@@ -167,14 +164,11 @@ class Keeper:
 
     def _keep_call(self, window: Window, done: Done, standing: Standing) -> None:
         """Extend all revisions of a call, the newest first."""
-        newest = standing.record()
-        self._keep_record(newest, window, done)
-        for number in range(newest.revision - 1, 0, -1):
-            key = layout.record_key(standing.day, newest.call_id, number)
-            try:
-                self._keep_record(record.parse(self._store.read(key) or b""), window, done)
-            except FormatError:
+        for found in standing.revisions(self._store):
+            if found is None:
                 done.add(gone=True)
+            else:
+                self._keep_record(found, window, done)
 
     def _keep_record(self, found: Record, window: Window, done: Done) -> None:
         if not is_behind(found, window, self._retention):
@@ -201,11 +195,11 @@ class Keeper:
     def _keep_segment(
         self, name: SegmentName, until: datetime | None, window: Window, done: Done
     ) -> None:
-        data = self._store.read(name.seal, max_bytes=MAX_POINTER_BYTES)
+        data = self._store.read(name.seal, max_bytes=seal.POINTER_BYTES)
         if data is not None:  # else it is not sealed yet: what it gets then has today's date
-            number = data.strip()
-            if number.isdigit() and int(number) <= layout.MAX_SEQUENCE:
-                self._extender.extend_seal(int(number), until, window.end - window.start, done)
+            number = seal.parse_pointer(data)
+            if number is not None:
+                self._extender.extend_seal(number, until, window.end - window.start, done)
                 self._extender.extend(name.seal, None, until, done)
             else:
                 done.add(gone=True)

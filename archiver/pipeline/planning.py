@@ -253,7 +253,7 @@ def _is_wanted(found: Standing, aim: Aim, due: datetime | None) -> bool:
 def _awaited(listed: Listed, history: History, memory: Memory) -> dict[str, Call]:
     """The calls that were listed before, are not listed now, and had no record then: by what the
     manifest calls pending, by what this process saw, by another pass of this listing."""
-    known = {call_id: Call(call_id, {}) for call_id in history.pending}
+    known = {call_id: Call(call_id, {}) for call_id in sorted(history.pending)}
     known = {**known, **memory.awaited, **listed.glimpsed}
     return {call_id: call for call_id, call in known.items() if call_id not in listed.calls}
 

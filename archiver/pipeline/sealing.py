@@ -210,14 +210,14 @@ class Chain:
         )
         for entry in sealed.segments:
             self._store.put_once(
-                _pointer(entry.key),
-                f"{sealed.seq}\n".encode(),
+                layout.pointer_key(entry.key),
+                seal.pointer(sealed.seq),
                 content_type="text/plain",
                 retain_until=until,
             )
 
     def _is_complete(self, sealed: Seal) -> bool:
-        keys = [_pointer(entry.key) for entry in sealed.segments]
+        keys = [layout.pointer_key(entry.key) for entry in sealed.segments]
         keys.append(layout.signature_key(sealed.seq))
         return all(self._store.head(key) is not None for key in keys)
 
@@ -234,10 +234,6 @@ class Chain:
         for segment in segments:
             until = max_date(until, segment.retain_until)
         return until
-
-
-def _pointer(segment_key: str) -> str:
-    return segment_key.removesuffix(".jsonl") + ".seal"
 
 
 def new_archive_id() -> str:

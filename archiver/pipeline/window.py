@@ -170,10 +170,17 @@ class Windows:
         if history.revision and not (aim.backfill or due or _has_work(history, memory)):
             outcome.closed = True
             return True
-        tally, stable, unsure = self._work(outcome, history, memory, aim, due)
+        seen: dict[str, Call] = {}
+        try:
+            listed = self._lister.list(window, seen)
+            tally, unsure = self._work(listed, outcome, history, memory, aim, due)
+        except BaseException:
+            # Were the source to hide them now, nobody else would know that they were listed.
+            self.planner.expect(window, seen.values(), self._memories)
+            raise
         if outcome.settled:
             self._holding.see_to(window, tally.standing, history.records)
-        if not outcome.settled or not stable:
+        if not outcome.settled or not listed.stable:
             return True
         outcome.closed = True
         if history.revision and unsure and due is not None and aim.patient:
@@ -195,32 +202,15 @@ class Windows:
 
     def _work(
         self,
-        outcome: Outcome,
-        history: History,
-        memory: Memory,
-        aim: Aim,
-        due: datetime | None,
-    ) -> tuple[Tally, bool, bool]:
-        """List the window and work at its calls: how they stand then, whether the listing can be
-        relied on, and whether the source did not answer for an archived call."""
-        seen: dict[str, Call] = {}
-        try:
-            listed = self._lister.list(outcome.window, seen)
-            return self._work_at_listed(listed, outcome, history, memory, aim, due)
-        except BaseException:
-            # Were the source to hide them now, nobody else would know that they were listed.
-            self.planner.expect(outcome.window, seen.values(), self._memories)
-            raise
-
-    def _work_at_listed(
-        self,
         listed: Listed,
         outcome: Outcome,
         history: History,
         memory: Memory,
         aim: Aim,
         due: datetime | None,
-    ) -> tuple[Tally, bool, bool]:
+    ) -> tuple[Tally, bool]:
+        """Work at a window's calls: how they stand then, and whether the source did not answer for
+        an archived one."""
         window = outcome.window
         self.planner.sort_out(listed, self._memories, aim)
         closing = outcome.settled and not history.revision
@@ -240,7 +230,7 @@ class Windows:
         outcome.tallied = True
         pending = {item.call.id for item in outcome.unarchived}
         tally = Tally(window, listed.listing, set(listed.calls), plan.standing, pending)
-        return tally, listed.stable, bool(unsure)
+        return tally, bool(unsure)
 
     def _remember(self, plan: Plan, outcome: Outcome, history: History, memory: Memory) -> None:
         """What no segment tells is kept until one does: the window may not be closed now."""

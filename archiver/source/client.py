@@ -10,21 +10,16 @@ Contract of `VoiceCallsClient`:
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-import httpx
 import structlog
 
-from archiver.clock import Clock
 from archiver.errors import CallError, NoRecording, SourceError, SourceRefused
 from archiver.metrics import stage
 from archiver.model import Call, Window, format_time
-from archiver.retry import Retry
-from archiver.source.auth import Credentials
 from archiver.source.http import Answer, JsonApi
 from archiver.source.signed import SignedUrl
 
@@ -89,33 +84,9 @@ class Page:
 class VoiceCallsClient:
     """The Voice Calls REST API, as far as an archive needs it."""
 
-    def __init__(
-        self,
-        base_url: str,
-        auth: Credentials,
-        clock: Clock,
-        *,
-        retry: Retry,
-        tls: ssl.SSLContext,
-        connections: int = 16,
-        requests_per_second: float | None = None,
-        answer_seconds: float = 120.0,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        """`answer_seconds` is how long the source may take over the body of one answer;
-        `transport` takes the network's place."""
-        self._api = JsonApi(
-            base_url,
-            auth,
-            clock,
-            retry=retry,
-            tls=tls,
-            connections=connections,
-            requests_per_second=requests_per_second,
-            answer_seconds=answer_seconds,
-            transport=transport,
-        )
-        self.base_url = self._api.base_url
+    def __init__(self, api: JsonApi) -> None:
+        self._api = api
+        self.base_url = api.base_url
         self._proved: dict[str, str] = {}
         """What was answered last, by the name of the request: to tell one call from all."""
 

@@ -1,6 +1,7 @@
 """JSON over HTTP from the source: one GET at a time, tried again, within bounds, in our words.
 
-- Retries: 429, 5xx and broken connections, with backoff; `Retry-After` is heard.
+- Retries: 429, 5xx and broken connections, with backoff; `Retry-After` is heard. An answer that
+  cannot be read is asked for once more.
 - Credentials that worked once and are refused now (401) have expired: where they come from files,
   everybody waits a little for new ones, so that a rotation is no failure of anything.
 - Bounds: no answer beyond `MAX_JSON_BYTES`, none that takes longer than it may.
@@ -23,6 +24,7 @@ import structlog
 from archiver.clock import Clock
 from archiver.errors import FormatError, SourceError, SourceRefused
 from archiver.manifest import canonical
+from archiver.metrics import RETRIES
 from archiver.retry import Retry
 from archiver.source.auth import Credentials
 
@@ -31,6 +33,7 @@ log = structlog.get_logger()
 MAX_JSON_BYTES = 32 << 20
 ROTATION_SECONDS = 180.0
 """How long new credentials are waited for: Kubernetes takes up to two minutes to swap a file."""
+UNREADABLE_SECONDS = 1.0
 _NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout)
 """An outage of the source; a connection that breaks off later may be one call's own matter."""
 
@@ -55,11 +58,13 @@ class JsonApi:
         *,
         retry: Retry,
         tls: ssl.SSLContext,
-        connections: int,
-        requests_per_second: float | None,
-        answer_seconds: float,
-        transport: httpx.BaseTransport | None,
+        connections: int = 16,
+        requests_per_second: float | None = None,
+        answer_seconds: float = 120.0,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
+        """`answer_seconds` is how long the source may take over the body of one answer;
+        `transport` takes the network's place."""
         self.base_url = base_url.rstrip("/")
         self._auth = auth
         self._clock = clock
@@ -67,7 +72,9 @@ class JsonApi:
         self._answer_seconds = answer_seconds
         self._pace = Pace(requests_per_second, clock)
         self._worked = False
-        self._waiting = threading.Lock()
+        self._expired: tuple[str, ...] | None = None
+        """Credentials that new ones are waited for, as the log was told."""
+        self._lock = threading.Lock()
         self.http = httpx.Client(
             auth=auth,
             verify=tls,
@@ -84,7 +91,19 @@ class JsonApi:
 
     def get(self, name: str, path: str, query: Mapping[str, str], *, scope: str) -> Answer:
         """Raises `SourceRefused` for 401 and 403, else `SourceError`, with the answer's status."""
-        return self._retry.call(name, lambda: self._get(path, query, scope))
+
+        def ask() -> Answer:
+            return self._get(path, query, scope)
+
+        try:
+            return self._retry.call(name, ask)
+        except SourceError as error:
+            if error.reason != "bad_document":
+                raise
+        # A proxy's page or an empty body passes; what comes twice is the source's own word.
+        RETRIES.labels(name, "bad_document").inc()
+        self._clock.sleep(UNREADABLE_SECONDS)
+        return self._retry.call(name, ask)
 
     def clock_skew_seconds(self) -> float | None:
         """The source's `Date` less our time, or None where it sends none."""
@@ -116,14 +135,22 @@ class JsonApi:
         if not (self._worked and self._auth.may_change):
             return False
         end = self._clock.monotonic() + ROTATION_SECONDS
-        if self._waiting.acquire(blocking=False):  # one of many says it
-            log.warning("source.credentials_expired", waiting_seconds=ROTATION_SECONDS)
-        while (replaced := self._auth.secrets() != used) is False and self._clock.monotonic() < end:
+        while self._auth.secrets() == used:
+            if self._clock.monotonic() >= end:
+                return False
+            self._say_expired(used)
             self._clock.sleep(1.0)
-        if replaced and self._waiting.locked():
-            self._waiting.release()
+        self._say_expired(None)
+        return True
+
+    def _say_expired(self, expired: tuple[str, ...] | None) -> None:
+        """Once for all that wait, and once more when they need not any longer."""
+        with self._lock:
+            before, self._expired = self._expired, expired
+        if expired is not None and before != expired:
+            log.warning("source.credentials_expired", waiting_seconds=ROTATION_SECONDS)
+        elif expired is None and before is not None:
             log.info("source.credentials_replaced")
-        return replaced
 
     def _get_once(self, path: str, query: Mapping[str, str], scope: str) -> Answer:
         self._pace.wait()

@@ -115,7 +115,7 @@ class Lister:
             filter=self._filters.document(),
         )
         # Where no two agreed, what one pass alone has seen is kept: it was listed, after all.
-        gone = {i: own.pop(i) for i in own.keys() - found.ids} if stable else {}
+        gone = {i: own.pop(i) for i in sorted(own.keys() - found.ids)} if stable else {}
         return Listed(window, own, listing, stable, gone, strays)
 
     def glance(self, window: Window) -> dict[Window, dict[str, Call]]:

@@ -68,7 +68,7 @@ class Resumed:
         self._at = 0
         self._opened_at = 0
         self._seconds = 0.0
-        self._step(self._begin)
+        self._step(self._open)
 
     @property
     def info(self) -> BlobInfo:
@@ -90,7 +90,7 @@ class Resumed:
             self._step(lambda: self._fill(buffer[self._at - start : wanted]))
         return wanted
 
-    def _step(self, step: Callable[[], None]) -> None:
+    def _step(self, step: Callable[[], object]) -> None:
         """Take a step, and again while that may help. Time counts only while we wait for the
         source: what the store takes is not its fault."""
         began = self._clock.monotonic()
@@ -115,9 +115,6 @@ class Resumed:
                 raise
             RETRIES.labels("transfer", error.reason).inc()
         self._at = stream.at
-
-    def _begin(self) -> None:
-        self._open()
 
     def _open(self) -> Stream:
         """The connection that is open, or a new one that goes on where the last one ended."""

@@ -17,11 +17,11 @@ _UNREACHABLE = (
     OSError,
 )
 _RETRYABLE = {
-    "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "ServiceUnavailable",
-    "InternalError", "RequestTimeout", "OperationAborted", "ConditionalRequestConflict",
-    "500", "502", "503", "504",
+    "SlowDown", "TooManyRequests", "429", "Throttling", "ThrottlingException",
+    "RequestLimitExceeded", "ServiceUnavailable", "InternalError", "RequestTimeout",
+    "OperationAborted", "ConditionalRequestConflict", "500", "502", "503", "504",
 }  # fmt: skip
-_THROTTLED = {"SlowDown", "503", "Throttling", "ThrottlingException"}
+_THROTTLED = {"SlowDown", "TooManyRequests", "429", "503", "Throttling", "ThrottlingException"}
 
 _TOLD = {
     "no_upload": "the multipart upload is gone",

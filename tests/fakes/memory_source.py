@@ -31,6 +31,7 @@ from archiver.demo.wire import Reply, Request
 from archiver.retry import Retry
 from archiver.source.auth import BearerAuth
 from archiver.source.client import VoiceCallsClient
+from archiver.source.http import JsonApi
 from archiver.source.recording import RecordingClient
 from archiver.tls import client_context
 from tests.fakes.clock import HandClock
@@ -354,9 +355,9 @@ def api_client(
     auth = BearerAuth(lambda: platform.token)
     transport = MemoryTransport(platform, client)
     options = {"retry": Retry(clock), "tls": TLS, "transport": transport, **options}
-    made = VoiceCallsClient(API_URL, auth, clock, **options)
-    made._api.http._cookies = _NoCookies()
-    return made
+    api = JsonApi(API_URL, auth, clock, **options)
+    api.http._cookies = _NoCookies()
+    return VoiceCallsClient(api)
 
 
 def recording_client(

@@ -18,20 +18,26 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
+from archiver import fixity
+
 Harm = Literal[
     "swallow",  # the server did it; the answer never arrives
     "reset",  # the connection is reset before the server hears of it
     "reset-after",  # … after the server did it
     "truncate",  # half of the answer's body, then the end
     "unavailable",  # 503 SlowDown, the server hears nothing
+    "crowded",  # 429 TooManyRequests, the server hears nothing
     "conflict",  # 409 ConditionalRequestConflict, the server hears nothing
     "damaged",  # 400 BadDigest, the server hears nothing
     "denied",  # 403 AccessDenied, the server hears nothing
     "html",  # 200 with a page of HTML, the server hears nothing
     "empty",  # the server did it, the answer is 200 and empty
+    "lies of the size",  # what the server says of an object, but one byte less
+    "lies of the bytes",  # … but another checksum
 ]
 _INSTEAD: dict[Harm, tuple[int, bytes]] = {
     "unavailable": (503, b"<Error><Code>SlowDown</Code><Message>Please wait.</Message></Error>"),
+    "crowded": (429, b"<Error><Code>TooManyRequests</Code></Error>"),
     "conflict": (409, b"<Error><Code>ConditionalRequestConflict</Code></Error>"),
     "damaged": (400, b"<Error><Code>BadDigest</Code></Error>"),
     "denied": (403, b"<Error><Code>AccessDenied</Code></Error>"),
@@ -134,6 +140,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
         elif harm == "empty":
             self._answer(200, [], b"")
+        elif harm == "lies of the size":
+            length = str(int(answer.headers["Content-Length"]) - 1)
+            self._answer(answer.status, answer.getheaders(), b"", length=length)
+        elif harm == "lies of the bytes":
+            other = ("x-amz-checksum-sha256", fixity.hex_to_base64(fixity.sha256_hex(b"other")))
+            told = [pair for pair in answer.getheaders() if pair[0].lower() != other[0]]
+            self._answer(
+                answer.status, [*told, other], b"", length=answer.headers["Content-Length"]
+            )
         else:
             cut = len(data) // 2 if harm == "truncate" else None
             length = answer.headers.get("Content-Length", str(len(data)))

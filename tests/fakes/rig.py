@@ -27,6 +27,7 @@ from archiver.pipeline.window import Windows
 from archiver.retry import Retry
 from archiver.source.auth import BearerAuth
 from archiver.source.client import Filter, VoiceCallsClient
+from archiver.source.http import JsonApi
 from archiver.source.listing import Lister
 from archiver.source.recording import RecordingClient
 from archiver.store.bucket import Bucket
@@ -42,7 +43,8 @@ TLS = client_context()
 def api_client(platform: Platform, clock: HandClock, **options: Any) -> VoiceCallsClient:
     auth = options.pop("auth", None) or BearerAuth(lambda: platform.token)
     base_url = options.pop("base_url", platform.api_url)
-    return VoiceCallsClient(base_url, auth, clock, retry=Retry(clock), tls=TLS, **options)
+    options = {"retry": Retry(clock), "tls": TLS, **options}
+    return VoiceCallsClient(JsonApi(base_url, auth, clock, **options))
 
 
 def blob_client(platform: Platform, clock: HandClock, **options: Any) -> RecordingClient:

@@ -41,7 +41,7 @@ def one_version(direct: Bucket, key: str, data: bytes) -> None:
     assert b"".join(direct.stream(key, version.version_id) or ()) == data
 
 
-@pytest.mark.parametrize("harm", [*PASSING, "html", "empty", "damaged"])
+@pytest.mark.parametrize("harm", [*PASSING, "html", "empty", "damaged", "crowded"])
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_put_whose_answer_is_lost_is_one_version(
     proxy: FaultProxy, bucket: Bucket, direct: Bucket, clock: HandClock, harm: Harm, times: int
@@ -53,6 +53,17 @@ def test_a_put_whose_answer_is_lost_is_one_version(
     head = direct.head("k")
     assert head is not None
     assert stored.version_id == head.version_id
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [("lies of the size", "not what was written"), ("lies of the bytes", "another checksum")],
+)
+def test_an_object_that_the_store_keeps_otherwise_is_not_taken_for_written(
+    proxy: FaultProxy, bucket: Bucket, harm: Harm, told: str
+) -> None:
+    with proxy.harming(harm, "^HEAD .*/k"), pytest.raises(StoreError, match=told):
+        bucket.put_once("k", b"data")
 
 
 @pytest.mark.parametrize("harm", PASSING)

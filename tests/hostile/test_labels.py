@@ -20,7 +20,7 @@ from tests.fakes.rig import new_key, wired
 REASONS = {
     "unreachable", "throttled", "status_5xx", "status", "too_slow", "truncated", "odd",
     "conflict", "digest_mismatch", "source_unavailable", "url_refused", "bad_response", "error",
-    "broken_off", "damaged", "recording_changed",
+    "broken_off", "damaged", "recording_changed", "bad_document",
 }  # fmt: skip
 ALLOWED = {
     "outcome": set(OUTCOMES),

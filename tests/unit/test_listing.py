@@ -161,6 +161,39 @@ def test_a_call_that_comes_while_one_lists_is_there(platform: Platform, lister: 
     assert len(found.calls) == 31
 
 
+def test_a_source_that_counts_more_than_it_lists_is_asked_a_third_time(
+    platform: Platform, lister: MakeLister
+) -> None:
+    """Two passes that agree may both have been answered by a replica that lags behind."""
+    firsts: list[int] = []
+
+    def lagging(request: Request) -> Reply:
+        firsts.extend([1] if request.query["page"] == "1" else [])
+        rows = [{"id": name, "startTime": stamp(TEN)} for name in ("a", "b", "c")]
+        rows = rows[: 2 if len(firsts) <= 2 else 3] if request.query["page"] == "1" else []
+        document = {"data": rows, "pagination": {"totalCount": 3}}
+        return Reply(200, {}, json.dumps(document).encode())
+
+    platform.hooks.append(lagging)
+    found = lister().list(WINDOW)
+    assert found.calls.keys() == {"a", "b", "c"}
+    assert found.stable
+
+
+def test_a_page_of_repeats_does_not_end_a_listing(platform: Platform, lister: MakeLister) -> None:
+    """As where many calls come in while one lists, newest first."""
+    pages = {"1": ["a", "b", "c"], "2": ["b", "c"], "3": ["d"]}
+
+    def shifting(request: Request) -> Reply:
+        rows = [
+            {"id": name, "startTime": stamp(TEN)} for name in pages.get(request.query["page"], ())
+        ]
+        return Reply(200, {}, json.dumps(rows).encode())
+
+    platform.hooks.append(shifting)
+    assert lister().list(WINDOW).calls.keys() == {"a", "b", "c", "d"}
+
+
 def test_what_never_holds_still_is_not_called_stable(
     platform: Platform, lister: MakeLister
 ) -> None:

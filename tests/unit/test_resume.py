@@ -35,6 +35,7 @@ class Blobs:
         if request.server != "blob":
             return None
         self.asked.append(request.headers.get("Range") or "all")
+        assert "Range" not in request.headers or request.headers.get("If-Match", "").startswith('"')
         reply = self.bend(request, self.platform.answer(request))
         body = reply.body if isinstance(reply.body, bytes) else b"".join(reply.body)
         if reply.status in (200, 206):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 
 import pytest
+from structlog.testing import capture_logs
 
 from archiver.demo.platform import AUDIO, READ, Platform, Reply, Request
 from archiver.errors import CallError, NoRecording, SourceError, SourceRefused
-from archiver.retry import Retry
 from archiver.source.auth import BearerAuth, SignedKeyAuth
 from archiver.source.client import Filter, VoiceCallsClient
 from tests.fakes.clock import HandClock
 from tests.fakes.population import TEN, a_call
-from tests.fakes.rig import TLS, WINDOW, api_client
+from tests.fakes.rig import WINDOW, api_client
 
 COMPLETED = Filter(("Completed",))
 
@@ -372,7 +374,7 @@ def test_the_clock_s_skew(
 def rotating(platform: Platform, clock: HandClock, value: list[str]) -> VoiceCallsClient:
     """A client whose token is `value[0]`, whatever that is at the moment."""
     auth = BearerAuth(lambda: value[0], may_change=True)
-    return VoiceCallsClient(platform.api_url, auth, clock, retry=Retry(clock), tls=TLS)
+    return api_client(platform, clock, auth=auth)
 
 
 def test_an_expired_token_is_waited_for(platform: Platform, clock: HandClock) -> None:
@@ -393,6 +395,34 @@ def test_it_is_not_waited_for_without_end(platform: Platform, clock: HandClock) 
     with pytest.raises(SourceRefused, match="401"):
         client.call("vc_001")
     assert 180 <= sum(clock.sleeps) < 200
+
+
+def test_of_many_that_wait_one_says_so(platform: Platform, clock: HandClock) -> None:
+    value = [platform.token]
+    client = rotating(platform, clock, value)
+    client.call("vc_000")
+    for _ in range(3):
+        del platform.options.tokens[value[0]]
+        fresh = platform.token_for(READ, AUDIO)
+        clock.when_asleep(30, partial(value.__setitem__, 0, fresh))
+        with capture_logs() as logs, ThreadPoolExecutor(8) as pool:
+            list(pool.map(client.call, [f"vc_{n:03}" for n in range(8)]))
+        told = [line["event"] for line in logs if line["event"].startswith("source.credentials")]
+        assert told == ["source.credentials_expired", "source.credentials_replaced"]
+
+
+def test_credentials_that_came_too_late_are_told_of_when_they_expire(
+    platform: Platform, clock: HandClock
+) -> None:
+    value = [platform.token]
+    client = rotating(platform, clock, value)
+    for _ in range(2):
+        client.call("vc_000")
+        del platform.options.tokens[value[0]]
+        with capture_logs() as logs, pytest.raises(SourceRefused):
+            client.call("vc_001")
+        assert [line["event"] for line in logs] == ["source.credentials_expired"]
+        value[0] = platform.token_for(READ, AUDIO)
 
 
 def test_a_token_that_never_worked_is_not_waited_for(platform: Platform, clock: HandClock) -> None:
