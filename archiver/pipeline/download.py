@@ -67,7 +67,9 @@ class Download:
             raise
         if info.length == len(buffer):
             _check_digests(digests)
-            stored = put_beside(self._store, key, buffer, WAV, retain_until, held)
+            stored = put_beside(
+                self._store, key, buffer, WAV, retain_until, held, sha256=digests.sha256
+            )
         else:
             stored = self._multipart(recording, buffer, digests, key, retain_until)
             if held:
@@ -118,13 +120,22 @@ def put_beside(
     content_type: str,
     retain_until: datetime | None,
     held: bool,
+    *,
+    sha256: str | None = None,
 ) -> Stored:
     """Create-once; where other bytes have the key, beside it."""
-    put = partial(store.put_once, content_type=content_type, retain_until=retain_until, held=held)
+    sha256 = sha256 or fixity.sha256_hex(data)
+    put = partial(
+        store.put_once,
+        content_type=content_type,
+        retain_until=retain_until,
+        held=held,
+        sha256=sha256,
+    )
     try:
         return put(key, data)
     except KeyTaken:
-        return put(layout.beside(key, fixity.sha256_hex(data)[:16]), data)
+        return put(layout.beside(key, sha256[:16]), data)
 
 
 def audio_of(header: wav.WavHeader, length: int) -> tuple[dict[str, Any], list[str]]:

@@ -64,6 +64,7 @@ class Store(Protocol):
         content_type: str = ...,
         retain_until: datetime | None = ...,
         held: bool = ...,
+        sha256: str | None = ...,
     ) -> Stored: ...
 
     def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> Lock: ...

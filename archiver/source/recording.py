@@ -17,16 +17,16 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError, IncompleteRead
+from urllib3.exceptions import HTTPError
 from urllib3.exceptions import SSLError as Urllib3SSLError
 
 from archiver.clock import Clock
 from archiver.errors import CallError
-from archiver.heads import WholeHead
+from archiver.heads import POOLS, receive
 
 READ_BYTES = 256 << 10
+RECORD_BYTES = 16 << 10
+"""What a TLS record holds at most: one read gives no more."""
 RATE_GRACE_SECONDS = 30.0
 """A download is not measured against the minimum rate before this long."""
 
@@ -87,7 +87,7 @@ class RecordingClient:
             timeout=urllib3.Timeout(connect=10.0, read=30.0),
             retries=False,
         )
-        self._http.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        self._http.pool_classes_by_scheme = POOLS
 
     def close(self) -> None:
         self._http.clear()
@@ -178,22 +178,6 @@ class RecordingClient:
             content_md5=md5 if _MD5.fullmatch(md5) else None,
             last_modified=_header(headers.get("Last-Modified")),
         )
-
-
-class _Connection(HTTPConnection):
-    response_class = WholeHead
-
-
-class _TlsConnection(HTTPSConnection):
-    response_class = WholeHead
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TlsPool(HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
 
 
 def _range_of(known: BlobInfo, at: int) -> dict[str, str]:
@@ -296,26 +280,29 @@ class BlobStream:
         """
         start, wanted = self.at, min(len(buffer), self.info.length - self.at)
         began = self._clock.monotonic()
+        unchecked = 0
         while (filled := self.at - start) < wanted:
-            chunk = self._chunk(min(READ_BYTES, wanted - filled))
-            buffer[filled : filled + len(chunk)] = chunk
-            self.at += len(chunk)
-            self._check_rate(self._seconds + self._clock.monotonic() - began)
+            count = self._receive(buffer[filled:wanted])
+            self.at += count
+            unchecked += count
+            # A drip feed comes up for its check at every drop; a stream now and then.
+            if count < RECORD_BYTES or unchecked >= READ_BYTES:
+                self._clock.check()
+                self._check_rate(self._seconds + self._clock.monotonic() - began)
+                unchecked = 0
         self._seconds += self._clock.monotonic() - began
         return wanted
 
-    def _chunk(self, size: int) -> bytes:
-        self._clock.check()
+    def _receive(self, view: memoryview) -> int:
         try:
-            # What is there, not `size` bytes: a drip feed must come up for its rate check.
-            chunk = self._response.read1(size)
-        except (HTTPError, OSError) as error:
-            cut = isinstance(error, IncompleteRead) or "IncompleteRead" in repr(error)
-            reason = "truncated" if cut else "source_unavailable"
-            raise CallError("the download broke off", retryable=True, reason=reason) from None
-        if not chunk:
+            count = receive(self._response, view)
+        except (HTTPError, OSError):
+            raise CallError(
+                "the download broke off", retryable=True, reason="source_unavailable"
+            ) from None
+        if not count:
             raise CallError("the download ended early", retryable=True, reason="truncated")
-        return chunk
+        return count
 
     def _check_rate(self, seconds: float) -> None:
         """Of the time that was spent reading: what the store takes is not the source's fault."""

@@ -191,13 +191,18 @@ class Bucket:
         content_type: str = JSON,
         retain_until: datetime | None = None,
         held: bool = False,
+        sha256: str | None = None,
     ) -> Stored:
         """Create an object, or adopt the same bytes already there; `KeyTaken` for other bytes.
 
         `data` may be a file that can be sought in: all of it is sent, and it stays open. `held`
-        puts a legal hold on it, in the same request.
+        puts a legal hold on it, in the same request. `sha256` (hex) is that of bytes in memory
+        which were hashed already; the store refuses them where it is not.
         """
-        sha256, size = _measured(data)
+        if sha256 is not None and isinstance(data, bytes | bytearray):
+            size = len(data)
+        else:
+            sha256, size = _measured(data)
         arguments = {
             "Body": data,
             "ContentType": content_type,
@@ -223,7 +228,9 @@ class Bucket:
     def _put(self, key: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(arguments["Body"], bytes | bytearray):
             arguments["Body"].seek(0)
-        answer: dict[str, Any] = self.requests.s3.put_object(**self.requests.at(key), **arguments)
+        answer: dict[str, Any] = self.requests.objects.put_object(
+            **self.requests.at(key), **arguments
+        )
         etag_of(answer)
         return answer
 

@@ -22,6 +22,9 @@ from archiver import __version__
 from archiver.heads import WholeHead
 from archiver.store.faults import translate
 
+READ_TIMEOUT_SECONDS = 60.0
+USER_AGENT = f"call-archiver/{__version__}"
+
 
 @dataclass(frozen=True)
 class StoreOptions:
@@ -42,7 +45,21 @@ class StoreOptions:
         return self.prefix.strip("/") + "/" if self.prefix.strip("/") else ""
 
 
-def make_client(options: StoreOptions, *, read_timeout_seconds: float = 60) -> Any:
+def make_session() -> botocore.session.Session:
+    """What knows the credentials and the settings of AWS's environment and files."""
+    session = botocore.session.Session()
+    # botocore reads dates with dateutil, which takes longer than all else about a long listing.
+    parsers = session.get_component("response_parser_factory")
+    parsers.set_parser_defaults(timestamp_parser=parse_time)
+    return session
+
+
+def make_client(
+    options: StoreOptions,
+    session: botocore.session.Session | None = None,
+    *,
+    read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
+) -> Any:
     """A boto3 client without retries of its own, with checksums only where we give them."""
     config = botocore.config.Config(
         retries={"total_max_attempts": 1, "mode": "standard"},
@@ -52,14 +69,11 @@ def make_client(options: StoreOptions, *, read_timeout_seconds: float = 60) -> A
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         signature_version="s3v4",
-        user_agent=f"call-archiver/{__version__}",  # botocore's own is put together anew each time
+        user_agent=USER_AGENT,  # botocore's own is put together anew each time
         # A store behind an address of its own rarely has a DNS name for each bucket.
         s3={"addressing_style": "path" if options.endpoint_url else "auto"},
     )
-    # botocore reads dates with dateutil, which takes longer than all else about a long listing.
-    session = botocore.session.Session()
-    parsers = session.get_component("response_parser_factory")
-    parsers.set_parser_defaults(timestamp_parser=_parse_time)
+    session = session or make_session()
     try:
         client = boto3.session.Session(botocore_session=session).client(
             "s3", endpoint_url=options.endpoint_url, region_name=options.region, config=config
@@ -88,7 +102,7 @@ class _TlsPool(AWSHTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
 
-def _parse_time(text: Any) -> datetime:
+def parse_time(text: Any) -> datetime:
     """A time in an answer's body (RFC 3339) or header (RFC 9110). Raises `ValueError`."""
     try:
         moment = datetime.fromisoformat(str(text))

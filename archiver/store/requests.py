@@ -13,7 +13,8 @@ from archiver import fixity
 from archiver.clock import Clock
 from archiver.errors import StoreError
 from archiver.retry import Retry
-from archiver.store.client import StoreOptions, make_client
+from archiver.store.client import StoreOptions, make_client, make_session
+from archiver.store.direct import Direct
 from archiver.store.faults import translate
 from archiver.store.objects import Head
 
@@ -32,7 +33,10 @@ class Requests:
         self.clock = clock
         self.retry = retry
         self.prefix = options.key_prefix
-        self.s3 = client or make_client(options)
+        session = make_session()
+        self.s3 = client or make_client(options, session)
+        self.objects = client or Direct(self.s3, session, options)
+        """As `s3`, for `put_object`, `head_object` and `upload_part`: what is asked most."""
 
     def at(self, key: str, version_id: str | None = None) -> dict[str, Any]:
         """Where an object lies, as boto3 takes it."""
@@ -74,7 +78,7 @@ class Requests:
         arguments = {"ChecksumMode": "ENABLED", **self.at(key, version_id)}
 
         def once() -> Head | None:
-            answer = self.find("HeadObject", lambda: self.s3.head_object(**arguments))
+            answer = self.find("HeadObject", lambda: self.objects.head_object(**arguments))
             return None if answer is None else _head(answer)
 
         return self.again(once)

@@ -40,7 +40,7 @@ class Upload:
         checksum = fixity.hex_to_base64(fixity.sha256_hex(data))
 
         def once() -> str:
-            answer = requests.s3.upload_part(
+            answer = requests.objects.upload_part(
                 **self._at, PartNumber=number, Body=data, ChecksumSHA256=checksum
             )
             return etag_of(answer)

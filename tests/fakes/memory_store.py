@@ -12,6 +12,7 @@ hooks of its own. A hook hears of each request before it has an effect and after
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator
@@ -200,10 +201,12 @@ class MemoryStore:
         content_type: str = "application/json",
         retain_until: datetime | None = None,
         held: bool = False,
+        sha256: str | None = None,
     ) -> Stored:
         """Create an object, or adopt the same bytes already there; `KeyTaken` for other bytes."""
         self._say("put", key, "before")
         body = _whole(data)
+        assert sha256 in (None, hashlib.sha256(body).hexdigest())
         with self._shelf.lock:
             stored = self._put(key, body, content_type, retain_until)
             made = self._shelf.objects[key]

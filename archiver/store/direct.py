@@ -1,0 +1,258 @@
+"""The three requests that bring calls into the archive, without boto3's way there.
+
+`put_object`, `head_object` and `upload_part` take what boto3's client takes, answer what it answers
+and raise what it raises, for a third of its CPU time (docs/adr/0011-direct-requests.md). Signed by
+botocore's signer with botocore's credentials, which may change; sent by urllib3.
+
+- The SHA-256 that each write announces is the only one that is computed: over TLS the body is not
+  signed besides, without TLS the same digest signs it.
+- Where the bucket lies, boto3 says. What the store answers with a way to another place (a redirect,
+  another region), and what is not reached directly (a proxy, an S3 Express bucket), boto3 asks.
+- Threads share it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, cast
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
+
+import botocore.session
+import urllib3
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.exceptions import ClientError, NoCredentialsError, SSLError
+from botocore.httpsession import get_cert_path
+from botocore.utils import get_environ_proxies
+from urllib3.connectionpool import HTTPConnectionPool
+
+from archiver import fixity
+from archiver.heads import POOLS
+from archiver.model import format_second
+from archiver.store.client import READ_TIMEOUT_SECONDS, USER_AGENT, StoreOptions, parse_time
+
+MAX_ANSWER_BYTES = 64 << 10
+UNSIGNED = "UNSIGNED-PAYLOAD"
+_NOTHING = fixity.sha256_hex(b"")
+_CODE = re.compile(rb"<Code>\s*([A-Za-z0-9.]{1,64})\s*</Code>")
+
+_ASKED = {
+    "ChecksumMode": "x-amz-checksum-mode",
+    "ChecksumSHA256": "x-amz-checksum-sha256",
+    "ContentType": "content-type",
+    "IfNoneMatch": "if-none-match",
+    "ObjectLockLegalHoldStatus": "x-amz-object-lock-legal-hold",
+    "ObjectLockMode": "x-amz-object-lock-mode",
+    "ObjectLockRetainUntilDate": "x-amz-object-lock-retain-until-date",
+    "SSEKMSKeyId": "x-amz-server-side-encryption-aws-kms-key-id",
+    "ServerSideEncryption": "x-amz-server-side-encryption",
+    "StorageClass": "x-amz-storage-class",
+}
+_QUERY = {"PartNumber": "partNumber", "UploadId": "uploadId", "VersionId": "versionId"}
+_ANSWERED = {
+    "ChecksumSHA256": "x-amz-checksum-sha256",
+    "ChecksumType": "x-amz-checksum-type",
+    "ETag": "etag",
+    "ObjectLockLegalHoldStatus": "x-amz-object-lock-legal-hold",
+    "ObjectLockMode": "x-amz-object-lock-mode",
+    "ObjectLockRetainUntilDate": "x-amz-object-lock-retain-until-date",
+    "ServerSideEncryption": "x-amz-server-side-encryption",
+    "StorageClass": "x-amz-storage-class",
+    "VersionId": "x-amz-version-id",
+}
+"""By boto3's names."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the bucket's objects lie, and for what requests there are signed."""
+
+    origin: str
+    path: str
+    """What stands before a key, from the first slash on."""
+    region: str
+    pool: HTTPConnectionPool
+
+
+class _Signer(S3SigV4Auth):
+    """Of a body it takes the digest that is known, or none."""
+
+    def payload(self, request: AWSRequest) -> str:
+        return str(request.context["payload"])
+
+
+class Direct:
+    """Asks for objects of one bucket."""
+
+    def __init__(
+        self,
+        client: Any,
+        session: botocore.session.Session,
+        options: StoreOptions,
+    ) -> None:
+        self._client = client
+        self._session = session
+        self._bucket = options.bucket
+        self._connections = options.connections
+        self._lock = threading.Lock()
+        self._place: _Place | None = None
+        self._looked = False
+
+    def put_object(self, *, Body: Any, **arguments: Any) -> dict[str, Any]:  # noqa: N803
+        if not isinstance(Body, bytes | bytearray):  # a file: rare, and boto3 knows how
+            return dict(self._client.put_object(Body=Body, **arguments))
+        return self._ask("put_object", "PUT", arguments, Body)
+
+    def upload_part(self, *, Body: bytes | bytearray, **arguments: Any) -> dict[str, Any]:  # noqa: N803
+        return self._ask("upload_part", "PUT", arguments, Body)
+
+    def head_object(self, **arguments: Any) -> dict[str, Any]:
+        return self._ask("head_object", "HEAD", arguments, None)
+
+    def _ask(
+        self,
+        name: Literal["put_object", "upload_part", "head_object"],
+        method: str,
+        arguments: dict[str, Any],
+        body: bytes | bytearray | None,
+    ) -> dict[str, Any]:
+        place = self._where()
+        if place is not None:
+            status, headers, text = self._send(place, method, arguments, body)
+            if status < 300:
+                return _answer(headers)
+            code = _code(status, text)
+            if not _leads_elsewhere(method, status, code):
+                raise _refusal(name, status, code)
+        more = {} if body is None else {"Body": body}
+        return dict(getattr(self._client, name)(**arguments, **more))
+
+    def _send(
+        self,
+        place: _Place,
+        method: str,
+        arguments: Mapping[str, Any],
+        body: bytes | bytearray | None,
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body of the answer."""
+        target = place.path + quote(arguments["Key"], safe="/~") + _query(arguments)
+        request = AWSRequest(method, place.origin + target, headers=_headers(arguments))
+        request.context["payload"] = _payload(place, arguments, body)
+        credentials = self._session.get_credentials()
+        if credentials is None:
+            raise NoCredentialsError
+        _Signer(credentials.get_frozen_credentials(), "s3", place.region).add_auth(request)
+        try:
+            response = place.pool.urlopen(
+                method,
+                target,
+                body=cast("bytes | None", body),  # any buffer will do
+                headers=dict(request.headers.items()),
+                retries=False,
+                redirect=False,
+                assert_same_host=False,
+                preload_content=False,
+                decode_content=False,
+            )
+        except urllib3.exceptions.SSLError as error:
+            raise SSLError(endpoint_url=place.origin, error=error) from None
+        try:
+            text = response.read(MAX_ANSWER_BYTES)
+        finally:
+            response.close() if response.length_remaining else response.release_conn()
+        return response.status, response.headers, text
+
+    def _where(self) -> _Place | None:
+        """None where boto3 is to ask."""
+        with self._lock:
+            if not self._looked:
+                self._place, self._looked = self._look(), True
+            return self._place
+
+    def _look(self) -> _Place | None:
+        """A signed URL of boto3's tells all. Raises `NoCredentialsError`."""
+        told = urlsplit(
+            self._client.generate_presigned_url(
+                "head_object", Params={"Bucket": self._bucket, "Key": "x"}
+            )
+        )
+        scope = parse_qs(told.query).get("X-Amz-Credential", [""])[0].split("/")
+        origin = f"{told.scheme}://{told.netloc}"
+        if len(scope) < 5 or scope[-2] != "s3" or get_environ_proxies(origin):
+            return None
+        tls = self._tls() if told.scheme == "https" else {}
+        pool = POOLS[told.scheme](
+            told.hostname or "",
+            told.port,
+            maxsize=self._connections,
+            timeout=urllib3.Timeout(connect=10.0, read=READ_TIMEOUT_SECONDS),
+            **tls,
+        )
+        return _Place(origin, told.path.removesuffix("x"), scope[-3], pool)
+
+    def _tls(self) -> dict[str, Any]:
+        """Whom boto3 would trust."""
+        told = self._session.get_config_variable("ca_bundle") or os.environ.get(
+            "REQUESTS_CA_BUNDLE"
+        )
+        trusted = str(told or get_cert_path(True))
+        where = "ca_cert_dir" if Path(trusted).is_dir() else "ca_certs"
+        return {"cert_reqs": "CERT_REQUIRED", where: trusted}
+
+
+def _headers(arguments: Mapping[str, Any]) -> dict[str, str]:
+    headers = {"user-agent": USER_AGENT}
+    for name, value in arguments.items():
+        if name in _ASKED:
+            headers[_ASKED[name]] = format_second(value) if isinstance(value, datetime) else value
+    return headers
+
+
+def _query(arguments: Mapping[str, Any]) -> str:
+    asked = [(_QUERY[name], str(arguments[name])) for name in _QUERY if name in arguments]
+    return "?" + urlencode(asked, quote_via=quote) if asked else ""
+
+
+def _payload(place: _Place, arguments: Mapping[str, Any], body: bytes | bytearray | None) -> str:
+    """What the signature says of the body: TLS keeps it whole, and so does its announced digest."""
+    if body is None:
+        return _NOTHING
+    digest = fixity.base64_to_hex(arguments.get("ChecksumSHA256", ""))
+    if digest is None:
+        return fixity.sha256_hex(body)
+    return UNSIGNED if place.origin.startswith("https:") else digest
+
+
+def _answer(headers: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        name: headers[header] for name, header in _ANSWERED.items() if header in headers
+    }
+    if "ObjectLockRetainUntilDate" in found:
+        found["ObjectLockRetainUntilDate"] = parse_time(found["ObjectLockRetainUntilDate"])
+    if (length := headers.get("Content-Length", "")).isdecimal():
+        found["ContentLength"] = int(length)
+    return found
+
+
+def _code(status: int, text: bytes) -> str:
+    """The answer's error code; its status where it has none, as after a HEAD."""
+    match = _CODE.search(text)
+    return match[1].decode() if match else str(status)
+
+
+def _leads_elsewhere(method: str, status: int, code: str) -> bool:
+    """Whether boto3 may know better: it follows a bucket to its region. To a HEAD there is no code
+    that would tell why it was refused."""
+    unsaid = method == "HEAD" and status == 400
+    return status < 400 or unsaid or code == "AuthorizationHeaderMalformed"
+
+
+def _refusal(name: str, status: int, code: str) -> ClientError:
+    answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, name)  # type: ignore[arg-type]
