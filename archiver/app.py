@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib import resources
 from urllib.parse import urlsplit
@@ -12,16 +12,13 @@ from urllib.parse import urlsplit
 import structlog
 
 from archiver.apiclient import lister, source
-from archiver.audit.holds import Told
 from archiver.clock import SystemClock
 from archiver.errors import CallError, StoreError, UsageError
 from archiver.manifest import layout
 from archiver.manifest.seal import check_window_length
 from archiver.manifest.signing import SigningKey
-from archiver.model import Retention
 from archiver.pipeline.backfill import Backfill
 from archiver.pipeline.genesis import found_archive
-from archiver.pipeline.holds import Holds
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import Progress
@@ -30,41 +27,19 @@ from archiver.pipeline.service import Heartbeat, Schedule, Service, loop_start
 from archiver.pipeline.transfer import Transfer
 from archiver.pipeline.window import Windows
 from archiver.pressure import Pressure
-from archiver.readonly import store_options
-from archiver.retry import Retry
-from archiver.settings import Settings, WriterSettings
+from archiver.settings import Settings
 from archiver.source.client import VoiceCallsClient
 from archiver.source.recording import RecordingClient
 from archiver.source.signed import SignedUrl
 from archiver.store.bucket import Bucket
-from archiver.store.probe import Capabilities, glance, probe, require_safe
+from archiver.store.probe import Capabilities, probe
 from archiver.tls import client_context
+from archiver.writer import rely_on, retention, trust, writer
 
 log = structlog.get_logger()
 
 ORPHANED_AFTER = timedelta(days=1)
 """No upload is under way for longer."""
-
-
-def writer(
-    settings: WriterSettings, clock: SystemClock, pressure: Pressure | None = None
-) -> Bucket:
-    """The bucket with all that is passed on each write."""
-    mode = settings.object_lock_mode
-    options = replace(
-        store_options(settings),
-        lock_mode=None if mode == "none" else mode,
-        sse=settings.sse,
-        sse_kms_key_id=settings.sse_kms_key_id,
-        storage_class=settings.storage_class,
-    )
-    return Bucket(options, clock, Retry(clock, pressure=pressure))
-
-
-def retention(settings: WriterSettings) -> Retention:
-    if settings.object_lock_mode == "none":
-        return Retention()
-    return Retention(settings.object_lock_mode, settings.retention_days or 0)
 
 
 def recordings(settings: Settings, clock: SystemClock) -> RecordingClient:
@@ -107,14 +82,14 @@ class App:
         settings = self.settings
         if self.chain.open():
             check_window_length(self.chain.genesis(), settings.window)
-            found = _trust(self.bucket, self.chain, single_writer=single_writer)
+            found = trust(self.bucket, self.chain, single_writer=single_writer)
             self._read_back(found)
             self._abort_orphans()
             return False
         if settings.start is not None and settings.start > self.clock.now():
             raise UsageError("ARCHIVER_START lies in the future: the loop would do nothing")
         found = probe(self.bucket)
-        _rely_on(found, self.bucket, self.chain, single_writer=single_writer)
+        rely_on(found, self.bucket, self.chain, single_writer=single_writer)
         self._read_back(found)
         seconds = int(settings.window.total_seconds())
         return found_archive(
@@ -175,65 +150,6 @@ def _verifier_pages() -> dict[str, bytes]:
     package = resources.files("archiver.audit")
     names = {layout.VERIFY_PAGE: "VERIFY.md", layout.VERIFY_SCRIPT: "verify.sh"}
     return {key: package.joinpath(name).read_bytes() for key, name in names.items()}
-
-
-def _trust(bucket: Bucket, chain: Chain, *, single_writer: bool) -> Capabilities:
-    """Rely on what the store shows now, and no more than it proved when the archive was begun."""
-    told = chain.genesis().document.get("store")
-    found = glance(bucket, told if isinstance(told, dict) else {})
-    _rely_on(found, bucket, chain, single_writer=single_writer)
-    return found
-
-
-def _rely_on(found: Capabilities, bucket: Bucket, chain: Chain, *, single_writer: bool) -> None:
-    """Raises `StoreError` where that would not be safe."""
-    require_safe(found, single_writer=single_writer)
-    bucket.create_once = found.create_once
-    chain.single_writer = not found.create_once
-
-
-@contextmanager
-def open_holds(
-    settings: WriterSettings, clock: SystemClock, *, single_writer: bool = False
-) -> Iterator[Holds]:
-    """What acts on legal holds: it needs no source. Raises `UsageError` where there is no archive,
-    `StoreError` where its bucket takes no holds."""
-    key, keep = settings.signing_key(), retention(settings)
-    bucket = writer(settings, clock)
-    bucket.check_access()
-    if not bucket.has_object_lock():
-        raise StoreError(
-            f"bucket {settings.s3_bucket} has no Object Lock, so it takes no legal holds; nothing "
-            "was done"
-        )
-    chain = Chain(bucket, key, clock, keep)
-    if not chain.open():
-        raise UsageError(
-            "there is no archive here: check ARCHIVER_S3_BUCKET and ARCHIVER_S3_PREFIX"
-        )
-    _refuse_to_weaken(settings.object_lock_mode, bucket, chain)
-    _trust(bucket, chain, single_writer=single_writer)
-    workers, told = Workers(settings.workers), Told(bucket, settings.workers)
-    try:
-        yield Holds(bucket, chain, told, workers, clock, keep)
-    finally:
-        workers.close()
-        told.close()
-
-
-def _refuse_to_weaken(mode: str, bucket: Bucket, chain: Chain) -> None:
-    """Without a lock, or with a weaker one, an act's seal could be deleted from an archive that is
-    locked otherwise: a setting that is easily forgotten where another person gives the commands.
-    Of the date `Holds` takes care."""
-    head = bucket.head(layout.seal_key(chain.head.seq))
-    if head is None or head.lock_mode is None:
-        return
-    unlocked = mode == "none" and not bucket.locks_by_itself()
-    if unlocked or (mode, head.lock_mode) == ("GOVERNANCE", "COMPLIANCE"):
-        raise UsageError(
-            "ARCHIVER_OBJECT_LOCK_MODE: the seals of this archive are locked "
-            f"({head.lock_mode}), so set it, and ARCHIVER_RETENTION_DAYS, as the archiver has them"
-        )
 
 
 @contextmanager

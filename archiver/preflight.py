@@ -14,6 +14,7 @@ from archiver.clock import SystemClock
 from archiver.errors import SourceError, StoreError, UsageError
 from archiver.settings import Settings
 from archiver.store.probe import Capabilities, probe
+from archiver.writer import writer
 
 MAX_SKEW_SECONDS = 60
 """A clock further off than this makes signatures and retention dates wrong."""
@@ -106,7 +107,7 @@ def _check_source(settings: Settings, clock: SystemClock) -> list[CheckLine]:
 
 
 def _check_store(settings: Settings, clock: SystemClock, *, try_out: bool) -> list[CheckLine]:
-    bucket = app.writer(settings, clock)
+    bucket = writer(settings, clock)
     bucket.check_access()
     if not try_out:
         return [CheckLine("bucket", f"{settings.s3_bucket} can be listed; not tried out further")]

@@ -106,7 +106,7 @@ class StoreSettings(LogSettings):
     s3_prefix: str = Field("", description="puts the whole archive under a prefix")
     s3_endpoint_url: str | None = Field(None, description="the store's address, if it is not AWS")
     s3_region: str | None = Field(None, description="the store's region")
-    workers: int = Field(8, ge=1, le=256, description="calls archived at a time")
+    workers: int = Field(8, ge=1, le=256, description="calls archived at a time, by each process")
 
     @model_validator(mode="after")
     def _check_store(self) -> StoreSettings:

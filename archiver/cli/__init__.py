@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from archiver import __version__
-from archiver.cli import archive, audit, hold, reconcile
+from archiver.cli import archive, audit, backfill, hold, reconcile
 from archiver.cli.common import INTERRUPTED, ended_by
 from archiver.errors import ArchiverError, UsageError
 
@@ -40,7 +40,7 @@ for verb in (
     archive.check,
     archive.init,
     archive.run,
-    archive.backfill,
+    backfill.backfill,
     reconcile.reconcile,
     audit.verify,
     audit.manifest,

@@ -16,6 +16,7 @@ from archiver.errors import UsageError
 
 if TYPE_CHECKING:
     from archiver.clock import SystemClock
+    from archiver.pipeline.backfill import Summary
     from archiver.settings import LogSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -84,11 +85,14 @@ def start_run(settings: LogSettings) -> SystemClock:
     from archiver.clock import SystemClock
     from archiver.logs import configure
 
-    level = settings.log_level
-    if sys.stderr.isatty() and "ARCHIVER_LOG_LEVEL" not in os.environ:
-        level = "warning"  # a person watches the bar; a line for each call would hide it
-    configure(level, settings.log_format)
+    configure(log_level(settings), settings.log_format)
     return SystemClock()
+
+
+def log_level(settings: LogSettings) -> str:
+    if sys.stderr.isatty() and "ARCHIVER_LOG_LEVEL" not in os.environ:
+        return "warning"  # a person watches the bar; a line for each call would hide it
+    return settings.log_level
 
 
 LAST_RESORT_SECONDS = 25.0
@@ -129,3 +133,20 @@ def _end_now(number: int) -> NoReturn:
     message = f"archiver: ended after {LAST_RESORT_SECONDS:g} s with work under way\n"
     os.write(2, message.encode())
     os._exit(ended_by(number, *sys.argv[1:2]))
+
+
+def told(summary: Summary, seal: int) -> str:
+    """A run's result in a line."""
+    counts = ", ".join(
+        f"{summary.committed.get(outcome, 0)} {outcome.replace('_', ' ')}"
+        for outcome in ("archived", "no_recording", "failed")
+    )
+    retried = summary.failed - summary.committed.get("failed", 0)
+    again = f", {retried} failed as before" if retried else ""
+    stuck = f", {summary.stuck} WINDOWS STAY OPEN (see the log)" if summary.stuck else ""
+    waiting = f", {summary.waiting} waiting in open windows" if summary.waiting else ""
+    return (
+        f"{summary.windows} windows, {summary.closed} closed: {counts}{again}, "
+        f"{summary.pending} pending{waiting}{stuck}; {summary.bytes / 1e6:,.1f} MB written; "
+        f"the chain stands at seal {seal}"
+    )

@@ -93,10 +93,10 @@ def _act(
     every: bool = False,
 ) -> int:
     """Do it, and tell of each call. Exits with 1 where an object is missing, hidden or damaged."""
-    from archiver.app import open_holds
     from archiver.audit import holdtables
     from archiver.audit.render import printable
     from archiver.settings import WriterSettings, load
+    from archiver.writer import open_holds
 
     settings = load(WriterSettings)
     clock = start_run(settings)

@@ -7,9 +7,9 @@ thread that runs `run`, for all windows that are ready, so that the chain costs 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -70,7 +70,16 @@ class Summary:
     def add_committed(self, outcome: Outcome) -> None:
         """Only what it did, and not how it left the window."""
         self.bytes += outcome.bytes
-        for name, count in outcome.committed.items():
+        self._add_counts(outcome.committed)
+
+    def merge(self, other: Summary) -> None:
+        """What another process did for the same backfill."""
+        for name in (each.name for each in fields(self) if each.name != "committed"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self._add_counts(other.committed)
+
+    def _add_counts(self, committed: Mapping[str, int]) -> None:
+        for name, count in committed.items():
             self.committed[name] = self.committed.get(name, 0) + count
 
 

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from archiver.model import Call, Window
-from archiver.source.client import Filter, Page
 from archiver.source.resume import Blobs
 from archiver.source.signed import SignedUrl
 from archiver.store.objects import Head, Listed, Lock, Stored
+
+if TYPE_CHECKING:
+    from archiver.source.client import Filter, Page
 
 
 class Source(Protocol):

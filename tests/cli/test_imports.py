@@ -1,0 +1,49 @@
+"""Each verb loads what it needs and no more: that is what makes a command start fast."""
+
+from __future__ import annotations
+
+import re
+
+from tests.fakes.command import Command
+
+LIBRARIES = {
+    "boto3", "botocore", "cryptography", "httpx", "prometheus_client", "pydantic",
+    "pydantic_settings", "rich", "structlog", "tenacity", "urllib3",
+}  # fmt: skip
+HOUR = ["--from", "2024-01-15T10:00:00Z", "--to", "2024-01-15T11:00:00Z"]
+
+
+def loaded(command: Command, *arguments: str) -> set[str]:
+    """The modules that a command which ends well has loaded, whole packages by their name too."""
+    done = command.run(*arguments, PYTHONPROFILEIMPORTTIME="1")
+    assert done.code in (0, 1), done.err
+    return set(re.findall(r"^import time:[ \d|]+\| +([\w.]+)$", done.err, re.MULTILINE))
+
+
+def test_help_and_keys_need_next_to_nothing(command: Command) -> None:
+    for arguments in (["--help"], ["backfill", "--help"], ["--version"]):
+        found = loaded(command, *arguments)
+        assert "click" in found
+        assert not found & LIBRARIES
+        assert not any(name.startswith(("archiver.store", "archiver.model")) for name in found)
+    assert loaded(command, "keygen", "--out", "new.pem") & LIBRARIES == {"cryptography"}
+
+
+WRITING = {"archiver.app", "archiver.pipeline", "archiver.source", "httpx"}
+UNNEEDED: list[tuple[list[str], set[str]]] = [
+    (["verify"], WRITING),
+    (["manifest", "list", *HOUR], WRITING),
+    (["hold", "list"], WRITING),
+    (["hold", "add", "vc_1", "--by", "w", "--reason", "w"], {"archiver.app", "httpx"}),
+    (["reconcile", *HOUR], {"archiver.app", "archiver.pipeline"}),
+    (["backfill", *HOUR], {"archiver.demo", "archiver.preflight", "archiver.shares"}),
+]
+
+
+def test_a_verb_leaves_alone_what_is_for_others(command: Command) -> None:
+    # The names are real: else nothing would be found, whatever a verb loads.
+    assert loaded(command, "backfill", *HOUR) >= WRITING
+    for arguments, unneeded in UNNEEDED:
+        found = loaded(command, *arguments)
+        assert {"archiver.settings", "archiver.store.bucket"} <= found
+        assert found & unneeded == set(), arguments
