@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 
+Buffer = bytes | bytearray | memoryview
+"""Bytes in memory."""
+
 
 class Digests:
     """SHA-256 of everything, and MD5 where the source announced one to compare with."""
@@ -16,7 +19,7 @@ class Digests:
         self._md5 = hashlib.md5(usedforsecurity=False) if expected_md5 else None
         self._expected_md5 = expected_md5
 
-    def update(self, chunk: bytes | bytearray | memoryview) -> None:
+    def update(self, chunk: Buffer) -> None:
         self.bytes += len(chunk)
         self._sha256.update(chunk)
         if self._md5 is not None:
@@ -35,7 +38,7 @@ class Digests:
         return base64.b64encode(self._md5.digest()).decode() != self._expected_md5
 
 
-def sha256_hex(data: bytes | bytearray | memoryview) -> str:
+def sha256_hex(data: Buffer) -> str:
     return hashlib.sha256(data).hexdigest()
 
 

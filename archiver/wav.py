@@ -49,7 +49,7 @@ class WavHeader:
         return max(0, self.data_offset + self.data_bytes - file_bytes)
 
 
-def parse_header(head: bytes, *, complete: bool) -> WavHeader | None:
+def parse_header(head: bytes | memoryview, *, complete: bool) -> WavHeader | None:
     """Read the header from the first bytes of a file.
 
     None while more bytes are needed; `complete` says that `head` is all there is.
@@ -63,7 +63,7 @@ def parse_header(head: bytes, *, complete: bool) -> WavHeader | None:
         return None
 
 
-def _parse(head: bytes) -> WavHeader:
+def _parse(head: bytes | memoryview) -> WavHeader:
     magic, riff_size, wave = struct.unpack_from("<4sI4s", head)
     if magic not in (b"RIFF", b"RF64", b"BW64") or wave != b"WAVE":
         raise FormatError("no WAV: the RIFF/WAVE magic is missing")
@@ -91,7 +91,7 @@ def _parse(head: bytes) -> WavHeader:
     )
 
 
-def _format(head: bytes, body: int, size: int) -> tuple[str, int, int, int, int]:
+def _format(head: bytes | memoryview, body: int, size: int) -> tuple[str, int, int, int, int]:
     if size < 16:
         raise FormatError("no WAV: the format chunk is too short")
     code, channels, rate, byte_rate, _, bits = struct.unpack_from("<HHIIHH", head, body)

@@ -81,11 +81,13 @@ def check_range(start: datetime | None, end: datetime | None) -> None:
 
 
 def start_run(settings: LogSettings) -> SystemClock:
-    """Set up logs; a clock that SIGTERM and SIGINT stop."""
+    """Set up logs and memory; a clock that SIGTERM and SIGINT stop."""
+    from archiver.allocator import share_one_heap
     from archiver.clock import SystemClock
     from archiver.logs import configure
 
     configure(log_level(settings), settings.log_format)
+    share_one_heap()
     return SystemClock()
 
 

@@ -13,6 +13,10 @@ from archiver.clock import Clock
 from archiver.model import Call
 
 LONGEST_REST_SECONDS = 900.0
+FORGOTTEN_AFTER_SECONDS = 86_400.0
+"""Without a try for so long after its rest a call is nobody's any more: another writer archived it,
+or its window was closed without it."""
+SWEEP_SECONDS = 3_600.0
 UNSAID = ("source_unavailable", "call_refused")
 """Reasons that say nothing of the call itself: the source did not answer for it."""
 
@@ -43,12 +47,18 @@ class Attempts:
         self._first = first_rest_seconds
         self._tried: dict[str, _Tried] = {}
         self._lock = threading.Lock()
+        self._swept_at = clock.monotonic()
 
     def begin(self, call_id: str) -> int:
         """Count a try; which one it is, from 1."""
+        now = self._clock.monotonic()
         with self._lock:
+            if now >= self._swept_at + SWEEP_SECONDS:
+                self._forget(now - FORGOTTEN_AFTER_SECONDS)
+                self._swept_at = now
             tried = self._tried.setdefault(call_id, _Tried())
             tried.attempts += 1
+            tried.rests_until = max(tried.rests_until, now)
             return tried.attempts
 
     def failed(self, unarchived: Unarchived) -> None:
@@ -70,6 +80,12 @@ class Attempts:
             if tried is None or self._clock.monotonic() >= tried.rests_until:
                 return None
             return tried.last
+
+    def _forget(self, before: float) -> None:
+        """The calls whose rest was over before then."""
+        for call_id, tried in list(self._tried.items()):
+            if tried.rests_until < before:
+                del self._tried[call_id]
 
     def all_resting(self, call_ids: Iterable[str]) -> bool:
         return all(self.resting(call_id) for call_id in call_ids)

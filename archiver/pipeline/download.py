@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +20,7 @@ from archiver.store.objects import Stored
 
 WAV = "audio/wav"
 PART_BYTES = 8 << 20
+HASHED_BYTES = 512 << 10
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Download:
         self._store = store
         self._part_bytes = part_bytes
         self._tag = tag
+        self._own = threading.local()
 
     def run(
         self, recording: Resumed, key: str, retain_until: datetime | None, held: bool
@@ -54,47 +57,50 @@ class Download:
         """
         info = recording.info
         digests = fixity.Digests(info.content_md5)
-        buffer = bytearray(min(self._part_bytes, info.length))
-        view = memoryview(buffer)
-        digests.update(view[: recording.readinto(view)])
+        view = self._buffer(min(self._part_bytes, info.length))
+        _fill(view, recording, digests)
         try:
-            header = _header(buffer, info)
+            header = _header(view, info)
         except CallError:
             # Damage on the way is no word on the source's blob: the announced digest knows.
             while info.content_md5 and digests.bytes < info.length:
-                digests.update(view[: recording.readinto(view)])
+                _fill(view, recording, digests)
             _check_digests(digests)
             raise
-        if info.length == len(buffer):
+        if info.length == len(view):
             _check_digests(digests)
             stored = put_beside(
-                self._store, key, buffer, WAV, retain_until, held, sha256=digests.sha256
+                self._store, key, view, WAV, retain_until, held, sha256=digests.sha256
             )
         else:
-            stored = self._multipart(recording, buffer, digests, key, retain_until)
+            stored = self._multipart(recording, view, digests, key, retain_until)
             if held:
                 self._store.set_hold(stored.key, stored.version_id, True)
         self._read_back(stored)
         return Downloaded(stored, header, info)
 
+    def _buffer(self, size: int) -> memoryview:
+        """This thread's own, used again: the pages of a new one would cost as much as hashing."""
+        buffer: bytearray = getattr(self._own, "buffer", None) or bytearray()
+        if len(buffer) < size:
+            self._own.buffer = buffer = bytearray(size)
+        return memoryview(buffer)[:size]
+
     def _multipart(
         self,
         recording: Resumed,
-        buffer: bytearray,
+        view: memoryview,
         digests: fixity.Digests,
         key: str,
         retain_until: datetime | None,
     ) -> Stored:
-        """Part by part through one buffer; `buffer` holds the first part already."""
+        """Part by part through one buffer; `view` holds the first part already."""
         key = layout.beside(key, self._tag())
         upload = self._store.begin(key, content_type=WAV, retain_until=retain_until)
-        view = memoryview(buffer)
         try:
-            upload.part(buffer)
+            upload.part(view)
             while digests.bytes < recording.info.length:
-                count = recording.readinto(view)
-                digests.update(view[:count])
-                upload.part(buffer if count == len(buffer) else bytes(view[:count]))
+                upload.part(view[: _fill(view, recording, digests)])
             _check_digests(digests)
             return upload.complete(digests.sha256)
         except BaseException:
@@ -113,10 +119,22 @@ class Download:
             raise StoreError(f"{stored.key} reads back as other bytes: the store is unsafe")
 
 
+def _fill(view: memoryview, recording: Resumed, digests: fixity.Digests) -> int:
+    """Read on, and hash what has come while it is at hand; how many bytes."""
+    filled = 0
+    while filled < len(view):
+        count = recording.readinto(view[filled : filled + HASHED_BYTES])
+        if not count:
+            break
+        digests.update(view[filled : filled + count])
+        filled += count
+    return filled
+
+
 def put_beside(
     store: Store,
     key: str,
-    data: bytes | bytearray,
+    data: fixity.Buffer,
     content_type: str,
     retain_until: datetime | None,
     held: bool,
@@ -155,9 +173,9 @@ def audio_of(header: wav.WavHeader, length: int) -> tuple[dict[str, Any], list[s
     return audio, findings
 
 
-def _header(first: bytearray, info: BlobInfo) -> wav.WavHeader:
+def _header(first: memoryview, info: BlobInfo) -> wav.WavHeader:
     try:
-        header = wav.parse_header(bytes(first[: wav.MAX_HEADER_BYTES]), complete=True)
+        header = wav.parse_header(first[: wav.MAX_HEADER_BYTES], complete=True)
     except FormatError:
         raise CallError("the blob is no WAV file", reason="not_wav", status=200) from None
     assert header is not None  # noqa: S101  (complete=True)

@@ -7,7 +7,7 @@ another window's listing showed; and those that another process archived and nev
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 
@@ -69,6 +69,9 @@ class Plan:
         return sum(1 for one in found if one is None or one.outcome == "failed")
 
 
+NEVER: tuple[datetime | None, frozenset[str]] = (None, frozenset())
+
+
 @dataclass
 class Memory:
     """What this process knows of a window and no segment tells."""
@@ -79,8 +82,13 @@ class Memory:
     """Listed at some time, with a record that no segment has."""
     recalled: bool = False
     """Whether what an earlier process had archived is among these."""
-    refreshed: tuple[datetime | None, frozenset[str]] = (None, frozenset())
+    refreshed: tuple[datetime | None, frozenset[str]] = NEVER
     """An age, and the archived calls that were looked at again for it."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing would be lost with it."""
+        return not (self.awaited or self.untold or self.refreshed[1])
 
 
 class Planner:
@@ -178,8 +186,9 @@ class Planner:
         if not memory.recalled:
             found = self._recall.take(listed.window, few=aim.backfill)
             self._hand_on(found, listed, memories)
-            memory.untold = {**found, **memory.untold}
-            memory.recalled = True
+            with self._lock:
+                memory.untold = {**found, **memory.untold}
+                memory.recalled = True
         for home, calls in listed.strays.items():
             self._expect(home, calls, memories)
         with self._lock:
@@ -195,7 +204,32 @@ class Planner:
             homes.setdefault(home, {})[call.id] = call
         for home, found in homes.items():
             if self.begins is None or home.start >= self.begins:
-                memories.setdefault(home, Memory()).awaited.update(found)
+                self._await(home, found, memories)
+
+    def told(
+        self, window: Window, call_ids: Collection[str], memories: dict[Window, Memory]
+    ) -> None:
+        """A segment tells of these calls now. What another window's listing showed meanwhile it
+        does not tell: that stays."""
+        with self._lock:
+            memory = memories[window]
+            for call_id in call_ids:
+                memory.awaited.pop(call_id, None)
+                memory.untold.pop(call_id, None)
+            memory.refreshed = NEVER
+
+    def tidy(self, window: Window, memories: dict[Window, Memory]) -> None:
+        """Drop a memory of nothing. By the thread alone that is at the window."""
+        with self._lock:
+            memory = memories.get(window)
+            if memory is not None and memory.is_empty:
+                del memories[window]
+
+    def _await(
+        self, home: Window, calls: Mapping[str, Call], memories: dict[Window, Memory]
+    ) -> None:
+        with self._lock:
+            memories.setdefault(home, Memory()).awaited.update(calls)
 
     def _hand_on(
         self, found: dict[str, Standing], listed: Listed, memories: dict[Window, Memory]
@@ -209,8 +243,9 @@ class Planner:
             beside = Window(listed.window.start + by, listed.window.end + by)
             for home, calls in self._lister.glance(beside).items():
                 self._expect(home, calls, memories)
-                for call_id in calls.keys() & found.keys() - listed.calls.keys():
-                    memories.setdefault(beside, Memory()).untold[call_id] = found.pop(call_id)
+                with self._lock:
+                    for call_id in calls.keys() & found.keys() - listed.calls.keys():
+                        memories.setdefault(beside, Memory()).untold[call_id] = found.pop(call_id)
 
     def _leave_to_others(self, listed: Listed, memories: dict[Window, Memory]) -> None:
         """Forget what is not listed here and what another window has in mind too: one of them tells
@@ -237,7 +272,7 @@ class Planner:
             if not self.records.revision((call.own_time or home.start).date(), call.id)
         }
         if missing:
-            memories.setdefault(home, Memory()).awaited.update(missing)
+            self._await(home, missing, memories)
 
 
 def _newest(one: Standing | None, other: Standing | None) -> Standing | None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from archiver.fixity import Buffer
 from archiver.model import Call, Window
 from archiver.source.resume import Blobs
 from archiver.source.signed import SignedUrl
@@ -45,7 +46,7 @@ class Recordings(Blobs, Protocol):
 class Upload(Protocol):
     """A multipart upload under way."""
 
-    def part(self, data: bytes | bytearray) -> None: ...
+    def part(self, data: Buffer) -> None: ...
 
     def complete(self, sha256: str) -> Stored: ...
 
@@ -61,7 +62,7 @@ class Store(Protocol):
     def put_once(
         self,
         key: str,
-        data: bytes | bytearray | IO[bytes],
+        data: Buffer | IO[bytes],
         *,
         content_type: str = ...,
         retain_until: datetime | None = ...,

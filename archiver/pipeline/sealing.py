@@ -28,6 +28,8 @@ from archiver.pipeline.ports import Store
 
 log = structlog.get_logger()
 
+REMEMBERED_SEGMENTS = 10_000
+
 
 class Unsealed(Protocol):
     """A segment, of a window or of events, that is durable with its `.sha256` and waits for its
@@ -43,7 +45,15 @@ class Unsealed(Protocol):
 class Chain:
     """The chain of seals, as one writer sees it. Threads share it; appends wait for each other."""
 
-    def __init__(self, store: Store, key: SigningKey, clock: Clock, retention: Retention) -> None:
+    def __init__(
+        self,
+        store: Store,
+        key: SigningKey,
+        clock: Clock,
+        retention: Retention,
+        remembered: int = REMEMBERED_SEGMENTS,
+    ) -> None:
+        """Of so many segments sealed since it was opened no pointer is looked at."""
         self._store = store
         self._key = key
         self._clock = clock
@@ -52,7 +62,10 @@ class Chain:
         """Whether each seal is to say that it rests on there being one writer."""
         self._lock = threading.RLock()
         self._head: Seal | None = None
-        self._sealed_since_open: set[str] = set()
+        self._remembered = remembered
+        self._newly_sealed: dict[str, None] = {}
+        """The segments that were sealed last, oldest first."""
+        self._has_forgotten = False
 
     @property
     def head(self) -> Seal:
@@ -151,7 +164,7 @@ class Chain:
         with self._lock, metrics.stage("seal"):
             while True:
                 head = self.refresh()
-                todo = [s for s in segments if s.entry.key not in self._sealed_since_open]
+                todo = [s for s in segments if not self._is_sealed(s.entry.key)]
                 if not todo:
                     return
                 if check is not None:
@@ -221,9 +234,19 @@ class Chain:
         keys.append(layout.signature_key(sealed.seq))
         return all(self._store.head(key) is not None for key in keys)
 
+    def _is_sealed(self, key: str) -> bool:
+        """Whether a segment was sealed since somebody read that it was not. Only the newest seal
+        can lack its pointers, and of that one all is remembered."""
+        if key in self._newly_sealed:
+            return True
+        return self._has_forgotten and self._store.head(layout.pointer_key(key)) is not None
+
     def _advance(self, sealed: Seal) -> None:
         self._head = sealed
-        self._sealed_since_open.update(entry.key for entry in sealed.segments)
+        self._newly_sealed |= dict.fromkeys(entry.key for entry in sealed.segments)
+        for key in list(self._newly_sealed)[: -max(self._remembered, len(sealed.segments))]:
+            del self._newly_sealed[key]
+            self._has_forgotten = True
         metrics.SEAL_SEQUENCE.set(sealed.seq)
         metrics.LAST_SEAL.set(sealed.sealed_at.timestamp())
         metrics.WATERMARK.set(sealed.watermark.timestamp())

@@ -17,6 +17,7 @@ from typing import TypeVar
 import structlog
 
 from archiver import metrics
+from archiver.allocator import give_back
 from archiver.clock import Clock, Interrupted
 from archiver.errors import ArchiverError, UsageError
 from archiver.model import Window, format_time, window_of, windows_between
@@ -103,6 +104,7 @@ class Service:
                 raise
             except ArchiverError as error:
                 log.error("round.failed", error=str(error))
+            give_back()
             self._clock.sleep(self._schedule.poll_interval_seconds)
 
     def round(self) -> Summary:

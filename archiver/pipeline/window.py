@@ -25,7 +25,7 @@ from archiver.pipeline.history import History, HistoryReader, Line, Standing, Un
 from archiver.pipeline.holding import Holding
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.keeping import Keeper
-from archiver.pipeline.planning import BACKFILL, ROUND, Aim, Memory, Plan, Planner, Task
+from archiver.pipeline.planning import BACKFILL, NEVER, ROUND, Aim, Memory, Plan, Planner, Task
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import NoProgress, Progress, Store
 from archiver.pipeline.transfer import Transfer
@@ -109,6 +109,13 @@ class Windows:
         Raises `SourceRefused`, `SourceError` (unreachable), `StoreError` and `Interrupted`.
         """
         outcome = Outcome(window)
+        try:
+            return self._process(outcome, aim)
+        finally:
+            self.planner.tidy(window, self._memories)
+
+    def _process(self, outcome: Outcome, aim: Aim) -> Outcome:
+        window = outcome.window
         for _ in range(RIVAL_ROUNDS):
             try:
                 if self._try(outcome, aim):
@@ -148,13 +155,14 @@ class Windows:
 
     @property
     def remembered(self) -> set[Window]:
-        """The windows of which this process knows calls that it has not told of, and may do so
+        """The windows of which this process knows something that it has not told of, and may do so
         now: where such a window is sealed, another writer closed it, or listed it without them."""
         known = list(self._memories.items())
         return {
             window
             for window, memory in known
             if memory.untold
+            or memory.refreshed[1]
             or (memory.awaited and not self.attempts.all_resting(list(memory.awaited)))
         }
 
@@ -169,6 +177,7 @@ class Windows:
         memory = self._memories.setdefault(window, Memory())
         if history.revision and not (aim.backfill or due or _has_work(history, memory)):
             outcome.closed = True
+            memory.refreshed = NEVER  # another writer saw to that age
             return True
         seen: dict[str, Call] = {}
         try:
@@ -191,7 +200,7 @@ class Windows:
             outcome.segments.append(written)
             outcome.listed_at = tally.listing.listed_at
         if written is not Closing.TAKEN:
-            self._memories.pop(window, None)
+            self.planner.told(window, {*tally.standing, *tally.pending}, self._memories)
         return written is not Closing.TAKEN
 
     def _due(self, window: Window, history: History, aim: Aim) -> datetime | None:

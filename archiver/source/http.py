@@ -4,6 +4,7 @@
   cannot be read is asked for once more.
 - Credentials that worked once and are refused now (401) have expired: where they come from files,
   everybody waits a little for new ones, so that a rotation is no failure of anything.
+- No state: no cookie is kept, or a source could have us keep any number of them.
 - Bounds: no answer beyond `MAX_JSON_BYTES`, none that takes longer than it may.
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpx
@@ -81,6 +83,7 @@ class JsonApi:
             trust_env=False,
             follow_redirects=False,
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             timeout=httpx.Timeout(30.0, connect=10.0),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             transport=transport,

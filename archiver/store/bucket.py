@@ -26,6 +26,7 @@ from botocore.exceptions import BotoCoreError
 from archiver import fixity
 from archiver.clock import Clock
 from archiver.errors import KeyTaken, StoreError
+from archiver.fixity import Buffer
 from archiver.manifest import layout
 from archiver.retry import Retry
 from archiver.store.client import StoreOptions
@@ -186,7 +187,7 @@ class Bucket:
     def put_once(
         self,
         key: str,
-        data: bytes | bytearray | IO[bytes],
+        data: Buffer | IO[bytes],
         *,
         content_type: str = JSON,
         retain_until: datetime | None = None,
@@ -199,7 +200,7 @@ class Bucket:
         puts a legal hold on it, in the same request. `sha256` (hex) is that of bytes in memory
         which were hashed already; the store refuses them where it is not.
         """
-        if sha256 is not None and isinstance(data, bytes | bytearray):
+        if sha256 is not None and isinstance(data, Buffer):
             size = len(data)
         else:
             sha256, size = _measured(data)
@@ -226,7 +227,7 @@ class Bucket:
         return replace(stored, lock_mode=lock.mode)
 
     def _put(self, key: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(arguments["Body"], bytes | bytearray):
+        if not isinstance(arguments["Body"], Buffer):
             arguments["Body"].seek(0)
         answer: dict[str, Any] = self.requests.objects.put_object(
             **self.requests.at(key), **arguments
@@ -375,9 +376,9 @@ class Bucket:
         return answer
 
 
-def _measured(data: bytes | bytearray | IO[bytes]) -> tuple[str, int]:
+def _measured(data: Buffer | IO[bytes]) -> tuple[str, int]:
     """SHA-256 (hex) and size in bytes."""
-    if isinstance(data, bytes | bytearray):
+    if isinstance(data, Buffer):
         return fixity.sha256_hex(data), len(data)
     data.seek(0)
     digests = fixity.Digests()

@@ -33,6 +33,7 @@ from botocore.utils import get_environ_proxies
 from urllib3.connectionpool import HTTPConnectionPool
 
 from archiver import fixity
+from archiver.fixity import Buffer
 from archiver.heads import POOLS
 from archiver.model import format_second
 from archiver.store.client import READ_TIMEOUT_SECONDS, USER_AGENT, StoreOptions, parse_time
@@ -105,11 +106,11 @@ class Direct:
         self._looked = False
 
     def put_object(self, *, Body: Any, **arguments: Any) -> dict[str, Any]:  # noqa: N803
-        if not isinstance(Body, bytes | bytearray):  # a file: rare, and boto3 knows how
+        if not isinstance(Body, Buffer):  # a file: rare, and boto3 knows how
             return dict(self._client.put_object(Body=Body, **arguments))
         return self._ask("put_object", "PUT", arguments, Body)
 
-    def upload_part(self, *, Body: bytes | bytearray, **arguments: Any) -> dict[str, Any]:  # noqa: N803
+    def upload_part(self, *, Body: Buffer, **arguments: Any) -> dict[str, Any]:  # noqa: N803
         return self._ask("upload_part", "PUT", arguments, Body)
 
     def head_object(self, **arguments: Any) -> dict[str, Any]:
@@ -120,7 +121,7 @@ class Direct:
         name: Literal["put_object", "upload_part", "head_object"],
         method: str,
         arguments: dict[str, Any],
-        body: bytes | bytearray | None,
+        body: Buffer | None,
     ) -> dict[str, Any]:
         place = self._where()
         if place is not None:
@@ -130,7 +131,7 @@ class Direct:
             code = _code(status, text)
             if not _leads_elsewhere(method, status, code):
                 raise _refusal(name, status, code)
-        more = {} if body is None else {"Body": body}
+        more = {} if body is None else {"Body": bytes(body)}
         return dict(getattr(self._client, name)(**arguments, **more))
 
     def _send(
@@ -138,7 +139,7 @@ class Direct:
         place: _Place,
         method: str,
         arguments: Mapping[str, Any],
-        body: bytes | bytearray | None,
+        body: Buffer | None,
     ) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body of the answer."""
         target = place.path + quote(arguments["Key"], safe="/~") + _query(arguments)
@@ -219,7 +220,7 @@ def _query(arguments: Mapping[str, Any]) -> str:
     return "?" + urlencode(asked, quote_via=quote) if asked else ""
 
 
-def _payload(place: _Place, arguments: Mapping[str, Any], body: bytes | bytearray | None) -> str:
+def _payload(place: _Place, arguments: Mapping[str, Any], body: Buffer | None) -> str:
     """What the signature says of the body: TLS keeps it whole, and so does its announced digest."""
     if body is None:
         return _NOTHING

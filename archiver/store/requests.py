@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from botocore.client import BaseClient
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
@@ -35,7 +36,8 @@ class Requests:
         self.prefix = options.key_prefix
         session = make_session()
         self.s3 = client or make_client(options, session)
-        self.objects = client or Direct(self.s3, session, options)
+        is_boto = isinstance(self.s3, BaseClient)
+        self.objects = Direct(self.s3, session, options) if is_boto else self.s3
         """As `s3`, for `put_object`, `head_object` and `upload_part`: what is asked most."""
 
     def at(self, key: str, version_id: str | None = None) -> dict[str, Any]:

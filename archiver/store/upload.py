@@ -10,6 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from archiver import fixity
 from archiver.errors import StoreError
+from archiver.fixity import Buffer
 from archiver.store.objects import Stored
 from archiver.store.protection import Protection
 from archiver.store.requests import Requests, etag_of
@@ -34,7 +35,7 @@ class Upload:
         self._parts: list[dict[str, Any]] = []
         self._bytes = 0
 
-    def part(self, data: bytes | bytearray) -> None:
+    def part(self, data: Buffer) -> None:
         """Send the next part, with its SHA-256; sent again when its answer is lost."""
         requests, number = self._requests, len(self._parts) + 1
         checksum = fixity.hex_to_base64(fixity.sha256_hex(data))

@@ -19,12 +19,13 @@ from archiver.clock import Interrupted
 from archiver.errors import KeyTaken, StoreError
 from archiver.retry import Retry
 from archiver.store.bucket import Bucket
-from archiver.store.client import StoreOptions, make_client
+from archiver.store.client import StoreOptions
 from tests.contract.conftest import LOCKED, LOCKING, STORES, MakeBucket, Server
 from tests.contract.servers import REGION
 from tests.contract.stores import KNOWN, Known, told
 from tests.fakes.audio import noise
 from tests.fakes.clock import HandClock
+from tests.fakes.proxy import FaultProxy
 
 PART = 5 << 20
 ATOMIC = [name for name in STORES if KNOWN[name].proved.create_once and name != "moto"]
@@ -456,32 +457,29 @@ def test_a_request_to_end_is_heard(bucket: Bucket) -> None:
 
 def test_options_reach_each_write(server: Server) -> None:
     """What is sent; what a store makes of it is among the matters."""
-    seen: list[dict[str, Any]] = []
-    options = StoreOptions(
-        "locked", endpoint_url=server.endpoint_url, region=REGION, sse="aws:kms",
-        sse_kms_key_id="key-1", storage_class="STANDARD_IA",
-    )  # fmt: skip
-    client = make_client(options)
-
-    def look(params: dict[str, Any], **_: Any) -> None:
-        seen.append(params["headers"])
-
-    for operation in ("PutObject", "CreateMultipartUpload"):
-        client.meta.events.register(f"before-call.s3.{operation}", look)
     clock = HandClock()
-    bucket = Bucket(options, clock, Retry(clock, attempts=1), client=client)
-    for write in (
-        lambda: bucket.put_once("k", b"x"),
-        lambda: bucket.begin("m", content_type="audio/wav", retain_until=None).abort(),
-    ):
-        with contextlib.suppress(StoreError):  # this store may know no KMS: what was sent counts
-            write()
-    assert len(seen) == 2
-    for headers in seen:
+    with FaultProxy(server.endpoint_url) as proxy:
+        options = StoreOptions(
+            "locked", endpoint_url=proxy.url, region=REGION, sse="aws:kms",
+            sse_kms_key_id="key-1", storage_class="STANDARD_IA",
+        )  # fmt: skip
+        bucket = Bucket(options, clock, Retry(clock, attempts=1))
+        for write in (
+            lambda: bucket.put_once("k", b"x"),
+            lambda: bucket.begin("m", content_type="audio/wav", retain_until=None).abort(),
+        ):
+            with contextlib.suppress(
+                StoreError
+            ):  # this store may know no KMS: what was sent counts
+                write()
+    asked = list(zip(proxy.seen, proxy.headers, strict=True))
+    put = next(sent for line, sent in asked if line.startswith("PUT"))
+    begin = next(sent for line, sent in asked if line.startswith("POST"))
+    for headers in (put, begin):
         assert headers["x-amz-server-side-encryption"] == "aws:kms"
         assert headers["x-amz-server-side-encryption-aws-kms-key-id"] == "key-1"
         assert headers["x-amz-storage-class"] == "STANDARD_IA"
-    assert seen[0]["If-None-Match"] == "*"
+    assert put["if-none-match"] == "*"
 
 
 class Careless:

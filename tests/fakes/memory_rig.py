@@ -37,6 +37,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 HOUR = timedelta(hours=1)
 COMPLETED = Filter(("Completed",))
+REMEMBERED = 8
+"""So few sealed segments are remembered here that the others' pointers are asked for."""
 
 
 class Crash(BaseException):
@@ -143,7 +145,7 @@ class Writer:
             lister, transfer, store, SerialWorkers(), clock,
             segments=segments, retention=keep, settle=times.settle, relist=times.relist,
         )  # fmt: skip
-        self.chain = Chain(store, world.key, clock, keep)
+        self.chain = Chain(store, world.key, clock, keep, remembered=REMEMBERED)
         self.backfiller = Backfill(self.windows, self.chain, segments, at_once=1)
         schedule = Schedule(
             times.window, times.settle, times.give_up, times.poll_interval_seconds, times.relist

@@ -22,6 +22,7 @@ from typing import IO, Any, Protocol
 
 from botocore.exceptions import ClientError
 
+from archiver.fixity import Buffer
 from archiver.manifest import layout
 from tests.fakes import store_rules
 from tests.fakes.memory_store import MemoryStore, Object
@@ -115,9 +116,9 @@ class MemoryS3:
     # --- objects
 
     def put_object(
-        self, *, Key: str, Body: bytes | bytearray | IO[bytes], ChecksumSHA256: str, **rest: Any
+        self, *, Key: str, Body: Buffer | IO[bytes], ChecksumSHA256: str, **rest: Any
     ) -> Answer:
-        data = bytes(Body) if isinstance(Body, bytes | bytearray) else Body.read()
+        data = bytes(Body) if isinstance(Body, Buffer) else Body.read()
         self._require(Key, rest.get("IfNoneMatch") == "*", "a write that may overwrite")
 
         def effect() -> Answer:

@@ -22,6 +22,7 @@ from typing import IO, Literal
 
 from archiver.clock import Clock
 from archiver.errors import KeyTaken, StoreError
+from archiver.fixity import Buffer
 from archiver.store.objects import Head, Listed, Lock, Stored, Version
 from tests.fakes import store_rules
 from tests.fakes.store_rules import Violation, sha256_hex
@@ -196,7 +197,7 @@ class MemoryStore:
     def put_once(
         self,
         key: str,
-        data: bytes | bytearray | IO[bytes],
+        data: Buffer | IO[bytes],
         *,
         content_type: str = "application/json",
         retain_until: datetime | None = None,
@@ -363,7 +364,7 @@ class MemoryUpload:
     def is_open(self) -> bool:
         return self.state == "open"
 
-    def part(self, data: bytes | bytearray) -> None:
+    def part(self, data: Buffer) -> None:
         self._store._say("part", self.key, "before")
         self._require(self.is_open, f"a part after the upload was {self.state}")
         self._require(len(data) > 0, "an empty part")
@@ -402,9 +403,9 @@ class MemoryUpload:
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
-def _whole(data: bytes | bytearray | IO[bytes]) -> bytes:
+def _whole(data: Buffer | IO[bytes]) -> bytes:
     """The bytes; of a file all of them, wherever it stands."""
-    if isinstance(data, bytes | bytearray):
+    if isinstance(data, Buffer):
         return bytes(data)
     data.seek(0)
     return data.read()

@@ -64,6 +64,8 @@ class FaultProxy:
     upstream: str
     faults: list[Fault] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    """Of each request in `seen`, by their names in small letters."""
 
     def __enter__(self) -> FaultProxy:
         self._lock = threading.Lock()
@@ -91,9 +93,10 @@ class FaultProxy:
             self.faults.remove(fault)
         assert fault.hits, f"no request matched {pattern}"
 
-    def harm_for(self, line: str) -> Harm | None:
+    def harm_for(self, line: str, headers: dict[str, str]) -> Harm | None:
         with self._lock:
             self.seen.append(line)
+            self.headers.append(headers)
             for fault in self.faults:
                 if fault.hits < fault.times and re.search(fault.pattern, line):
                     fault.hits += 1
@@ -118,7 +121,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         once = " if-none-match" if "If-None-Match" in self.headers else ""
-        harm = self.server.proxy.harm_for(f"{self.command} {self.path}{once}")
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        harm = self.server.proxy.harm_for(f"{self.command} {self.path}{once}", headers)
         if harm == "reset":
             return self._reset()
         if harm in _INSTEAD:

@@ -25,7 +25,9 @@ BUGS = (
     Bug(
         "a record without its recording",
         "pipeline/download.py",
-        "stored = put_beside(self._store, key, buffer, WAV, retain_until, held)",
+        "stored = put_beside(\n"
+        "                self._store, key, view, WAV, retain_until, held, sha256=digests.sha256\n"
+        "            )",
         "stored = Stored(key, None, info.length, digests.sha256)",
         "tests/unit/test_transfer.py",
     ),
@@ -246,7 +248,7 @@ BUGS = (
     Bug(
         "a segment is sealed twice",
         "pipeline/sealing.py",
-        "todo = [s for s in segments if s.entry.key not in self._sealed_since_open]",
+        "todo = [s for s in segments if not self._is_sealed(s.entry.key)]",
         "todo = list(segments)",
         "tests/unit/test_sealing.py tests/model",
     ),

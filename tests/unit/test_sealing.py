@@ -129,6 +129,20 @@ def test_appending_again_does_nothing(rig: MakeRig, bucket: Bucket, archive: Loo
     assert archive().keys == before
 
 
+def test_what_is_no_more_remembered_is_not_sealed_again(
+    rig: MakeRig, bucket: Bucket, clock: HandClock, key: SigningKey, archive: Look
+) -> None:
+    rig().found()
+    chain = Chain(bucket, key, clock, Retention(), remembered=2)
+    assert chain.open()
+    segments = [write_segment(bucket, TEN + n * HOUR) for n in range(6)]
+    for one in segments[:5]:
+        chain.append([one])
+    chain.append(segments)
+    sealed = [[entry.key for entry in one.segments] for one in archive().seals[-6:]]
+    assert sealed == [[one.name.jsonl] for one in segments]
+
+
 def test_writers_that_race_make_one_chain(
     rig: MakeRig, bucket: Bucket, archive: Look, key: SigningKey
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
@@ -449,3 +450,17 @@ def test_a_scope_that_is_taken_away_is_everybodys(
     platform.options.tokens[platform.token] = frozenset({AUDIO})
     with pytest.raises(SourceRefused, match="voice:read"):
         client.call("vc_001")
+
+
+def test_no_cookie_is_kept(platform: Platform, client: VoiceCallsClient) -> None:
+    asked: list[Request] = []
+
+    def hook(request: Request) -> Reply:
+        asked.append(request)
+        reply = platform.answer(request)
+        return replace(reply, headers={**reply.headers, "Set-Cookie": f"c{len(asked)}=1; Path=/"})
+
+    platform.hooks.append(hook)
+    assert len(listed(client)) == 230
+    assert len(asked) == 3
+    assert not [request for request in asked if "Cookie" in request.headers]
