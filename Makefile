@@ -1,6 +1,6 @@
 # `make` lists the targets. All set-up goes into ./.venv; nothing is installed outside this folder,
-# but for `make system-setup` (also behind `system` and `alerts-check`), `make contract-rgw` and
-# `make image-check`, which may need packages of Debian's.
+# but for `make system-setup` (also behind `system` and `alerts-check`), `make contract-rgw`,
+# `make image-check` and `make bench`, which may need packages of Debian's.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -104,7 +104,7 @@ docs-check: $(VENV)/.dev-installed ## fail where a generated page has drifted
 	$(BIN)/python tools/docs.py --check
 
 .PHONY: system-setup
-system-setup: ## what tests/system needs beside Python: azurite, promtool, jq, openssl (may apt-get)
+system-setup: ## what tests/system needs: azurite, promtool, jq, openssl, nginx, gcc (may apt-get)
 	tests/system/setup.sh
 
 .PHONY: azurite
@@ -132,6 +132,11 @@ kills: $(VENV)/.dev-installed system-setup ## SIGKILL backfills at random, KILLS
 soak: $(VENV)/.dev-installed system-setup ## all faults at once, MINUTES=30, and what is left of it
 	PATH="$(CURDIR)/.cache/bin:$(CURDIR)/$(BIN):$$PATH" SOAK_MINUTES=$(MINUTES) \
 	  $(CLEAN_ENV) $(BIN)/python -m pytest -s tests/system/soak/soak.py $(ARGS)
+
+.PHONY: bench
+bench: $(VENV)/.dev-installed ## the speed comparison of bench/README.md; ARGS="--quick": two minutes (may apt-get)
+	bench/setup.sh
+	$(CLEAN_ENV) $(BIN)/python -m bench $(if $(ARGS),$(ARGS),--write)
 
 .PHONY: contract-rgw
 contract-rgw: $(VENV)/.dev-installed ## the store's contract, and locks, on Ceph RGW (may apt-get)

@@ -48,5 +48,9 @@ install_promtool() {
 need jq jq
 need openssl openssl
 need sha256sum coreutils
+# tests/system/test_bench.py: the speed comparison's source and store.
+need nginx nginx-light
+need gcc gcc libc6-dev
+[ -e /usr/include/openssl/ssl.h ] || need /usr/include/openssl/ssl.h libssl-dev
 install_azurite
 install_promtool

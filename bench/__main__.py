@@ -1,0 +1,101 @@
+"""`python -m bench`: run the comparison, print it, and with everything measured write it down."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench import contestants, report, results
+from bench.arena import Lab, Run, lab
+from bench.cases import CASES, QUICK, Case
+from bench.contestants import Contestant
+from bench.profile import profile
+
+PROFILED = ("tls-5m", "tls-tiny-8")
+
+
+def main() -> int:
+    asked = _parser().parse_args()
+    if asked.archiver:
+        contestants.BIN = asked.archiver.resolve().parent
+    if asked.report:
+        report.publish(results.load())
+        return 0
+    cases = _cases(asked)
+    with lab({case.recordings for case in cases}) as place:
+        if asked.profile:
+            return _profile(place, cases, write=asked.write)
+        about = results.about(asked.runs)
+        runs: dict[tuple[str, str], list[Run]] = {}
+        for case, one, run in _runs(place, cases, _contestants(asked), asked.runs):
+            runs.setdefault((case.name, one.name), []).append(run)
+            print(_line(case, one, run), flush=True)
+    found = results.Results(about, runs)
+    print("\n" + "\n".join(report.page(found)))
+    if asked.write:
+        found.save()
+        report.publish(found)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    names, who = [case.name for case in CASES], list(contestants.BY_NAME)
+    parser = argparse.ArgumentParser(prog="python -m bench")
+    parser.add_argument("--only", nargs="+", choices=names, metavar="CASE", help=", ".join(names))
+    parser.add_argument("--who", nargs="+", choices=who, metavar="WHO", help=", ".join(who))
+    parser.add_argument("--runs", type=int, default=3, help="how often each takes its turn")
+    parser.add_argument("--quick", action="store_true", help="fewer recordings: two minutes")
+    parser.add_argument("--calls", type=int, help="so many recordings in each case, at most")
+    parser.add_argument("--write", action="store_true", help="write README.md and results.*")
+    parser.add_argument("--report", action="store_true", help="write README.md from results.json")
+    parser.add_argument("--profile", action="store_true", help="where the archiver's time goes")
+    parser.add_argument("--archiver", type=Path, help="another archiver's command")
+    return parser
+
+
+def _cases(asked: argparse.Namespace) -> list[Case]:
+    default = PROFILED if asked.profile else [case.name for case in CASES]
+    chosen = [case for case in CASES if case.name in (asked.only or default)]
+    if asked.quick:
+        few = [(case, QUICK[case.recordings.name]) for case in chosen if case.store == "sink"]
+        chosen = [case.smaller(count) for case, count in few if count]
+    return [case.smaller(asked.calls) for case in chosen] if asked.calls else chosen
+
+
+def _contestants(asked: argparse.Namespace) -> list[Contestant]:
+    return [one for one in contestants.available() if one.name in (asked.who or one.name)]
+
+
+def _runs(
+    place: Lab, cases: list[Case], who: list[Contestant], times: int
+) -> Iterator[tuple[Case, Contestant, Run]]:
+    """All take turns, so that a slow minute of the machine is everybody's; who begins, changes."""
+    for number in range(times):
+        for case in cases:
+            taking_part = [one for one in who if one.name in case.contestants]
+            turn = number % max(len(taking_part), 1)
+            for one in taking_part[turn:] + taking_part[:turn]:
+                yield case, one, place.run(one, case)
+
+
+def _profile(place: Lab, cases: list[Case], *, write: bool) -> int:
+    text = "\n".join(profile(place, case) for case in cases)
+    print(text)
+    if write:
+        report.put_between("profile", text)
+    return 0
+
+
+def _line(case: Case, one: Contestant, run: Run) -> str:
+    return (
+        f"{case.name:13} {one.name:10} {run.wall_s:7.2f} s, CPU {run.cpu_s:6.2f} s: "
+        f"{results.cpu_per_gb(run):8.2f} s/GB, {results.cpu_per_call_ms(run):7.2f} ms/call, "
+        f"{results.mb_per_second(run):5.0f} MB/s, {results.calls_per_second(run):5.0f} calls/s, "
+        f"peak {results.peak_mb(run):4.0f} MB"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Puts what the speed comparison needs, and the project does not, into .cache/bench/:
+#   venv/                 the peers (s5cmd, aws, requests, boto3) and py-spy, an environment apart
+#   sink, floor, timed    built from bench/c
+# Debian packages are installed only for commands that are missing. Running it again is cheap.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+need() { # FILE-OR-COMMAND PACKAGE...: installs the packages where it is missing
+  [ -e "$1" ] || command -v "$1" >/dev/null && return
+  command -v apt-get >/dev/null || { echo "error: $1 is missing: install ${*:2}" >&2; exit 1; }
+  [ -n "${refreshed:-}" ] || apt-get update -qq
+  refreshed=yes
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${@:2}" >/dev/null
+}
+
+need nginx nginx-light
+need curl curl
+need openssl openssl
+need perf linux-perf
+need gcc gcc libc6-dev
+need /usr/include/openssl/ssl.h libssl-dev
+bench/build.sh
+
+home=.cache/bench
+if ! cmp -s bench/peers.txt "$home/peers.txt"; then
+  rm -rf "$home/venv"
+  .venv/bin/python -m venv "$home/venv"
+  "$home/venv/bin/python" -m pip --disable-pip-version-check install --quiet -r bench/peers.txt
+  cp bench/peers.txt "$home/peers.txt"
+fi

@@ -1,0 +1,112 @@
+"""The parts of the speed comparison that would rot unseen: the null store, and the goals."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from archiver import fixity
+from archiver.clock import SystemClock
+from archiver.errors import KeyTaken
+from archiver.retry import Retry
+from archiver.store.bucket import Bucket
+from archiver.store.client import StoreOptions
+from archiver.store.probe import RACERS, probe
+from bench.arena import Run
+from bench.goals import goals
+from bench.results import Results
+from bench.servers import ROOT, Sink
+
+AUDIO = b"RIFF" + bytes(200_000)
+
+
+@pytest.fixture(scope="module")
+def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sink]:
+    if not shutil.which("gcc") or not Path("/usr/include/openssl/ssl.h").exists():
+        pytest.skip("needs gcc and OpenSSL's headers")
+    subprocess.run([ROOT / "bench" / "build.sh"], check=True)
+    with Sink(tmp_path_factory.mktemp("sink"), None) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    key, secret = sink.secrets
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    options = StoreOptions(sink.bucket, endpoint_url=sink.url, region="us-east-1", connections=40)
+    clock = SystemClock()
+    return Bucket(options, clock, Retry(clock))
+
+
+def test_the_sink_proves_all_that_an_archive_without_locks_can_have(bucket: Bucket) -> None:
+    found = probe(bucket)
+
+    assert found.checksums
+    assert found.create_once
+    assert (found.create_once_racers, found.create_once_race_winners) == (RACERS, 1)
+    assert found.complete_create_once
+    assert found.object_lock is False
+
+
+def test_the_sink_throws_recordings_away_and_keeps_the_rest(sink: Sink, bucket: Bucket) -> None:
+    before = sink.stats()
+    stored = bucket.put_once("a/recording.wav", AUDIO, content_type="audio/wav")
+    bucket.put_once("a/record.json", b"{}\n")
+
+    after = sink.stats()
+    assert after["objects"] - before["objects"] == 2
+    assert after["bytes"] - before["bytes"] == len(AUDIO) + 3
+    head = bucket.head("a/recording.wav")
+    assert head is not None
+    assert (head.size, head.sha256) == (len(AUDIO), stored.sha256)
+    assert bucket.read("a/recording.wav") == bytes(len(AUDIO))
+    assert bucket.read("a/record.json") == b"{}\n"
+    assert bucket.tail("a/record.json", 2) == b"}\n"
+    with pytest.raises(KeyTaken):
+        bucket.put_once("a/record.json", b"[]\n")
+
+
+def test_the_sink_adds_up_the_parts_of_an_upload(bucket: Bucket) -> None:
+    upload = bucket.begin("b/recording.wav", content_type="audio/wav", retain_until=None)
+    upload.part(AUDIO)
+    upload.part(b"the rest")
+    stored = upload.complete(fixity.sha256_hex(AUDIO + b"the rest"))
+
+    head = bucket.head(stored.key)
+    assert head is not None
+    assert head.size == len(AUDIO) + len(b"the rest")
+
+
+def test_the_sink_lists_by_pages(bucket: Bucket) -> None:
+    keys = [f"list/{number:04d}" for number in range(7)]
+    for key in keys:
+        bucket.put_once(key, key.encode())
+
+    answer = bucket.requests.s3.list_objects_v2(Bucket="bench", Prefix="list/", MaxKeys=3)
+    assert answer["IsTruncated"]
+    assert [found.key for found in bucket.list("list/")] == keys
+    assert [found.key for found in bucket.list("list/", start_after=keys[4])] == keys[5:]
+
+
+def test_goals_say_which_side_of_them_was_reached() -> None:
+    def run(cpu_s: float, wall_s: float) -> Run:
+        return Run(wall_s, cpu_s, 0.0, 10**8, calls=200, bytes=10**9, store_requests=0)
+
+    runs = {
+        ("tls-5m", "archiver"): [run(2.0, 2.0), run(99.0, 99.0), run(1.0, 1.0)],
+        ("tls-5m", "rclone"): [run(2.5, 2.1)],
+    }
+    found = {goal.title: goal for goal in goals(Results({}, runs))}
+
+    cpu, speed = (
+        found[f"{what}, 5 MB over TLS / rclone copy, hashsum"] for what in ("CPU", "MB/s")
+    )
+    assert cpu.reached == pytest.approx(0.8)
+    assert cpu.holds
+    assert speed.reached == pytest.approx(1.05)
+    assert not speed.holds
