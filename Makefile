@@ -10,7 +10,8 @@ VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check
 # The variables of a person's shell must not send the demo or the tests to a real bucket.
-CLEAN_ENV := env -u AWS_PROFILE -u AWS_ENDPOINT_URL -u AWS_ENDPOINT_URL_S3
+# One that forbids compiled files would have each process of the tests compile all of them again.
+CLEAN_ENV := env -u AWS_PROFILE -u AWS_ENDPOINT_URL -u AWS_ENDPOINT_URL_S3 -u PYTHONDONTWRITEBYTECODE
 
 # Makes ./.venv with the first python that is new enough: a name on the PATH may be a dead shim.
 define make_venv

@@ -5,10 +5,12 @@ from __future__ import annotations
 import email.utils
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, cast
 
 import boto3
 import botocore.config
+import botocore.loaders
 import botocore.session
 from botocore.awsrequest import (
     AWSHTTPConnection,
@@ -48,6 +50,7 @@ class StoreOptions:
 def make_session() -> botocore.session.Session:
     """What knows the credentials and the settings of AWS's environment and files."""
     session = botocore.session.Session()
+    session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
     # botocore reads dates with dateutil, which takes longer than all else about a long listing.
     parsers = session.get_component("response_parser_factory")
     parsers.set_parser_defaults(timestamp_parser=parse_time)
@@ -84,6 +87,13 @@ def make_client(
     pools: Any = {"http": _Pool, "https": _TlsPool}
     cast("Any", client)._endpoint.http_session._pool_classes_by_scheme.update(pools)
     return client
+
+
+@cache
+def _loader(data_path: str | None) -> botocore.loaders.Loader:
+    """What knows botocore's description of S3. To read that takes longer than all else about a
+    client, and a process may make several: they share one."""
+    return botocore.loaders.create_loader(data_path)
 
 
 class _Connection(AWSHTTPConnection):

@@ -14,7 +14,7 @@ from archiver.pipeline.holds import Holds
 from archiver.pipeline.pool import Workers
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
-from tests.fakes.population import TEN, a_call, stamp
+from tests.fakes.population import TEN, a_call, call_of, stamp
 from tests.fakes.rig import Rig, wired
 
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
@@ -81,9 +81,7 @@ def _noon(platform: Platform, made: Rig) -> None:
 
 
 def _afternoon(platform: Platform, made: Rig) -> None:
-    call = platform.find(CALL)
-    assert call is not None
-    call.epa = {"state": "Completed", "calculatedScore": 9}
+    call_of(platform, CALL).epa = {"state": "Completed", "calculatedScore": 9}
     platform.remove("vc_gone")
     platform.remove("vc_back")
     platform.add(
@@ -95,9 +93,8 @@ def _afternoon(platform: Platform, made: Rig) -> None:
 
 
 def _evening(platform: Platform) -> None:
-    call = platform.find(CALL)
-    assert call is not None
-    call.document["transcript"] = [{"role": "user", "text": "Goodbye", "timestamp": stamp(TEN)}]
+    goodbye = {"role": "user", "text": "Goodbye", "timestamp": stamp(TEN)}
+    call_of(platform, CALL).document["transcript"] = [goodbye]
     platform.add(a_call("vc_back", TEN + 6 * MINUTE, epa={"state": "Completed"}))
     platform.add(_without_blob("vc_stuck", 6 * HOUR))
     platform.remove(ODD)

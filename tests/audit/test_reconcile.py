@@ -34,7 +34,7 @@ from tests.audit.builder import COMPLETED, DAY, HOUR, Builder, hour
 from tests.audit.damage import seal_bytes
 from tests.audit.store import MemoryStore
 from tests.fakes.clock import HandClock
-from tests.fakes.population import TEN, a_call
+from tests.fakes.population import TEN, a_call, call_of
 from tests.fakes.rig import api_client, wired
 
 Run = Callable[..., Result]
@@ -1110,9 +1110,7 @@ def test_the_archiver_s_own_archive_and_nothing_is_written(
     clock.turn_to(TEN + timedelta(days=3))
     platform.add(a_call("vc_1"), a_call("vc_2"), a_call("vc_n", audio=None), a_call("vc_bad"))
     platform.add(a_call("vc_next", TEN + HOUR))
-    bad = platform.find("vc_bad")
-    assert bad is not None
-    bad.blob_missing = True
+    call_of(platform, "vc_bad").blob_missing = True
     with wired(platform, bucket, clock, key) as rig:
         rig.backfill(hours=2)
     platform.add(a_call("vc_late", TEN + timedelta(minutes=30)))

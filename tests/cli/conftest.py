@@ -10,7 +10,7 @@ import pytest
 
 from archiver.demo.platform import Platform
 from archiver.manifest.signing import SigningKey
-from tests.fakes.command import Command
+from tests.fakes.command import Command, command_for
 from tests.fakes.population import TEN, a_call
 
 
@@ -25,21 +25,10 @@ def platform() -> Iterator[Platform]:
 @pytest.fixture
 def command(platform: Platform, weed: Any, prefix: str, tmp_path: Path, key: SigningKey) -> Command:
     """`python -m archiver` with settings that are complete and right."""
-    (tmp_path / "key.pem").write_bytes(key.pem)
-    settings = {
-        "API_BASE_URL": platform.api_url,
-        "API_TOKEN": platform.token,
-        "RECORDING_HOSTS": platform.blob_host,
-        "ALLOW_HTTP": "true",
-        "S3_BUCKET": "locked",
-        "S3_PREFIX": prefix,
-        "S3_ENDPOINT_URL": weed.endpoint_url,
-        "SIGNING_KEY_FILE": str(tmp_path / "key.pem"),
-        "METRICS_PORT": "0",
-        "WORKERS": "2",
-    }
-    environment = {f"ARCHIVER_{name}": value for name, value in settings.items()}
-    return Command(tmp_path, {**weed.environment, **environment})
+    return command_for(
+        platform, key, tmp_path, weed.environment,
+        S3_BUCKET="locked", S3_PREFIX=prefix, S3_ENDPOINT_URL=weed.endpoint_url, WORKERS="2",
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from archiver.demo.platform import BytesRecording, Platform, Reply
 from archiver.manifest.signing import SigningKey
 from tests.fakes.audio import wav
 from tests.fakes.command import Command
-from tests.fakes.population import a_call
+from tests.fakes.population import a_call, call_of
 from tests.fakes.rig import Archive
 
 Look = Callable[[], Archive]
@@ -22,8 +22,7 @@ def test_a_bad_blob_is_its_call_s_matter(
 ) -> None:
     data = {"empty": b"", "no wav": b"<html>" * 9, "short": wav(1)[:-9]}.get(bad, wav(1))
     platform.add(a_call("bad", audio=data or None))
-    call = platform.find("bad")
-    assert call is not None
+    call = call_of(platform, "bad")
     call.blob_missing = bad == "missing"
     if bad == "empty":
         call.recording = BytesRecording(b"")

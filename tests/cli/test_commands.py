@@ -17,7 +17,7 @@ from archiver.demo.platform import Platform, Request
 from archiver.manifest.signing import SigningKey
 from archiver.store.bucket import Bucket
 from tests.fakes.command import Command
-from tests.fakes.population import PHONE, SECRET_WORDS, TEN, a_call
+from tests.fakes.population import PHONE, SECRET_WORDS, TEN, a_call, call_of
 from tests.fakes.rig import Archive
 
 HOUR_OF_TEN = ["--from", "2024-01-15T10:00:00Z", "--to", "2024-01-15T11:00:00Z"]
@@ -101,7 +101,7 @@ def test_check_tells_what_does_not(
 
 
 def test_help_names_every_verb(command: Command) -> None:
-    done = Command(command.directory).run("--help")
+    done = Command(command.directory).fresh("--help")
     assert done.code == 0
     listed = done.out.split("Commands:\n")[1]
     assert {line.split()[0] for line in listed.splitlines() if re.match(r"  \w", line)} == VERBS
@@ -114,7 +114,7 @@ def test_help_names_every_verb(command: Command) -> None:
 def test_a_backfill_and_the_same_again(
     command: Command, hour: list[str], archive: Look, bucket: Bucket, key: SigningKey
 ) -> None:
-    done = command.run("backfill", *hour)
+    done = command.fresh("backfill", *hour)
     assert done.code == 0, done.err
     assert "3 archived" in done.out
     look = archive()
@@ -130,9 +130,7 @@ def test_logs_are_json_lines_without_secrets(
     command: Command, platform: Platform, hour: list[str], weed: object
 ) -> None:
     platform.add(a_call("none", audio=None), a_call("bad"))
-    bad = platform.find("bad")
-    assert bad is not None
-    bad.blob_missing = True
+    call_of(platform, "bad").blob_missing = True
     done = command.run("backfill", *hour, ARCHIVER_LOG_LEVEL="debug")
     lines = [json.loads(line) for line in done.err.splitlines()]
     assert any(line.get("call_id") == "vc_1" for line in lines)
@@ -275,9 +273,7 @@ def test_run_once_with_pending_calls_needs_a_person(
     command: Command, platform: Platform, archive: Look
 ) -> None:
     start = recent(platform)
-    call = platform.find("r1")
-    assert call is not None
-    call.blob_missing = True
+    call_of(platform, "r1").blob_missing = True
     done = command.run("run", "--once", ARCHIVER_START=start)
     assert done.code == 1
     assert "1 pending" in done.out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from archiver.demo.platform import Platform
 from archiver.manifest import canonical, layout
 from archiver.store.bucket import Bucket
 from tests.fakes.command import Command
-from tests.fakes.population import a_call
+from tests.fakes.population import YESTERDAY_TEN, a_call
 from tests.fakes.rig import Archive
 
-DAY = timedelta(days=1)
-YESTERDAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - DAY
+TEN = YESTERDAY_TEN
+HOUR = ["--from", TEN.isoformat(), "--to", (TEN + timedelta(hours=1)).isoformat()]
 WHO = ["--by", "J. Doe, Legal", "--reason", "Case 4711"]
 READS = ("ARCHIVER_S3_", "AWS_")
 HOLDS = (*READS, "ARCHIVER_SIGNING_KEY_FILE")
@@ -27,8 +27,7 @@ HOLDS = (*READS, "ARCHIVER_SIGNING_KEY_FILE")
 
 @pytest.fixture
 def platform() -> Iterator[Platform]:
-    """Calls of yesterday: whoever looks for a call's records asks for each day since."""
-    calls = [a_call(f"vc_{n}", YESTERDAY + timedelta(hours=10)) for n in (1, 2)]
+    calls = [a_call(f"vc_{n}", TEN) for n in (1, 2)]
     with Platform(calls) as served:
         yield served
 
@@ -36,8 +35,7 @@ def platform() -> Iterator[Platform]:
 @pytest.fixture
 def archived(command: Command) -> Command:
     """The command, with both calls archived."""
-    hours = [(YESTERDAY + timedelta(hours=hour)).isoformat() for hour in (10, 11)]
-    command.run("backfill", "--from", hours[0], "--to", hours[1])
+    command.run("backfill", *HOUR)
     return command
 
 
@@ -263,8 +261,7 @@ def test_an_act_is_locked_no_less_than_the_archive(
     command: Command, bucket: Bucket, archive: Callable[[], Archive]
 ) -> None:
     locked = {"ARCHIVER_OBJECT_LOCK_MODE": "COMPLIANCE", "ARCHIVER_RETENTION_DAYS": "30"}
-    hours = [(YESTERDAY + timedelta(hours=hour)).isoformat() for hour in (10, 11)]
-    command.run("backfill", "--from", hours[0], "--to", hours[1], **locked)
+    command.run("backfill", *HOUR, **locked)
     weaker = {**locked, "ARCHIVER_OBJECT_LOCK_MODE": "GOVERNANCE"}
     refused = command.run("hold", "add", "vc_1", *WHO, **weaker)
     assert (refused.code, "ARCHIVER_OBJECT_LOCK_MODE" in refused.complaint) == (2, True)
@@ -280,4 +277,4 @@ def test_an_act_is_locked_no_less_than_the_archive(
     for head in heads:
         assert head is not None
         assert head.lock_mode == "COMPLIANCE"
-        assert (head.lock_until or YESTERDAY) >= (least.lock_until or YESTERDAY + 99 * DAY)
+        assert (head.lock_until or TEN) >= (least.lock_until or TEN + timedelta(days=99))

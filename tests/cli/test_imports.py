@@ -15,7 +15,7 @@ HOUR = ["--from", "2024-01-15T10:00:00Z", "--to", "2024-01-15T11:00:00Z"]
 
 def loaded(command: Command, *arguments: str) -> set[str]:
     """The modules that a command which ends well has loaded, whole packages by their name too."""
-    done = command.run(*arguments, PYTHONPROFILEIMPORTTIME="1")
+    done = command.fresh(*arguments, PYTHONPROFILEIMPORTTIME="1")
     assert done.code in (0, 1), done.err
     return set(re.findall(r"^import time:[ \d|]+\| +([\w.]+)$", done.err, re.MULTILINE))
 

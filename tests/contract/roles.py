@@ -17,14 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from archiver.demo.weed import Weed, write_private
-from tests.contract.servers import REGION
 from tests.fakes.gate import Gate
 from tests.system.ceph import Ceph
+from tests.system.servers import s3_client
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "iam"
 BUCKET = "call-archive"
@@ -61,19 +59,7 @@ class Door:
 
     @property
     def client(self) -> Any:
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint_url,
-            region_name=REGION,
-            aws_access_key_id=self.credentials["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=self.credentials["AWS_SECRET_ACCESS_KEY"],
-            config=Config(
-                s3={"addressing_style": "path"},
-                retries={"total_max_attempts": 1},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            ),
-        )
+        return s3_client(self.endpoint_url, self.credentials)
 
 
 @dataclass(frozen=True)

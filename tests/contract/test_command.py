@@ -14,7 +14,7 @@ from archiver.manifest.signing import SigningKey
 from tests.contract.conftest import STORES, MakeBucket, Server
 from tests.contract.servers import REGION
 from tests.contract.stores import KNOWN, Known
-from tests.fakes.command import Command
+from tests.fakes.command import Command, command_for
 from tests.fakes.population import a_call
 from tests.fakes.rig import Archive
 
@@ -34,21 +34,11 @@ def platform() -> Iterator[Platform]:
 def command(
     platform: Platform, server: Server, known: Known, prefix: str, tmp_path: Path, key: SigningKey
 ) -> Command:
-    (tmp_path / "key.pem").write_bytes(key.pem)
-    settings = {
-        "API_BASE_URL": platform.api_url,
-        "API_TOKEN": platform.token,
-        "RECORDING_HOSTS": platform.blob_host,
-        "ALLOW_HTTP": "true",
-        "S3_BUCKET": "locked" if known.locked else "plain",
-        "S3_PREFIX": prefix,
-        "S3_ENDPOINT_URL": server.endpoint_url,
-        "S3_REGION": REGION,
-        "SIGNING_KEY_FILE": str(tmp_path / "key.pem"),
-        "METRICS_PORT": "0",
-    }
-    environment = {f"ARCHIVER_{name}": value for name, value in settings.items()}
-    return Command(tmp_path, {**server.environment, **environment})
+    return command_for(
+        platform, key, tmp_path, server.environment,
+        S3_BUCKET="locked" if known.locked else "plain", S3_PREFIX=prefix,
+        S3_ENDPOINT_URL=server.endpoint_url, S3_REGION=REGION,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("store", OVERWRITES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,12 @@ from tests.contract.roles import BUCKET, ROLES, Scene
 from tests.contract.servers import REGION
 from tests.fakes import iam
 from tests.fakes.audio import wav
-from tests.fakes.command import Command, Done
+from tests.fakes.command import Done, command_for
 from tests.fakes.gate import Gate
-from tests.fakes.population import a_call
+from tests.fakes.population import YESTERDAY_TEN, a_call
 
-HOUR = ["--from", "2024-01-15T10:00:00Z", "--to", "2024-01-15T11:00:00Z"]
+TEN = YESTERDAY_TEN
+HOUR = ["--from", TEN.isoformat(), "--to", (TEN + timedelta(hours=1)).isoformat()]
 ON_WEED = ["aws", "weed"] if "weed" in ASKED else []
 STORES = [*ON_WEED, *(["rgw"] if "rgw" in ASKED else [])]
 
@@ -67,9 +69,9 @@ upload unconditionally, to put a hold on its object."""
 def platform() -> Iterator[Platform]:
     """One call whose recording comes in parts, and one whose recording comes later."""
     calls = [
-        a_call("vc_1", epa={"a": 1}),
-        a_call("vc_big", seconds=600, audio=wav(600)),
-        a_call("vc_late", audio=None),
+        a_call("vc_1", TEN, epa={"a": 1}),
+        a_call("vc_big", TEN, seconds=600, audio=wav(600)),
+        a_call("vc_late", TEN, audio=None),
     ]
     with Platform(calls) as served:
         yield served
@@ -95,22 +97,11 @@ class Crew:
     """Runs commands in each role."""
 
     def __init__(self, scene: Scene, platform: Platform, directory: Path, key: SigningKey) -> None:
-        (directory / "key.pem").write_bytes(key.pem)
-        settings = {
-            "API_BASE_URL": platform.api_url,
-            "API_TOKEN": platform.token,
-            "RECORDING_HOSTS": platform.blob_host,
-            "ALLOW_HTTP": "true",
-            "S3_BUCKET": BUCKET,
-            "S3_PREFIX": scene.prefix,
-            "S3_REGION": REGION,
-            "SIGNING_KEY_FILE": str(directory / "key.pem"),
-            "METRICS_PORT": "0",
-            "OBJECT_LOCK_MODE": "COMPLIANCE",
-            "RETENTION_DAYS": "7300",
-        }
-        environment = {f"ARCHIVER_{name}": value for name, value in settings.items() if value}
-        self._command = Command(directory, environment)
+        self._command = command_for(
+            platform, key, directory, {},
+            S3_BUCKET=BUCKET, S3_PREFIX=scene.prefix, S3_REGION=REGION,
+            OBJECT_LOCK_MODE="COMPLIANCE", RETENTION_DAYS="7300",
+        )  # fmt: skip
         self._scene = scene
         self._alone = ["--single-writer"] if scene.single_writer else []
 
@@ -130,11 +121,11 @@ def test_each_role_does_its_work_and_nothing_more(
     store: str, scene: Scene, platform: Platform, tmp_path: Path, key: SigningKey
 ) -> None:
     crew = Crew(scene, platform, tmp_path, key)
-    platform.add(a_call("vc_late", audio=None))
+    platform.add(a_call("vc_late", TEN, audio=None))
     crew.act("writer", "backfill", *HOUR)  # begins the archive as `init` does
     crew.act("holder", "hold", "add", "vc_1", "vc_late", "--by", "A. N. Other", "--reason", "test")
     crew.act("holder", "hold", "remove", "vc_1", "--by", "A. N. Other", "--reason", "test")
-    platform.add(a_call("vc_late"))
+    platform.add(a_call("vc_late", TEN))
     crew.act("writer", "backfill", *HOUR)  # the held call gets a recording
     assert "vc_late" in crew.read("auditor", "hold", "list").out
     assert "held" in crew.read("auditor", "manifest", "show", "vc_late").out

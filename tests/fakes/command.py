@@ -1,15 +1,41 @@
-"""The command as people run it: a process of its own, with an environment of its own."""
+"""The command as people run it: a process of its own, with an environment of its own.
+
+Loading the libraries takes a process longer than most commands do. So it is done once: a process
+that has them, and nothing of the archiver's, is split for each command. `start` and `fresh` begin
+from nothing, as `tests/system` has the installed command do.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from multiprocessing.reduction import DupFd
 from pathlib import Path
+from typing import IO, Any
+
+from archiver.demo.platform import Platform
+from archiver.manifest.signing import SigningKey
+
+LIBRARIES = (
+    "boto3", "botocore.endpoint", "botocore.signers", "click", "concurrent.futures",
+    "cryptography.hazmat.primitives.asymmetric.ed25519", "http.server", "httpx",
+    "prometheus_client", "pydantic", "pydantic_settings", "rich.progress", "structlog", "tenacity",
+)  # fmt: skip
+_SPLIT = multiprocessing.get_context("forkserver")
+_SPLIT.set_forkserver_preload(list(LIBRARIES))
+_TIMEOUT_SECONDS = 90
+
+
+_TIMEOUT_SECONDS = 90
 
 
 @dataclass
@@ -49,6 +75,7 @@ class Command:
         return {name: value for name, value in merged.items() if value is not None}
 
     def start(self, *arguments: str, **changes: str | None) -> subprocess.Popen[str]:
+        """By an interpreter that has loaded nothing yet."""
         return subprocess.Popen(
             [sys.executable, "-m", "archiver", *arguments],
             cwd=self.directory,
@@ -60,13 +87,20 @@ class Command:
             encoding="utf-8",
         )
 
-    def run(self, *arguments: str, **changes: str | None) -> Done:
+    def fresh(self, *arguments: str, **changes: str | None) -> Done:
+        """To its end, by an interpreter that has loaded nothing yet."""
         process = self.start(*arguments, **changes)
         try:
-            out, err = process.communicate(timeout=90)
+            out, err = process.communicate(timeout=_TIMEOUT_SECONDS)
         finally:
             process.kill()
         return Done(process.returncode, out, err)
+
+    def begin(self, *arguments: str, **changes: str | None) -> Running:
+        return Running(self.directory, arguments, self.full_environment(changes))
+
+    def run(self, *arguments: str, **changes: str | None) -> Done:
+        return self.begin(*arguments, **changes).wait()
 
     def interrupt(
         self,
@@ -75,16 +109,84 @@ class Command:
         *arguments: str,
         **changes: str | None,
     ) -> Done:
-        """Start, send a signal once `when` holds, and wait for the end."""
-        process = self.start(*arguments, **changes)
-        try:
-            deadline = time.monotonic() + 60
-            while not when():
-                assert process.poll() is None, process.communicate()
-                assert time.monotonic() < deadline, "what was waited for never came"
-                time.sleep(0.02)
-            process.send_signal(number)
-            out, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
-        return Done(process.returncode, out, err)
+        """Begin, send a signal once `when` holds, and wait for the end."""
+        running = self.begin(*arguments, **changes)
+        deadline = time.monotonic() + 60
+        while not when():
+            assert not running.ended, running.wait()
+            assert time.monotonic() < deadline, "what was waited for never came"
+            time.sleep(0.02)
+        running.send(number)
+        return running.wait()
+
+
+def command_for(
+    platform: Platform, key: SigningKey, directory: Path, credentials: Mapping[str, str],
+    **settings: str,
+) -> Command:  # fmt: skip
+    """With all that it needs of the source, and with these settings (without `ARCHIVER_`)."""
+    (directory / "key.pem").write_bytes(key.pem)
+    complete = {
+        "API_BASE_URL": platform.api_url,
+        "API_TOKEN": platform.token,
+        "RECORDING_HOSTS": platform.blob_host,
+        "ALLOW_HTTP": "true",
+        "SIGNING_KEY_FILE": str(directory / "key.pem"),
+        "METRICS_PORT": "0",
+        **settings,
+    }
+    environment = {f"ARCHIVER_{name}": value for name, value in complete.items()}
+    return Command(directory, {**credentials, **environment})
+
+
+class Running:
+    """A command under way; it does not outlive the tests."""
+
+    def __init__(
+        self, directory: Path, arguments: tuple[str, ...], environment: dict[str, str]
+    ) -> None:
+        self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
+        streams = [DupFd(stream.fileno()) for stream in (self._out, self._err)]
+        self._process = _SPLIT.Process(
+            target=_become, args=(directory, arguments, environment, streams), daemon=True
+        )
+        self._process.start()
+
+    @property
+    def ended(self) -> bool:
+        return not self._process.is_alive()
+
+    def send(self, number: signal.Signals) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def wait(self) -> Done:
+        self._process.join(_TIMEOUT_SECONDS)
+        if not self.ended:
+            self._process.kill()
+            raise TimeoutError(f"still running: {_said(self._err)}")
+        assert self._process.exitcode is not None
+        return Done(self._process.exitcode, _said(self._out), _said(self._err))
+
+
+def _said(stream: IO[bytes]) -> str:
+    with stream:
+        stream.seek(0)
+        return stream.read().decode()
+
+
+def _become(
+    directory: Path, arguments: tuple[str, ...], environment: dict[str, str], streams: list[Any]
+) -> None:
+    """In the new process: be `python -m archiver`."""
+    for number, stream in enumerate(streams, 1):
+        os.dup2(stream.detach(), number)
+    os.chdir(directory)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path.insert(0, environment["PYTHONPATH"])
+    sys.argv = ["archiver", *arguments]
+    # What Python reads of its environment when it starts, and never again.
+    warnings.simplefilter("error", ResourceWarning)
+    sys.dont_write_bytecode = False
+    runpy.run_module("archiver", run_name="__main__", alter_sys=True)

@@ -6,10 +6,12 @@ import zlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from archiver.demo.platform import BytesRecording, SimulatedCall
+from archiver.demo.platform import BytesRecording, Platform, SimulatedCall
 from tests.fakes.audio import wav
 
 TEN = datetime(2024, 1, 15, 10, 0, tzinfo=UTC)
+YESTERDAY_TEN = datetime.now(UTC).replace(hour=10, minute=0, second=0, microsecond=0) - timedelta(1)
+"""For who looks for a call's records: it asks for each day since."""
 SECRET_WORDS = "Xylophon-Geheimnis"
 """Stands in each transcript: it must never turn up in a log line."""
 PHONE = "+4915112345678"
@@ -51,3 +53,10 @@ def a_call(
     data = voice(call_id, seconds) if audio == b"" else audio
     recording = None if data is None else BytesRecording(data)
     return SimulatedCall(document, recording, epa)
+
+
+def call_of(platform: Platform, call_id: str) -> SimulatedCall:
+    """One that the platform has, to be changed there."""
+    call = platform.find(call_id)
+    assert call is not None
+    return call

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from archiver.demo.platform import Platform, Reply, Request, SimulatedCall
+from archiver.demo.platform import Platform, Reply, Request
 from archiver.pipeline.service import Service
 from archiver.store.bucket import Bucket
 from archiver.store.objects import Stored
-from tests.fakes.population import TEN
+from tests.fakes.population import TEN, call_of
 from tests.fakes.rig import HOUR, WINDOW, Archive, Rig
 
 MakeRig = Callable[..., Rig]
@@ -28,12 +28,6 @@ def another(rig: MakeRig, **options: Any) -> Service:
     made = rig(**{"relist": AGES, "give_up": GIVE_UP, **options})
     made.found(TEN)
     return made.service()
-
-
-def call_of(platform: Platform, call_id: str) -> SimulatedCall:
-    call = platform.find(call_id)
-    assert call is not None
-    return call
 
 
 def amend(platform: Platform, call_id: str, **fields: Any) -> None:

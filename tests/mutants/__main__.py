@@ -5,18 +5,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.mutants.planted import BUGS, Bug
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_SECONDS = 600
+TIMEOUT_SECONDS = 180
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".cache", "__pycache__", ".*_cache", "demo-*")
 
 
@@ -28,48 +32,61 @@ def plant(bug: Bug, tree: Path) -> None:
     file.write_text(text.replace(bug.old, bug.new))
 
 
-def is_caught(bug: Bug) -> tuple[bool, float, str]:
-    """Whether the tests fail, after how many seconds, and which one did."""
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a bug; `told`: the test that failed, or what was said instead."""
+
+    word: str
+    seconds: float
+    told: str
+
+    @property
+    def caught(self) -> bool:
+        return self.word.startswith("caught")
+
+
+def judge(bug: Bug) -> Verdict:
+    """Plant it and run its tests."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutant-") as directory:
         tree = Path(directory) / "tree"
         shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
         plant(bug, tree)
-        # The copy is found first: it is where the command is run.
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pytest",
-                "-x",
-                "-q",
-                "-p",
-                "no:cacheprovider",
-                *bug.tests.split(),
-            ],
-            cwd=tree,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-        )
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    # 1: tests failed. Anything else (no tests, a broken command line) is no catch.
-    return (
-        done.returncode == 1,
-        time.monotonic() - began,
-        failed[0] if failed else done.stdout[-300:],
+        word, told = run(bug.tests.split(), tree)
+    return Verdict(word, time.monotonic() - began, told)
+
+
+def run(tests: list[str], tree: Path) -> tuple[str, str]:
+    """A verdict's word and what it tells. Tests that do not come to an end have noticed it too."""
+    # The copy is found first: it is where the command is run.
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    process = subprocess.Popen(
+        command, cwd=tree, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
+    try:
+        out, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # the servers that it has started end with its fixtures
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=20)
+        return "caught (hung)", f"after {TIMEOUT_SECONDS} s its tests had not ended"
+    finally:
+        with suppress(ProcessLookupError):  # and what its tests have started with it
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    failed = [line for line in out.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    # 1: tests failed. Anything else (no tests, a broken command line) is no catch.
+    return "caught" if process.returncode == 1 else "MISSED", failed[0] if failed else out[-300:]
 
 
 def main(words: list[str]) -> int:
     chosen = [bug for bug in BUGS if not words or any(word in bug.name for word in words)]
     missed = []
     with ThreadPoolExecutor(2) as pool:
-        for bug, (caught, seconds, told) in zip(chosen, pool.map(is_caught, chosen), strict=True):
-            print(f"{'caught' if caught else 'MISSED'}  {seconds:4.0f} s  {bug.name}", flush=True)
-            print(f"        {told}")
-            missed += [] if caught else [bug.name]
+        for bug, verdict in zip(chosen, pool.map(judge, chosen), strict=True):
+            print(f"{verdict.word}  {verdict.seconds:4.0f} s  {bug.name}", flush=True)
+            print(f"        {verdict.told}")
+            missed += [] if verdict.caught else [bug.name]
     print(f"{len(chosen) - len(missed)} of {len(chosen)} bugs caught")
     return 1 if missed or not chosen else 0
 

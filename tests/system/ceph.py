@@ -21,12 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-import boto3
 import pytest
-from botocore.config import Config
 
 from tests.system.command import clean_environment
-from tests.system.servers import REGION, free_port
+from tests.system.servers import REGION, free_port, s3_client
 
 COMMANDS = ("monmaptool", "ceph-mon", "ceph", "ceph-osd", "radosgw-admin", "radosgw")
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
@@ -104,19 +102,7 @@ class Ceph:
 
     @property
     def client(self) -> Any:
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint_url,
-            region_name=REGION,
-            aws_access_key_id="tests",
-            aws_secret_access_key=self._secret,
-            config=Config(
-                s3={"addressing_style": "path"},
-                retries={"total_max_attempts": 1},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            ),
-        )
+        return s3_client(self.endpoint_url, self.environment)
 
     def add_user(self, name: str) -> dict[str, str]:
         """A user of its own, who may do nothing yet; what boto3 needs to be that user."""

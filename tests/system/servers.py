@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -95,6 +96,25 @@ class Server:
         self._process = None
 
 
+def s3_client(endpoint_url: str, credentials: Mapping[str, str], tls: Tls | None = None) -> Any:
+    """A client that asks once; `credentials` as boto3 finds them in its environment."""
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name=REGION,
+        aws_access_key_id=credentials["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=credentials["AWS_SECRET_ACCESS_KEY"],
+        verify=str(tls.ca) if tls else None,
+        config=Config(
+            s3={"addressing_style": "path"},
+            retries={"total_max_attempts": 1},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            max_pool_connections=16,
+        ),
+    )
+
+
 class Weed(Server):
     """SeaweedFS as one process: a real S3 server with versions, locks and create-once writes."""
 
@@ -109,7 +129,7 @@ class Weed(Server):
         self._log = (directory / "weed.log").open("w")
         (directory / "s3.json").write_text(json.dumps(self._identities()))
         self._spawn([str(BIN / "weed"), *self._arguments()], self._log, cwd=directory)
-        self.client = self._client()
+        self.client = s3_client(self.endpoint_url, self.environment, tls)
         self._wait()
 
     @property
@@ -160,23 +180,6 @@ class Weed(Server):
         if self.tls is not None:
             options |= {"s3.cert.file": self.tls.cert, "s3.key.file": self.tls.key}
         return ["-logtostderr=true", "mini", *(f"-{k}={v}" for k, v in options.items())]
-
-    def _client(self) -> Any:
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint_url,
-            region_name=REGION,
-            aws_access_key_id="tests",
-            aws_secret_access_key=self._secret,
-            verify=str(self.tls.ca) if self.tls else None,
-            config=Config(
-                s3={"addressing_style": "path"},
-                retries={"total_max_attempts": 1},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                max_pool_connections=16,
-            ),
-        )
 
     def _wait(self) -> None:
         end = time.monotonic() + 30

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,10 @@ def peak_bytes(running: Running) -> int:
 
 
 def test_peak_memory(
-    own_weed: Weed, signing_key: Path, tmp_path: Path, record_property: pytest.RecordProperty
+    own_weed: Weed,
+    signing_key: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     bucket = Bucket.make(own_weed.client, "calls")
     huge = ("--calls", "0", "--huge", str(RECORDINGS), "--huge-bytes", str(BYTES))

@@ -14,7 +14,7 @@ from archiver.pipeline import service
 from archiver.pipeline.service import Service
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
-from tests.fakes.population import TEN, a_call
+from tests.fakes.population import TEN, a_call, call_of
 from tests.fakes.relisting import (
     AGES,
     DAY,
@@ -27,7 +27,6 @@ from tests.fakes.relisting import (
     Troubled,
     another,
     answers,
-    call_of,
     files_of,
     lines_of,
 )

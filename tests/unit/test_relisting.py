@@ -10,7 +10,7 @@ import pytest
 from archiver.demo.platform import Platform, Reply, Request
 from archiver.pipeline.service import Service
 from tests.fakes.clock import HandClock
-from tests.fakes.population import TEN, a_call, stamp
+from tests.fakes.population import TEN, a_call, call_of, stamp
 from tests.fakes.relisting import (
     AGES,
     DAY,
@@ -110,8 +110,7 @@ def test_a_failed_call_whose_recording_comes_back(
 ) -> None:
     loop = another(rig)
     platform.add(a_call())
-    call = platform.find("vc_1")
-    assert call is not None
+    call = call_of(platform, "vc_1")
     call.blob_missing = True
     clock.turn_to(SETTLED + HOUR)
     loop.round()
@@ -131,9 +130,7 @@ def test_a_survey_that_is_filled_in_later(
     loop.round()
     before = archive().records["vc_1"]
     assert "epa" not in files_of(before)
-    call = platform.find("vc_1")
-    assert call is not None
-    call.epa = {"state": "Completed", "calculatedScore": 9}
+    call_of(platform, "vc_1").epa = {"state": "Completed", "calculatedScore": 9}
     asked = bytes_asked(platform)
     clock.turn_to(FIRST)
     loop.round()
@@ -192,8 +189,7 @@ def test_what_the_source_has_lost_stays_in_the_record(
     clock.turn_to(SETTLED)
     loop.round()
     before = archive().records["vc_1"]
-    call = platform.find("vc_1")
-    assert call is not None
+    call = call_of(platform, "vc_1")
     call.epa, call.recording = None, None
     amend(platform, "vc_1", transcript=None)
     clock.turn_to(FIRST)
@@ -213,8 +209,7 @@ def test_a_failure_does_not_become_a_call_without_a_recording(
 ) -> None:
     """The source had one, and has deleted it since."""
     platform.add(a_call())
-    call = platform.find("vc_1")
-    assert call is not None
+    call = call_of(platform, "vc_1")
     call.blob_missing = True
     clock.turn_to(SETTLED + HOUR)
     loop.round()
@@ -350,9 +345,7 @@ def test_a_window_closed_past_all_ages_tells_what_the_source_says_then(
     platform.add(a_call())
     another(rig).round()
     assert "epa" not in files_of(archive().records["vc_1"])
-    call = platform.find("vc_1")
-    assert call is not None
-    call.epa = {"state": "Completed"}
+    call_of(platform, "vc_1").epa = {"state": "Completed"}
     clock.turn_to(SECOND + HOUR)
     loop = another(rig)
     loop.round()
@@ -432,9 +425,7 @@ def test_an_outage_postpones_the_listing(
     platform.add(a_call())
     clock.turn_to(SETTLED)
     loop.round()
-    call = platform.find("vc_1")
-    assert call is not None
-    call.epa = {"state": "Completed"}
+    call_of(platform, "vc_1").epa = {"state": "Completed"}
     platform.hooks.append(
         lambda r: Reply(503, {}, b"") if r.path.endswith("/epa-results") else None
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -122,6 +122,10 @@ def short_of(
     ]
 
 
+def only(locks: dict[str, OtherLock], keys: Iterable[str]) -> dict[str, OtherLock]:
+    return {key: locks[key] for key in keys}
+
+
 def audit(bucket: Bucket, key: SigningKey, look: Archive) -> None:
     from archiver.audit.verify import Options, verify
 
@@ -202,16 +206,16 @@ def test_the_loop_extends_what_it_lists_again(
     longer = policy.service(GOVERNANCE, LONG)
     clock.turn_to(FIRST - MINUTE)
     longer.round()
-    assert {one: locks()[one] for one in mine} == {one: first[one] for one in mine}
+    assert only(locks(), mine) == only(first, mine)
     clock.turn_to(FIRST)
     longer.round()
     now = locks()
-    assert short_of({one: now[one] for one in mine}, LONG) == []
+    assert short_of(only(now, mine), LONG) == []
     assert archive().records["one"]["revision"] == 1
     assert len(lines_of(archive())) == 2
     clock.turn_to(SECOND)
     policy.service(GOVERNANCE, MIDDLE).round()
-    assert {one: locks()[one] for one in now} == now, "nothing is ever shortened"
+    assert only(locks(), now) == now, "nothing is ever shortened"
     audit(policy.bucket(None), key, archive())
 
 
@@ -358,7 +362,7 @@ def test_a_shorter_policy_keeps_what_tells_of_a_longer_promise(
     policy.service(GOVERNANCE, SHORT).round()
     mine = [one for one in locks() if "dt=" in one or "seals/000000000001" in one]
     assert len(mine) == 3 + 3 + 2
-    assert short_of({one: locks()[one] for one in mine}, LONG) == []
+    assert short_of(only(locks(), mine), LONG) == []
     audit(policy.bucket(None), key, archive())
 
 
@@ -380,10 +384,10 @@ def test_a_seal_of_many_windows_is_extended_once_by_many_threads(
         with counted(bucket) as asked:
             Backfill(longer.windows, longer.chain, longer.segments, at_once=8).run(windows)
         assert asked["PutObjectRetention"] == 2 + (3 + 3) * count
-        assert short_of(locks(), days) == []
-        last = (count - 1) * HOUR
-        both = {one: locks()[one] for one in (layout.seal_key(1), layout.signature_key(1))}
-        assert short_of(both, days, since=TEN + last) == []
+        now, last = locks(), TEN + (count - 1) * HOUR
+        assert short_of(now, days) == []
+        both = only(now, (layout.seal_key(1), layout.signature_key(1)))
+        assert short_of(both, days, since=last) == []
 
 
 # --- what tells of legal holds
@@ -423,9 +427,9 @@ def test_what_tells_of_a_hold_is_kept_longer_too(
     stands, ended = put_act(rig, "add", "held"), put_act(rig, "add", "free")
     removed = put_act(rig, "remove", "free")
     policy.rig(GOVERNANCE, LONG).backfill()
-    for one in (stands, ended, removed):
-        assert short_of({key: locks()[key] for key in one}, LONG, since=begun) == []
     before = locks()
+    for one in (stands, ended, removed):
+        assert short_of(only(before, one), LONG, since=begun) == []
     policy.rig(GOVERNANCE, MIDDLE).backfill()
     assert locks() == before, "nothing is ever shortened"
     # A hold outlasts any retention, and what tells of it does not end before it.
@@ -433,10 +437,8 @@ def test_what_tells_of_a_hold_is_kept_longer_too(
     with capture_logs() as logs:
         policy.rig(GOVERNANCE, LONG).backfill()
     now = locks()
-    assert short_of({key: now[key] for key in stands}, LONG, since=clock.now()) == []
-    assert {key: now[key] for key in ended + removed} == {
-        key: before[key] for key in ended + removed
-    }
+    assert short_of(only(now, stands), LONG, since=clock.now()) == []
+    assert only(now, ended + removed) == only(before, ended + removed)
     assert [one["objects"] for one in logs if one["event"] == "holds.kept_longer"] == [5]
     with counted(bucket) as asked:
         policy.rig(GOVERNANCE, LONG).backfill()
@@ -495,7 +497,7 @@ def test_a_laxer_mode_weakens_nothing(
         policy.service(GOVERNANCE, LONG).round()
     assert {line["log_level"] for line in logs} == {"info"}
     now = locks()
-    assert short_of({one: now[one] for one in old}, LONG, COMPLIANCE) == []
+    assert short_of(only(now, old), LONG, COMPLIANCE) == []
     assert archive().records["one"]["retention"]["mode"] == GOVERNANCE
     audit(policy.bucket(None), key, archive())
 
@@ -519,8 +521,7 @@ def test_the_key_is_kept_for_longer_than_the_seals_that_it_checks(
     rig.backfill()  # the same process, weeks later
     whole = [layout.seal_key(0), layout.signature_key(0), layout.VERIFY_PAGE]
     whole.append(layout.public_key_key(rig.chain.head.key_id))
-    for one in whole:
-        assert locks()[one] == (GOVERNANCE, clock.now() + SHORT * DAY)
+    assert set(only(locks(), whole).values()) == {(GOVERNANCE, clock.now() + SHORT * DAY)}
 
 
 # --- what is new of a held call

@@ -21,7 +21,7 @@ from archiver.store.bucket import Bucket
 from tests.fakes.audio import MULAW, chunk, fmt, noise, riff, wav
 from tests.fakes.clock import HandClock
 from tests.fakes.population import TEN, a_call, voice
-from tests.fakes.rig import WINDOW, Archive, Rig, blob_client
+from tests.fakes.rig import HOUR, WINDOW, Archive, Rig, blob_client
 
 MakeRig = Callable[..., Rig]
 DIR = "recordings/dt=2024-01-15/vc_1/"
@@ -209,10 +209,10 @@ def test_a_bad_blob_is_pending_then_failed(
 ) -> None:
     platform.add(a_call(epa={"a": 1}))
     platform.hooks.append(lambda request: BAD[reason] if request.server == "blob" else None)
-    made = rig()
+    made = rig(give_up=2 * HOUR)
     assert unarchived(made, settled=False).reason == reason
     assert unarchived(made).attempts == 2
-    clock.turn_to(WINDOW.end + DAYS)
+    clock.turn_to(WINDOW.end + 2 * HOUR)
     found = archived(made)
     document = found.document
     assert reason in FAILED_REASONS

@@ -21,7 +21,7 @@ from archiver.pipeline.planning import ROUND
 from archiver.pipeline.service import loop_start
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
-from tests.fakes.population import TEN, a_call
+from tests.fakes.population import TEN, a_call, call_of
 from tests.fakes.rig import HOUR, WINDOW, Archive, Rig
 from tests.unit.test_sealing import Crash, Crashing
 
@@ -33,9 +33,7 @@ GIVEN_UP = WINDOW.end + timedelta(days=1)
 
 
 def missing(platform: Platform, call_id: str, *, gone: bool = True) -> None:
-    call = platform.find(call_id)
-    assert call is not None
-    call.blob_missing = gone
+    call_of(platform, call_id).blob_missing = gone
 
 
 def value(name: str) -> float:
@@ -233,7 +231,7 @@ def test_two_backfills_at_once_make_one_record_a_call_and_one_chain(
     key: SigningKey,
 ) -> None:  # fmt: skip
     clock.turn_to(SETTLED + 5 * HOUR)
-    platform.add(*[a_call(f"vc_{n:02}", TEN + n * 10 * MINUTE) for n in range(30)])
+    platform.add(*[a_call(f"vc_{n:02}", TEN + n * 20 * MINUTE) for n in range(15)])
     rigs = [rig(), rig()]
     errors: list[Exception] = []
 
@@ -251,7 +249,7 @@ def test_two_backfills_at_once_make_one_record_a_call_and_one_chain(
     assert errors == []
     look = archive()
     look.check(key)
-    assert len(look.records) == len(look.below("records/")) == 30
+    assert len(look.records) == len(look.below("records/")) == 15
     assert all(one.revision == 1 for one in look.segments.values())
     versions = [version.key for version in bucket.versions("")]
     assert len(versions) == len(set(versions))
