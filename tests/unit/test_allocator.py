@@ -47,7 +47,7 @@ part()
 parts, between = [], []
 for _ in range(6):
     parts.append(part())
-    between.append(bytes(2000))
+    between.append(bytes(300_000))  # more than a hole in the heap takes
 parts.clear()
 kept = resident() - before
 allocator.give_back()
@@ -75,4 +75,4 @@ def test_threads_leave_no_heaps_of_their_own() -> None:
 def test_what_lay_between_other_things_is_given_back_too() -> None:
     kept, after = told(SIDE_BY_SIDE)
     assert kept > 30
-    assert after < 10
+    assert after < 12
