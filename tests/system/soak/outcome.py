@@ -68,12 +68,21 @@ class _Look:
             sealed.add(key)
             self._segment(key)
         found.changed |= self._keys("manifest/segments", ".jsonl") - sealed
-        found.missing |= self._keys("records", ".json") - self._told
+        found.missing |= {
+            key for key in self._keys("records", ".json") - self._told if not self._was_amended(key)
+        }
         for window in self._windows.values():
             found.unreported |= set(window["pending"])
         for call_id in self._truth.keys() | self._newest.keys():
             self._call(call_id)
         return found
+
+    def _was_amended(self, key: str) -> bool:
+        """Whether a segment tells of a later record of the same call: a process that is killed
+        before it closes a window may leave one that the next process amends, and that tells."""
+        record = json.loads(self._read(key) or b"{}")
+        newest = self._newest.get(record["call_id"])
+        return newest is not None and newest["revision"] > record["revision"]
 
     def _keys(self, directory: str, suffix: str) -> set[str]:
         files = (self._copy / directory).rglob(f"*{suffix}")
