@@ -1,18 +1,27 @@
-"""Answers over HTTP whose head must be whole.
+"""Answers over HTTP whose head must be whole, and the connections that bring them.
 
 `http.client` takes the end of a connection for the end of an answer's head. So of a head that was
 cut short, what is missing was never sent, it seems: a version id, a lock, a length. Here such an
 answer is a broken connection, which is asked again.
+
+A connection that has lain idle is not used again: what stands between may have forgotten it without
+a word, and nobody would know before the timeout.
 """
 
 from __future__ import annotations
 
-from http.client import HTTPResponse, RemoteDisconnected
+import math
+import ssl
+import time
+from http.client import HTTPResponse, RemoteDisconnected, parse_headers
 from typing import IO, Any
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import NewConnectionError
+
+IDLE_SECONDS = 30.0
 
 
 class _Lines:
@@ -55,20 +64,52 @@ class WholeHead(HTTPResponse):
             self.close()
         return count
 
+    def _read_and_discard_trailer(self) -> None:
+        """What follows the last chunk: `http.client` would read on without end."""
+        lines: Any = _Lines(self.fp)
+        parse_headers(lines)
+
 
 class _Connection(HTTPConnection):
     response_class = WholeHead
+    idle_since = math.inf
 
 
 class _TlsConnection(HTTPSConnection):
     response_class = WholeHead
+    idle_since = math.inf
+
+    def connect(self) -> None:
+        """Without a handshake there is no connection; of what breaks off, urllib3 tells the same
+        before it and after it."""
+        try:
+            super().connect()
+        except ssl.SSLError:
+            raise
+        except OSError as error:
+            raise NewConnectionError(self, f"no TLS handshake: {error}") from error
 
 
-class _Pool(HTTPConnectionPool):
+class _Fresh:
+    """For a pool: connects anew in place of a connection that was idle for too long."""
+
+    def _put_conn(self, connection: Any) -> None:
+        if connection is not None:
+            connection.idle_since = time.monotonic()
+        super()._put_conn(connection)  # type: ignore[misc]
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        connection = super()._get_conn(timeout)  # type: ignore[misc]
+        if time.monotonic() - connection.idle_since > IDLE_SECONDS:
+            connection.close()
+        return connection
+
+
+class _Pool(_Fresh, HTTPConnectionPool):
     ConnectionCls = _Connection
 
 
-class _TlsPool(HTTPSConnectionPool):
+class _TlsPool(_Fresh, HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
 
@@ -81,5 +122,5 @@ def receive(response: urllib3.BaseHTTPResponse, buffer: memoryview) -> int:
     return int(response._fp.readinto1(buffer))  # type: ignore[attr-defined]
 
 
-POOLS = {"http": _Pool, "https": _TlsPool}
+POOLS: dict[str, type[HTTPConnectionPool]] = {"http": _Pool, "https": _TlsPool}
 """For urllib3, by scheme."""

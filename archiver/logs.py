@@ -17,7 +17,7 @@ from structlog.typing import Processor
 
 _WORD = re.compile(r"[^\s\"'<>]+")
 _TOKEN = re.compile(r"(?i)\b(bearer\s+|sig=|signature=|ak_live_)[^\s&\"',;]+")
-_CHATTY = ("httpx", "httpcore", "urllib3", "boto3", "botocore", "s3transfer")
+_CHATTY = ("urllib3", "boto3", "botocore", "s3transfer")
 
 
 def redact(text: str) -> str:
@@ -85,3 +85,5 @@ def configure(level: str = "info", form: str = "json") -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # It warns of each connection that a full pool gives up: the store is tried out by a crowd.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    # It warns of a head that cannot be parsed, and quotes it.
+    logging.getLogger("urllib3.connection").setLevel(logging.ERROR)

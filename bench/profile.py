@@ -19,8 +19,7 @@ from bench.contestants import BY_NAME, PEERS
 HEAPS = (
     ("imports and start-up", r"importlib|^<module> |dataclasses\.py|re/_"),
     ("boto3: building, signing and parsing requests", r"botocore/|boto3/|uuid4 "),
-    ("HTTP of the API: httpx", r"httpx/|httpcore/|h11/"),
-    ("HTTP of the store and of recordings: urllib3", r"urllib3/|http/client\.py|email/"),
+    ("HTTP: urllib3", r"urllib3/|http/client\.py|email/"),
     ("TLS and sockets", r"\((ssl|socket|selectors)\.py"),
     ("JSON, in and out", r"json/|archiver/manifest/canonical\.py"),
     ("logs and metrics", r"structlog/|prometheus_client/|logging/|archiver/(logs|metrics)\.py"),

@@ -5,17 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from collections.abc import Callable, Generator
-
-import httpx
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from archiver.clock import Clock
 
 Secret = Callable[[], str]
 """Gives the secret's value of now, so that a rotated file is heard without a restart."""
 
+_NO_BODY = base64.b64encode(hashlib.sha256(b"").digest()).decode()
 
-class Credentials(httpx.Auth):
+
+class Credentials(ABC):
     """What a request is signed with; `may_change` where new ones may come while we run."""
 
     def __init__(self, *secrets: Secret, may_change: bool) -> None:
@@ -26,6 +27,11 @@ class Credentials(httpx.Auth):
         """Their values of now."""
         return tuple(secret() for secret in self._secrets)
 
+    @abstractmethod
+    def headers(self, method: str, path: str) -> dict[str, str]:
+        """What to send with a request that has no body. `path` is as it goes over the wire,
+        percent-encoded, without the query."""
+
 
 class BearerAuth(Credentials):
     """`Authorization: Bearer <token>`."""
@@ -34,15 +40,12 @@ class BearerAuth(Credentials):
         super().__init__(token, may_change=may_change)
         self._token = token
 
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        request.headers["Authorization"] = f"Bearer {self._token()}"
-        yield request
+    def headers(self, method: str, path: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._token()}"}
 
 
 class SignedKeyAuth(Credentials):
     """An API key with a signature over time, method, path (no host, no query) and body."""
-
-    requires_request_body = True
 
     def __init__(
         self, key: Secret, secret: Secret, clock: Clock, *, may_change: bool = False
@@ -52,13 +55,12 @@ class SignedKeyAuth(Credentials):
         self._secret = secret
         self._clock = clock
 
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+    def headers(self, method: str, path: str) -> dict[str, str]:
         timestamp = str(int(self._clock.now().timestamp()))
-        path = request.url.raw_path.partition(b"?")[0].decode("ascii")
-        body_hash = base64.b64encode(hashlib.sha256(request.content).digest()).decode()
-        message = f"{timestamp}.{request.method}.{path}.{body_hash}"
+        message = f"{timestamp}.{method}.{path}.{_NO_BODY}"
         digest = hmac.new(self._secret().encode(), message.encode(), hashlib.sha256).digest()
-        request.headers["X-Api-Key"] = self._key()
-        request.headers["X-Timestamp"] = timestamp
-        request.headers["X-Signature"] = base64.b64encode(digest).decode()
-        yield request
+        return {
+            "X-Api-Key": self._key(),
+            "X-Timestamp": timestamp,
+            "X-Signature": base64.b64encode(digest).decode(),
+        }

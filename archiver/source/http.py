@@ -4,7 +4,7 @@
   cannot be read is asked for once more.
 - Credentials that worked once and are refused now (401) have expired: where they come from files,
   everybody waits a little for new ones, so that a rotation is no failure of anything.
-- No state: no cookie is kept, or a source could have us keep any number of them.
+- Nothing but what stands here is sent, kept or followed: no cookies, redirects, proxies, `.netrc`.
 - Bounds: no answer beyond `MAX_JSON_BYTES`, none that takes longer than it may.
 """
 
@@ -17,14 +17,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
+from urllib.parse import urlencode
 
-import httpx
 import structlog
+import urllib3
+from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, LocationParseError, SSLError
 
 from archiver.clock import Clock
 from archiver.errors import FormatError, SourceError, SourceRefused
+from archiver.heads import POOLS
 from archiver.manifest import canonical
 from archiver.metrics import RETRIES
 from archiver.retry import Retry
@@ -33,11 +36,16 @@ from archiver.source.auth import Credentials
 log = structlog.get_logger()
 
 MAX_JSON_BYTES = 32 << 20
+READ_BYTES = 64 << 10
 ROTATION_SECONDS = 180.0
 """How long new credentials are waited for: Kubernetes takes up to two minutes to swap a file."""
 UNREADABLE_SECONDS = 1.0
-_NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout)
-"""An outage of the source; a connection that breaks off later may be one call's own matter."""
+_HEADERS = {
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",
+    "User-Agent": "call-archiver",
+}
+_NO_URL = "ARCHIVER_API_BASE_URL is not a URL that can be asked"
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,10 @@ class JsonApi:
         connections: int = 16,
         requests_per_second: float | None = None,
         answer_seconds: float = 120.0,
-        transport: httpx.BaseTransport | None = None,
+        pool: HTTPConnectionPool | None = None,
     ) -> None:
-        """`answer_seconds` is how long the source may take over the body of one answer;
-        `transport` takes the network's place."""
+        """`answer_seconds` is how long the source may take over the body of one answer; `pool`
+        takes the network's place. Raises `SourceError` for a URL that cannot be asked."""
         self.base_url = base_url.rstrip("/")
         self._auth = auth
         self._clock = clock
@@ -77,20 +85,12 @@ class JsonApi:
         self._expired: tuple[str, ...] | None = None
         """Credentials that new ones are waited for, as the log was told."""
         self._lock = threading.Lock()
-        self.http = httpx.Client(
-            auth=auth,
-            verify=tls,
-            trust_env=False,
-            follow_redirects=False,
-            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-            timeout=httpx.Timeout(30.0, connect=10.0),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-            transport=transport,
-        )
+        place = _parse(self.base_url)
+        self._host, self._root = place.host or "", place.path or ""
+        self._pool = pool or _connect(place, tls, connections)
 
     def close(self) -> None:
-        self.http.close()
+        self._pool.close()
 
     def get(self, name: str, path: str, query: Mapping[str, str], *, scope: str) -> Answer:
         """Raises `SourceRefused` for 401 and 403, else `SourceError`, with the answer's status."""
@@ -111,10 +111,9 @@ class JsonApi:
     def clock_skew_seconds(self) -> float | None:
         """The source's `Date` less our time, or None where it sends none."""
         try:
-            url = self.base_url + "/voice-calls?page=1&pageSize=1"
-            with self.http.stream("GET", url) as response:
+            with self._open("/voice-calls", {"page": "1", "pageSize": "1"}) as response:
                 served = parsedate_to_datetime(response.headers["Date"])
-        except (httpx.HTTPError, KeyError, ValueError, OverflowError):
+        except (HTTPError, KeyError, ValueError, OverflowError):
             return None
         if served.tzinfo is None:  # "-0000" says UTC, and that no zone is known
             served = served.replace(tzinfo=UTC)
@@ -157,35 +156,50 @@ class JsonApi:
 
     def _get_once(self, path: str, query: Mapping[str, str], scope: str) -> Answer:
         self._pace.wait()
+        connected = False
         try:
-            url = self.base_url + path
-            with self.http.stream("GET", url, params=dict(query) or None) as response:
+            # Left before its end, an answer takes its connection with it.
+            with self._open(path, query) as response:
+                connected = True
                 body = self._read(response)
-        except httpx.TransportError as error:
-            raise _unreachable(error, self.base_url) from None
-        except httpx.InvalidURL:
-            raise SourceError("ARCHIVER_API_BASE_URL is not a URL that can be asked") from None
-        if response.status_code != 200:
+        except LocationParseError:
+            raise SourceError(_NO_URL) from None
+        except HTTPError as error:
+            raise _unreachable(error, self._host, connected=connected) from None
+        if response.status != 200:
             raise _refusal(response, scope, body)
         return _unwrap(body, response)
 
-    def _read(self, response: httpx.Response) -> bytes:
-        """The body, within bounds of size and time: a timeout of httpx is one per read."""
+    def _open(self, path: str, query: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+        """The answer's head. The path is sent as it was signed: it has nothing to be encoded."""
+        path = self._root + path
+        return self._pool.urlopen(
+            "GET",
+            f"{path}?{urlencode(query)}" if query else path,
+            headers={**_HEADERS, **self._auth.headers("GET", path)},
+            redirect=False,
+            retries=False,
+            preload_content=False,
+            decode_content=False,
+        )
+
+    def _read(self, response: urllib3.BaseHTTPResponse) -> bytes:
+        """The body, within bounds of size and time: a timeout of urllib3's is one per read."""
         encoding = response.headers.get("Content-Encoding", "identity").lower()
-        if response.status_code == 200 and encoding != "identity":
+        if response.status == 200 and encoding != "identity":
             raise SourceError(
                 "the source answered with a Content-Encoding that was not asked for",
                 reason="bad_document",
             )
         body, deadline = bytearray(), self._clock.monotonic() + self._answer_seconds
-        for chunk in response.iter_raw():
+        while chunk := response.read1(READ_BYTES):
             self._clock.check()
             body += chunk
             if len(body) > MAX_JSON_BYTES:
                 raise SourceError(
                     f"the source answered with more than {MAX_JSON_BYTES >> 20} MiB of JSON",
                     reason="bad_document",
-                    status=response.status_code,
+                    status=response.status,
                 )
             if self._clock.monotonic() > deadline:
                 raise SourceError(
@@ -217,8 +231,27 @@ class Pace:
             self._clock.sleep(at - now)
 
 
-def _unreachable(error: httpx.TransportError, base_url: str) -> SourceError:
-    """A certificate that is not trusted is no matter of trying again; all else may be."""
+def _parse(base_url: str) -> urllib3.util.Url:
+    try:
+        return urllib3.util.parse_url(base_url)
+    except LocationParseError:
+        raise SourceError(_NO_URL) from None
+
+
+def _connect(place: urllib3.util.Url, tls: ssl.SSLContext, connections: int) -> HTTPConnectionPool:
+    """Opens no connection yet."""
+    timeout = urllib3.Timeout(connect=10.0, read=30.0)
+    secured: dict[str, Any] = {"ssl_context": tls} if place.scheme == "https" else {}
+    return POOLS[place.scheme or ""](
+        place.host or "", place.port, timeout=timeout, maxsize=connections, **secured
+    )
+
+
+def _unreachable(error: HTTPError, host: str, *, connected: bool) -> SourceError:
+    """A certificate that is not trusted is no matter of trying again; all else may be.
+
+    No connection is an outage of the source; one that breaks off later may be one call's matter.
+    """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
         cause = cause.__cause__ or cause.__context__
@@ -228,20 +261,22 @@ def _unreachable(error: httpx.TransportError, base_url: str) -> SourceError:
             "SSL_CERT_FILE to its root",
             reason="unreachable",
         )
+    outage = not connected and isinstance(error, ConnectTimeoutError | SSLError)
     return SourceError(
         f"the source is unreachable ({type(error).__name__}): check ARCHIVER_API_BASE_URL "
-        f"({_host(base_url)}) and the network",
+        f"({host}) and the network",
         retryable=True,
-        reason="unreachable" if isinstance(error, _NO_CONNECTION) else "broken_off",
+        reason="unreachable" if outage else "broken_off",
     )
 
 
-def _unwrap(body: bytes, response: httpx.Response) -> Answer:
+def _unwrap(body: bytes, response: urllib3.BaseHTTPResponse) -> Answer:
     """Accept an answer bare, or in the envelope `{"data", "meta", "pagination"}`."""
     try:
         document = canonical.load(body)
     except FormatError as error:
         kind = response.headers.get("Content-Type", "no content type").partition(";")[0][:40]
+        kind = kind if kind.isprintable() else "something"
         raise SourceError(
             f"the source answered {kind} that cannot be read as JSON ({error}): "
             "check ARCHIVER_API_BASE_URL",
@@ -270,8 +305,8 @@ def _unwrap(body: bytes, response: httpx.Response) -> Answer:
     )
 
 
-def _refusal(response: httpx.Response, scope: str, body: bytes) -> SourceError:
-    status = response.status_code
+def _refusal(response: urllib3.BaseHTTPResponse, scope: str, body: bytes) -> SourceError:
+    status = response.status
     if status == 401:
         return SourceRefused(
             "the source refused the credentials (401): check ARCHIVER_API_TOKEN, or "
@@ -293,7 +328,7 @@ def _refusal(response: httpx.Response, scope: str, body: bytes) -> SourceError:
     )
 
 
-def _retry_after(response: httpx.Response, body: bytes) -> float | None:
+def _retry_after(response: urllib3.BaseHTTPResponse, body: bytes) -> float | None:
     """Seconds, as the header (a number or a date) or the error's body asks; a little more, so that
     a crowd is spread out."""
     text = response.headers.get("Retry-After", "")
@@ -320,7 +355,3 @@ def _seconds_until(date: str, now: str) -> float | None:
     except (ValueError, TypeError, OverflowError):
         return None
     return seconds
-
-
-def _host(url: str) -> str:
-    return httpx.URL(url).host

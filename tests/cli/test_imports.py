@@ -7,7 +7,7 @@ import re
 from tests.fakes.command import Command
 
 LIBRARIES = {
-    "boto3", "botocore", "cryptography", "httpx", "prometheus_client", "pydantic",
+    "boto3", "botocore", "cryptography", "prometheus_client", "pydantic",
     "pydantic_settings", "rich", "structlog", "tenacity", "urllib3",
 }  # fmt: skip
 HOUR = ["--from", "2024-01-15T10:00:00Z", "--to", "2024-01-15T11:00:00Z"]
@@ -29,12 +29,13 @@ def test_help_and_keys_need_next_to_nothing(command: Command) -> None:
     assert loaded(command, "keygen", "--out", "new.pem") & LIBRARIES == {"cryptography"}
 
 
-WRITING = {"archiver.app", "archiver.pipeline", "archiver.source", "httpx"}
+HTTP = "archiver.source.http"
+WRITING = {"archiver.app", "archiver.pipeline", "archiver.source"}
 UNNEEDED: list[tuple[list[str], set[str]]] = [
     (["verify"], WRITING),
     (["manifest", "list", *HOUR], WRITING),
     (["hold", "list"], WRITING),
-    (["hold", "add", "vc_1", "--by", "w", "--reason", "w"], {"archiver.app", "httpx"}),
+    (["hold", "add", "vc_1", "--by", "w", "--reason", "w"], {"archiver.app", HTTP}),
     (["reconcile", *HOUR], {"archiver.app", "archiver.pipeline"}),
     (["backfill", *HOUR], {"archiver.demo", "archiver.preflight", "archiver.shares"}),
 ]
@@ -42,7 +43,9 @@ UNNEEDED: list[tuple[list[str], set[str]]] = [
 
 def test_a_verb_leaves_alone_what_is_for_others(command: Command) -> None:
     # The names are real: else nothing would be found, whatever a verb loads.
-    assert loaded(command, "backfill", *HOUR) >= WRITING
+    writing = loaded(command, "backfill", *HOUR)
+    assert writing >= {*WRITING, "urllib3"}
+    assert "httpx" not in writing, "one HTTP client is enough (docs/adr/0012)"
     for arguments, unneeded in UNNEEDED:
         found = loaded(command, *arguments)
         assert {"archiver.settings", "archiver.store.bucket"} <= found

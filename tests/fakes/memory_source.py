@@ -1,7 +1,7 @@
 """The voice platform in this very process: the strict simulated API and blob store, no sockets.
 
-`MemoryPlatform` answers the requests of the real clients, which get it as their network:
-`api_client` hands it to httpx, `recording_client` to the download client. What the clients send is
+`MemoryPlatform` answers the requests of the real clients, which get a `MemoryPool` of it for their
+network: `api_client` and `recording_client`. What the clients send is
 judged as `Platform` does it, and every call that a listing ever showed is remembered (`listed`).
 
 What a source may do while somebody lists it is *drift*: `later("page", 2, change)` runs `change`
@@ -13,21 +13,20 @@ from __future__ import annotations
 import io
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-import httpx
 import urllib3
-from urllib3.exceptions import ProtocolError
+from urllib3.exceptions import NewConnectionError, ProtocolError
 
 from archiver.demo.api import ALL_SCOPES, BASE_PATH, Options, VoiceCallsApi
 from archiver.demo.calls import SimulatedCall
 from archiver.demo.sas import BlobServer, SasKey, blob_path
-from archiver.demo.wire import Reply, Request
+from archiver.demo.wire import Reply, Request, ServerName
 from archiver.retry import Retry
 from archiver.source.auth import BearerAuth
 from archiver.source.client import VoiceCallsClient
@@ -258,70 +257,47 @@ def _told(pagination: dict[str, int], totals: Totals, shown: int) -> dict[str, i
 # --- the clients' network
 
 
-class _Asked(Request):
-    """A request whose query is parsed once."""
+class Asked(Request):
+    """A request whose query is parsed at most once."""
 
     @cached_property
     def pairs(self) -> list[tuple[str, str]]:
         return super().pairs
 
-
-class _NoCookies(httpx.Cookies):
-    """The platform sets none, and looking for them takes a tenth of the time."""
-
-    def extract_cookies(self, response: httpx.Response) -> None:
-        assert "set-cookie" not in response.headers
-
-
-class _Body(httpx.SyncByteStream):
-    """A reply's body, cut where the reply says so."""
-
-    def __init__(self, reply: Reply) -> None:
-        self._reply = reply
-
-    def __iter__(self) -> Iterator[bytes]:
-        body, cut = _whole(self._reply), self._reply.close_after
-        yield body[:cut]
-        if cut is not None or len(body) < (self._reply.declared_length or 0):
-            raise httpx.RemoteProtocolError("peer closed connection: incomplete body")
-
-
-class MemoryTransport(httpx.BaseTransport):
-    """The network of an API client, who is called `client`."""
-
-    def __init__(self, platform: MemoryPlatform, client: str = "client") -> None:
-        self._platform = platform
-        self._client = client
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        assert request.url.netloc.decode() == API_HOST, "a request to another host"
-        path, _, query = request.url.raw_path.decode().partition("?")
-        headers: Any = request.headers
-        asked = _Asked("api", request.method, path, query, headers, request.read())
-        reply = self._platform.respond(asked, self._client)
-        if reply.close_after is not None and reply.close_after < 0:
-            raise httpx.RemoteProtocolError("server disconnected without sending a response")
-        return httpx.Response(reply.status, headers=_headers(reply), stream=_Body(reply))
+    @cached_property
+    def query(self) -> dict[str, str]:
+        return dict(self.pairs)
 
 
 class MemoryPool:
-    """The network of a download client: stands for its `urllib3.PoolManager`."""
+    """The network of a client: stands for the API client's pool of urllib3's, and for the download
+    client's `PoolManager`. A reply of status 0 is a connection that is refused."""
 
     def __init__(self, platform: MemoryPlatform, client: str = "client") -> None:
         self._platform = platform
         self._client = client
 
-    def request(
-        self, method: str, url: str, *, headers: dict[str, str], **options: Any
-    ) -> urllib3.HTTPResponse:
+    def urlopen(self, method: str, url: str, **options: Any) -> urllib3.HTTPResponse:
+        return self._send("api", method, url, **options)
+
+    def request(self, method: str, url: str, **options: Any) -> urllib3.HTTPResponse:
+        parts = urlsplit(url)
+        assert parts.netloc == BLOB_HOST, "a request to another host"
+        return self._send("blob", method, f"{parts.path}?{parts.query}", **options)
+
+    def _send(
+        self, server: ServerName, method: str, target: str, *, headers: dict[str, str],
+        **options: Any,
+    ) -> urllib3.HTTPResponse:  # fmt: skip
         assert options == {
             "redirect": False, "retries": False, "preload_content": False, "decode_content": False
         }  # fmt: skip
-        parts = urlsplit(url)
-        assert parts.netloc == BLOB_HOST, "a request to another host"
+        path, _, query = target.partition("?")
         sent: Any = urllib3.HTTPHeaderDict(headers)
-        asked = _Asked("blob", method, parts.path, parts.query, sent, b"")
+        asked = Asked(server, method, path, query, sent, b"")
         reply = self._platform.respond(asked, self._client)
+        if reply.status == 0:
+            raise NewConnectionError(None, "connection refused")  # type: ignore[arg-type]
         if reply.close_after is not None and reply.close_after < 0:
             raise ProtocolError("connection aborted")
         return urllib3.HTTPResponse(
@@ -334,6 +310,9 @@ class MemoryPool:
         )
 
     def clear(self) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 
@@ -353,11 +332,9 @@ def api_client(
 ) -> VoiceCallsClient:
     """The real API client on a platform in memory."""
     auth = BearerAuth(lambda: platform.token)
-    transport = MemoryTransport(platform, client)
-    options = {"retry": Retry(clock), "tls": TLS, "transport": transport, **options}
-    api = JsonApi(API_URL, auth, clock, **options)
-    api.http._cookies = _NoCookies()
-    return VoiceCallsClient(api)
+    pool = MemoryPool(platform, client)
+    options = {"retry": Retry(clock), "tls": TLS, "pool": pool, **options}
+    return VoiceCallsClient(JsonApi(API_URL, auth, clock, **options))
 
 
 def recording_client(

@@ -150,6 +150,18 @@ def test_a_put(bucket: Bucket, cutter: Cutter, open_bucket: Callable[..., Bucket
         assert stored.version_id == version.version_id
 
 
+def test_an_answer_of_the_api(cutter: Cutter, clock: HandClock) -> None:
+    with Platform([a_call()], clock=clock.now) as platform:
+        cutter.upstream = platform.api_host
+        url = platform.api_url.replace(platform.api_host, cutter.address)
+        api = api_client(platform, clock, base_url=url)
+        whole = api.call("vc_1")[0]
+        for _ in itertools.chain(places(cutter), body_places(cutter)):
+            assert api.call("vc_1")[0] == whole
+            assert cutter.cut_at is None
+        assert platform.violations == []
+
+
 def test_a_recording(cutter: Cutter, clock: HandClock) -> None:
     """What is told of the blob is true: its length, its ETag, its digest."""
     with Platform([a_call()], clock=clock.now) as platform:

@@ -59,7 +59,9 @@ def misbehave(request: Request) -> Reply | None:
     if parts[1:] == ["recording-url"] and name in URLS:
         return Reply(200, {}, json.dumps({"recordingUrl": URLS[name]}).encode())
     if parts[1:] == [] and name in DOCUMENTS:
-        return Reply(200, {}, DOCUMENTS[name].encode())
+        body = DOCUMENTS[name].encode()
+        # The second line is none of a head's, and ends what can be read of it.
+        return Reply(200, {"Content-Length": str(len(body)), f"{PHONE} {SIG}": "x"}, body)
     return None
 
 

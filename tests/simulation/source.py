@@ -1,26 +1,18 @@
-"""The ways to the source: its API and its blob store, with all that may befall a request.
-
-The API client gets a light stand-in for httpx here, which takes a tenth of the time: what httpx
-itself makes of a broken answer is looked at in tests/faults and tests/hostile.
-"""
+"""The ways to the source: its API and its blob store, with all that may befall a request."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
-
-import httpx
 
 from archiver.demo.api import BASE_PATH
 from archiver.demo.wire import Reply, Request
 from archiver.source.client import VoiceCallsClient
 from archiver.source.recording import RecordingClient
 from tests.fakes.memory_source import (
-    API_URL,
+    Asked,
     MemoryPlatform,
     MemoryPool,
     api_client,
@@ -103,7 +95,7 @@ def _what(request: Request) -> tuple[str, str]:
 
 def _without_range(request: Request) -> Request:
     headers: Any = {name: text for name, text in request.headers.items() if name != "Range"}
-    return _Asked(request.server, request.method, request.path, request.raw_query, headers, b"")
+    return Asked(request.server, request.method, request.path, request.raw_query, headers, b"")
 
 
 def _says_what_it_is(reply: Reply) -> bool:
@@ -111,77 +103,12 @@ def _says_what_it_is(reply: Reply) -> bool:
     return any(name.lower().endswith("content-md5") for name in reply.headers)
 
 
-class _Asked(Request):
-    """A request whose query is parsed at most once."""
-
-    @cached_property
-    def pairs(self) -> list[tuple[str, str]]:
-        return super().pairs
-
-    @cached_property
-    def query(self) -> dict[str, str]:
-        return dict(self.pairs)
-
-
-class _Response:
-    """What the API client reads of an answer of httpx's."""
-
-    def __init__(self, reply: Reply) -> None:
-        self.status_code = reply.status
-        self.headers = reply.headers
-        self._reply = reply
-
-    def __enter__(self) -> _Response:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def iter_raw(self) -> Iterator[bytes]:
-        assert isinstance(self._reply.body, bytes)
-        yield self._reply.body[: self._reply.close_after]
-        if self._reply.close_after is not None:
-            raise httpx.RemoteProtocolError("peer closed connection: incomplete body")
-
-
-class _Headed:
-    """A request, as far as the authentication sees it."""
-
-    def __init__(self) -> None:
-        self.headers: dict[str, str] = {}
-
-
-class LightHttp:
-    """Takes the place of the API client's `httpx.Client`."""
-
-    def __init__(self, front: Front, auth: Any) -> None:
-        self._front = front
-        self._auth = auth
-
-    def stream(self, method: str, url: str, params: Mapping[str, str] | None = None) -> _Response:
-        asked: Any = _Headed()
-        next(self._auth.auth_flow(asked))
-        path = BASE_PATH + url.removeprefix(API_URL)
-        request = _Asked("api", method, path, "", asked.headers, b"")
-        vars(request)["pairs"] = list((params or {}).items())
-        reply = self._front.respond(request, self._front.process.name)
-        if reply.close_after == SILENT:
-            if reply.status == 0:
-                raise httpx.ConnectError("connection refused")
-            raise httpx.RemoteProtocolError("server disconnected without sending a response")
-        return _Response(reply)
-
-    def close(self) -> None:
-        pass
-
-
 def api_of(front: Front) -> VoiceCallsClient:
     """The real API client of a process."""
     clock: Any = front.process.clock
-    made = api_client(front.platform, clock, front.process.name)
-    light: Any = LightHttp(front, made._api._auth)
-    made._api.http = light
-    return made
+    platform: Any = front
+    pool = MemoryPool(platform, front.process.name)
+    return api_client(front.platform, clock, front.process.name, pool=pool)
 
 
 def blobs_of(front: Front) -> RecordingClient:

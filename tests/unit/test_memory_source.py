@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-import httpx
 import pytest
 
 from archiver.demo.wire import Reply, Request
@@ -15,7 +14,7 @@ from archiver.source.recording import Expired
 from tests.fakes.clock import HandClock
 from tests.fakes.memory_source import (
     MemoryPlatform,
-    MemoryTransport,
+    MemoryPool,
     api_client,
     recording_client,
 )
@@ -184,7 +183,7 @@ def test_an_answer_may_be_cut(platform: MemoryPlatform, clock: HandClock, cut: i
 
 
 def test_what_no_client_may_send_is_a_violation(platform: MemoryPlatform) -> None:
-    with httpx.Client(transport=MemoryTransport(platform)) as client:
-        headers = {"Authorization": f"Bearer {platform.token}"}
-        assert client.post("https://api.test/api/v1/voice-calls", headers=headers).status_code
+    plain = {"redirect": False, "retries": False, "preload_content": False, "decode_content": False}
+    headers = {"Authorization": f"Bearer {platform.token}"}
+    assert MemoryPool(platform).urlopen("POST", "/api/v1/voice-calls", headers=headers, **plain)
     assert platform.violations == ["POST sent to the API"]
