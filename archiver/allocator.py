@@ -1,7 +1,7 @@
 """What large buffers took is used again by whichever thread is next, and given back in the end.
 
 glibc gives threads heaps of their own, up to eight for each core, and each heap keeps what was
-given back to it, 8 MiB parts of uploads too: in the end as much for every heap as one thread ever
+given back to it, 5 MiB parts of uploads too: in the end as much for every heap as one thread ever
 had. Which heap has had a large recording is chance, so memory goes on rising for hours. The heaps
 are there for threads that allocate side by side; ours do so one at a time.
 """
@@ -9,6 +9,7 @@ are there for threads that allocate side by side; ours do so one at a time.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from typing import Any
 
@@ -22,6 +23,13 @@ def share_one_heap() -> bool:
         return False
     mallopt = _function("mallopt")
     return bool(mallopt and mallopt(_M_ARENA_MAX, 1))
+
+
+def start_is_over() -> None:
+    """What was made until now stays: the collector need not look at it again and again, and what
+    making it took besides is given back."""
+    gc.freeze()
+    give_back()
 
 
 def give_back() -> bool:

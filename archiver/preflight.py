@@ -157,7 +157,7 @@ def _checksums(found: Capabilities, verify_writes: str) -> CheckLine:
 
 
 def _multipart(found: Capabilities) -> CheckLine:
-    action = "recordings over 8 MiB get keys of their own"
+    action = "recordings over 5 MiB get keys of their own"
     if found.complete_create_once:
         return CheckLine("multipart", "an upload's end refuses a taken key", action)
     return CheckLine("multipart", "an upload's end overwrites a taken key", action, note=True)

@@ -103,6 +103,7 @@ def init(single_writer: bool) -> int:
 @click.option("--single-writer", is_flag=True, help="accept a store without create-once writes")
 def run(once: bool, single_writer: bool) -> int:
     """The loop: archive what completes, seal what has settled."""
+    from archiver.allocator import start_is_over
     from archiver.app import open_app
     from archiver.clock import Interrupted
     from archiver.pipeline.service import Heartbeat
@@ -117,6 +118,7 @@ def run(once: bool, single_writer: bool) -> int:
         try:
             app.preflight()
             app.ensure_archive(single_writer=single_writer)
+            start_is_over()
             ready.set()
             service = app.service(heartbeat)
             if not once:

@@ -100,11 +100,13 @@ def _archive(
     single_writer: bool = False,
 ) -> tuple[Summary, int]:
     """What was done, and the chain's newest seal."""
+    from archiver.allocator import start_is_over
     from archiver.app import open_app
 
     with open_app(settings, clock, progress) as app:
         app.preflight()
         app.ensure_archive(single_writer=single_writer)
+        start_is_over()
         return app.backfill(progress).run(windows), app.chain.head.seq
 
 

@@ -19,7 +19,8 @@ from archiver.source.resume import Resumed
 from archiver.store.objects import Stored
 
 WAV = "audio/wav"
-PART_BYTES = 8 << 20
+PART_BYTES = 5 << 20
+"""The least that S3 takes as a part: this much memory each worker has, whatever it moves."""
 HASHED_BYTES = 512 << 10
 
 

@@ -28,6 +28,7 @@ Harm = Literal[
     "conflict",  # 409 ConditionalRequestConflict, the server hears nothing
     "damaged",  # 400 BadDigest, the server hears nothing
     "denied",  # 403 AccessDenied, the server hears nothing
+    "elsewhere",  # 400 AuthorizationHeaderMalformed, as from another region's S3
     "html",  # 200 with a page of HTML, the server hears nothing
     "empty",  # the server did it, the answer is 200 and empty
     "lies of the size",  # what the server says of an object, but one byte less
@@ -39,6 +40,7 @@ _INSTEAD: dict[Harm, tuple[int, bytes]] = {
     "conflict": (409, b"<Error><Code>ConditionalRequestConflict</Code></Error>"),
     "damaged": (400, b"<Error><Code>BadDigest</Code></Error>"),
     "denied": (403, b"<Error><Code>AccessDenied</Code></Error>"),
+    "elsewhere": (400, b"<Error><Code>AuthorizationHeaderMalformed</Code></Error>"),
     "html": (200, b"<!doctype html><title>Sign in</title><p>Welcome to this network.</p>"),
 }
 
