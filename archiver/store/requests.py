@@ -34,10 +34,9 @@ class Requests:
         self.clock = clock
         self.retry = retry
         self.prefix = options.key_prefix
-        session = make_session()
+        session = make_session() if client is None or isinstance(client, BaseClient) else None
         self.s3 = client or make_client(options, session)
-        is_boto = isinstance(self.s3, BaseClient)
-        self.objects = Direct(self.s3, session, options) if is_boto else self.s3
+        self.objects = Direct(self.s3, session, options) if session else self.s3
         """As `s3`, for `put_object`, `head_object` and `upload_part`: what is asked most."""
 
     def at(self, key: str, version_id: str | None = None) -> dict[str, Any]:
