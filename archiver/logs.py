@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 from structlog.typing import Processor
@@ -50,6 +50,14 @@ def _redacted(value: Any) -> Any:
     return redact(value if isinstance(value, str) else repr(value))
 
 
+class _ToStderr(logging.StreamHandler[TextIO]):
+    """Asks for stderr at each line, as structlog's logger below does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        super().emit(record)
+
+
 def configure(level: str = "info", form: str = "json") -> None:
     """Set up structlog and the standard library's logging, both to stderr."""
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -73,7 +81,7 @@ def configure(level: str = "info", form: str = "json") -> None:
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler()
+    handler = _ToStderr()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],

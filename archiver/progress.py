@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -10,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import click
 import structlog
 
+from archiver.bar import Bar, shown
 from archiver.model import Window
 
 if TYPE_CHECKING:
-    from rich import progress as bars
-
     from archiver.audit.verify import Progress as AuditProgress
     from archiver.pipeline.ports import Progress
 
@@ -68,88 +69,73 @@ class LogProgress:
 @contextmanager
 def watching(windows: int) -> Iterator[Progress]:
     """A progress bar where stderr is a terminal, else log lines."""
-    if not sys.stderr.isatty():
+    if not _on_terminal():
         yield LogProgress(windows)
         return
-    with _bar("windows") as bar:
-        yield _Bar(bar, bar.add_task("archiving", total=windows, note=""))
+    bar = _BackfillBar(windows)
+    with shown(bar):
+        yield bar
 
 
 @contextmanager
 def auditing(what: str = "verifying") -> Iterator[AuditProgress | None]:
     """A progress bar where stderr is a terminal, else nothing: the report is the result."""
-    if not sys.stderr.isatty():
+    if not _on_terminal():
         yield None
         return
-    with _bar("windows") as bar:
-        yield _AuditBar(bar, bar.add_task(what, total=None, note=""))
-
-
-@contextmanager
-def _bar(unit: str) -> Iterator[bars.Progress]:
-    from rich import progress as bars
-    from rich.console import Console
-
-    columns = (
-        bars.TextColumn("[bold]{task.description}"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn(unit),
-        bars.TextColumn("{task.fields[note]}"),
-        bars.TimeElapsedColumn(),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
+    bar = _AuditBar(what)
+    with shown(bar):
         yield bar
 
 
-class _Bar:
+def _on_terminal() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+class _BackfillBar(Bar):
     """The bar counts windows, the note beside it calls and bytes."""
 
-    def __init__(self, bar: bars.Progress, task: bars.TaskID) -> None:
-        self._bar = bar
-        self._task = task
-        self._lock = threading.Lock()
+    def __init__(self, windows: int) -> None:
+        super().__init__(sys.stderr, "archiving", windows, self._told)
+        self._counting = threading.Lock()
         self._calls: Counter[str] = Counter()
         self._todo = 0
         self._bytes = 0
 
     def window_listed(self, window: Window, new_calls: int) -> None:
-        with self._lock:
+        with self._counting:
             self._todo += new_calls
-        self._show()
 
     def call_done(self, outcome: str, recording_bytes: int) -> None:
-        with self._lock:
+        with self._counting:
             self._calls[outcome] += 1
             self._bytes += recording_bytes
-        self._show()
 
     def window_done(self, window: Window) -> None:
-        self._bar.advance(self._task)
+        with self._counting:
+            self.done += 1
 
-    def _show(self) -> None:
-        with self._lock:
-            done, size = sum(self._calls.values()), self._bytes / 1e6
-            note = f"{done}/{self._todo} calls, {size:,.1f} MB"
+    def _told(self) -> str:
+        with self._counting:
+            note = f"{self._calls.total()}/{self._todo} calls, {self._bytes / 1e6:,.1f} MB"
             bad = self._calls["failed"] + self._calls["pending"]
-            note += f", [red]{bad} not archived[/red]" if bad else ""
-        self._bar.update(self._task, note=note)
+        return note + (f", {click.style(f'{bad} not archived', fg='red')}" if bad else "")
 
 
-class _AuditBar:
-    """Windows looked into, and bytes hashed."""
+class _AuditBar(Bar):
+    """Windows looked into, and bytes hashed. How many there are is known once it has begun."""
 
-    def __init__(self, bar: bars.Progress, task: bars.TaskID) -> None:
-        self._bar = bar
-        self._task = task
-        self._lock = threading.Lock()
+    def __init__(self, what: str) -> None:
+        super().__init__(sys.stderr, what, None, self._told)
+        self._counting = threading.Lock()
         self._bytes = 0
 
     def windows(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=done, total=total)
+        self.done, self.total = done, total
 
     def hashed(self, size: int) -> None:
-        with self._lock:
+        with self._counting:
             self._bytes += size
-        self._bar.update(self._task, note=f"{self._bytes / 1e6:,.1f} MB hashed")
+
+    def _told(self) -> str:
+        return f"{self._bytes / 1e6:,.1f} MB hashed" if self._bytes else ""

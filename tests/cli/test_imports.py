@@ -8,7 +8,7 @@ from tests.fakes.command import Command
 
 LIBRARIES = {
     "boto3", "botocore", "cryptography", "prometheus_client", "pydantic",
-    "pydantic_settings", "rich", "structlog", "tenacity", "urllib3",
+    "pydantic_settings", "structlog", "tenacity", "urllib3",
 }  # fmt: skip
 HOUR = ["--from", "2024-01-15T10:00:00Z", "--to", "2024-01-15T11:00:00Z"]
 

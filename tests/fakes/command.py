@@ -28,7 +28,7 @@ from archiver.manifest.signing import SigningKey
 LIBRARIES = (
     "boto3", "botocore.endpoint", "botocore.signers", "click", "concurrent.futures",
     "cryptography.hazmat.primitives.asymmetric.ed25519", "http.server", "urllib3",
-    "prometheus_client", "pydantic", "pydantic_settings", "rich.progress", "structlog", "tenacity",
+    "prometheus_client", "pydantic", "pydantic_settings", "structlog", "tenacity",
 )  # fmt: skip
 _SPLIT = multiprocessing.get_context("forkserver")
 _SPLIT.set_forkserver_preload(list(LIBRARIES))
