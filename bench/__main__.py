@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", choices=names, metavar="CASE", help=", ".join(names))
     parser.add_argument("--who", nargs="+", choices=who, metavar="WHO", help=", ".join(who))
     parser.add_argument("--runs", type=int, default=3, help="how often each takes its turn")
-    parser.add_argument("--quick", action="store_true", help="fewer recordings: two minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer recordings: some four minutes")
     parser.add_argument("--calls", type=int, help="so many recordings in each case, at most")
     parser.add_argument("--write", action="store_true", help="write README.md and results.*")
     parser.add_argument("--report", action="store_true", help="write README.md from results.json")
