@@ -15,6 +15,7 @@ from archiver.source.client import Filter, VoiceCallsClient
 from archiver.source.http import JsonApi
 from archiver.source.listing import Lister
 from archiver.tls import client_context
+from archiver.wire import Wire
 
 
 def source(
@@ -25,9 +26,8 @@ def source(
         settings.api_base_url,
         _credentials(settings, clock),
         clock,
+        Wire(client_context(), check=clock.check),
         retry=Retry(clock, pressure=pressure),
-        tls=client_context(),
-        connections=settings.workers + 4,
         requests_per_second=settings.api_rate,
     )
     return VoiceCallsClient(api)

@@ -34,6 +34,7 @@ from archiver.source.signed import SignedUrl
 from archiver.store.bucket import Bucket
 from archiver.store.probe import Capabilities, probe
 from archiver.tls import client_context
+from archiver.wire import Wire
 from archiver.writer import rely_on, retention, trust, writer
 
 log = structlog.get_logger()
@@ -46,11 +47,10 @@ def recordings(settings: Settings, clock: SystemClock) -> RecordingClient:
     return RecordingClient(
         settings.recording_hosts,
         clock,
-        tls=client_context(),
+        Wire(client_context()),
         allow_http=settings.allow_http,
         max_bytes=settings.max_recording_bytes,
         min_bytes_per_second=settings.min_rate,
-        connections=settings.workers,
     )
 
 

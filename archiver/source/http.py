@@ -11,23 +11,20 @@
 from __future__ import annotations
 
 import random
-import ssl
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any
-from urllib.parse import urlencode
+from typing import Any, Literal, Protocol
+from urllib.parse import urlencode, urlsplit
 
 import structlog
-import urllib3
-from urllib3.connectionpool import HTTPConnectionPool
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, LocationParseError, SSLError
 
+from archiver import wire
 from archiver.clock import Clock
+from archiver.connection import NoAnswer
 from archiver.errors import FormatError, SourceError, SourceRefused
-from archiver.heads import POOLS
 from archiver.manifest import canonical
 from archiver.metrics import RETRIES
 from archiver.retry import Retry
@@ -36,7 +33,6 @@ from archiver.source.auth import Credentials
 log = structlog.get_logger()
 
 MAX_JSON_BYTES = 32 << 20
-READ_BYTES = 64 << 10
 ROTATION_SECONDS = 180.0
 """How long new credentials are waited for: Kubernetes takes up to two minutes to swap a file."""
 UNREADABLE_SECONDS = 1.0
@@ -45,7 +41,22 @@ _HEADERS = {
     "Accept-Encoding": "identity",
     "User-Agent": "call-archiver",
 }
-_NO_URL = "ARCHIVER_API_BASE_URL is not a URL that can be asked"
+
+
+class Http(Protocol):
+    """Who asks: `archiver.wire.Wire`. Raises `NoAnswer`."""
+
+    def ask(
+        self,
+        method: Literal["GET"],
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        max_bytes: int,
+        seconds: float | None = None,
+    ) -> wire.Answer: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -65,16 +76,13 @@ class JsonApi:
         base_url: str,
         auth: Credentials,
         clock: Clock,
+        http: Http,
         *,
         retry: Retry,
-        tls: ssl.SSLContext,
-        connections: int = 16,
         requests_per_second: float | None = None,
         answer_seconds: float = 120.0,
-        pool: HTTPConnectionPool | None = None,
     ) -> None:
-        """`answer_seconds` is how long the source may take over the body of one answer; `pool`
-        takes the network's place. Raises `SourceError` for a URL that cannot be asked."""
+        """`answer_seconds` is how long the source may take over one answer."""
         self.base_url = base_url.rstrip("/")
         self._auth = auth
         self._clock = clock
@@ -85,12 +93,12 @@ class JsonApi:
         self._expired: tuple[str, ...] | None = None
         """Credentials that new ones are waited for, as the log was told."""
         self._lock = threading.Lock()
-        place = _parse(self.base_url)
-        self._host, self._root = place.host or "", place.path or ""
-        self._pool = pool or _connect(place, tls, connections)
+        self._http = http
+        place = urlsplit(self.base_url)
+        self._origin, self._root = f"{place.scheme}://{place.netloc}", place.path
 
     def close(self) -> None:
-        self._pool.close()
+        self._http.close()
 
     def get(self, name: str, path: str, query: Mapping[str, str], *, scope: str) -> Answer:
         """Raises `SourceRefused` for 401 and 403, else `SourceError`, with the answer's status."""
@@ -111,9 +119,9 @@ class JsonApi:
     def clock_skew_seconds(self) -> float | None:
         """The source's `Date` less our time, or None where it sends none."""
         try:
-            with self._open("/voice-calls", {"page": "1", "pageSize": "1"}) as response:
-                served = parsedate_to_datetime(response.headers["Date"])
-        except (HTTPError, KeyError, ValueError, OverflowError):
+            answer = self._ask("/voice-calls", {"page": "1", "pageSize": "1"})
+            served = parsedate_to_datetime(answer.headers["date"])
+        except (NoAnswer, KeyError, ValueError, OverflowError):
             return None
         if served.tzinfo is None:  # "-0000" says UTC, and that no zone is known
             served = served.replace(tzinfo=UTC)
@@ -156,58 +164,64 @@ class JsonApi:
 
     def _get_once(self, path: str, query: Mapping[str, str], scope: str) -> Answer:
         self._pace.wait()
-        connected = False
         try:
-            # Left before its end, an answer takes its connection with it.
-            with self._open(path, query) as response:
-                connected = True
-                body = self._read(response)
-        except LocationParseError:
-            raise SourceError(_NO_URL) from None
-        except HTTPError as error:
-            raise _unreachable(error, self._host, connected=connected) from None
-        if response.status != 200:
-            raise _refusal(response, scope, body)
-        return _unwrap(body, response)
-
-    def _open(self, path: str, query: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
-        """The answer's head. The path is sent as it was signed: it has nothing to be encoded."""
-        path = self._root + path
-        return self._pool.urlopen(
-            "GET",
-            f"{path}?{urlencode(query)}" if query else path,
-            headers={**_HEADERS, **self._auth.headers("GET", path)},
-            redirect=False,
-            retries=False,
-            preload_content=False,
-            decode_content=False,
-        )
-
-    def _read(self, response: urllib3.BaseHTTPResponse) -> bytes:
-        """The body, within bounds of size and time: a timeout of urllib3's is one per read."""
-        encoding = response.headers.get("Content-Encoding", "identity").lower()
+            response = self._ask(path, query)
+        except NoAnswer as error:
+            raise self._unanswered(error) from None
+        encoding = response.headers.get("content-encoding", "identity").lower()
         if response.status == 200 and encoding != "identity":
             raise SourceError(
                 "the source answered with a Content-Encoding that was not asked for",
                 reason="bad_document",
             )
-        body, deadline = bytearray(), self._clock.monotonic() + self._answer_seconds
-        while chunk := response.read1(READ_BYTES):
-            self._clock.check()
-            body += chunk
-            if len(body) > MAX_JSON_BYTES:
-                raise SourceError(
-                    f"the source answered with more than {MAX_JSON_BYTES >> 20} MiB of JSON",
-                    reason="bad_document",
-                    status=response.status,
-                )
-            if self._clock.monotonic() > deadline:
-                raise SourceError(
-                    f"the source took over {self._answer_seconds:g} s for one answer",
-                    retryable=True,
-                    reason="too_slow",
-                )
-        return bytes(body)
+        if response.status != 200:
+            raise _refusal(response, scope)
+        return _unwrap(response)
+
+    def _ask(self, path: str, query: Mapping[str, str]) -> wire.Answer:
+        """The path is sent as it was signed: it has nothing to be encoded."""
+        path = self._root + path
+        url = self._origin + (f"{path}?{urlencode(query)}" if query else path)
+        headers = {**_HEADERS, **self._auth.headers("GET", path)}
+        return self._http.ask(
+            "GET", url, headers, max_bytes=MAX_JSON_BYTES, seconds=self._answer_seconds
+        )
+
+    def _unanswered(self, error: NoAnswer) -> SourceError:
+        """A certificate that is not trusted is no matter of trying again; all else may be.
+
+        No connection is an outage of the source; one that breaks off later may be one call's.
+        """
+        if error.kind == "invalid":
+            return SourceError("ARCHIVER_API_BASE_URL is not a URL that can be asked")
+        if error.kind == "untrusted":
+            return SourceError(
+                f"the source's TLS certificate is not trusted ({error}): set SSL_CERT_FILE to "
+                "its root",
+                reason="unreachable",
+            )
+        if error.kind == "malformed":
+            return SourceError(
+                f"the source's answer is no HTTP ({error}): check ARCHIVER_API_BASE_URL",
+                reason="bad_document",
+            )
+        if error.kind == "too_large":
+            return SourceError(
+                f"the source answered with more than {MAX_JSON_BYTES >> 20} MiB of JSON",
+                reason="bad_document",
+            )
+        if error.kind == "too_slow":
+            return SourceError(
+                f"the source took over {self._answer_seconds:g} s for one answer",
+                retryable=True,
+                reason="too_slow",
+            )
+        return SourceError(
+            f"the source is unreachable ({error}): check ARCHIVER_API_BASE_URL "
+            f"({self._origin}) and the network",
+            retryable=True,
+            reason="unreachable" if error.kind == "unconnected" else "broken_off",
+        )
 
 
 class Pace:
@@ -231,51 +245,12 @@ class Pace:
             self._clock.sleep(at - now)
 
 
-def _parse(base_url: str) -> urllib3.util.Url:
-    try:
-        return urllib3.util.parse_url(base_url)
-    except LocationParseError:
-        raise SourceError(_NO_URL) from None
-
-
-def _connect(place: urllib3.util.Url, tls: ssl.SSLContext, connections: int) -> HTTPConnectionPool:
-    """Opens no connection yet."""
-    timeout = urllib3.Timeout(connect=10.0, read=30.0)
-    secured: dict[str, Any] = {"ssl_context": tls} if place.scheme == "https" else {}
-    return POOLS[place.scheme or ""](
-        place.host or "", place.port, timeout=timeout, maxsize=connections, **secured
-    )
-
-
-def _unreachable(error: HTTPError, host: str, *, connected: bool) -> SourceError:
-    """A certificate that is not trusted is no matter of trying again; all else may be.
-
-    No connection is an outage of the source; one that breaks off later may be one call's matter.
-    """
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
-        cause = cause.__cause__ or cause.__context__
-    if cause is not None:
-        return SourceError(
-            f"the source's TLS certificate is not trusted ({cause.verify_message}): set "
-            "SSL_CERT_FILE to its root",
-            reason="unreachable",
-        )
-    outage = not connected and isinstance(error, ConnectTimeoutError | SSLError)
-    return SourceError(
-        f"the source is unreachable ({type(error).__name__}): check ARCHIVER_API_BASE_URL "
-        f"({host}) and the network",
-        retryable=True,
-        reason="unreachable" if outage else "broken_off",
-    )
-
-
-def _unwrap(body: bytes, response: urllib3.BaseHTTPResponse) -> Answer:
+def _unwrap(response: wire.Answer) -> Answer:
     """Accept an answer bare, or in the envelope `{"data", "meta", "pagination"}`."""
     try:
-        document = canonical.load(body)
+        document = canonical.load(response.body)
     except FormatError as error:
-        kind = response.headers.get("Content-Type", "no content type").partition(";")[0][:40]
+        kind = response.headers.get("content-type", "no content type").partition(";")[0][:40]
         kind = kind if kind.isprintable() else "something"
         raise SourceError(
             f"the source answered {kind} that cannot be read as JSON ({error}): "
@@ -297,7 +272,7 @@ def _unwrap(body: bytes, response: urllib3.BaseHTTPResponse) -> Answer:
         meta, pagination = document.get("meta"), document.get("pagination")
         document = document["data"]
     request_id = meta.get("requestId") if isinstance(meta, dict) else None
-    request_id = request_id or response.headers.get("X-Request-Id")
+    request_id = request_id or response.headers.get("x-request-id")
     return Answer(
         document,
         pagination if isinstance(pagination, dict) else {},
@@ -305,7 +280,7 @@ def _unwrap(body: bytes, response: urllib3.BaseHTTPResponse) -> Answer:
     )
 
 
-def _refusal(response: urllib3.BaseHTTPResponse, scope: str, body: bytes) -> SourceError:
+def _refusal(response: wire.Answer, scope: str) -> SourceError:
     status = response.status
     if status == 401:
         return SourceRefused(
@@ -323,21 +298,21 @@ def _refusal(response: urllib3.BaseHTTPResponse, scope: str, body: bytes) -> Sou
         f"the source answered {status}: check ARCHIVER_API_BASE_URL and the source's state",
         retryable=retryable,
         reason="throttled" if status == 429 else "status_5xx" if status >= 500 else "status",
-        retry_after_seconds=_retry_after(response, body) if retryable else None,
+        retry_after_seconds=_retry_after(response) if retryable else None,
         status=status,
     )
 
 
-def _retry_after(response: urllib3.BaseHTTPResponse, body: bytes) -> float | None:
+def _retry_after(response: wire.Answer) -> float | None:
     """Seconds, as the header (a number or a date) or the error's body asks; a little more, so that
     a crowd is spread out."""
-    text = response.headers.get("Retry-After", "")
+    text = response.headers.get("retry-after", "")
     seconds: object = int(text) if text.isdecimal() and len(text) <= 6 else None
     if seconds is None and text:
-        seconds = _seconds_until(text, response.headers.get("Date", ""))
+        seconds = _seconds_until(text, response.headers.get("date", ""))
     if seconds is None:
         try:
-            error = canonical.load_object(body).get("error")
+            error = canonical.load_object(response.body).get("error")
             seconds = error.get("retryAfter") if isinstance(error, dict) else None
         except FormatError:
             return None

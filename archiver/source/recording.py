@@ -11,22 +11,16 @@ setting, and asks for the bytes as they are. What is refused here:
 from __future__ import annotations
 
 import re
-import ssl
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 from urllib.parse import urlsplit
 
-import urllib3
-from urllib3.exceptions import HTTPError
-from urllib3.exceptions import SSLError as Urllib3SSLError
-
 from archiver.clock import Clock
+from archiver.connection import RECORD_BYTES, NoAnswer
 from archiver.errors import CallError
-from archiver.heads import POOLS, receive
 
 READ_BYTES = 256 << 10
-RECORD_BYTES = 16 << 10
-"""What a TLS record holds at most: one read gives no more."""
 RATE_GRACE_SECONDS = 30.0
 """A download is not measured against the minimum rate before this long."""
 
@@ -60,6 +54,28 @@ class BlobInfo:
         return self.etag is not None and self.etag.startswith('"')
 
 
+class Response(Protocol):
+    """An answer whose body is read as it is wanted: `archiver.wire.Inflow`."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    def readinto(self, view: memoryview) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class Opener(Protocol):
+    """Who sends a GET: `archiver.wire.Wire`. Raises `NoAnswer`."""
+
+    def open(self, url: str, headers: Mapping[str, str]) -> Response: ...
+
+    def close(self) -> None: ...
+
+
 class RecordingClient:
     """Opens signed URLs. Threads share it; each connection is used by one thread."""
 
@@ -67,30 +83,22 @@ class RecordingClient:
         self,
         hosts: Collection[str],
         clock: Clock,
+        http: Opener,
         *,
-        tls: ssl.SSLContext,
         allow_http: bool = False,
         max_bytes: int = 2 << 30,
         min_bytes_per_second: float = 16 << 10,
         rate_grace_seconds: float = RATE_GRACE_SECONDS,
-        connections: int = 8,
     ) -> None:
         self._hosts = frozenset(host.lower() for host in hosts)
         self._clock = clock
+        self._http = http
         self._schemes = {"https", "http"} if allow_http else {"https"}
         self._max_bytes = max_bytes
         self._pace = (min_bytes_per_second, rate_grace_seconds)
-        self._http = urllib3.PoolManager(
-            num_pools=32,
-            maxsize=connections,
-            ssl_context=tls,
-            timeout=urllib3.Timeout(connect=10.0, read=30.0),
-            retries=False,
-        )
-        self._http.pool_classes_by_scheme = POOLS
 
     def close(self) -> None:
-        self._http.clear()
+        self._http.close()
 
     def deadline_seconds(self, length: int) -> float:
         """How long a recording of so many bytes may take, over all its connections."""
@@ -129,62 +137,59 @@ class RecordingClient:
         try:
             parts = urlsplit(url)
             authority = parts.netloc.lower()
-            used = urllib3.util.parse_url(url)
-        except (ValueError, HTTPError):
+        except ValueError:
             raise refused from None
         if parts.scheme not in self._schemes or not _HOST.fullmatch(authority):
             raise refused
-        if used.netloc != authority or used.auth is not None or parts.fragment:
+        # What libcurl would read otherwise is not sent: it gets these very parts.
+        if not url.lower().startswith(f"{parts.scheme}://{authority}") or "#" in url:
             raise refused
         default = ":443" if parts.scheme == "https" else ":80"
         if self._hosts.isdisjoint({authority, authority.removesuffix(default)}):
             raise refused
         return authority
 
-    def _get(self, url: str, more: dict[str, str]) -> urllib3.BaseHTTPResponse:
+    def _get(self, url: str, more: dict[str, str]) -> Response:
+        headers = {"Accept-Encoding": "identity", "User-Agent": "call-archiver", **more}
         try:
-            return self._http.request(
-                "GET",
-                url,
-                headers={"Accept-Encoding": "identity", "User-Agent": "call-archiver", **more},
-                redirect=False,
-                retries=False,
-                preload_content=False,
-                decode_content=False,
-            )
-        except Urllib3SSLError:
-            raise CallError(
-                "the blob store's TLS certificate is not trusted", reason="source_unavailable"
-            ) from None
-        except HTTPError as error:
-            raise CallError(
-                f"the blob store is unreachable ({type(error).__name__})",
-                retryable=True,
-                reason="source_unavailable",
-            ) from None
+            return self._http.open(url, headers)
+        except NoAnswer as error:
+            raise _unanswered(error) from None
 
-    def _info(self, host: str, response: urllib3.BaseHTTPResponse) -> BlobInfo:
+    def _info(self, host: str, response: Response) -> BlobInfo:
         _check_status(response.status)
         headers, length = response.headers, _length(response)
         if length == 0:
             raise CallError("the blob is empty", reason="recording_empty", status=200)
         if length > self._max_bytes:
             raise CallError("larger than MAX_RECORDING_BYTES", reason="too_large", status=200)
-        md5 = headers.get("Content-MD5", "")
+        md5 = headers.get("content-md5", "")
         return BlobInfo(
             host=host,
             length=length,
-            etag=_header(headers.get("ETag")),
+            etag=_header(headers.get("etag")),
             content_md5=md5 if _MD5.fullmatch(md5) else None,
-            last_modified=_header(headers.get("Last-Modified")),
+            last_modified=_header(headers.get("last-modified")),
         )
+
+
+def _unanswered(error: NoAnswer) -> CallError:
+    if error.kind == "untrusted":
+        return CallError(
+            "the blob store's TLS certificate is not trusted", reason="source_unavailable"
+        )
+    if error.kind == "malformed":
+        return CallError("the blob store answers no HTTP", reason="bad_response", status=200)
+    return CallError(
+        f"the blob store is unreachable ({error})", retryable=True, reason="source_unavailable"
+    )
 
 
 def _range_of(known: BlobInfo, at: int) -> dict[str, str]:
     return {"Range": f"bytes={at}-", "If-Match": known.etag or ""}
 
 
-def _check_range(response: urllib3.BaseHTTPResponse, known: BlobInfo, at: int) -> None:
+def _check_range(response: Response, known: BlobInfo, at: int) -> None:
     """Whether an answer is the rest of the known blob."""
     status, headers = response.status, response.headers
     if status == 200:
@@ -194,8 +199,8 @@ def _check_range(response: urllib3.BaseHTTPResponse, known: BlobInfo, at: int) -
     if status != 206:
         _check_status(status)
     wanted = f"bytes {at}-{known.length - 1}/{known.length}"
-    same = headers.get("ETag", known.etag) == known.etag
-    if not same or headers.get("Content-Range") != wanted or _length(response) != known.length - at:
+    same = headers.get("etag", known.etag) == known.etag
+    if not same or headers.get("content-range") != wanted or _length(response) != known.length - at:
         raise _changed(status)
 
 
@@ -203,12 +208,12 @@ def _changed(status: int) -> StartOver:
     return StartOver("the blob changed", reason="recording_changed", status=status)
 
 
-def _length(response: urllib3.BaseHTTPResponse) -> int:
+def _length(response: Response) -> int:
     """The bytes that an answer announces; raises `CallError` where it does not say for sure."""
     headers = response.headers
-    text = headers.get("Content-Length", "")
-    encoding = headers.get("Content-Encoding", "identity").lower()
-    chunked = "Transfer-Encoding" in headers  # it would outweigh the length
+    text = headers.get("content-length", "")
+    encoding = headers.get("content-encoding", "identity").lower()
+    chunked = "transfer-encoding" in headers  # it would outweigh the length
     if not _LENGTH.fullmatch(text) or chunked or encoding != "identity":
         raise CallError("no Content-Length, or encoded", reason="bad_response", status=200)
     return int(text)
@@ -244,7 +249,7 @@ class BlobStream:
 
     def __init__(
         self,
-        response: urllib3.BaseHTTPResponse,
+        response: Response,
         info: BlobInfo,
         at: int,
         clock: Clock,
@@ -267,10 +272,7 @@ class BlobStream:
         self.close()
 
     def close(self) -> None:
-        if self.at == self.info.length:
-            self._response.release_conn()
-        else:
-            self._response.close()
+        self._response.close()
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill `buffer` as far as the blob goes; fewer bytes only at its end.
@@ -295,11 +297,10 @@ class BlobStream:
 
     def _receive(self, view: memoryview) -> int:
         try:
-            count = receive(self._response, view)
-        except (HTTPError, OSError):
-            raise CallError(
-                "the download broke off", retryable=True, reason="source_unavailable"
-            ) from None
+            count = self._response.readinto(view)
+        except NoAnswer as error:
+            reason = "truncated" if error.kind == "truncated" else "source_unavailable"
+            raise CallError("the download broke off", retryable=True, reason=reason) from None
         if not count:
             raise CallError("the download ended early", retryable=True, reason="truncated")
         return count

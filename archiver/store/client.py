@@ -21,8 +21,8 @@ from botocore.awsrequest import (
 from botocore.exceptions import BotoCoreError
 
 from archiver import __version__
-from archiver.heads import WholeHead
 from archiver.store.faults import translate
+from archiver.store.heads import WholeHead
 
 READ_TIMEOUT_SECONDS = 60.0
 USER_AGENT = f"call-archiver/{__version__}"

@@ -1,8 +1,8 @@
 """The three requests that bring calls into the archive, without boto3's way there.
 
 `put_object`, `head_object` and `upload_part` take what boto3's client takes, answer what it answers
-and raise what it raises, for a quarter of its CPU time (docs/adr/0013-direct-requests.md). Signed
-with botocore's credentials, which may change, and sent by urllib3.
+and raise what it raises, for a tenth of its CPU time (docs/adr/0013-direct-requests.md). Signed
+with botocore's credentials, which may change, and sent by libcurl (`wire.py`).
 
 - The SHA-256 that each write announces is the only one that is computed: over TLS the body is not
   signed besides, without TLS the same digest signs it.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,18 +25,17 @@ from typing import Any, Literal, cast
 from urllib.parse import parse_qs, quote, urlsplit
 
 import botocore.session
-import urllib3
-from botocore.exceptions import ClientError, NoCredentialsError, SSLError
+from botocore.exceptions import ClientError, NoCredentialsError
 from botocore.httpsession import get_cert_path
 from botocore.utils import get_environ_proxies
-from urllib3.connectionpool import HTTPConnectionPool
 
 from archiver import fixity
 from archiver.fixity import Buffer
-from archiver.heads import POOLS
 from archiver.model import format_second
 from archiver.store.client import READ_TIMEOUT_SECONDS, USER_AGENT, StoreOptions, parse_time
 from archiver.store.sigv4 import UNSIGNED, Credentials, signed_headers
+from archiver.tls import trusting
+from archiver.wire import Answer, Wire
 
 MAX_ANSWER_BYTES = 64 << 10
 _NOTHING = fixity.sha256_hex(b"")
@@ -77,8 +77,12 @@ class _Place:
     path: str
     """What stands before a key, from the first slash on."""
     region: str
-    pool: HTTPConnectionPool
     tls: bool
+    wire: Wire
+
+    @property
+    def origin(self) -> str:
+        return f"{'https' if self.tls else 'http'}://{self.host}"
 
 
 class Direct:
@@ -93,7 +97,6 @@ class Direct:
         self._client = client
         self._session = session
         self._bucket = options.bucket
-        self._connections = options.connections
         self._lock = threading.Lock()
         self._place: _Place | None = None
         self._looked = False
@@ -112,29 +115,28 @@ class Direct:
     def _ask(
         self,
         name: Literal["put_object", "upload_part", "head_object"],
-        method: str,
+        method: Literal["HEAD", "PUT"],
         arguments: dict[str, Any],
         body: Buffer | None,
     ) -> dict[str, Any]:
         place = self._where()
         if place is not None:
-            status, headers, text = self._send(place, method, arguments, body)
-            if status < 300:
-                return _answer(headers)
-            code = _code(status, text)
-            if not _leads_elsewhere(method, status, code):
-                raise _refusal(name, status, code)
+            answer = self._send(place, method, arguments, body)
+            if answer.status < 300:
+                return _told(answer.headers)
+            code = _code(answer)
+            if not _leads_elsewhere(method, answer.status, code):
+                raise _refusal(name, answer.status, code)
         more = {} if body is None else {"Body": bytes(body)}
         return dict(getattr(self._client, name)(**arguments, **more))
 
     def _send(
         self,
         place: _Place,
-        method: str,
+        method: Literal["HEAD", "PUT"],
         arguments: Mapping[str, Any],
         body: Buffer | None,
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and body of the answer."""
+    ) -> Answer:
         path = place.path + quote(arguments["Key"], safe="/~")
         query = _query(arguments)
         credentials = self._session.get_credentials()
@@ -151,25 +153,9 @@ class Direct:
             region=place.region,
             now=datetime.now(UTC),
         )
-        try:
-            response = place.pool.urlopen(
-                method,
-                f"{path}?{query}" if query else path,
-                body=cast("bytes | None", body),  # any buffer will do
-                headers={**headers, "user-agent": USER_AGENT},
-                retries=False,
-                redirect=False,
-                assert_same_host=False,
-                preload_content=False,
-                decode_content=False,
-            )
-        except urllib3.exceptions.SSLError as error:
-            raise SSLError(endpoint_url=place.host, error=error) from None
-        try:
-            text = response.read(MAX_ANSWER_BYTES)
-        finally:
-            response.close() if response.length_remaining else response.release_conn()
-        return response.status, response.headers, text
+        headers["user-agent"] = USER_AGENT
+        url = f"{place.origin}{path}?{query}" if query else place.origin + path
+        return place.wire.ask(method, url, headers, body, max_bytes=MAX_ANSWER_BYTES)
 
     def _where(self) -> _Place | None:
         """None where boto3 is to ask."""
@@ -190,25 +176,17 @@ class Direct:
         if len(scope) < 5 or scope[-2] != "s3" or proxies:
             return None
         tls = told.scheme == "https"
-        pool = POOLS[told.scheme](
-            told.hostname or "",
-            told.port,
-            maxsize=self._connections,
-            timeout=urllib3.Timeout(connect=10.0, read=READ_TIMEOUT_SECONDS),
-            **(self._trust() if tls else {}),
-        )
-        # A signature leaves out a port that goes without saying; so does urllib3.
+        # A signature leaves out a port that goes without saying; so does libcurl.
         host = told.netloc.removesuffix(":443" if tls else ":80")
-        return _Place(host, told.path.removesuffix("x"), scope[-3], pool, tls)
+        wire = Wire(self._trust(), silence_seconds=READ_TIMEOUT_SECONDS)
+        return _Place(host, told.path.removesuffix("x"), scope[-3], tls, wire)
 
-    def _trust(self) -> dict[str, Any]:
+    def _trust(self) -> ssl.SSLContext:
         """Whom boto3 would trust."""
         told = self._session.get_config_variable("ca_bundle") or os.environ.get(
             "REQUESTS_CA_BUNDLE"
         )
-        trusted = str(told or get_cert_path(True))
-        where = "ca_cert_dir" if Path(trusted).is_dir() else "ca_certs"
-        return {"cert_reqs": "CERT_REQUIRED", where: trusted}
+        return trusting(Path(str(told or get_cert_path(True))))
 
 
 def _headers(arguments: Mapping[str, Any]) -> dict[str, str]:
@@ -235,21 +213,21 @@ def _payload(place: _Place, arguments: Mapping[str, Any], body: Buffer | None) -
     return UNSIGNED if place.tls else digest
 
 
-def _answer(headers: Mapping[str, str]) -> dict[str, Any]:
+def _told(headers: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {
         name: headers[header] for name, header in _ANSWERED.items() if header in headers
     }
     if "ObjectLockRetainUntilDate" in found:
         found["ObjectLockRetainUntilDate"] = parse_time(found["ObjectLockRetainUntilDate"])
-    if (length := headers.get("Content-Length", "")).isdecimal():
+    if (length := headers.get("content-length", "")).isdecimal():
         found["ContentLength"] = int(length)
     return found
 
 
-def _code(status: int, text: bytes) -> str:
+def _code(answer: Answer) -> str:
     """The answer's error code; its status where it has none, as after a HEAD."""
-    match = _CODE.search(text)
-    return match[1].decode() if match else str(status)
+    match = _CODE.search(answer.body)
+    return match[1].decode() if match else str(answer.status)
 
 
 def _leads_elsewhere(method: str, status: int, code: str) -> bool:

@@ -6,6 +6,7 @@ import botocore.exceptions as boto
 from botocore.exceptions import ClientError
 from urllib3.exceptions import HTTPError
 
+from archiver.connection import NoAnswer
 from archiver.errors import KeyTaken, StoreError
 
 _UNREACHABLE = (
@@ -14,6 +15,7 @@ _UNREACHABLE = (
     boto.ResponseStreamingError,
     boto.IncompleteReadError,
     HTTPError,
+    NoAnswer,
     OSError,
 )
 _RETRYABLE = {
@@ -91,14 +93,14 @@ def translate(error: Exception, operation: str, bucket: str) -> StoreError:
             "a role",
             reason="credentials",
         )
-    if isinstance(error, boto.SSLError):
+    if isinstance(error, boto.SSLError) or getattr(error, "kind", None) == "untrusted":
         return StoreError(
             "the store's TLS certificate is not trusted: set AWS_CA_BUNDLE to its root",
             reason="tls",
         )
     if isinstance(error, _UNREACHABLE):
         return StoreError(
-            f"the store is unreachable ({type(error).__name__}): check ARCHIVER_S3_ENDPOINT_URL "
+            f"the store is unreachable ({_word(error)}): check ARCHIVER_S3_ENDPOINT_URL "
             "and the network",
             retryable=True,
             reason="unreachable",
@@ -108,6 +110,11 @@ def translate(error: Exception, operation: str, bucket: str) -> StoreError:
         "ARCHIVER_S3_REGION and ARCHIVER_S3_BUCKET",
         reason="settings",
     )
+
+
+def _word(error: Exception) -> str:
+    """The words of boto3's errors may hold URLs."""
+    return str(error) if isinstance(error, NoAnswer) else type(error).__name__
 
 
 def _answered(error: ClientError, operation: str, bucket: str) -> StoreError:

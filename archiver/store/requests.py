@@ -12,6 +12,7 @@ from urllib3.exceptions import HTTPError
 
 from archiver import fixity
 from archiver.clock import Clock
+from archiver.connection import NoAnswer
 from archiver.errors import StoreError
 from archiver.retry import Retry
 from archiver.store.client import StoreOptions, make_client, make_session
@@ -53,7 +54,7 @@ class Requests:
         try:
             return request()
         # An answer that botocore reads itself may break off in urllib3's own words.
-        except (BotoCoreError, ClientError, HTTPError, OSError) as error:
+        except (BotoCoreError, ClientError, HTTPError, NoAnswer, OSError) as error:
             raise translate(error, operation, self.options.bucket) from None
 
     def find(self, operation: str, request: Callable[[], T]) -> T | None:

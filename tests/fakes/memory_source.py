@@ -1,6 +1,6 @@
 """The voice platform in this very process: the strict simulated API and blob store, no sockets.
 
-`MemoryPlatform` answers the requests of the real clients, which get a `MemoryPool` of it for their
+`MemoryPlatform` answers the requests of the real clients, which get a `MemoryWire` of it for their
 network: `api_client` and `recording_client`. What the clients send is
 judged as `Platform` does it, and every call that a listing ever showed is remembered (`listed`).
 
@@ -10,10 +10,9 @@ once the second listing page from now has been answered, so that it is seen by t
 
 from __future__ import annotations
 
-import io
 import itertools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -21,8 +20,8 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import urllib3
-from urllib3.exceptions import NewConnectionError, ProtocolError
 
+from archiver.connection import NoAnswer
 from archiver.demo.api import ALL_SCOPES, BASE_PATH, Options, VoiceCallsApi
 from archiver.demo.calls import SimulatedCall
 from archiver.demo.sas import BlobServer, SasKey, blob_path
@@ -32,12 +31,11 @@ from archiver.source.auth import BearerAuth
 from archiver.source.client import VoiceCallsClient
 from archiver.source.http import JsonApi
 from archiver.source.recording import RecordingClient
-from archiver.tls import client_context
+from archiver.wire import Answer
 from tests.fakes.clock import HandClock
 
 API_HOST, BLOB_HOST = "api.test", "blobs.test"
 API_URL = f"https://{API_HOST}{BASE_PATH}"
-TLS = client_context()
 
 Hook = Callable[[Request], Reply | None]
 Change = Callable[[], None]
@@ -269,48 +267,69 @@ class Asked(Request):
         return dict(self.pairs)
 
 
-class MemoryPool:
-    """The network of a client: stands for the API client's pool of urllib3's, and for the download
-    client's `PoolManager`. A reply of status 0 is a connection that is refused."""
+class MemoryWire:
+    """The network of a client: stands for `archiver.wire.Wire`. A reply of status 0 is a connection
+    that is refused."""
 
     def __init__(self, platform: MemoryPlatform, client: str = "client") -> None:
         self._platform = platform
         self._client = client
 
-    def urlopen(self, method: str, url: str, **options: Any) -> urllib3.HTTPResponse:
-        return self._send("api", method, url, **options)
+    def ask(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        max_bytes: int,
+        seconds: float | None = None,
+    ) -> Answer:
+        assert url.startswith(f"https://{API_HOST}/"), "a request to another host"
+        answer = self._send("api", method, url, headers)
+        body = bytearray(len(answer.body) + 1)
+        count = 0
+        while got := answer.readinto(memoryview(body)[count:]):
+            count += got
+        return Answer(answer.status, answer.headers, bytes(body[:count]))
 
-    def request(self, method: str, url: str, **options: Any) -> urllib3.HTTPResponse:
-        parts = urlsplit(url)
-        assert parts.netloc == BLOB_HOST, "a request to another host"
-        return self._send("blob", method, f"{parts.path}?{parts.query}", **options)
+    def open(self, url: str, headers: Mapping[str, str]) -> MemoryInflow:
+        assert url.startswith(f"https://{BLOB_HOST}/"), "a request to another host"
+        return self._send("blob", "GET", url, headers)
 
     def _send(
-        self, server: ServerName, method: str, target: str, *, headers: dict[str, str],
-        **options: Any,
-    ) -> urllib3.HTTPResponse:  # fmt: skip
-        assert options == {
-            "redirect": False, "retries": False, "preload_content": False, "decode_content": False
-        }  # fmt: skip
-        path, _, query = target.partition("?")
+        self, server: ServerName, method: str, url: str, headers: Mapping[str, str]
+    ) -> MemoryInflow:
+        parts = urlsplit(url)
         sent: Any = urllib3.HTTPHeaderDict(headers)
-        asked = Asked(server, method, path, query, sent, b"")
+        asked = Asked(server, method, parts.path, parts.query, sent, b"")
         reply = self._platform.respond(asked, self._client)
         if reply.status == 0:
-            raise NewConnectionError(None, "connection refused")  # type: ignore[arg-type]
+            raise NoAnswer("connection refused", "unconnected")
         if reply.close_after is not None and reply.close_after < 0:
-            raise ProtocolError("connection aborted")
-        return urllib3.HTTPResponse(
-            io.BytesIO(_whole(reply)[: reply.close_after]),
-            headers=_headers(reply),
-            status=reply.status,
-            request_method=method,
-            preload_content=False,
-            decode_content=False,
-        )
+            raise NoAnswer("no answer", "broken")
+        return MemoryInflow(reply)
 
-    def clear(self) -> None:
+    def close(self) -> None:
         pass
+
+
+class MemoryInflow:
+    """A reply as it is read: it may break off before it has all come."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.status = reply.status
+        self.headers = {name.lower(): value for name, value in _headers(reply).items()}
+        self.body = _whole(reply)[: reply.close_after]
+        self._length = int(self.headers.get("content-length", len(_whole(reply))))
+        self._at = 0
+
+    def readinto(self, view: memoryview) -> int:
+        count = min(len(view), len(self.body) - self._at)
+        if not count and self._at < self._length:
+            raise NoAnswer("the answer broke off", "truncated")
+        view[:count] = self.body[self._at : self._at + count]
+        self._at += count
+        return count
 
     def close(self) -> None:
         pass
@@ -332,15 +351,13 @@ def api_client(
 ) -> VoiceCallsClient:
     """The real API client on a platform in memory."""
     auth = BearerAuth(lambda: platform.token)
-    pool = MemoryPool(platform, client)
-    options = {"retry": Retry(clock), "tls": TLS, "pool": pool, **options}
-    return VoiceCallsClient(JsonApi(API_URL, auth, clock, **options))
+    http = options.pop("http", None) or MemoryWire(platform, client)
+    options = {"retry": Retry(clock), **options}
+    return VoiceCallsClient(JsonApi(API_URL, auth, clock, http, **options))
 
 
 def recording_client(
     platform: MemoryPlatform, clock: HandClock, client: str = "client", **options: Any
 ) -> RecordingClient:
     """The real download client on a platform in memory."""
-    made = RecordingClient([BLOB_HOST], clock, tls=TLS, **options)
-    made._http = MemoryPool(platform, client)  # type: ignore[assignment]
-    return made
+    return RecordingClient([BLOB_HOST], clock, MemoryWire(platform, client), **options)

@@ -32,6 +32,7 @@ from archiver.source.listing import Lister
 from archiver.source.recording import RecordingClient
 from archiver.store.bucket import Bucket
 from archiver.tls import client_context
+from archiver.wire import Wire
 from tests.fakes.clock import HandClock
 from tests.fakes.population import TEN
 
@@ -43,13 +44,15 @@ TLS = client_context()
 def api_client(platform: Platform, clock: HandClock, **options: Any) -> VoiceCallsClient:
     auth = options.pop("auth", None) or BearerAuth(lambda: platform.token)
     base_url = options.pop("base_url", platform.api_url)
-    options = {"retry": Retry(clock), "tls": TLS, **options}
-    return VoiceCallsClient(JsonApi(base_url, auth, clock, **options))
+    http = Wire(options.pop("tls", TLS), check=clock.check)
+    return VoiceCallsClient(
+        JsonApi(base_url, auth, clock, http, **{"retry": Retry(clock), **options})
+    )
 
 
 def blob_client(platform: Platform, clock: HandClock, **options: Any) -> RecordingClient:
     hosts = options.pop("hosts", [platform.blob_host])
-    return RecordingClient(hosts, clock, tls=TLS, **{"allow_http": True, **options})
+    return RecordingClient(hosts, clock, Wire(TLS), **{"allow_http": True, **options})
 
 
 @dataclass

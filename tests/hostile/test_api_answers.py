@@ -160,7 +160,7 @@ def test_trailers_have_an_end(platform: Platform, clock: HandClock) -> None:
         client = api_client(platform, clock, base_url=f"http://{source.address}/api/v1")
         with pytest.raises(CallError) as caught:
             client.call("vc_1")
-        assert caught.value.reason == "source_unavailable"
+        assert caught.value.reason == "bad_document"
         client.close()
 
 

@@ -13,6 +13,7 @@ from archiver.errors import CallError
 from archiver.manifest.record import FAILED_REASONS
 from archiver.source.recording import Expired, RecordingClient
 from archiver.tls import client_context
+from archiver.wire import Wire
 from tests.fakes.audio import noise, wav
 from tests.fakes.clock import HandClock
 from tests.fakes.population import a_call
@@ -23,7 +24,7 @@ HOST = "recs.example.com"
 
 def client(clock: HandClock) -> RecordingClient:
     return RecordingClient(
-        ["Recs.example.com", "alt.example.com:8443"], clock, tls=client_context()
+        ["Recs.example.com", "alt.example.com:8443"], clock, Wire(client_context())
     )
 
 
@@ -268,6 +269,6 @@ def test_many_downloads_use_few_connections(platform: Platform, clock: HandClock
     recordings = blob_client(platform, clock)
     for _ in range(5):
         assert len(fetch(recordings, platform.recording_url("big"))) == 3 << 20
-    pools = recordings._http.pools
-    assert sum(pools[key].num_connections for key in pools.keys()) == 1  # noqa: SIM118
+    [kept] = recordings._http._kept.values()  # type: ignore[attr-defined]
+    assert len(kept) == 1
     assert isinstance(platform.find("big").recording, BytesRecording)  # type: ignore[union-attr]

@@ -183,7 +183,7 @@ BUGS = (
     Bug(
         "a range is not compared with what was asked for",
         "source/recording.py",
-        'if not same or headers.get("Content-Range") != wanted or',
+        'if not same or headers.get("content-range") != wanted or',
         "if not same or",
         "tests/unit/test_resume.py",
     ),

@@ -14,7 +14,7 @@ from archiver.source.recording import RecordingClient
 from tests.fakes.memory_source import (
     Asked,
     MemoryPlatform,
-    MemoryPool,
+    MemoryWire,
     api_client,
     recording_client,
 )
@@ -107,14 +107,12 @@ def api_of(front: Front) -> VoiceCallsClient:
     """The real API client of a process."""
     clock: Any = front.process.clock
     platform: Any = front
-    pool = MemoryPool(platform, front.process.name)
-    return api_client(front.platform, clock, front.process.name, pool=pool)
+    http = MemoryWire(platform, front.process.name)
+    return api_client(front.platform, clock, http=http)
 
 
 def blobs_of(front: Front) -> RecordingClient:
     """The real download client of a process."""
     clock: Any = front.process.clock
     platform: Any = front
-    made = recording_client(platform, clock, front.process.name)
-    assert isinstance(made._http, MemoryPool)
-    return made
+    return recording_client(platform, clock, front.process.name)

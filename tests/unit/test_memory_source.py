@@ -13,8 +13,9 @@ from archiver.source.client import Filter
 from archiver.source.recording import Expired
 from tests.fakes.clock import HandClock
 from tests.fakes.memory_source import (
+    API_URL,
     MemoryPlatform,
-    MemoryPool,
+    MemoryWire,
     api_client,
     recording_client,
 )
@@ -183,7 +184,6 @@ def test_an_answer_may_be_cut(platform: MemoryPlatform, clock: HandClock, cut: i
 
 
 def test_what_no_client_may_send_is_a_violation(platform: MemoryPlatform) -> None:
-    plain = {"redirect": False, "retries": False, "preload_content": False, "decode_content": False}
     headers = {"Authorization": f"Bearer {platform.token}"}
-    assert MemoryPool(platform).urlopen("POST", "/api/v1/voice-calls", headers=headers, **plain)
+    assert MemoryWire(platform).ask("POST", f"{API_URL}/voice-calls", headers, max_bytes=1 << 20)
     assert platform.violations == ["POST sent to the API"]

@@ -10,7 +10,7 @@ import threading
 import pytest
 import trustme
 
-from archiver import heads
+from archiver import wire
 from archiver.demo.platform import Platform
 from archiver.errors import SourceError
 from archiver.retry import Retry
@@ -18,6 +18,7 @@ from archiver.source.auth import BearerAuth
 from archiver.source.client import VoiceCallsClient
 from archiver.source.http import JsonApi
 from archiver.tls import client_context
+from archiver.wire import Wire
 from tests.fakes.clock import HandClock
 from tests.fakes.population import a_call
 from tests.fakes.rig import api_client
@@ -56,7 +57,8 @@ class Rude(Proxy):
 
 def client_at(url: str, clock: HandClock) -> VoiceCallsClient:
     auth = BearerAuth(lambda: "a-token-for-tests")
-    return VoiceCallsClient(JsonApi(url, auth, clock, retry=Retry(clock), tls=client_context()))
+    http = Wire(client_context(), check=clock.check)
+    return VoiceCallsClient(JsonApi(url, auth, clock, http, retry=Retry(clock)))
 
 
 def client_of(address: str, clock: HandClock, scheme: str = "http") -> VoiceCallsClient:
@@ -73,7 +75,7 @@ def test_a_connection_is_used_again(clock: HandClock) -> None:
 
 
 def test_one_that_was_idle_is_not(clock: HandClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads, "IDLE_SECONDS", -1.0)
+    monkeypatch.setattr(wire, "IDLE_SECONDS", -1.0)
     with Server() as server:
         client = client_of(server.address, clock)
         for _ in range(3):
@@ -106,7 +108,7 @@ def test_a_broken_handshake_is_an_outage(clock: HandClock, scheme: str, reason: 
 def test_who_speaks_no_tls_is_unreachable(clock: HandClock) -> None:
     with Server() as server:
         client = client_of(server.address, clock, "https")
-        with pytest.raises(SourceError, match=r"unreachable \(SSLError\)") as caught:
+        with pytest.raises(SourceError, match=r"unreachable \(no TLS handshake\)") as caught:
             client.check_access()
         assert caught.value.reason == "unreachable"
         client.close()

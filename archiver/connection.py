@@ -1,0 +1,359 @@
+"""One HTTP/1.1 connection: requests out, heads and bodies in, each within bounds."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from archiver.fixity import Buffer
+
+CONNECT_SECONDS = 10.0
+HEAD_BYTES = 64 << 10
+"""Of an answer's head, a chunk's first line, and trailers, at most."""
+RECORD_BYTES = 16 << 10
+"""What a TLS record holds at most: one read gives no more."""
+_STATUS = re.compile(r"HTTP/1\.([01]) (\d{3})( .*)?", re.ASCII)
+_FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)")
+_LENGTH = re.compile(r"\d{1,15}", re.ASCII)
+_CHUNK = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(;[^\r\n]*)?")
+_AUTHORITY = re.compile(r"([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?")
+
+Kind = Literal[
+    "invalid", "unconnected", "untrusted", "broken", "truncated", "malformed", "too_large",
+    "too_slow",
+]  # fmt: skip
+
+
+class NoAnswer(Exception):
+    """No whole answer came. The message is a few words without anything that was sent or read.
+
+    `kind`: `invalid` for a URL that cannot be asked; `unconnected` where no connection, TLS and
+    all, came about; `untrusted` for its certificate; `broken` where it was reset, fell silent or
+    ended before the body; `truncated` where it came to an orderly end within it; `malformed` for
+    what is no HTTP; `too_large` and `too_slow` for the bounds that were given.
+    """
+
+    def __init__(self, what: str, kind: Kind) -> None:
+        super().__init__(what)
+        self.kind = kind
+
+
+class Place(NamedTuple):
+    """Where a connection leads; `name` is for the `Host` header."""
+
+    host: str
+    port: int
+    tls: bool
+    name: str
+
+    @classmethod
+    @lru_cache(maxsize=256)
+    def of(cls, scheme: str, authority: str) -> Place:
+        """Raises `NoAnswer` for what is no `host` or `host:port`."""
+        match = _AUTHORITY.fullmatch(authority)
+        if match is None:
+            raise NoAnswer("no URL that can be asked", "invalid")
+        tls = scheme == "https"
+        standard = 443 if tls else 80
+        port = int(match[2]) if match[2] else standard
+        name = match[1] if port == standard else f"{match[1]}:{port}"
+        return cls(match[1].strip("[]"), port, tls, name)
+
+
+class Head(NamedTuple):
+    """An answer's first part; `headers` by their names in small letters, repeated ones joined."""
+
+    status: int
+    headers: dict[str, str]
+    persists: bool
+    """Whether the connection goes on after the answer."""
+
+
+class Connection:
+    """To one place. One thread uses it at a time, for one request after the other."""
+
+    def __init__(self, place: Place, tls: ssl.SSLContext, silence_seconds: float) -> None:
+        """Connect. Raises `NoAnswer`."""
+        self.place = place
+        self.idle_since = math.inf
+        self.was_dead = False
+        """Whether the connection's end was all that came after the last request."""
+        self._socket = _connect(place, tls)
+        self._socket.settimeout(silence_seconds)
+        self._buffer = bytearray(16 << 10)
+        self._at = self._end = 0  # of what was read into `_buffer` and not yet taken
+        self._left: int | None = 0
+        """Bytes of the body to come; None where its end is not known, or nobody may go on."""
+        self._silent = True  # since the last request
+        self._failure: NoAnswer | None = None
+
+    def close(self) -> None:
+        self._left = None
+        self._socket.close()
+
+    def is_quiet(self) -> bool:
+        """Whether nothing has come since the last answer, not even the end."""
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLIN)
+        return not waiting.poll(0)
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether the last answer was read to its end, and nothing came after it."""
+        return self._left == 0 and self._at == self._end
+
+    # --- out
+
+    def send(self, request: bytes, body: Buffer | None) -> None:
+        """Send a head, and a body that is not in it already."""
+        self._silent = True
+        try:
+            self._socket.sendall(request)
+            if body is not None:
+                self._socket.sendall(body)
+        except TimeoutError:
+            raise NoAnswer("timeout", "broken") from None
+        except OSError:
+            return  # who ends a request early may have said why
+
+    # --- in
+
+    def head(self) -> Head:
+        """The next answer's, interim ones passed by. Raises `NoAnswer`."""
+        while True:
+            text = self._until(b"\r\n\r\n", "the answer's head broke off")
+            found = parse_head(text.decode("latin-1"))
+            if found.status >= 200:
+                break
+        self._left = None
+        if found.persists:
+            length = found.headers.get("content-length")
+            self._left = None if length is None else int(length)
+        return found
+
+    def body(
+        self,
+        head: Head,
+        method: str,
+        max_bytes: int,
+        deadline: float | None,
+        check: Callable[[], None],
+    ) -> bytes:
+        """All of an answer's body. Raises `NoAnswer`, and what `check` raises."""
+        if method == "HEAD" or head.status in (204, 304):
+            self._left = 0 if head.persists else None
+            return b""
+        pace = _Pace(deadline, check)
+        if "transfer-encoding" in head.headers:
+            found = self._chunks(max_bytes, pace)
+            self._left = 0 if head.persists else None
+            return found
+        length = head.headers.get("content-length")
+        if length is None:
+            return self._to_the_end(max_bytes, pace)
+        if int(length) > max_bytes:
+            raise NoAnswer("the answer is too large", "too_large")
+        found = self._exactly(int(length), pace)
+        self._left = 0 if head.persists else None
+        return found
+
+    def body_into(self, view: memoryview) -> int:
+        """Bytes of a body with a length, at least one; 0 at its end. More than one read gives only
+        while they come in full records. Raises `NoAnswer`, once what came before it is taken."""
+        left = self._left
+        if self._failure is not None:
+            raise self._failure
+        if left is None:
+            raise NoAnswer("an answer without a length", "malformed")
+        wanted = min(left, len(view))
+        if self._at < self._end:
+            count = min(wanted, self._end - self._at)
+            view[:count] = self._taken(count)
+        else:
+            count = self._stream(view[:wanted])
+        self._left = left - count
+        return count
+
+    def _stream(self, view: memoryview) -> int:
+        filled, count = 0, RECORD_BYTES
+        try:
+            while count >= RECORD_BYTES and filled < len(view):
+                count = self._receive(view[filled:])
+                filled += count
+        except NoAnswer as error:
+            self._failure = error
+            if not filled:
+                raise
+        return filled
+
+    def _exactly(self, count: int, pace: _Pace) -> bytes:
+        if count <= self._end - self._at:
+            return bytes(self._taken(count))
+        found = bytearray(count)
+        view = memoryview(found)
+        filled = self._end - self._at
+        view[:filled] = self._taken(filled)
+        while filled < count:
+            pace.keep()
+            filled += self._receive(view[filled:])
+        return bytes(found)
+
+    def _to_the_end(self, max_bytes: int, pace: _Pace) -> bytes:
+        """What ends with the connection: it may have been cut, which its reader has to see."""
+        found = bytearray(self._taken(self._end - self._at))
+        while self._fill(at_end=False):
+            pace.keep()
+            found += self._taken(self._end - self._at)
+            if len(found) > max_bytes:
+                raise NoAnswer("the answer is too large", "too_large")
+        return bytes(found)
+
+    def _chunks(self, max_bytes: int, pace: _Pace) -> bytes:
+        found = bytearray()
+        while True:
+            pace.keep()
+            match = _CHUNK.fullmatch(self._until(b"\r\n", "the answer broke off"))
+            if match is None:
+                raise NoAnswer("a chunk without its size", "malformed")
+            size = int(match[1], 16)
+            if len(found) + size > max_bytes:
+                raise NoAnswer("the answer is too large", "too_large")
+            if not size:
+                self._trailers()
+                return bytes(found)
+            found += self._exactly(size, pace)
+            if self._until(b"\r\n", "the answer broke off"):
+                raise NoAnswer("a chunk of another size", "malformed")
+
+    def _trailers(self) -> None:
+        left = HEAD_BYTES
+        while line := self._until(b"\r\n", "the answer broke off"):
+            left -= len(line)
+            if left < 0:
+                raise NoAnswer("trailers without an end", "malformed")
+
+    def _until(self, mark: bytes, broken: str) -> bytes:
+        """What comes before the next `mark`, which is passed over."""
+        searched = self._at
+        while (found := self._buffer.find(mark, searched, self._end)) < 0:
+            searched = max(self._at, self._end - len(mark) + 1) - self._at
+            if self._end - self._at >= HEAD_BYTES:
+                raise NoAnswer("a head without an end", "malformed")
+            if not self._fill(at_end=True):
+                self.was_dead = self._silent
+                raise NoAnswer("no answer" if self._silent else broken, "broken")
+            searched += self._at
+        text = bytes(self._buffer[self._at : found])
+        self._at = found + len(mark)
+        return text
+
+    def _fill(self, *, at_end: bool) -> int:
+        """Read more into the buffer: how many bytes, 0 at the connection's end."""
+        if self._at == self._end:
+            self._at = self._end = 0
+        elif self._end == len(self._buffer):
+            kept = self._buffer[self._at : self._end]
+            self._buffer[: len(kept)] = kept
+            self._at, self._end = 0, len(kept)
+            if len(kept) == len(self._buffer):
+                self._buffer += bytes(len(self._buffer))
+        with memoryview(self._buffer) as view:
+            count = self._recv(view[self._end :])
+        self._end += count
+        return count
+
+    def _taken(self, count: int) -> bytearray:
+        start, self._at = self._at, self._at + count
+        return self._buffer[start : self._at]
+
+    def _receive(self, view: memoryview) -> int:
+        count = self._recv(view)
+        if not count:
+            raise NoAnswer("the answer broke off", "truncated")
+        return count
+
+    def _recv(self, view: memoryview) -> int:
+        try:
+            count = self._socket.recv_into(view)
+        except TimeoutError:
+            raise NoAnswer("timeout", "broken") from None
+        except OSError:
+            self.was_dead = self._silent
+            raise NoAnswer("the connection broke off", "broken") from None
+        if count:
+            self._silent = False
+        return count
+
+
+class _Pace:
+    """How long an answer may take; who may end it."""
+
+    def __init__(self, deadline: float | None, check: Callable[[], None]) -> None:
+        self._deadline = deadline
+        self._check = check
+
+    def keep(self) -> None:
+        self._check()
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise NoAnswer("the answer takes too long", "too_slow")
+
+
+def parse_head(text: str) -> Head:
+    """An answer's head, without the empty line at its end. Raises `NoAnswer` (`malformed`)."""
+    first, *lines = text.split("\r\n")
+    status = _STATUS.fullmatch(first)
+    if status is None:
+        raise NoAnswer("no HTTP", "malformed")
+    headers: dict[str, str] = {}
+    for line in lines:
+        field = _FIELD.fullmatch(line)
+        if field is None:
+            raise NoAnswer("a header that is none", "malformed")
+        name, value = field[1].lower(), field[2].rstrip(" \t")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    _check_framing(headers)
+    closes = status[1] == "0" or "close" in headers.get("connection", "").lower()
+    return Head(int(status[2]), headers, not closes)
+
+
+def _check_framing(headers: Mapping[str, str]) -> None:
+    length, coding = headers.get("content-length"), headers.get("transfer-encoding")
+    if length is not None and not _LENGTH.fullmatch(length):
+        raise NoAnswer("a length that is none", "malformed")
+    if coding is not None and (coding.lower() != "chunked" or length is not None):
+        raise NoAnswer("a body whose end is not clear", "malformed")
+
+
+def _connect(place: Place, tls: ssl.SSLContext) -> socket.socket:
+    try:
+        made = socket.create_connection((place.host, place.port), CONNECT_SECONDS)
+    except UnicodeError:
+        raise NoAnswer("no URL that can be asked", "invalid") from None
+    except OSError as error:
+        raise NoAnswer(_words(error), "unconnected") from None
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if not place.tls:
+        return made
+    try:
+        return tls.wrap_socket(made, server_hostname=place.host)
+    except ssl.SSLCertVerificationError as error:
+        made.close()
+        raise NoAnswer(error.verify_message, "untrusted") from None
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError):
+            made.close()
+        raise NoAnswer("no TLS handshake", "unconnected") from None
+
+
+def _words(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "the host's name is not known"
+    return "timeout" if isinstance(error, TimeoutError) else "connection refused"

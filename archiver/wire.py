@@ -1,0 +1,199 @@
+"""HTTP/1.1, as much of it as an archiver needs: requests on connections that are kept.
+
+The libraries' clients take three to fifteen times as long for a small request, all of it under the
+interpreter's lock, for which the other workers queue (docs/adr/0014-a-wire-of-our-own.md). What is
+fixed here, for everybody:
+
+- Nothing is sent but what was asked for: no credentials, cookies, proxies or `.netrc`; a redirect
+  is an answer. The path goes over the wire as it is given, and bodies come as they were sent.
+- A head that is cut short is no answer, neither is a body that is shorter than announced. Heads
+  and trailers have an end, and what two readers could take for two different things is refused:
+  folded lines, two lengths, a length beside chunks (RFC 9112, sections 5 and 6).
+- A PUT is sent once: who wants that asks again. GET and HEAD are sent once more where a kept
+  connection turns out to be dead before it brought anything.
+- A connection that has lain idle is not used again: what stands between may have forgotten it
+  without a word, and nobody would know before the timeout.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+from archiver.connection import Connection, Head, NoAnswer, Place
+from archiver.fixity import Buffer
+
+SILENCE_SECONDS = 30.0
+"""A request on whose connection nothing moves for so long has failed."""
+IDLE_SECONDS = 30.0
+TOGETHER_BYTES = 64 << 10
+"""A body up to this size goes out in one piece with its head."""
+
+Method = Literal["GET", "HEAD", "PUT"]
+_URL = re.compile(r"(https?)://([^/?#]+)(/[^#]*|\?[^#]*)?", re.ASCII)
+
+
+class Answer(NamedTuple):
+    """An answer: `headers` by their names in small letters."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Wire:
+    """Asks servers. Threads share it; each request has a connection to itself."""
+
+    def __init__(
+        self,
+        tls: ssl.SSLContext,
+        *,
+        silence_seconds: float = SILENCE_SECONDS,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`check` is called for each piece of an answer: what it raises ends the request."""
+        self._tls = tls
+        self._silence_seconds = silence_seconds
+        self._check = check
+        self._kept: dict[Place, deque[Connection]] = {}
+        self._closing = weakref.finalize(self, _close, self._kept)
+
+    def close(self) -> None:
+        """Close the connections that are not in use. Comes by itself when nobody has it any more."""
+        _close(self._kept)
+
+    def ask(
+        self,
+        method: Method,
+        url: str,
+        headers: Mapping[str, str],
+        body: Buffer | None = None,
+        *,
+        max_bytes: int,
+        seconds: float | None = None,
+    ) -> Answer:
+        """One request and its whole answer, of `max_bytes` at most, within `seconds`.
+
+        Raises `NoAnswer`, and what `check` raises.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        connection, head = self._send(method, url, headers, body)
+        try:
+            found = connection.body(head, method, max_bytes, deadline, self._check)
+        except BaseException:
+            connection.close()
+            raise
+        self._keep(connection)
+        return Answer(head.status, head.headers, found)
+
+    def open(self, url: str, headers: Mapping[str, str]) -> Inflow:
+        """GET; returns once the answer's head has come. Raises `NoAnswer`."""
+        connection, head = self._send("GET", url, headers, None)
+        return Inflow(connection, head, self._keep)
+
+    def _send(
+        self, method: Method, url: str, headers: Mapping[str, str], body: Buffer | None
+    ) -> tuple[Connection, Head]:
+        """The connection on which an answer's head has come."""
+        place, target = _place(url)
+        request = _request(method, target, place, headers, body)
+        kept = self._take(place, idempotent=method != "PUT")
+        if kept is not None:
+            try:
+                return kept, self._exchange(kept, request, body)
+            except NoAnswer:
+                if method == "PUT" or not kept.was_dead:
+                    raise
+        connection = Connection(place, self._tls, self._silence_seconds)
+        return connection, self._exchange(connection, request, body)
+
+    def _exchange(self, connection: Connection, request: bytes, body: Buffer | None) -> Head:
+        try:
+            connection.send(request, body if body and len(body) > TOGETHER_BYTES else None)
+            return connection.head()
+        except BaseException:
+            connection.close()
+            raise
+
+    def _take(self, place: Place, *, idempotent: bool) -> Connection | None:
+        """A kept connection, if there is a good one. Whether it was ended meanwhile is only asked
+        where that matters."""
+        kept = self._kept.get(place)
+        while kept:
+            try:
+                connection = kept.pop()
+            except IndexError:
+                break
+            fresh = time.monotonic() - connection.idle_since < IDLE_SECONDS
+            if fresh and (idempotent or connection.is_quiet()):
+                return connection
+            connection.close()
+        return None
+
+    def _keep(self, connection: Connection) -> None:
+        """Have a connection used again, if its last answer was read to its end."""
+        if not connection.is_reusable:
+            connection.close()
+            return
+        connection.idle_since = time.monotonic()
+        self._kept.setdefault(connection.place, deque()).append(connection)
+
+
+class Inflow:
+    """One answer whose body is read as it is wanted. One thread uses it, and closes it."""
+
+    def __init__(
+        self, connection: Connection, head: Head, keep: Callable[[Connection], None]
+    ) -> None:
+        self.status, self.headers = head.status, head.headers
+        self._connection: Connection | None = connection
+        self._keep = keep
+
+    def readinto(self, view: memoryview) -> int:
+        """Bytes that are there, at least one, into `view`; 0 at the body's end. Raises `NoAnswer`,
+        for a body without a length too."""
+        if self._connection is None:
+            return 0
+        return self._connection.body_into(view)
+
+    def close(self) -> None:
+        """A body that was not read to its end ends the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._keep(connection)
+
+
+def _close(kept: Mapping[Place, deque[Connection]]) -> None:
+    for connections in kept.values():
+        while connections:
+            connections.pop().close()
+
+
+def _place(url: str) -> tuple[Place, str]:
+    """Whom to ask for what."""
+    match = _URL.fullmatch(url)
+    if match is None or not url.isprintable() or " " in url:
+        raise NoAnswer("no URL that can be asked", "invalid")
+    scheme, authority, target = match[1], match[2].lower(), match[3] or "/"
+    return Place.of(scheme, authority), target if target[0] == "/" else f"/{target}"
+
+
+def _request(
+    method: Method, target: str, place: Place, headers: Mapping[str, str], body: Buffer | None
+) -> bytes:
+    """The head as it goes over the wire, with a small body behind it."""
+    lines = [f"{method} {target} HTTP/1.1"]
+    if "host" not in headers:
+        lines.append(f"Host: {place.name}")
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if body is not None:
+        lines.append(f"Content-Length: {len(body)}")
+    if not "".join(lines).isprintable():
+        raise ValueError("a header with a control character")
+    head = "\r\n".join((*lines, "\r\n")).encode("latin-1")
+    return head + body if body and len(body) <= TOGETHER_BYTES else head
