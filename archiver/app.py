@@ -106,6 +106,7 @@ class App:
     def _read_back(self, found: Capabilities) -> None:
         wanted = {"full": True, "head": False, "auto": not found.checksums}
         self.bucket.read_back = wanted[self.settings.verify_writes]
+        self.bucket.believed = self.settings.verify_writes == "auto" and found.checksums
 
     def _abort_orphans(self) -> None:
         """Uploads of a process that was killed take room, and are paid for, until they are."""

@@ -21,7 +21,7 @@ HEAD_BYTES = 64 << 10
 RECORD_BYTES = 16 << 10
 """What a TLS record holds at most: one read gives no more."""
 _STATUS = re.compile(r"HTTP/1\.([01]) (\d{3})( .*)?", re.ASCII)
-_FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)")
+_FIELDS = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)\r$", re.MULTILINE)
 _LENGTH = re.compile(r"\d{1,15}", re.ASCII)
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(;[^\r\n]*)?")
 _AUTHORITY = re.compile(r"([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?")
@@ -116,7 +116,9 @@ class Connection:
         """Send a head, and a body that is not in it already."""
         self._silent = True
         try:
-            self._socket.sendall(request)
+            sent = self._socket.send(request)  # nearly always all of it, and at less cost
+            if sent < len(request):
+                self._socket.sendall(request[sent:])
             if body is not None:
                 self._socket.sendall(body)
         except TimeoutError:
@@ -308,20 +310,29 @@ class _Pace:
 
 def parse_head(text: str) -> Head:
     """An answer's head, without the empty line at its end. Raises `NoAnswer` (`malformed`)."""
-    first, *lines = text.split("\r\n")
+    first, _, rest = text.partition("\r\n")
     status = _STATUS.fullmatch(first)
     if status is None:
         raise NoAnswer("no HTTP", "malformed")
-    headers: dict[str, str] = {}
-    for line in lines:
-        field = _FIELD.fullmatch(line)
-        if field is None:
-            raise NoAnswer("a header that is none", "malformed")
-        name, value = field[1].lower(), field[2].rstrip(" \t")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    rest = f"{rest}\r\n" if rest else ""
+    fields = _FIELDS.findall(rest)
+    if len(fields) != rest.count("\n"):
+        raise NoAnswer("a header that is none", "malformed")
+    headers = {name.lower(): value for name, value in fields}
+    if len(headers) < len(fields) or " \r" in rest or "\t\r" in rest:
+        headers = _joined(fields)
     _check_framing(headers)
     closes = status[1] == "0" or "close" in headers.get("connection", "").lower()
     return Head(int(status[2]), headers, not closes)
+
+
+def _joined(fields: list[tuple[str, str]]) -> dict[str, str]:
+    """The fields, with repeated ones joined, and without the space behind them."""
+    headers: dict[str, str] = {}
+    for told, padded in fields:
+        name, value = told.lower(), padded.rstrip(" \t")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
 
 
 def _check_framing(headers: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 DAY = timedelta(days=1)
@@ -14,6 +15,7 @@ MAX_DURATION_SECONDS = 10**9
 CALL_YEARS = range(1970, 3000)
 """A call's time outside of these is none: reckoning with it may leave the calendar."""
 
+_LONGEST_TIME = 40
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _RFC3339 = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:?\d\d)?"
@@ -25,8 +27,13 @@ def parse_time(text: object) -> datetime | None:
 
     None for anything else, so that a source's odd value is a missing value and no crash.
     """
-    if not isinstance(text, str):
+    if not isinstance(text, str) or len(text) > _LONGEST_TIME:
         return None
+    return _moment(text)
+
+
+@lru_cache(maxsize=1024)  # a call's times are asked for again and again
+def _moment(text: str) -> datetime | None:
     try:
         if _DATE.fullmatch(text):
             return datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC)

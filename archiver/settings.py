@@ -257,7 +257,9 @@ class Settings(WriterSettings, SourceSettings):
         DAY, description="a call not archived this long after its window is recorded as failed"
     )
     verify_writes: Literal["auto", "head", "full"] = Field(
-        "auto", description="head, full (read every recording back), or auto: as the store proved"
+        "auto",
+        description="head (after each write), full (read every recording back), or auto: head of "
+        "recordings and of what is locked, full where the store proved no checksums",
     )
     max_recording_bytes: Size = Field(
         2 << 30, description="a larger recording is an exception, not a crash"

@@ -64,7 +64,7 @@ class Wire:
         self._closing = weakref.finalize(self, _close, self._kept)
 
     def close(self) -> None:
-        """Close the connections that are not in use. Comes by itself when nobody has it any more."""
+        """Close the connections that are not in use, as happens to a wire that nobody has."""
         _close(self._kept)
 
     def ask(

@@ -97,8 +97,9 @@ def build(
     revision: int,
     archived_at: datetime,
     retention: Mapping[str, Any] | None,
-) -> bytes:
-    """The record's bytes. `day` is the call's `dt`, which its start time need not tell."""
+) -> Record:
+    """The record of a try. `day` is the call's `dt`, which its start time need not tell."""
+    key = layout.record_key(day, call.id, revision)
     document: dict[str, Any] = {
         "archived_at": format_second(archived_at),
         "audio": result.audio,
@@ -111,7 +112,7 @@ def build(
         "findings": sorted(result.findings),
         "outcome": result.outcome,
         "reason": result.reason,
-        "record": layout.record_key(day, call.id, revision),
+        "record": key,
         "retention": retention,
         "revision": revision,
         "source": dict(result.source),
@@ -122,7 +123,7 @@ def build(
     }
     if result.outcome != "archived":
         document |= {"attempts": result.attempts, "status": result.status}
-    return canonical.dump(document)
+    return Record(canonical.dump(document), call.id, result.outcome, revision, key, document)
 
 
 def _time(moment: datetime | None) -> str | None:
@@ -139,6 +140,11 @@ class Record:
     revision: int
     key: str
     document: Mapping[str, Any]
+
+    @property
+    def files(self) -> Sequence[Mapping[str, Any]]:
+        found: Sequence[Mapping[str, Any]] = self.document["files"]
+        return found
 
 
 def parse(data: bytes) -> Record:

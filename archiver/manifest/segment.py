@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from archiver.errors import FormatError
 from archiver.manifest import canonical, layout
@@ -63,6 +63,13 @@ class Line(Protocol):
     def data(self) -> bytes: ...
 
 
+class Summed(Line, Protocol):
+    """The same, and the record's files."""
+
+    @property
+    def files(self) -> Sequence[Mapping[str, Any]]: ...
+
+
 def lines(
     window: Window, revision: int, records: Iterable[Line], balance: Balance, listing: Listing
 ) -> Iterator[bytes]:
@@ -107,16 +114,18 @@ def _line(window: Window, revision: int, balance: Balance, listing: Listing) -> 
 
 
 def companion(
-    sha256: str, name: layout.SegmentName, records: Callable[[], Iterable[Record]]
+    sha256: str, name: layout.SegmentName, records: Iterable[Summed], files: IO[bytes]
 ) -> Iterator[bytes]:
-    """The `sha256sum -c` file of a segment with that digest, line by line: it, then its records in
-    their order, then their files. `records` is called twice."""
+    """The `sha256sum -c` file of a segment with that digest, piece by piece: it, then its records
+    in their order, then their files. These have to wait: they are put into `files` meanwhile, which
+    is empty."""
     yield f"{sha256}  {name.jsonl}\n".encode()
-    for found in records():
+    for found in records:
         yield f"{hashlib.sha256(found.data).hexdigest()}  {found.key}\n".encode()
-    for found in records():
-        for file in found.document["files"]:
-            yield f"{file['sha256']}  {file['key']}\n".encode()
+        for file in found.files:
+            files.write(f"{file['sha256']}  {file['key']}\n".encode())
+    files.seek(0)
+    yield from files
 
 
 def records_of(lines: Iterable[bytes]) -> Iterator[Record]:
@@ -168,7 +177,7 @@ class Segment:
     def sha256_file(self) -> bytes:
         """Its companion; raises `FormatError`."""
         digest = hashlib.sha256(self.data).hexdigest()
-        return b"".join(companion(digest, self.name, lambda: self.records))
+        return b"".join(companion(digest, self.name, self.records, io.BytesIO()))
 
 
 def parse_segment(data: bytes) -> Segment:

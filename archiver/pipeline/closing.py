@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 
 from archiver.errors import KeyTaken
 from archiver.manifest import layout, seal, segment
-from archiver.manifest.record import Record
 from archiver.manifest.segment import Balance, Listing
 from archiver.model import Window
 from archiver.pipeline.history import History, HistoryReader, Standing, Unsealed
@@ -98,7 +96,7 @@ class Closing:
             except KeyTaken:
                 return None
         self._segments.add(name, sealed=False)
-        return self._reader.ready(name, entry, partial(_in_order, changed), until)
+        return self._reader.ready(name, entry, _in_order(changed), until)
 
 
 def _balance(tally: Tally, history: History) -> Balance:
@@ -116,6 +114,5 @@ def _balance(tally: Tally, history: History) -> Balance:
     )
 
 
-def _in_order(changed: Sequence[Standing]) -> Iterator[Record]:
-    for found in sorted(changed, key=lambda one: one.key):
-        yield found.record()
+def _in_order(changed: Sequence[Standing]) -> list[Standing]:
+    return sorted(changed, key=lambda one: one.key)

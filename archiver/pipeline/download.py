@@ -141,8 +141,9 @@ def put_beside(
     held: bool,
     *,
     sha256: str | None = None,
+    look: bool = True,
 ) -> Stored:
-    """Create-once; where other bytes have the key, beside it."""
+    """Create-once; where other bytes have the key, beside it. See `Store.put_once`."""
     sha256 = sha256 or fixity.sha256_hex(data)
     put = partial(
         store.put_once,
@@ -150,6 +151,7 @@ def put_beside(
         retain_until=retain_until,
         held=held,
         sha256=sha256,
+        look=look,
     )
     try:
         return put(key, data)

@@ -6,14 +6,14 @@ have 100,000.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from functools import partial
-from typing import IO
+from typing import IO, Any
 
 import structlog
 
@@ -22,6 +22,7 @@ from archiver.manifest import layout, record, seal, segment
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Outcome, Record
 from archiver.manifest.seal import SegmentEntry
+from archiver.manifest.segment import Summed
 from archiver.model import Retention, Window
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.ports import Store
@@ -80,6 +81,12 @@ class Standing:
         if parsed is None:
             raise StoreError(f"{self.key} is no record's key: run archiver verify")
         return parsed[0]
+
+    @property
+    def files(self) -> Sequence[Mapping[str, Any]]:
+        """Its record's files; it was checked when it came here."""
+        found: Sequence[Mapping[str, Any]] = json.loads(self.data)["files"]
+        return found
 
     def record(self) -> Record:
         return record.parse(self.data)
@@ -155,7 +162,7 @@ class HistoryReader:
                 if complete and not sealed:
                     file.seek(0)
                     entry = seal.describe(name.jsonl, file)
-                    history.unsealed.append(self.ready(name, entry, partial(_again, file), latest))
+                    history.unsealed.append(self.ready(name, entry, _again(file), latest))
         return history
 
     def newest_line(self, name: SegmentName) -> Line | None:
@@ -174,14 +181,14 @@ class HistoryReader:
         self,
         name: SegmentName,
         entry: SegmentEntry,
-        records: Callable[[], Iterable[Record]],
+        records: Iterable[Summed],
         until: datetime | None,
     ) -> Unsealed:
         """Make a durable segment ready for its seal: its companion is written, or adopted.
 
         A crash before this leaves a segment without one; whoever reads the history completes it.
         """
-        with spool(segment.companion(entry.sha256, name, records)) as file:
+        with spool() as files, spool(segment.companion(entry.sha256, name, records, files)) as file:
             self._store.put_once(name.sha256, file, content_type="text/plain", retain_until=until)
         return Unsealed(name, entry, until)
 

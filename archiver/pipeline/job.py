@@ -171,7 +171,8 @@ class Job:
             return
         key = layout.recording_dir(self.day, self.call.id) + f"{kind}.json"
         store, until = self._tools.store, self.retain_until
-        self._add(kind, put_beside(store, key, data, JSON, until, self.held), JSON)
+        stored = put_beside(store, key, data, JSON, until, self.held, look=False)
+        self._add(kind, stored, JSON)
 
     def _add(self, kind: str, stored: Stored, content_type: str) -> None:
         self._files.append(_file(kind, stored, content_type))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from queue import SimpleQueue
 from typing import TypeVar
 
 from archiver.pressure import Pressure
@@ -25,18 +26,20 @@ class Workers:
         for what has, and is raised. Only a few items are queued at a time: there may be many."""
         results: dict[int, R] = {}
         running: dict[Future[R], int] = {}
+        done = SimpleQueue[Future[R]]()
         waiting = enumerate(items)
         try:
             while True:
                 for number, item in waiting:
-                    running[self._executor.submit(self._work, function, item)] = number
+                    future = self._executor.submit(self._work, function, item)
+                    running[future] = number
+                    future.add_done_callback(done.put)
                     if len(running) >= self._ahead:
                         break
                 if not running:
                     return [results[number] for number in range(len(results))]
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    results[running.pop(future)] = future.result()
+                future = done.get()
+                results[running.pop(future)] = future.result()
         finally:
             for future in running:
                 future.cancel()

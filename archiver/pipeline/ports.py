@@ -68,6 +68,7 @@ class Store(Protocol):
         retain_until: datetime | None = ...,
         held: bool = ...,
         sha256: str | None = ...,
+        look: bool = ...,
     ) -> Stored: ...
 
     def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> Lock: ...

@@ -16,7 +16,7 @@ import structlog
 from archiver import metrics
 from archiver.clock import Clock
 from archiver.errors import CallError, KeyTaken, StoreError
-from archiver.manifest import layout, record
+from archiver.manifest import record
 from archiver.manifest.record import Record, Result
 from archiver.model import Call, Retention, Window, parse_time
 from archiver.pipeline.attempts import UNSAID, Attempts, Unarchived
@@ -189,7 +189,7 @@ class Transfer:
         if previous is not None:
             job.lock_modes |= self._keep(previous, result, until)
         held = job.held or (previous is not None and self._hold_as(previous, result))
-        data = record.build(
+        made = record.build(
             job.call,
             result,
             day=job.day,
@@ -197,10 +197,12 @@ class Transfer:
             archived_at=self._clock.now(),
             retention=promise(self._tools.retention, until, job.lock_modes),
         )
-        key = layout.record_key(job.day, job.call.id, revision)
+        key = made.key
         with metrics.stage("record"):
             try:
-                stored = self._store.put_once(key, data, retain_until=until, held=held)
+                stored = self._store.put_once(
+                    key, made.data, retain_until=until, held=held, look=False
+                )
             except KeyTaken:
                 job.was_beaten = True
                 return self._adopt(key, held)
@@ -208,7 +210,7 @@ class Transfer:
                 # A hold was put on the call after we had looked, and may have missed this record.
                 self._store.set_hold(key, stored.version_id, True)
             _count(result, previous)
-        return record.parse(data)
+        return made
 
     def _keep(self, previous: Record, result: Result, until: datetime | None) -> set[str]:
         """What stood before is kept for as long as the new record promises, where that is longer:

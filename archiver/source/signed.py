@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import unquote_plus
 
 from archiver.model import parse_time
+
+_EXPIRY = re.compile(r"[?&]se=([^&#]*)")
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,6 @@ class SignedUrl:
 
 
 def _own_expiry(url: str) -> datetime | None:
-    try:
-        query = parse_qs(urlsplit(url).query, max_num_fields=100)
-    except ValueError:
-        return None
-    return parse_time(query.get("se", [None])[0])
+    """By the first `se` of its query."""
+    found = _EXPIRY.search(url)
+    return parse_time(unquote_plus(found[1])) if found else None

@@ -1,8 +1,9 @@
 """The archive's bucket: create-once writes, uploads, reads, lists.
 
 Contract of `Bucket`, on which everything above it stands:
-- Durability: a write that returns is durable and was read back (HEAD by version: size, checksum
-  where the store keeps one, lock, encryption); `Stored` names exactly what was written.
+- Durability: a write that returns is durable and was looked at (HEAD by version: size, checksum
+  where the store keeps one, lock, encryption; or, where that is allowed and enough, the checksum
+  that the answer to the write names); `Stored` names exactly what was written.
 - Create-once: nothing is overwritten, nothing deleted. A key that is taken by the same bytes is
   adopted (`Stored` of what is there), one taken by other bytes raises `KeyTaken`. Of several
   writers one wins, as far as the store is atomic there (`probe.py`).
@@ -55,6 +56,9 @@ class Bucket:
         """Whether the store refuses to overwrite; else one writer looks before each write."""
         self.read_back = False
         """Whether each recording is read back and hashed, because a HEAD proves too little."""
+        self.believed = False
+        """Whether the checksum in a write's answer is relied on: the store proved that it computes
+        it."""
         self._protection = Protection(self.requests, self.has_object_lock)
 
     # --- reading
@@ -193,12 +197,14 @@ class Bucket:
         retain_until: datetime | None = None,
         held: bool = False,
         sha256: str | None = None,
+        look: bool = True,
     ) -> Stored:
         """Create an object, or adopt the same bytes already there; `KeyTaken` for other bytes.
 
         `data` may be a file that can be sought in: all of it is sent, and it stays open. `held`
         puts a legal hold on it, in the same request. `sha256` (hex) is that of bytes in memory
-        which were hashed already; the store refuses them where it is not.
+        which were hashed already; the store refuses them where it is not. Without `look`, the
+        answer does for a HEAD where it says as much.
         """
         if sha256 is not None and isinstance(data, Buffer):
             size = len(data)
@@ -211,18 +217,20 @@ class Bucket:
             "IfNoneMatch": "*",
             **self._protection.arguments(retain_until, held),
         }
-        stored = Stored(key, None, size, sha256)
+        wanted = Stored(key, None, size, sha256)
 
-        def once() -> Stored:
+        def once() -> tuple[Stored, dict[str, Any]]:
             try:
                 if not self.create_once and self.head(key) is not None:
-                    return self._adopt(stored)
+                    return self._adopt(wanted), {}
                 answer = self.requests.once("PutObject", lambda: self._put(key, arguments))
             except KeyTaken:
-                return self._adopt(stored)
-            return replace(stored, version_id=answer.get("VersionId"))
+                return self._adopt(wanted), {}
+            return Stored(key, answer.get("VersionId"), size, sha256), answer
 
-        stored = self.requests.again(once)
+        stored, answer = self.requests.again(once)
+        if self.believed and not look and self._protection.is_told(answer, arguments):
+            return stored
         lock = self._protection.check(stored, retain_until, held)
         return replace(stored, lock_mode=lock.mode)
 

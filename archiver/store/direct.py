@@ -39,6 +39,7 @@ from archiver.wire import Answer, Wire
 
 MAX_ANSWER_BYTES = 64 << 10
 _NOTHING = fixity.sha256_hex(b"")
+_PLAIN = re.compile(r"[A-Za-z0-9_./=-]*", re.ASCII)
 _CODE = re.compile(rb"<Code>\s*([A-Za-z0-9.]{1,64})\s*</Code>")
 
 _ASKED = {
@@ -137,7 +138,7 @@ class Direct:
         arguments: Mapping[str, Any],
         body: Buffer | None,
     ) -> Answer:
-        path = place.path + quote(arguments["Key"], safe="/~")
+        path = place.path + _encoded(arguments["Key"])
         query = _query(arguments)
         credentials = self._session.get_credentials()
         if credentials is None:
@@ -187,6 +188,11 @@ class Direct:
             "REQUESTS_CA_BUNDLE"
         )
         return trusting(Path(str(told or get_cert_path(True))))
+
+
+def _encoded(key: str) -> str:
+    """A key as a path. Nearly all are made of what `layout.py` uses, for which this is faster."""
+    return key.replace("=", "%3D") if _PLAIN.fullmatch(key) else quote(key, safe="/~")
 
 
 def _headers(arguments: Mapping[str, Any]) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """What each object is given against loss and change, and whether the store really gave it.
 
 A store may ignore a header in silence. So after each write the very version is looked at: size,
-checksum where the store keeps one, lock, hold, encryption, storage class.
+checksum where the store keeps one, lock, hold, encryption, storage class. Only of a small object
+for which none of these was asked, the checksum in the answer to its write may do (`is_told`).
 
 Locks are extended and never shortened. The mode of a lock that holds stays: to weaken COMPLIANCE is
 forbidden, and to strengthen GOVERNANCE stores ask for the right to go round it, which no writer of
@@ -15,7 +16,7 @@ threads of a process take turns at an object, and a date that was overwritten is
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
@@ -39,6 +40,10 @@ LOCK_PAUSE_SECONDS = 0.05
 TURNS = 256
 """Objects whose locks are set side by side, at most."""
 
+_MAY_BE_DROPPED = (
+    "ObjectLockLegalHoldStatus", "ObjectLockMode", "SSEKMSKeyId", "ServerSideEncryption",
+    "StorageClass",
+)  # fmt: skip
 _NO_HOLDS = ("refused", "not_implemented", "not_configured")
 """Refusals that are about the object or the bucket, not about credentials or the network."""
 
@@ -68,6 +73,13 @@ class Protection:
             arguments["ObjectLockMode"] = options.lock_mode
             arguments["ObjectLockRetainUntilDate"] = until
         return {name: value for name, value in arguments.items() if value is not None}
+
+    @staticmethod
+    def is_told(answer: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+        """Whether the answer to a write says all that a look at the object would: the checksum, and
+        that nothing which a store may drop in silence was `asked`."""
+        same = answer.get("ChecksumSHA256") == asked["ChecksumSHA256"]
+        return same and asked.keys().isdisjoint(_MAY_BE_DROPPED)
 
     def check(self, stored: Stored, retain_until: datetime | None, held: bool = False) -> Lock:
         """Compare what was written with what the store has; how it is locked then. A lock or a hold

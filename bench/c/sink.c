@@ -243,7 +243,10 @@ static int put_object(Wire *w, const Request *r, Text *kept, uint64_t size) {
     snprintf(object->sha256, sizeof object->sha256, "%.47s", r->sha256);
     snprintf(object->type, sizeof object->type, "%s", r->type);
     snprintf(object->etag, sizeof object->etag, "%032llx", (unsigned long long)new_number());
-    return commit(w, r, object, "");
+    char headers[96] = "";
+    if (*object->sha256)
+        snprintf(headers, sizeof headers, "x-amz-checksum-sha256: %s\r\n", object->sha256);
+    return commit(w, r, object, headers);
 }
 
 static int put_part(Wire *w, const Request *r, uint64_t size) {

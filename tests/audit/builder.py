@@ -109,7 +109,7 @@ class Builder:
             audio={"channels": 1, "sample_rate_hz": 8000} if outcome == "archived" else None,
             reason={"archived": None, "no_recording": "not_found", "failed": "not_wav"}[outcome],
         )
-        data = record.build(
+        found = record.build(
             call,
             result,
             day=started.date(),
@@ -117,8 +117,7 @@ class Builder:
             archived_at=self.now,
             retention=self.retention,
         )
-        found = record.parse(data)
-        self.put(found.key, data)
+        self.put(found.key, found.data)
         return found
 
     def _file(self, call_id: str, window: Window, kind: str, audio: bytes | None) -> File:

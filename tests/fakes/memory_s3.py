@@ -126,7 +126,7 @@ class MemoryS3:
                 raise refusal("PreconditionFailed", 412, "PutObject")
             if _base64(data) != ChecksumSHA256:
                 raise refusal("BadDigest", 400, "PutObject")
-            return _written(self._create(Key, data, rest))
+            return {**_written(self._create(Key, data, rest)), "ChecksumSHA256": ChecksumSHA256}
 
         return self._carry("put", Key, effect)
 

@@ -203,6 +203,7 @@ class MemoryStore:
         retain_until: datetime | None = None,
         held: bool = False,
         sha256: str | None = None,
+        look: bool = True,
     ) -> Stored:
         """Create an object, or adopt the same bytes already there; `KeyTaken` for other bytes."""
         self._say("put", key, "before")

@@ -118,5 +118,6 @@ class SimWriter(Writer):
         found = glance(bucket, self.chain.genesis().document["store"])
         require_safe(found, single_writer=False)
         bucket.create_once, bucket.read_back = found.create_once, not found.checksums
+        bucket.believed = found.checksums
         with suppress(StoreError):
             bucket.abort_uploads(layout.RECORDINGS, world.clock.now() - DAY)

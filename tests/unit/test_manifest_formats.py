@@ -51,7 +51,7 @@ RECORD_FIELDS = {
 
 def a_record(call_id: str = "vc_abc123", revision: int = 1, **changes: Any) -> Record:
     result = Result("archived", (WAV,), {"api": "https://api.example.com/api/v1"}, AUDIO)
-    data = record.build(
+    made = record.build(
         Call(call_id, {**DOCUMENT, "id": call_id}),
         replace(result, **changes),
         day=date(2024, 1, 15),
@@ -59,7 +59,8 @@ def a_record(call_id: str = "vc_abc123", revision: int = 1, **changes: Any) -> R
         archived_at=NOW,
         retention=None,
     )
-    return record.parse(data)
+    assert record.parse(made.data) == made, "what is written reads as it was meant"
+    return made
 
 
 def a_segment(*records: Record, revision: int = 1, **balance: Any) -> segment.Segment:
@@ -104,7 +105,7 @@ def test_what_is_not_archived_tells_attempts_and_status(outcome: str) -> None:
 
 
 def test_a_record_of_a_call_that_tells_nothing_has_nulls() -> None:
-    data = record.build(
+    made = record.build(
         Call("x/y", {"id": "x/y"}),
         Result("failed", (), {}),
         day=date(2024, 1, 15),
@@ -112,7 +113,7 @@ def test_a_record_of_a_call_that_tells_nothing_has_nulls() -> None:
         archived_at=NOW,
         retention={"mode": "COMPLIANCE", "until": "2025-01-15T00:00:00Z"},
     )
-    document = record.parse(data).document
+    document = record.parse(made.data).document
     empty = {name for name, value in document.items() if value is None}
     assert {"campaign_id", "direction", "duration_seconds", "started_at", "state"} <= empty
     assert document["call_id"] == "x/y"
