@@ -91,12 +91,13 @@ class Connection:
         self._buffer = bytearray(16 << 10)
         self._at = self._end = 0  # of what was read into `_buffer` and not yet taken
         self._left: int | None = 0
-        """Bytes of the body to come; None where its end is not known, or nobody may go on."""
+        """Bytes of the body to come; None where its end is not known."""
+        self._persists = True
         self._silent = True  # since the last request
         self._failure: NoAnswer | None = None
 
     def close(self) -> None:
-        self._left = None
+        self._persists = False
         self._socket.close()
 
     def is_quiet(self) -> bool:
@@ -108,7 +109,7 @@ class Connection:
     @property
     def is_reusable(self) -> bool:
         """Whether the last answer was read to its end, and nothing came after it."""
-        return self._left == 0 and self._at == self._end
+        return self._persists and self._left == 0 and self._at == self._end
 
     # --- out
 
@@ -135,10 +136,9 @@ class Connection:
             found = parse_head(text.decode("latin-1"))
             if found.status >= 200:
                 break
-        self._left = None
-        if found.persists:
-            length = found.headers.get("content-length")
-            self._left = None if length is None else int(length)
+        length = found.headers.get("content-length")
+        self._left = None if length is None else int(length)
+        self._persists = found.persists
         return found
 
     def body(
@@ -150,21 +150,18 @@ class Connection:
         check: Callable[[], None],
     ) -> bytes:
         """All of an answer's body. Raises `NoAnswer`, and what `check` raises."""
+        pace, found = _Pace(deadline, check), b""
         if method == "HEAD" or head.status in (204, 304):
-            self._left = 0 if head.persists else None
-            return b""
-        pace = _Pace(deadline, check)
-        if "transfer-encoding" in head.headers:
+            pass
+        elif "transfer-encoding" in head.headers:
             found = self._chunks(max_bytes, pace)
-            self._left = 0 if head.persists else None
-            return found
-        length = head.headers.get("content-length")
-        if length is None:
+        elif self._left is None:
             return self._to_the_end(max_bytes, pace)
-        if int(length) > max_bytes:
+        elif self._left > max_bytes:
             raise NoAnswer("the answer is too large", "too_large")
-        found = self._exactly(int(length), pace)
-        self._left = 0 if head.persists else None
+        else:
+            found = self._exactly(self._left, pace)
+        self._left = 0
         return found
 
     def body_into(self, view: memoryview) -> int:

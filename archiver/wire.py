@@ -150,6 +150,7 @@ class Inflow:
     def __init__(
         self, connection: Connection, head: Head, keep: Callable[[Connection], None]
     ) -> None:
+        self._head = head
         self.status, self.headers = head.status, head.headers
         self._connection: Connection | None = connection
         self._keep = keep
@@ -160,6 +161,17 @@ class Inflow:
         if self._connection is None:
             return 0
         return self._connection.body_into(view)
+
+    def rest(self, max_bytes: int) -> bytes:
+        """The body, whether it has a length or not, where nothing of it was read; the answer is
+        closed then. Raises `NoAnswer`."""
+        connection = self._connection
+        if connection is None:
+            return b""
+        try:
+            return connection.body(self._head, "GET", max_bytes, None, lambda: None)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """A body that was not read to its end ends the connection."""

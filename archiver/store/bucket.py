@@ -26,6 +26,7 @@ from botocore.exceptions import BotoCoreError
 
 from archiver import fixity
 from archiver.clock import Clock
+from archiver.connection import NoAnswer
 from archiver.errors import KeyTaken, StoreError
 from archiver.fixity import Buffer
 from archiver.manifest import layout
@@ -105,17 +106,21 @@ class Bucket:
         return self.requests.again(lambda: self._open(self.requests.at(key, version_id)))
 
     def _open(self, asked: dict[str, Any]) -> Iterator[bytes] | None:
-        answer = self.requests.find("GetObject", lambda: self.requests.s3.get_object(**asked))
+        answer = self.requests.find("GetObject", lambda: self.requests.objects.get_object(**asked))
         if answer is None:
             return None
-        etag_of(answer)  # a page of HTML has none
+        try:
+            etag_of(answer)  # a page of HTML has none
+        except StoreError:
+            answer["Body"].close()
+            raise
         return self._chunks(answer["Body"])
 
     def _chunks(self, body: Any) -> Iterator[bytes]:
-        """botocore counts: a body that was cut short raises."""
+        """A body that was cut short raises."""
         try:
             yield from body.iter_chunks(READ_BYTES)
-        except (BotoCoreError, OSError) as error:
+        except (BotoCoreError, NoAnswer, OSError) as error:
             raise translate(error, "GetObject", self.options.bucket) from None
         finally:
             body.close()

@@ -335,6 +335,12 @@ def test_any_step_gives_the_whole(http: Wire, step: int) -> None:
         assert server.connections == 1
 
 
+def test_a_connection_that_will_end_brings_a_whole_body(http: Wire) -> None:
+    answer = b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nbody"
+    with Scripted([answer], [answer]) as server:
+        assert [read(http, server, 9) for _ in range(2)] == [b"body", b"body"]
+
+
 @pytest.mark.parametrize(
     ("end", "kind"), [(lambda _: None, "truncated"), (reset, "broken")], ids=["end", "reset"]
 )
