@@ -6,14 +6,15 @@ tenacity does the looping; `sleep` is the clock's, so a request to end is heard 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
-
-import tenacity
+from typing import TYPE_CHECKING, TypeVar
 
 from archiver.clock import Clock
 from archiver.errors import ArchiverError
 from archiver.metrics import RETRIES
 from archiver.pressure import CROWDED_STATUS, Pressure
+
+if TYPE_CHECKING:
+    import tenacity
 
 T = TypeVar("T")
 
@@ -38,16 +39,15 @@ class Retry:
         self._clock = clock
         self._pressure = pressure
         self._attempts = attempts
-        self._wait = tenacity.wait_exponential(
-            multiplier=first_wait_seconds, max=max_wait_seconds
-        ) + tenacity.wait_random(0, first_wait_seconds)
+        self._first_wait_seconds = first_wait_seconds
+        self._max_wait_seconds = max_wait_seconds
 
     def call(self, stage: str, function: Callable[[], T]) -> T:
         """Run `function` until it returns; raises its last `ArchiverError`."""
         try:
             return function()  # as nearly all do: tenacity takes longer than a small request
         except ArchiverError as error:
-            if not _worth_it(error):
+            if self._attempts == 1 or not _worth_it(error):
                 raise
             first = [error]
 
@@ -56,15 +56,22 @@ class Retry:
                 raise first.pop()
             return function()
 
-        retrying = tenacity.Retrying(
+        return self._policy(stage)(again)
+
+    def _policy(self, stage: str) -> tenacity.Retrying:
+        import tenacity  # not before something fails: a start would wait for it
+
+        grown = tenacity.wait_exponential(
+            multiplier=self._first_wait_seconds, max=self._max_wait_seconds
+        ) + tenacity.wait_random(0, self._first_wait_seconds)
+        return tenacity.Retrying(
             sleep=self._clock.sleep,
             stop=tenacity.stop_after_attempt(self._attempts),
-            wait=self._wait_for,
+            wait=lambda state: max(grown(state), _asked_seconds(state)),
             retry=tenacity.retry_if_exception(_worth_it),
             before_sleep=lambda state: self._failed(stage, state),
             reraise=True,
         )
-        return retrying(again)
 
     def _failed(self, stage: str, state: tenacity.RetryCallState) -> None:
         RETRIES.labels(stage, _reason(state)).inc()
@@ -72,16 +79,18 @@ class Retry:
         if self._pressure and isinstance(error, ArchiverError) and error.status in CROWDED_STATUS:
             self._pressure.crowded()
 
-    def _wait_for(self, state: tenacity.RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.retry_after_seconds if isinstance(error, ArchiverError) else None
-        return max(self._wait(state), asked or 0.0)
-
 
 def _worth_it(error: BaseException) -> bool:
     if not isinstance(error, ArchiverError) or not error.retryable:
         return False
     return (error.retry_after_seconds or 0.0) <= LONGEST_WAIT_SECONDS
+
+
+def _asked_seconds(state: tenacity.RetryCallState) -> float:
+    """What the answer asks to be waited for."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after_seconds if isinstance(error, ArchiverError) else None
+    return asked or 0.0
 
 
 def _reason(state: tenacity.RetryCallState) -> str:
