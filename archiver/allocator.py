@@ -8,12 +8,15 @@ are there for threads that allocate side by side; ours do so one at a time.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 from typing import Any
 
 _M_ARENA_MAX = -8
+
+_USUAL = gc.get_threshold()
+_MORE_THAN_A_START_MAKES = 1_000_000
+"""Objects. With no bound at all, a verb that forgot to say that it is under way would grow."""
 
 
 def share_one_heap() -> bool:
@@ -25,10 +28,17 @@ def share_one_heap() -> bool:
     return bool(mallopt and mallopt(_M_ARENA_MAX, 1))
 
 
+def start_begins() -> None:
+    """Modules come, and next to no garbage: the collector would look at all of it, again and again,
+    for a tenth of a start's time. To be ended by `start_is_over`."""
+    gc.set_threshold(_MORE_THAN_A_START_MAKES)
+
+
 def start_is_over() -> None:
     """What was made until now stays: the collector need not look at it again and again, and what
     making it took besides is given back."""
     gc.freeze()
+    gc.set_threshold(*_USUAL)
     give_back()
 
 
@@ -41,6 +51,8 @@ def give_back() -> bool:
 
 def _function(name: str) -> Any:
     """None in another C library, or on another system."""
+    import ctypes  # `--help` needs no library
+
     try:
         return getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError, TypeError):

@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from archiver import __version__
+from archiver.allocator import start_begins
 from archiver.cli import archive, audit, backfill, hold, reconcile
 from archiver.cli.common import INTERRUPTED, ended_by
 from archiver.errors import ArchiverError, UsageError
@@ -52,6 +53,7 @@ for verb in (
 def main() -> None:
     """The console script."""
     signal.signal(signal.SIGTERM, _stop_early)
+    start_begins()
     sys.exit(run_command(sys.argv[1:]))
 
 

@@ -33,8 +33,10 @@ def demo(calls: int, directory: Path | None, keep: bool) -> int:
 
     A simulated source with signed, expiring URLs, and a real S3 server.
     """
+    from archiver.allocator import start_is_over
     from archiver.demo.run import run_demo
 
+    start_is_over()
     return run_demo(calls, directory, keep)
 
 

@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 @contextmanager
 def _reading() -> Iterator[tuple[Bucket, int]]:
     """The bucket, for reading, and how many requests may be under way at a time."""
+    from archiver.allocator import start_is_over
     from archiver.readonly import reader
     from archiver.settings import StoreSettings, load
 
     settings = load(StoreSettings)
     clock = start_run(settings)
     with stopping(clock):
-        yield reader(settings, clock), settings.workers
+        bucket = reader(settings, clock)
+        start_is_over()
+        yield bucket, settings.workers
 
 
 @click.command()

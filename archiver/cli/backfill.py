@@ -126,11 +126,13 @@ def _tell(summary: Summary, seal: int) -> int:
 def _begin(settings: Settings, clock: SystemClock) -> None:
     """What is done once: access is asked for, and the archive begun. Two processes that begin one
     at the same moment only hinder each other."""
+    from archiver.allocator import start_is_over
     from archiver.app import open_app
 
     with open_app(settings, clock) as app:
         app.preflight()
         app.ensure_archive()
+    start_is_over()
     clock.check()
 
 
@@ -186,11 +188,13 @@ def _report(settings: Settings, clock: SystemClock, windows: Sequence[Window]) -
 def _dry_run(settings: Settings, clock: SystemClock, windows: Sequence[Window]) -> int:
     """What a backfill would do, a line a day; writes nothing, so the chain is not opened: that
     would complete what a crash left."""
+    from archiver.allocator import start_is_over
     from archiver.app import open_app
 
     days: dict[str, list[int]] = {}
     with stopping(clock), open_app(settings, clock) as app:
         app.preflight()
+        start_is_over()
         for plan in app.backfill(None).plan(windows):
             row = days.setdefault(plan.listed.window.start.date().isoformat(), [0, 0, 0])
             for column, count in enumerate((1, len(plan.listed.calls), plan.lacking)):

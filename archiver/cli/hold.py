@@ -93,6 +93,7 @@ def _act(
     every: bool = False,
 ) -> int:
     """Do it, and tell of each call. Exits with 1 where an object is missing, hidden or damaged."""
+    from archiver.allocator import start_is_over
     from archiver.audit import holdtables
     from archiver.audit.render import printable
     from archiver.settings import WriterSettings, load
@@ -101,6 +102,7 @@ def _act(
     settings = load(WriterSettings)
     clock = start_run(settings)
     with stopping(clock), open_holds(settings, clock, single_writer=single_writer) as holds:
+        start_is_over()
         result = holds.act(action, call_ids, by, reason, every=every)
     if as_json:
         rows = ((one.hold, one.seal, one.gone, one.undone) for one in result.done)
@@ -124,6 +126,7 @@ def list_holds(call_ids: tuple[str, ...], as_json: bool) -> int:
 
     An id that the archive has no record of ends it with 2.
     """
+    from archiver.allocator import start_is_over
     from archiver.audit import holdtables
     from archiver.audit.holds import Ledger, have_records, standings
     from archiver.readonly import reader
@@ -133,6 +136,7 @@ def list_holds(call_ids: tuple[str, ...], as_json: bool) -> int:
     clock = start_run(settings)
     with stopping(clock):
         bucket = reader(settings, clock)
+        start_is_over()
         bucket.check_access()
         ledger = Ledger(bucket)
         found = standings(ledger.acts())

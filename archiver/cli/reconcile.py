@@ -20,6 +20,7 @@ def reconcile(start: datetime, end: datetime, as_json: bool) -> int:
     calls are gone that were perhaps not asked for: ARCHIVER_STATES and the other filters must be
     those that the archive was made with.
     """
+    from archiver.allocator import start_is_over
     from archiver.apiclient import listing
     from archiver.audit import differences
     from archiver.audit import reconcile as audit
@@ -40,6 +41,7 @@ def reconcile(start: datetime, end: datetime, as_json: bool) -> int:
         listing(settings, clock) as lister,
         auditing("reconciling") as progress,
     ):
+        start_is_over()
         bucket.check_access()
         result = audit.reconcile(lister, bucket, options, progress)
     click.echo(differences.as_json(result) if as_json else differences.as_text(result), nl=False)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import subprocess
+import sys
+
+import pytest
 
 from tests.fakes.command import Command
 
@@ -51,3 +56,35 @@ def test_a_verb_leaves_alone_what_is_for_others(command: Command) -> None:
         found = loaded(command, *arguments)
         assert {"archiver.settings", "archiver.store.bucket"} <= found
         assert found & unneeded == set(), arguments
+
+
+COLLECTOR = """
+import atexit, gc, runpy, sys
+atexit.register(lambda: print(*gc.get_threshold(), gc.get_freeze_count(), file=sys.stderr))
+runpy.run_module("archiver", run_name="__main__", alter_sys=True)
+"""
+LASTING = [
+    ["run", "--once"],
+    ["backfill", *HOUR],
+    ["backfill", *HOUR, "--dry-run"],
+    ["backfill", "--from", "2024-01-15", "--to", "2024-01-16", "--processes", "2"],
+    ["reconcile", *HOUR],
+    ["verify"],
+    ["manifest", "list", *HOUR],
+    ["hold", "list"],
+]
+
+
+@pytest.mark.parametrize("arguments", LASTING, ids=" ".join)
+def test_the_collector_rests_while_a_verb_starts_and_no_longer(
+    command: Command, arguments: list[str]
+) -> None:
+    assert command.run("init").code == 0
+    told = subprocess.run(
+        [sys.executable, "-c", COLLECTOR, *arguments],
+        cwd=command.directory, env=command.full_environment({}),
+        capture_output=True, text=True, timeout=60,
+    ).stderr  # fmt: skip
+    *threshold, frozen = map(int, told.splitlines()[-1].split())
+    assert tuple(threshold) == gc.get_threshold()
+    assert frozen > 10_000
