@@ -88,7 +88,11 @@ class LogSettings(BaseSettings):
     """What every command reads."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        defer_build=True,  # a verb reads one of the classes: the others are not worked out
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from archiver.audit.holds import Told
 from archiver.clock import SystemClock
 from archiver.errors import StoreError, UsageError
 from archiver.manifest import layout
 from archiver.model import Retention
-from archiver.pipeline.holds import Holds
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.sealing import Chain
 from archiver.pressure import Pressure
@@ -20,6 +19,9 @@ from archiver.retry import Retry
 from archiver.settings import WriterSettings
 from archiver.store.bucket import Bucket
 from archiver.store.probe import Capabilities, glance, require_safe
+
+if TYPE_CHECKING:
+    from archiver.pipeline.holds import Holds
 
 
 def writer(
@@ -64,6 +66,9 @@ def open_holds(
 ) -> Iterator[Holds]:
     """What acts on legal holds: it needs no source. Raises `UsageError` where there is no archive,
     `StoreError` where its bucket takes no holds."""
+    from archiver.audit.holds import Told
+    from archiver.pipeline.holds import Holds
+
     key, keep = settings.signing_key(), retention(settings)
     bucket = writer(settings, clock)
     bucket.check_access()

@@ -42,7 +42,16 @@ UNNEEDED: list[tuple[list[str], set[str]]] = [
     (["hold", "list"], WRITING),
     (["hold", "add", "vc_1", "--by", "w", "--reason", "w"], {"archiver.app", HTTP}),
     (["reconcile", *HOUR], {"archiver.app", "archiver.pipeline"}),
-    (["backfill", *HOUR], {"archiver.demo", "archiver.preflight", "archiver.shares"}),
+    (
+        ["backfill", *HOUR],
+        {
+            "archiver.audit.holds",
+            "archiver.demo",
+            "archiver.pipeline.holds",
+            "archiver.preflight",
+            "archiver.shares",
+        },
+    ),
 ]
 
 
