@@ -5,8 +5,8 @@ Labels come from closed sets only: no id, no host, no URL.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import cache
 from time import perf_counter
 
 from prometheus_client import (
@@ -16,7 +16,7 @@ from prometheus_client import (
     Histogram,
     disable_created_metrics,
 )
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars, reset_contextvars
 
 from archiver import __version__
 from archiver.errors import ArchiverError
@@ -103,15 +103,31 @@ BUILD_INFO = Gauge(
 BUILD_INFO.labels(__version__).set(1)
 
 
-@contextmanager
-def stage(name: str) -> Iterator[None]:
+def stage(name: str) -> AbstractContextManager[None]:
     """Time one pass through a stage, and name it in the log lines and the error it ends with."""
-    start = perf_counter()
-    try:
-        with bound_contextvars(stage=name):
-            yield
-    except ArchiverError as error:
-        error.stage = error.stage or name
-        raise
-    finally:
-        STAGE_SECONDS.labels(name).observe(perf_counter() - start)
+    return _Stage(name)
+
+
+class _Stage:
+    """A call passes eight of them. structlog's `bound_contextvars`, in a generator of ours, would
+    take nearly three times as long: it looks through all that is bound."""
+
+    __slots__ = ("_name", "_outer", "_start")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._start = perf_counter()
+        self._outer = bind_contextvars(stage=self._name)
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        reset_contextvars(**self._outer)
+        if isinstance(error, ArchiverError):
+            error.stage = error.stage or self._name
+        _seconds(self._name).observe(perf_counter() - self._start)
+
+
+@cache
+def _seconds(name: str) -> Histogram:
+    return STAGE_SECONDS.labels(name)

@@ -8,9 +8,10 @@ import urllib.request
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.contextvars import bound_contextvars, get_contextvars
 
 from archiver import metrics
-from archiver.errors import UsageError
+from archiver.errors import SourceError, UsageError
 from archiver.telemetry import Telemetry
 
 FROZEN = {
@@ -50,6 +51,22 @@ def test_a_stage_is_timed_also_when_it_fails() -> None:
     with pytest.raises(ValueError, match="x"), metrics.stage("epa"):
         raise ValueError("x")
     assert count() == before + 2
+
+
+def test_a_stage_is_named_as_long_as_it_lasts() -> None:
+    def transfer() -> None:
+        with metrics.stage("transfer"):
+            with metrics.stage("sas"):
+                assert get_contextvars() == {"call_id": "vc_1", "stage": "sas"}
+            assert get_contextvars() == {"call_id": "vc_1", "stage": "transfer"}
+            with metrics.stage("verify"):
+                raise SourceError("the innermost stage is told of")
+
+    with bound_contextvars(call_id="vc_1"):
+        with pytest.raises(SourceError) as caught:
+            transfer()
+        assert caught.value.stage == "verify"
+        assert get_contextvars() == {"call_id": "vc_1"}
 
 
 def get(port: int, path: str) -> tuple[int, str, bytes]:
