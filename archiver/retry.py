@@ -6,15 +6,14 @@ tenacity does the looping; `sleep` is the clock's, so a request to end is heard 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+import tenacity
 
 from archiver.clock import Clock
 from archiver.errors import ArchiverError
 from archiver.metrics import RETRIES
 from archiver.pressure import CROWDED_STATUS, Pressure
-
-if TYPE_CHECKING:
-    import tenacity
 
 T = TypeVar("T")
 
@@ -59,8 +58,6 @@ class Retry:
         return self._policy(stage)(again)
 
     def _policy(self, stage: str) -> tenacity.Retrying:
-        import tenacity  # not before something fails: a start would wait for it
-
         grown = tenacity.wait_exponential(
             multiplier=self._first_wait_seconds, max=self._max_wait_seconds
         ) + tenacity.wait_random(0, self._first_wait_seconds)

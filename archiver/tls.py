@@ -6,9 +6,11 @@ OpenSSL reads `SSL_CERT_FILE` and `SSL_CERT_DIR`, which is how a private root is
 from __future__ import annotations
 
 import ssl
+from functools import cache
 from pathlib import Path
 
 
+@cache
 def client_context() -> ssl.SSLContext:
     """TLS 1.2 or newer, certificate and host name verified. Safe to share among threads."""
     context = ssl.create_default_context()

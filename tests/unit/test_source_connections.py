@@ -117,7 +117,7 @@ def test_who_speaks_no_tls_is_unreachable(clock: HandClock) -> None:
 def test_a_certificate_is_checked_and_said_to_be_untrusted_once(clock: HandClock) -> None:
     authority, server = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(server)
-    trusting = client_context()
+    trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
     with Platform([a_call()], clock=clock.now, tls=server) as platform:
         client = api_client(platform, clock, tls=trusting)
