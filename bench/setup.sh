@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Puts what the speed comparison needs, and the project does not, into .cache/bench/:
+#   archiver/             the archiver with what it runs on and no more, as in its image
 #   venv/                 the peers (s5cmd, aws, requests, boto3) and py-spy, an environment apart
 #   sink, floor, timed    built from bench/c
 # Debian packages are installed only for commands that are missing. Running it again is cheap.
@@ -23,6 +24,15 @@ need /usr/include/openssl/ssl.h libssl-dev
 bench/build.sh
 
 home=.cache/bench
+locked=(requirements/runtime.txt requirements/build.txt)
+if ! cat "${locked[@]}" | cmp -s - "$home/locked.txt"; then
+  rm -rf "$home/archiver"
+  .venv/bin/python -m venv "$home/archiver"
+  pip=("$home/archiver/bin/python" -m pip --disable-pip-version-check install --quiet)
+  "${pip[@]}" --require-hashes "${locked[@]/#/-r}"
+  "${pip[@]}" --no-deps --no-build-isolation --editable .
+  cat "${locked[@]}" > "$home/locked.txt"
+fi
 if ! cmp -s bench/peers.txt "$home/peers.txt"; then
   rm -rf "$home/venv"
   .venv/bin/python -m venv "$home/venv"

@@ -21,7 +21,8 @@ from archiver.store.objects import Stored
 WAV = "audio/wav"
 PART_BYTES = 5 << 20
 """The least that S3 takes as a part: this much memory each worker has, whatever it moves."""
-HASHED_BYTES = 512 << 10
+HASHED_BYTES = 256 << 10
+"""So much is read and then hashed, while a core's cache still has it."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,11 @@ class Download:
         key = layout.beside(key, self._tag())
         upload = self._store.begin(key, content_type=WAV, retain_until=retain_until)
         try:
-            upload.part(view)
+            upload.part(view, digests.sha256)  # so far the part is the whole
             while digests.bytes < recording.info.length:
-                upload.part(view[: _fill(view, recording, digests)])
+                own = fixity.Digests()
+                count = _fill(view, recording, digests, own)
+                upload.part(view[:count], own.sha256)
             _check_digests(digests)
             return upload.complete(digests.sha256)
         except BaseException:
@@ -120,14 +123,15 @@ class Download:
             raise StoreError(f"{stored.key} reads back as other bytes: the store is unsafe")
 
 
-def _fill(view: memoryview, recording: Resumed, digests: fixity.Digests) -> int:
+def _fill(view: memoryview, recording: Resumed, *digests: fixity.Digests) -> int:
     """Read on, and hash what has come while it is at hand; how many bytes."""
     filled = 0
     while filled < len(view):
         count = recording.readinto(view[filled : filled + HASHED_BYTES])
         if not count:
             break
-        digests.update(view[filled : filled + count])
+        for each in digests:
+            each.update(view[filled : filled + count])
         filled += count
     return filled
 

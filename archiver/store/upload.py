@@ -35,10 +35,11 @@ class Upload:
         self._parts: list[dict[str, Any]] = []
         self._bytes = 0
 
-    def part(self, data: Buffer) -> None:
-        """Send the next part, with its SHA-256; sent again when its answer is lost."""
+    def part(self, data: Buffer, sha256: str | None = None) -> None:
+        """Send the next part, with its SHA-256 (hex, if it is known already); sent again when its
+        answer is lost."""
         requests, number = self._requests, len(self._parts) + 1
-        checksum = fixity.hex_to_base64(fixity.sha256_hex(data))
+        checksum = fixity.hex_to_base64(sha256 or fixity.sha256_hex(data))
 
         def once() -> str:
             answer = requests.objects.upload_part(

@@ -365,8 +365,9 @@ class MemoryUpload:
     def is_open(self) -> bool:
         return self.state == "open"
 
-    def part(self, data: Buffer) -> None:
+    def part(self, data: Buffer, sha256: str | None = None) -> None:
         self._store._say("part", self.key, "before")
+        assert sha256 in (None, sha256_hex(data))
         self._require(self.is_open, f"a part after the upload was {self.state}")
         self._require(len(data) > 0, "an empty part")
         self._parts.append(bytes(data))
