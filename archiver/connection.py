@@ -9,41 +9,20 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from archiver.fixity import Buffer
+from archiver.heads import Head, NoAnswer, parse_head
 
 CONNECT_SECONDS = 10.0
 HEAD_BYTES = 64 << 10
 """Of an answer's head, a chunk's first line, and trailers, at most."""
 RECORD_BYTES = 16 << 10
 """What a TLS record holds at most: one read gives no more."""
-_STATUS = re.compile(r"HTTP/1\.([01]) (\d{3})( .*)?", re.ASCII)
-_FIELDS = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)\r$", re.MULTILINE)
-_LENGTH = re.compile(r"\d{1,15}", re.ASCII)
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(;[^\r\n]*)?")
 _AUTHORITY = re.compile(r"([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?")
-
-Kind = Literal[
-    "invalid", "unconnected", "untrusted", "broken", "truncated", "malformed", "too_large",
-    "too_slow",
-]  # fmt: skip
-
-
-class NoAnswer(Exception):
-    """No whole answer came. The message is a few words without anything that was sent or read.
-
-    `kind`: `invalid` for a URL that cannot be asked; `unconnected` where no connection, TLS and
-    all, came about; `untrusted` for its certificate; `broken` where it was reset, fell silent or
-    ended before the body; `truncated` where it came to an orderly end within it; `malformed` for
-    what is no HTTP; `too_large` and `too_slow` for the bounds that were given.
-    """
-
-    def __init__(self, what: str, kind: Kind) -> None:
-        super().__init__(what)
-        self.kind = kind
 
 
 class Place(NamedTuple):
@@ -66,15 +45,6 @@ class Place(NamedTuple):
         port = int(match[2]) if match[2] else standard
         name = match[1] if port == standard else f"{match[1]}:{port}"
         return cls(match[1].strip("[]"), port, tls, name)
-
-
-class Head(NamedTuple):
-    """An answer's first part; `headers` by their names in small letters, repeated ones joined."""
-
-    status: int
-    headers: dict[str, str]
-    persists: bool
-    """Whether the connection goes on after the answer."""
 
 
 class Connection:
@@ -303,41 +273,6 @@ class _Pace:
         self._check()
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise NoAnswer("the answer takes too long", "too_slow")
-
-
-def parse_head(text: str) -> Head:
-    """An answer's head, without the empty line at its end. Raises `NoAnswer` (`malformed`)."""
-    first, _, rest = text.partition("\r\n")
-    status = _STATUS.fullmatch(first)
-    if status is None:
-        raise NoAnswer("no HTTP", "malformed")
-    rest = f"{rest}\r\n" if rest else ""
-    fields = _FIELDS.findall(rest)
-    if len(fields) != rest.count("\n"):
-        raise NoAnswer("a header that is none", "malformed")
-    headers = {name.lower(): value for name, value in fields}
-    if len(headers) < len(fields) or " \r" in rest or "\t\r" in rest:
-        headers = _joined(fields)
-    _check_framing(headers)
-    closes = status[1] == "0" or "close" in headers.get("connection", "").lower()
-    return Head(int(status[2]), headers, not closes)
-
-
-def _joined(fields: list[tuple[str, str]]) -> dict[str, str]:
-    """The fields, with repeated ones joined, and without the space behind them."""
-    headers: dict[str, str] = {}
-    for told, padded in fields:
-        name, value = told.lower(), padded.rstrip(" \t")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return headers
-
-
-def _check_framing(headers: Mapping[str, str]) -> None:
-    length, coding = headers.get("content-length"), headers.get("transfer-encoding")
-    if length is not None and not _LENGTH.fullmatch(length):
-        raise NoAnswer("a length that is none", "malformed")
-    if coding is not None and (coding.lower() != "chunked" or length is not None):
-        raise NoAnswer("a body whose end is not clear", "malformed")
 
 
 def _connect(place: Place, tls: ssl.SSLContext) -> socket.socket:

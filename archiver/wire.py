@@ -25,8 +25,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
-from archiver.connection import Connection, Head, NoAnswer, Place
+from archiver.connection import Connection, Place
 from archiver.fixity import Buffer
+from archiver.heads import Head, NoAnswer
 
 SILENCE_SECONDS = 30.0
 """A request on whose connection nothing moves for so long has failed."""

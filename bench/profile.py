@@ -18,7 +18,7 @@ from bench.contestants import BY_NAME, PEERS
 
 HEAPS = (
     ("imports and start-up", r"importlib|^<module> |dataclasses\.py|re/_"),
-    ("boto3: building, signing and parsing requests", r"botocore/|boto3/|uuid4 "),
+    ("S3: building, signing and reading", r"archiver/store/(direct|sigv4)\.py|botocore/|boto3/"),
     ("HTTP: the archiver's own", r"archiver/(wire|connection)\.py"),
     ("HTTP: urllib3", r"urllib3/|http/client\.py|email/"),
     ("TLS and sockets", r"\((ssl|socket|selectors)\.py"),

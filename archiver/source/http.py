@@ -23,8 +23,8 @@ import structlog
 
 from archiver import wire
 from archiver.clock import Clock
-from archiver.connection import NoAnswer
 from archiver.errors import FormatError, SourceError, SourceRefused
+from archiver.heads import NoAnswer
 from archiver.manifest import canonical
 from archiver.metrics import RETRIES
 from archiver.retry import Retry

@@ -17,8 +17,9 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from archiver.clock import Clock
-from archiver.connection import RECORD_BYTES, NoAnswer
+from archiver.connection import RECORD_BYTES
 from archiver.errors import CallError
+from archiver.heads import NoAnswer
 
 READ_BYTES = 256 << 10
 RATE_GRACE_SECONDS = 30.0

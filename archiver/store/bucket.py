@@ -26,9 +26,9 @@ from botocore.exceptions import BotoCoreError
 
 from archiver import fixity
 from archiver.clock import Clock
-from archiver.connection import NoAnswer
 from archiver.errors import KeyTaken, StoreError
 from archiver.fixity import Buffer
+from archiver.heads import NoAnswer
 from archiver.manifest import layout
 from archiver.retry import Retry
 from archiver.store.client import StoreOptions

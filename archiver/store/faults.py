@@ -6,8 +6,8 @@ import botocore.exceptions as boto
 from botocore.exceptions import ClientError
 from urllib3.exceptions import HTTPError
 
-from archiver.connection import NoAnswer
 from archiver.errors import KeyTaken, StoreError
+from archiver.heads import NoAnswer
 
 _UNREACHABLE = (
     boto.ConnectionError,

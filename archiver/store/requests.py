@@ -12,8 +12,8 @@ from urllib3.exceptions import HTTPError
 
 from archiver import fixity
 from archiver.clock import Clock
-from archiver.connection import NoAnswer
 from archiver.errors import StoreError
+from archiver.heads import NoAnswer
 from archiver.retry import Retry
 from archiver.store.client import StoreOptions, make_client, make_session
 from archiver.store.direct import Direct

@@ -21,11 +21,11 @@ from urllib.parse import unquote, urlsplit
 
 import urllib3
 
-from archiver.connection import NoAnswer
 from archiver.demo.api import ALL_SCOPES, BASE_PATH, Options, VoiceCallsApi
 from archiver.demo.calls import SimulatedCall
 from archiver.demo.sas import BlobServer, SasKey, blob_path
 from archiver.demo.wire import Reply, Request, ServerName
+from archiver.heads import NoAnswer
 from archiver.retry import Retry
 from archiver.source.auth import BearerAuth
 from archiver.source.client import VoiceCallsClient

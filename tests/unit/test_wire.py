@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from archiver import wire
-from archiver.connection import HEAD_BYTES, NoAnswer, parse_head
+from archiver.connection import HEAD_BYTES
+from archiver.heads import NoAnswer, parse_head
 from archiver.tls import client_context
 from archiver.wire import TOGETHER_BYTES, Answer, Method, Wire
 from tests.system.tcp_proxy import Proxy, reset
