@@ -1,0 +1,113 @@
+"""When the answer to a write does for a look at what was written, and when it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from archiver.app import App
+from archiver.store.bucket import Bucket
+from archiver.store.protection import Protection
+from tests.fakes.proxy import FaultProxy
+
+TOLD = {"ChecksumSHA256": "abc=", "ETag": '"e"'}
+
+
+@pytest.fixture
+def proxy(weed: Any) -> Iterator[FaultProxy]:
+    with FaultProxy(weed.endpoint_url) as made:
+        yield made
+
+
+@pytest.fixture
+def bucket(proxy: FaultProxy, open_bucket: Callable[..., Bucket]) -> Bucket:
+    """On a store that names the checksums it computed; it has proved that it does."""
+    made = open_bucket(endpoint_url=proxy.url)
+    made.believed = True
+    return made
+
+
+def heads(proxy: FaultProxy) -> int:
+    return sum(line.startswith("HEAD ") for line in proxy.seen)
+
+
+def test_a_small_write_is_believed(bucket: Bucket, proxy: FaultProxy) -> None:
+    stored = bucket.put_once("k", b"data", look=False)
+    assert heads(proxy) == 0
+    head = bucket.head("k")
+    assert head is not None
+    assert (stored.version_id, stored.size, stored.sha256) == (head.version_id, 4, head.sha256)
+
+
+def test_a_recording_is_looked_at(bucket: Bucket, proxy: FaultProxy) -> None:
+    bucket.put_once("k", b"data")
+    assert heads(proxy) == 1
+
+
+def test_nothing_is_believed_before_the_store_proved_anything(
+    proxy: FaultProxy, open_bucket: Callable[..., Bucket]
+) -> None:
+    open_bucket(endpoint_url=proxy.url).put_once("k", b"data", look=False)
+    assert heads(proxy) == 1
+
+
+def test_a_lock_is_looked_for(proxy: FaultProxy, open_bucket: Callable[..., Bucket]) -> None:
+    locking = open_bucket(endpoint_url=proxy.url, lock_mode="GOVERNANCE")
+    locking.believed = True
+    locking.put_once("k", b"data", retain_until=datetime.now(UTC) + timedelta(days=1), look=False)
+    assert heads(proxy) == 1
+
+
+def test_a_hold_is_looked_for(bucket: Bucket, proxy: FaultProxy) -> None:
+    bucket.put_once("k", b"data", held=True, look=False)
+    assert heads(proxy) == 1
+
+
+def test_what_was_there_is_looked_at(bucket: Bucket, proxy: FaultProxy) -> None:
+    bucket.put_once("k", b"data", look=False)
+    assert bucket.put_once("k", b"data", look=False).adopted
+    assert heads(proxy) >= 1
+
+
+def test_an_answer_that_tells_nothing_is_asked_again(bucket: Bucket, proxy: FaultProxy) -> None:
+    with proxy.harming("empty", "^PUT .*/k"):
+        assert bucket.put_once("k", b"data", look=False).adopted
+    assert heads(proxy) >= 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "told"),
+    [
+        ({}, TOLD, True),
+        ({}, {"ETag": '"e"'}, False),
+        ({}, {**TOLD, "ChecksumSHA256": "other"}, False),
+        ({}, {}, False),
+        ({"ServerSideEncryption": "AES256"}, TOLD, False),
+        ({"SSEKMSKeyId": "k"}, TOLD, False),
+        ({"StorageClass": "STANDARD_IA"}, TOLD, False),
+        ({"ObjectLockMode": "COMPLIANCE"}, TOLD, False),
+        ({"ObjectLockLegalHoldStatus": "ON"}, TOLD, False),
+        ({"ContentType": "application/json", "IfNoneMatch": "*"}, TOLD, True),
+    ],
+)
+def test_what_an_answer_must_say(asked: dict[str, str], answer: dict[str, str], told: bool) -> None:
+    assert Protection.is_told(answer, {"ChecksumSHA256": "abc=", **asked}) is told
+
+
+@pytest.mark.parametrize(
+    ("setting", "checksums", "believed"),
+    [("auto", True, True), ("auto", False, False), ("head", True, False), ("full", True, False)],
+)
+def test_only_a_proved_store_is_believed(setting: str, checksums: bool, believed: bool) -> None:
+    class Told:
+        pass
+
+    app, found = Told(), Told()
+    app.settings, app.bucket = Told(), Told()  # type: ignore[attr-defined]
+    app.settings.verify_writes = setting  # type: ignore[attr-defined]
+    found.checksums = checksums  # type: ignore[attr-defined]
+    App._read_back(app, found)  # type: ignore[arg-type]
+    assert app.bucket.believed is believed  # type: ignore[attr-defined]
