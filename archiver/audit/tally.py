@@ -1,0 +1,60 @@
+"""What is gathered from the records of a window."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from archiver.audit.glance import Batch
+from archiver.audit.objects import WindowFiles
+from archiver.audit.result import Counts
+from archiver.audit.told import FileRef, Told
+
+
+@dataclass
+class Tally:
+    """Of a window; a file that several of its records name counts once."""
+
+    files: WindowFiles
+    counts: Counts = field(default_factory=lambda: Counts(windows=1))
+    named: array[int] = field(default_factory=lambda: array("q"))
+    """The keys of its records, and those that they name, as `hashes`; some of them twice."""
+    covered: dict[str, datetime] = field(default_factory=dict)
+    """The latest date that the records of a segment promise, by its key."""
+    whole: bool = True
+    """Whether all of its segments are as they were sealed."""
+
+    def count(self, files: Sequence[FileRef]) -> None:
+        """Count a record, and the files that no record before it named."""
+        self.counts.records += 1
+        self.counts.files += len(files)
+        self.counts.bytes += sum(file.bytes for file in files)
+
+
+class Counting:
+    """Counts records and their files into a tally, and looks at nothing else.
+
+    Of a file a hash is kept, of what stands in the record: size, key, SHA-256, version.
+    """
+
+    def __init__(self, tally: Tally) -> None:
+        self._counts = tally.counts
+        self._seen: set[int] = set()
+
+    def take(self, line: bytes, found: Told) -> None:
+        rows = [(str(f.bytes), f.key, f.sha256, f.version_id or "") for f in found.files]
+        self._count(1, rows)
+
+    def take_batch(self, lines: Sequence[bytes], found: Batch) -> None:
+        rows = [row for kind in found.files for row in zip(*kind, strict=True) if row[1]]
+        self._count(len(lines), rows)
+
+    def _count(self, records: int, rows: Sequence[tuple[str, str, str, str]]) -> None:
+        marked = dict(zip(map(hash, rows), rows, strict=True))
+        new = marked.keys() - self._seen
+        self._seen |= new
+        self._counts.records += records
+        self._counts.files += len(new)
+        self._counts.bytes += sum([int(marked[mark][0]) for mark in new])
