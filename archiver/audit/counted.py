@@ -40,6 +40,8 @@ class CountedCalls:
         """A finding for each two windows that count the same calls."""
         shared: Counter[tuple[int, int]] = Counter()
         for calls, places in zip(self._hashes, self._places, strict=True):
+            if len(set(calls)) == len(calls):
+                continue
             for (one, first), (other, second) in pairwise(sorted(zip(calls, places, strict=True))):
                 if one == other:
                     shared[second, first] += 1

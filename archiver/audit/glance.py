@@ -120,16 +120,17 @@ def batch(lines: Sequence[bytes]) -> Batch | None:
     """What the records in lines, newlines included, tell; None where one of them is to be parsed,
     or comes out of order.
 
-    Each line has one newline, at its end, and so has each match, which begins where a line does:
-    as many matches as lines are all the lines.
+    Each match begins where a line does and ends with its newline, which is the only one in it: as
+    many matches as newlines, and nothing behind the last one, is all there is.
     """
     if max(map(len, lines)) > MAX_RECORD_BYTES:
         return None
     try:
-        rows = _RECORD.findall(b"".join(lines).decode())
+        text = b"".join(lines).decode()
     except UnicodeDecodeError:
         return None
-    if len(rows) != len(lines):
+    rows = _RECORD.findall(text)
+    if not len(rows) == len(lines) == text.count("\n") or not text.endswith("\n"):
         return None
     call_ids, *files, outcomes, keys, days, revisions, modes, untils = zip(*rows, strict=True)
     kinds = [Files(*files[at : at + 4]) for at in (0, 4, 8)]

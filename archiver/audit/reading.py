@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +28,16 @@ def take_newer(calls: dict[str, CallState], call_id: str, new: CallState) -> Non
     old = calls.get(call_id)
     if old is None or new.revision >= old.revision:
         calls[call_id] = new
+
+
+def take_all(calls: dict[str, CallState], new: Collection[tuple[str, CallState]]) -> None:
+    """`take_newer` of each; at once where no call comes twice."""
+    first = dict(new)
+    if len(first) == len(new) and calls.keys().isdisjoint(first):
+        calls |= first
+        return
+    for call_id, state in new:
+        take_newer(calls, call_id, state)
 
 
 @dataclass
@@ -95,8 +105,7 @@ class Reading:
         self._before = found.keys[-1]
         self.summary.records += len(lines)
         states = map(CallState, map(int, found.revisions), found.outcomes)
-        for call_id, state in zip(found.call_ids, states, strict=True):
-            take_newer(self.summary.calls, call_id, state)
+        take_all(self.summary.calls, list(zip(found.call_ids, states, strict=True)))
         self._companion.add_batch(lines, found)
         self._records.take_batch(lines, found)
         return True

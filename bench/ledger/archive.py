@@ -1,8 +1,8 @@
 """The archive in a real store: `material.py`'s windows, each with a seal of its own.
 
-One seal a window is what the loop writes of an archive that it keeps up with; a backfill puts up to
-64 of them in one. There are no objects below `records/` and `recordings/`: `verify --level manifest`
-does not look there.
+One seal a window is what the loop writes of an archive that it keeps up with; a backfill puts up
+to 64 of them in one. There are no objects below `records/` and `recordings/`: at level `manifest`
+an audit does not look there.
 """
 
 from __future__ import annotations
