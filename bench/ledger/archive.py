@@ -36,7 +36,7 @@ def make(windows: int, calls: int) -> int:
     with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
         made = pool.map(_window, numbers, [calls] * windows, chunksize=4)
         with ThreadPoolExecutor(UPLOADS) as uploads:
-            chain = _Chain(uploads)
+            chain = Chain(uploads)
             size = sum(chain.append(number, *one) for number, one in enumerate(made))
             chain.finish()
             return size
@@ -51,7 +51,7 @@ def _window(number: int, calls: int) -> tuple[SegmentEntry, int]:
     return entry, len(closed.data) + len(closed.companion)
 
 
-class _Chain:
+class Chain:
     """Seals in their order; their objects are written in any."""
 
     def __init__(self, uploads: ThreadPoolExecutor) -> None:
@@ -102,7 +102,9 @@ def put(key: str, data: bytes) -> str | None:
 
 @cache
 def client() -> Any:
-    return boto3.client("s3", endpoint_url=os.environ["ARCHIVER_S3_ENDPOINT_URL"])
+    # A session of its own: boto3's default one keeps the first credentials that it finds.
+    session = boto3.session.Session()
+    return session.client("s3", endpoint_url=os.environ["ARCHIVER_S3_ENDPOINT_URL"])
 
 
 def keys(prefix: str) -> Iterator[str]:

@@ -11,17 +11,15 @@ the records, is left out. Peak memory is that of the whole process.
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import IO, Any
 
 from archiver import fixity
 from archiver.clock import SystemClock
-from archiver.fixity import Buffer
 from archiver.manifest import layout, record, seal, segment
 from archiver.manifest.record import Record
 from archiver.manifest.segment import Balance, Listing
@@ -53,13 +51,13 @@ class _Null:
     def __init__(self) -> None:
         self._seals: dict[str, bytes] = {}
 
-    def put_once(self, key: str, data: Buffer | io.IOBase, **_: object) -> None:
+    def put_once(self, key: str, data: bytes | IO[bytes], **_: object) -> None:
         if isinstance(data, bytes):
             self._seals[key] = data
             return
         digests = fixity.Digests()
-        data.seek(0)  # type: ignore[union-attr]
-        while chunk := data.read(256 << 10):  # type: ignore[union-attr]
+        data.seek(0)
+        while chunk := data.read(256 << 10):
             digests.update(chunk)
 
     def read(self, key: str, *_: object, **__: object) -> bytes | None:
@@ -111,7 +109,7 @@ def _day(calls: int) -> Callable[[], None]:
     bucket, day = reader(load(StoreSettings), SystemClock()), material.START.date()
 
     def step() -> None:
-        there = RecordIndex(bucket).revisions(day)  # type: ignore[arg-type]
+        there = RecordIndex(bucket).revisions(day)
         new = [call_id for call_id in listed if layout.call_dir(call_id) not in there]
         if len(there) != calls or not new:
             raise RuntimeError(f"{len(there)} records, {len(new)} without one")
