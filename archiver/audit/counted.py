@@ -33,8 +33,9 @@ class CountedCalls:
         place = len(self._windows)
         self._windows.append(window)
         for each in calls:
-            self._hashes[each % PARTS].append(each)
-            self._places[each % PARTS].append(place)
+            part = each % PARTS
+            self._hashes[part].append(each)
+            self._places[part].append(place)
 
     def check(self, report: Callable[[str, str, str], None]) -> None:
         """A finding for each two windows that count the same calls."""

@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import date
 from functools import lru_cache
+from itertools import compress
 from operator import lt
 from typing import NamedTuple
 
@@ -87,6 +88,12 @@ class Files(NamedTuple):
     keys: Sequence[str]
     sha256s: Sequence[str]
     versions: Sequence[str]
+
+    def without_gaps(self) -> Files:
+        """Without the records that have no such file."""
+        if "" not in self.keys:
+            return self
+        return Files(*(list(compress(column, self.keys)) for column in self))
 
 
 class Batch(NamedTuple):

@@ -44,17 +44,21 @@ class Counting:
         self._seen: set[int] = set()
 
     def take(self, line: bytes, found: Told) -> None:
+        self._counts.records += 1
         rows = [(str(f.bytes), f.key, f.sha256, f.version_id or "") for f in found.files]
-        self._count(1, rows)
+        self._files(list(map(hash, rows)), [file.bytes for file in found.files])
 
     def take_batch(self, lines: Sequence[bytes], found: Batch) -> None:
-        rows = [row for kind in found.files for row in zip(*kind, strict=True) if row[1]]
-        self._count(len(lines), rows)
+        self._counts.records += len(lines)
+        for kind in found.files:
+            there = kind.without_gaps()
+            marks = list(map(hash, zip(*there, strict=True)))
+            self._files(marks, list(map(int, there.sizes)))
 
-    def _count(self, records: int, rows: Sequence[tuple[str, str, str, str]]) -> None:
-        marked = dict(zip(map(hash, rows), rows, strict=True))
-        new = marked.keys() - self._seen
-        self._seen |= new
-        self._counts.records += records
+    def _files(self, marks: Sequence[int], sizes: Sequence[int]) -> None:
+        new = dict(zip(marks, sizes, strict=True))
+        for mark in self._seen.intersection(new):
+            del new[mark]
+        self._seen.update(new)
         self._counts.files += len(new)
-        self._counts.bytes += sum([int(marked[mark][0]) for mark in new])
+        self._counts.bytes += sum(new.values())
