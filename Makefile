@@ -139,6 +139,11 @@ bench: $(VENV)/.dev-installed ## the speed comparison of bench/README.md; ARGS="
 	bench/setup.sh
 	$(CLEAN_ENV) $(BIN)/python -m bench $(if $(ARGS),$(ARGS),--write)
 
+.PHONY: bench-ledger
+bench-ledger: $(VENV)/.dev-installed ## what the ledger costs: verify, sealing, a large day; needs gcc
+	bench/build.sh
+	$(CLEAN_ENV) $(BIN)/python -m bench.ledger $(if $(ARGS),$(ARGS),--write)
+
 .PHONY: contract-rgw
 contract-rgw: $(VENV)/.dev-installed ## the store's contract, and locks, on Ceph RGW (may apt-get)
 	tests/system/ceph-setup.sh

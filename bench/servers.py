@@ -135,8 +135,9 @@ class SeaweedFS:
 
     bucket = "bench"
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, object_lock: bool = False) -> None:
         (home / "weed").mkdir()
+        self._object_lock = object_lock
         self._weed = Weed(home / "weed")
 
     def __enter__(self) -> Self:
@@ -144,7 +145,7 @@ class SeaweedFS:
         self.url = self._weed.endpoint_url
         self.port = int(self.url.rpartition(":")[2])
         self.secrets = (self._weed.access_key, self._weed.secret_key)
-        self._weed.create_bucket(self.bucket, object_lock=False)
+        self._weed.create_bucket(self.bucket, object_lock=self._object_lock)
         return self
 
     def __exit__(self, *_: object) -> None:

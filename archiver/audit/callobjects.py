@@ -18,7 +18,8 @@ from archiver.audit.everyversion import EveryVersion
 from archiver.audit.parallel import ordered
 from archiver.audit.reader import Reader
 from archiver.audit.recorddays import record_day, record_days
-from archiver.audit.segments import MAX_RECORD_BYTES, is_held_object, parse_record
+from archiver.audit.segments import is_held_object
+from archiver.audit.told import MAX_RECORD_BYTES, parse_record
 from archiver.errors import FormatError, StoreError
 from archiver.manifest import layout
 from archiver.manifest.event import Hold, ObjectRef

@@ -33,13 +33,16 @@ class CountedCalls:
         place = len(self._windows)
         self._windows.append(window)
         for each in calls:
-            self._hashes[each % PARTS].append(each)
-            self._places[each % PARTS].append(place)
+            part = each % PARTS
+            self._hashes[part].append(each)
+            self._places[part].append(place)
 
     def check(self, report: Callable[[str, str, str], None]) -> None:
         """A finding for each two windows that count the same calls."""
         shared: Counter[tuple[int, int]] = Counter()
         for calls, places in zip(self._hashes, self._places, strict=True):
+            if len(set(calls)) == len(calls):
+                continue
             for (one, first), (other, second) in pairwise(sorted(zip(calls, places, strict=True))):
                 if one == other:
                     shared[second, first] += 1

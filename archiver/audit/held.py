@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator
 
 from archiver.audit.chain import MAX_SEAL_BYTES
 from archiver.audit.gate import Gate
+from archiver.audit.lines import lines_of
 from archiver.audit.reader import Head
-from archiver.audit.segments import MAX_SEGMENT_BYTES, Events, is_events, is_held_object, lines_of
+from archiver.audit.segments import MAX_SEGMENT_BYTES, Events, is_events, is_held_object
 from archiver.errors import FormatError
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Hold, ObjectRef

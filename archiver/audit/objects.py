@@ -18,23 +18,12 @@ from archiver.audit.gate import Gate
 from archiver.audit.held import HoldCheck
 from archiver.audit.parallel import Backlog
 from archiver.audit.reader import Head
-from archiver.audit.segments import MAX_RECORD_BYTES, is_file_entry, is_file_key
+from archiver.audit.told import MAX_RECORD_BYTES, FileRef, Told
 from archiver.manifest.event import ObjectRef
-from archiver.manifest.record import Record
 from archiver.model import format_time, parse_time
 
 MODES = ("GOVERNANCE", "COMPLIANCE")
 """Weakest first."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileRef:
-    """A file as a record names it."""
-
-    key: str
-    version_id: str | None
-    bytes: int
-    sha256: str
 
 
 class Sample:
@@ -97,7 +86,7 @@ class ObjectCheck:
         self._hash_files = hash_files
         self._sample = sample
 
-    def add(self, line: bytes, found: Record, named: Named) -> None:
+    def add(self, line: bytes, found: Told, named: Named) -> None:
         """Have a record and what it names checked; waits while too much is under way."""
         promise, call_id, add = named.promise, found.call_id, self._backlog.add
         add(lambda: self._record(found.key, line, promise, call_id))
@@ -232,14 +221,11 @@ class WindowFiles:
         self._now = now
         self._promises: dict[int, Promise | None] = {}
 
-    def take(self, found: Record) -> Named:
+    def take(self, found: Told) -> Named:
         """Malformed files are left out, because that was reported."""
-        promise = _promise(found.document.get("retention"), self._now)
-        named = Named(promise)
-        for file in found.document["files"]:
-            if is_file_key(found, file) and is_file_entry(file):
-                one = FileRef(file["key"], file.get("version_id"), file["bytes"], file["sha256"])
-                self._take(one, named)
+        named = Named(_promise(found.retention, self._now))
+        for file in found.files:
+            self._take(file, named)
         return named
 
     def _take(self, file: FileRef, named: Named) -> None:

@@ -20,11 +20,13 @@ from itertools import groupby
 from typing import IO, Any
 
 from archiver.audit.holds import Standing, object_document
+from archiver.audit.lines import lines_of
 from archiver.audit.parallel import ordered
 from archiver.audit.reader import Reader
 from archiver.audit.recorddays import record_day, record_days
 from archiver.audit.sealed import SealedSegments
-from archiver.audit.segments import MAX_RECORD_BYTES, lines_of, parse_record, read_window
+from archiver.audit.segments import read_window
+from archiver.audit.told import MAX_RECORD_BYTES, parse_record
 from archiver.errors import FormatError
 from archiver.manifest import canonical, layout
 from archiver.manifest.event import ObjectRef

@@ -12,7 +12,7 @@ from datetime import date
 
 from archiver.audit.parallel import ordered
 from archiver.audit.reader import Reader
-from archiver.audit.segments import MAX_RECORD_BYTES, parse_record
+from archiver.audit.told import MAX_RECORD_BYTES, parse_record
 from archiver.errors import FormatError
 from archiver.manifest import layout
 from archiver.manifest.record import Record

@@ -15,8 +15,10 @@ from itertools import groupby
 from typing import IO, Any
 
 from archiver.audit import filters
+from archiver.audit.lines import lines_of
 from archiver.audit.sealed import SealedSegments
-from archiver.audit.segments import lines_of, parse_record, read_window
+from archiver.audit.segments import read_window
+from archiver.audit.told import parse_record
 from archiver.errors import FormatError, UsageError
 from archiver.manifest import canonical
 from archiver.manifest.layout import SegmentName

@@ -19,7 +19,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Literal, Protocol
@@ -29,6 +29,7 @@ from archiver.audit.chain import ChainCheck, ChainView, KnownHead, Sealed
 from archiver.audit.counted import CountedCalls, hashes
 from archiver.audit.findings import Findings
 from archiver.audit.gate import Gate
+from archiver.audit.glance import Batch
 from archiver.audit.held import HoldCheck
 from archiver.audit.objects import (
     Hashed,
@@ -40,12 +41,13 @@ from archiver.audit.parallel import Backlog, ordered
 from archiver.audit.reader import Reader
 from archiver.audit.result import Counts, Report
 from archiver.audit.segments import SegmentCheck, is_events, segment_name
+from archiver.audit.tally import Counting, Tally
+from archiver.audit.told import Told
 from archiver.audit.unnamed import NamedKeys, Unnamed
 from archiver.audit.windows import Span, WindowState, check_spans
 from archiver.errors import FormatError, UsageError
 from archiver.manifest import layout
 from archiver.manifest.layout import SegmentName
-from archiver.manifest.record import Record
 from archiver.manifest.signing import PublicKey
 from archiver.model import format_time
 
@@ -124,28 +126,25 @@ class _Window:
     segments: Sequence[tuple[SegmentName, Sealed]]
 
 
-@dataclass
-class _Tally:
-    """What is gathered from the records of a window."""
-
-    files: WindowFiles
-    counts: Counts = field(default_factory=lambda: Counts(windows=1))
-    named: array[int] = field(default_factory=lambda: array("q"))
-    """The keys of its records, and those that they name, as `hashes`; some of them twice."""
-    covered: dict[str, datetime] = field(default_factory=dict)
-    """The latest date that the records of a segment promise, by its key."""
-    whole: bool = True
-    """Whether all of its segments are as they were sealed."""
-
-
 @dataclass(frozen=True)
 class _Read:
     """What came of a window."""
 
-    tally: _Tally
+    tally: Tally
     span: Span
     counted: array[int]
     """The calls that its newest revision counts, as `hashes`."""
+
+
+class _Looking:
+    """Has each record looked at."""
+
+    def __init__(self, take: Callable[[bytes, Told], None]) -> None:
+        self.take = take
+
+    def take_batch(self, lines: Sequence[bytes], found: Batch) -> None:
+        for line, told in zip(lines, found.told(), strict=True):
+            self.take(line, told)
 
 
 class _Audit:
@@ -281,10 +280,12 @@ class _Audit:
     def _window(self, window: _Window, check: SegmentCheck, chain_is_whole: bool) -> _Read:
         """Read all revisions of a window, in order."""
         state = WindowState(self._findings.add, chain_is_whole)
-        tally, end = _Tally(WindowFiles(self._now)), None
+        tally, end = Tally(WindowFiles(self._now)), None
+        counting = Counting(tally)
         for name, sealed in window.segments:
-            on_record = partial(self._record, tally, name.jsonl)
-            summary = check.window_segment(sealed, name, on_record)
+            looking = _Looking(partial(self._record, tally, name.jsonl))
+            records = counting if self._options.level == "manifest" else looking
+            summary = check.window_segment(sealed, name, records)
             tally.whole = tally.whole and summary is not None and summary.is_whole
             if summary is None:
                 state.lose()
@@ -298,23 +299,18 @@ class _Audit:
         span = Span(window.start, end, seq, window.segments[0][0].jsonl)
         return _Read(tally, span, hashes(state.listed))
 
-    def _record(self, tally: _Tally, segment: str, line: bytes, found: Record) -> None:
+    def _record(self, tally: Tally, segment: str, line: bytes, found: Told) -> None:
         """Count a record of a segment, and have it and its files checked."""
-        named, counts = tally.files.take(found), tally.counts
+        named = tally.files.take(found)
         files = named.files
-        counts.records += 1
-        counts.files += len(files)
-        counts.bytes += sum(file.bytes for file in files)
-        if self._options.level == "manifest":
-            return
+        tally.count(files)
         self._days.update(key.split("/")[1] for key in (found.key, *(f.key for f in files)))
         self._objects.add(line, found, named)
         if named.promise is not None:
             until = named.promise.until
             tally.covered[segment] = max(until, tally.covered.get(segment, until))
         if self._seeks_unnamed:
-            told = (file["key"] for file in found.document["files"])
-            tally.named.extend(hashes([found.key, *told]))
+            tally.named.extend(hashes([found.key, *(file.key for file in found.named)]))
 
     def _covering(self, segment: str, until: datetime) -> None:
         """Have a segment's lock checked, and of what lies beside it."""

@@ -15,7 +15,7 @@ from datetime import datetime
 from itertools import pairwise
 
 from archiver.audit.chain import Advance
-from archiver.audit.segments import CallState, Summary, take_newer
+from archiver.audit.reading import CallState, Summary, take_all
 from archiver.manifest.record import OUTCOMES
 from archiver.manifest.segment import ids_sha256
 from archiver.model import Window, format_time
@@ -55,8 +55,7 @@ class WindowState:
                 detail = f"revision {self._revision} is in no seal"
                 self.report("window_revision", summary.name.jsonl, detail)
             self._revision, self._sound = summary.name.revision, False
-        for call_id, new in summary.calls.items():
-            take_newer(self.calls, call_id, new)
+        take_all(self.calls, summary.calls.items())
         self._sound = self._sound and summary.intact
         self.listed = frozenset()
         self._line(summary)

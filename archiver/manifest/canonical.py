@@ -30,10 +30,7 @@ def dump(document: Any) -> bytes:
     Raises `FormatError` for what has no such form: NaN, infinities, lone surrogates.
     """
     try:
-        text = json.dumps(
-            document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-        )
-        return text.encode("utf-8") + b"\n"
+        return _ENCODER.encode(document).encode("utf-8") + b"\n"
     except (ValueError, RecursionError) as error:
         raise FormatError(f"not representable as JSON: {type(error).__name__}") from None
 
@@ -42,12 +39,7 @@ def load(data: bytes) -> Any:
     """Parse one JSON document strictly; raises `FormatError` and never shows what it read."""
     _check_depth(data)
     try:
-        document = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_no_duplicates,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-        )
+        document = _DECODER.decode(data.decode("utf-8"))
         if _SURROGATE.search(data):
             dump(document)  # an escaped half of a pair has no UTF-8 form
         return document
@@ -91,3 +83,12 @@ def _finite(text: str) -> float:
     if math.isinf(number):
         raise FormatError("JSON number out of range")
     return number
+
+
+# Made once: `json.loads` and `json.dumps` make theirs anew each time they are told anything.
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite
+)

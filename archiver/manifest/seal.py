@@ -43,18 +43,17 @@ class SegmentEntry:
 def describe(key: str, lines: Iterable[bytes], *, window_lines: int = 1) -> SegmentEntry:
     """The entry for a segment, whose lines are asked for once, each with its newline; event
     segments have no window line."""
-    digest, size, count = hashlib.sha256(), 0, 0
+    digest, size = hashlib.sha256(), 0
 
     def leaves() -> Iterator[bytes]:
-        nonlocal size, count
+        nonlocal size
         for line in lines:
             digest.update(line)
             size += len(line)
-            count += 1
             yield line[:-1]
 
-    root = merkle.root(leaves()).hex()
-    return SegmentEntry(key, size, count - window_lines, root, digest.hexdigest())
+    root, count = merkle.root_and_size(leaves())
+    return SegmentEntry(key, size, count - window_lines, root.hex(), digest.hexdigest())
 
 
 @dataclass(frozen=True)

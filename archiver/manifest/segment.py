@@ -26,10 +26,8 @@ from archiver.model import Window, format_second, format_time, parse_time
 
 def ids_sha256(ids: Iterable[str]) -> str:
     """Hex SHA-256 of the sorted ids, each followed by a newline."""
-    digest = hashlib.sha256()
-    for call_id in sorted(ids):
-        digest.update(call_id.encode("utf-8", "surrogatepass") + b"\n")
-    return digest.hexdigest()
+    rows = "".join([f"{call_id}\n" for call_id in sorted(ids)])
+    return hashlib.sha256(rows.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import pytest
 
 from archiver.audit.chain import KnownHead
 from archiver.audit.counted import CountedCalls, hashes
-from archiver.audit.objects import FileRef, Sample
+from archiver.audit.objects import Sample
+from archiver.audit.told import FileRef
 from archiver.audit.verify import Options, read_public_key, verify
 from archiver.errors import StoreError, UsageError
 from archiver.manifest import layout, record

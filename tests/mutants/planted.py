@@ -358,4 +358,18 @@ BUGS = (
         '        if False:\n            self._report("segment_mismatch"',
         "tests/audit/test_damage.py",
     ),
+    Bug(
+        "a glance takes files of other calls for a call's own",
+        "audit/glance.py",
+        "/(?P=call)/{kind}",
+        "/[A-Za-z0-9_-]++/{kind}",
+        "tests/audit/test_glance.py",
+    ),
+    Bug(
+        "a glance overlooks a line that it does not know",
+        "audit/glance.py",
+        "if len(rows) != len(lines):",
+        "if not rows:",
+        "tests/audit/test_glance.py",
+    ),
 )

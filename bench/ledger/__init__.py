@@ -1,0 +1,1 @@
+"""What the ledger costs: reading it all (`verify`), closing a large window, knowing a large day."""
