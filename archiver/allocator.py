@@ -14,7 +14,9 @@ from typing import Any
 
 _M_ARENA_MAX = -8
 
-_USUAL = gc.get_threshold()
+_UNDER_WAY = (10_000, 10, 10)
+"""Objects made, and rounds, before the collector looks: little of what comes and goes here is in
+cycles, and records by the million make it look too often."""
 _MORE_THAN_A_START_MAKES = 1_000_000
 """Objects. With no bound at all, a verb that forgot to say that it is under way would grow."""
 
@@ -38,7 +40,7 @@ def start_is_over() -> None:
     """What was made until now stays: the collector need not look at it again and again, and what
     making it took besides is given back."""
     gc.freeze()
-    gc.set_threshold(*_USUAL)
+    gc.set_threshold(*_UNDER_WAY)
     give_back()
 
 

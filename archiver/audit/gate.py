@@ -81,9 +81,15 @@ class Gate:
         detail = "there is none" if version_id is None else "not in the version that is recorded"
         return self._tell(key, missing, lambda: self.reader.head(key, version_id), detail)
 
-    def spool(self, key: str, limit: int, missing: str | None) -> Spooled | None:
+    def spool(
+        self, key: str, limit: int, missing: str | None, *, hashed: bool = True
+    ) -> Spooled | None:
         """An object of any size up to `limit`, in bounded memory. The caller closes its file."""
-        return self._tell(key, missing, lambda: spool(self.reader, key, limit), "there is none")
+
+        def ask() -> Spooled | None:
+            return spool(self.reader, key, limit, hashed=hashed)
+
+        return self._tell(key, missing, ask, "there is none")
 
     def sha256(self, key: str, version_id: str | None, size: int, missing: str) -> str | None:
         """Hex digest of an object's bytes; of more than `size` bytes, a digest of nothing real."""
@@ -147,8 +153,9 @@ class Gate:
             raise error
 
 
-def spool(reader: Reader, key: str, limit: int) -> Spooled | None:
-    """Read an object to our side; None where there is none, `TooLarge` beyond `limit` bytes."""
+def spool(reader: Reader, key: str, limit: int, *, hashed: bool = True) -> Spooled | None:
+    """Read an object to our side; None where there is none, `TooLarge` beyond `limit` bytes. Its
+    digest is that of nothing unless it is to be `hashed`."""
     chunks = reader.stream(key)
     if chunks is None:
         return None
@@ -156,7 +163,8 @@ def spool(reader: Reader, key: str, limit: int) -> Spooled | None:
     file = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - the caller closes it
     try:
         for chunk in _limited(chunks, limit):
-            sha256.update(chunk)
+            if hashed:
+                sha256.update(chunk)
             size += len(chunk)
             file.write(chunk)
     except BaseException:

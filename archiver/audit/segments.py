@@ -173,7 +173,7 @@ class SegmentCheck:
 
     def _companion(self, segment_key: str, expected: Companion, records_known: bool) -> None:
         key = layout.companion_key(segment_key)
-        spooled = self._gate.spool(key, MAX_SEGMENT_BYTES, "companion_missing")
+        spooled = self._gate.spool(key, MAX_SEGMENT_BYTES, "companion_missing", hashed=False)
         if spooled is None:
             return
         with spooled.file:

@@ -222,10 +222,18 @@ class Body:
         self._inflow = inflow
 
     def iter_chunks(self, size: int) -> Iterator[bytes]:
-        """Chunks of `size` at most. Raises `NoAnswer` for a body that was cut short."""
+        """Chunks of `size`, but for the last one: who takes them has work with each. Raises
+        `NoAnswer` for a body that was cut short."""
         buffer = memoryview(bytearray(size))
-        while count := self._inflow.readinto(buffer):
-            yield bytes(buffer[:count])
+        filled = count = self._inflow.readinto(buffer)
+        while count:
+            if filled == size:
+                yield bytes(buffer)
+                filled = 0
+            count = self._inflow.readinto(buffer[filled:])
+            filled += count
+        if filled:
+            yield bytes(buffer[:filled])
 
     def close(self) -> None:
         self._inflow.close()
