@@ -174,7 +174,8 @@ class Bucket:
                 raise StoreError("the store says that a listing goes on, but not where")
 
     def _page(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        call = getattr(self.requests.s3, method)
+        client = self.requests.objects if method == "list_objects_v2" else self.requests.s3
+        call = getattr(client, method)
         operation = self.requests.s3.meta.method_to_api_mapping[method]
 
         def once() -> dict[str, Any]:

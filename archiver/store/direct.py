@@ -1,9 +1,9 @@
 """The requests that bring objects into the archive and out, without boto3's way there.
 
-`put_object`, `head_object`, `upload_part` and `get_object` take what boto3's client takes, answer
-what it answers and raise what it raises (`NoAnswer` where none came), for a tenth of its CPU time
-(docs/adr/0013-direct-requests.md). They are signed with botocore's credentials, which may change,
-and go over `wire.py`.
+`put_object`, `head_object`, `upload_part`, `get_object` and `list_objects_v2` take what boto3's
+client takes, answer what it answers and raise what it raises (`NoAnswer` where none came), for a
+tenth of its CPU time (docs/adr/0013-direct-requests.md). They are signed with botocore's
+credentials, which may change, and go over `wire.py`.
 
 - The SHA-256 that each write announces is the only one that is computed: over TLS the body is not
   signed besides, without TLS the same digest signs it.
@@ -33,12 +33,16 @@ from botocore.utils import get_environ_proxies
 from archiver import fixity
 from archiver.fixity import Buffer
 from archiver.model import format_second
+from archiver.store import listing
 from archiver.store.client import READ_TIMEOUT_SECONDS, USER_AGENT, StoreOptions, parse_time
 from archiver.store.sigv4 import UNSIGNED, Credentials, signed_headers
 from archiver.tls import trusting
 from archiver.wire import Answer, Inflow, Method, Wire
 
 MAX_ANSWER_BYTES = 64 << 10
+MAX_PAGE_BYTES = 16 << 20
+"""A page of a listing: 1,000 keys of up to 3 kB each, as they are encoded."""
+_NO_HEADERS: Mapping[str, str] = {}
 _NOTHING = fixity.sha256_hex(b"")
 _PLAIN = re.compile(r"[A-Za-z0-9_./=-]*", re.ASCII)
 _CODE = re.compile(rb"<Code>\s*([A-Za-z0-9.]{1,64})\s*</Code>")
@@ -119,18 +123,27 @@ class Direct:
         """`Body` has `iter_chunks` and `close`, as botocore's."""
         place = self._where()
         if place is not None:
-            url, headers = self._signed(place, "GET", arguments, None)
-            inflow = place.wire.open(url, headers)
+            inflow = place.wire.open(*self._signed(place, "GET", *_object(place, arguments)))
             if inflow.status < 300 and "content-length" in inflow.headers:
                 return {**_told(inflow.headers), "Body": Body(inflow)}
             if inflow.status < 300:
                 inflow.close()  # in chunks, which are rare, and boto3 knows
             else:
                 said = inflow.rest(MAX_ANSWER_BYTES)
-                code = _code(Answer(inflow.status, inflow.headers, said))
-                if not _leads_elsewhere("GET", inflow.status, code):
-                    raise _refusal("get_object", inflow.status, code)
+                _check("get_object", "GET", Answer(inflow.status, inflow.headers, said))
         return dict(self._client.get_object(**arguments))
+
+    def list_objects_v2(self, **arguments: Any) -> dict[str, Any]:
+        """What `listing.parse_page` makes of the page."""
+        place = self._where()
+        if place is not None:
+            path = place.path.rstrip("/") or "/"
+            url, headers = self._signed(place, "GET", path, listing.query_of(arguments))
+            answer = place.wire.ask("GET", url, headers, max_bytes=MAX_PAGE_BYTES)
+            if answer.status < 300:
+                return listing.parse_page(answer.body)
+            _check("list_objects_v2", "GET", answer)
+        return dict(self._client.list_objects_v2(**arguments))
 
     def _ask(
         self,
@@ -141,47 +154,42 @@ class Direct:
     ) -> dict[str, Any]:
         place = self._where()
         if place is not None:
-            answer = self._send(place, method, arguments, body)
+            signed = self._signed(
+                place, method, *_object(place, arguments), _payload(place, arguments, body)
+            )
+            answer = place.wire.ask(method, *signed, body, max_bytes=MAX_ANSWER_BYTES)
             if answer.status < 300:
                 return _told(answer.headers)
-            code = _code(answer)
-            if not _leads_elsewhere(method, answer.status, code):
-                raise _refusal(name, answer.status, code)
+            _check(name, method, answer)
         more = {} if body is None else {"Body": bytes(body)}
         return dict(getattr(self._client, name)(**arguments, **more))
 
-    def _send(
+    def _signed(
         self,
         place: _Place,
-        method: Literal["HEAD", "PUT"],
-        arguments: Mapping[str, Any],
-        body: Buffer | None,
-    ) -> Answer:
-        url, headers = self._signed(place, method, arguments, body)
-        return place.wire.ask(method, url, headers, body, max_bytes=MAX_ANSWER_BYTES)
-
-    def _signed(
-        self, place: _Place, method: Method, arguments: Mapping[str, Any], body: Buffer | None
+        method: Method,
+        path: str,
+        query: str,
+        headers: Mapping[str, str] = _NO_HEADERS,
+        payload: str = _NOTHING,
     ) -> tuple[str, dict[str, str]]:
         """Where to send what headers."""
-        path = place.path + _encoded(arguments["Key"])
-        query = _query(arguments)
         credentials = self._session.get_credentials()
         if credentials is None:
             raise NoCredentialsError
-        headers = signed_headers(
+        found = signed_headers(
             method,
             place.host,
             path,
             query,
-            _headers(arguments),
-            payload=_payload(place, arguments, body),
+            headers,
+            payload=payload,
             credentials=cast("Credentials", credentials.get_frozen_credentials()),
             region=place.region,
             now=datetime.now(UTC),
         )
-        headers["user-agent"] = USER_AGENT
-        return f"{place.origin}{path}?{query}" if query else place.origin + path, headers
+        found["user-agent"] = USER_AGENT
+        return f"{place.origin}{path}?{query}" if query else place.origin + path, found
 
     def _where(self) -> _Place | None:
         """None where boto3 is to ask."""
@@ -202,7 +210,7 @@ class Direct:
         if len(scope) < 5 or scope[-2] != "s3" or proxies:
             return None
         tls = told.scheme == "https"
-        # A signature leaves out a port that goes without saying; so does libcurl.
+        # A signature leaves out a port that goes without saying; so does `Place`.
         host = told.netloc.removesuffix(":443" if tls else ":80")
         wire = Wire(self._trust(), silence_seconds=READ_TIMEOUT_SECONDS)
         return _Place(host, told.path.removesuffix("x"), scope[-3], tls, wire)
@@ -242,6 +250,18 @@ class Body:
 def _encoded(key: str) -> str:
     """A key as a path. Nearly all are made of what `layout.py` uses, for which this is faster."""
     return key.replace("=", "%3D") if _PLAIN.fullmatch(key) else quote(key, safe="/~")
+
+
+def _object(place: _Place, arguments: Mapping[str, Any]) -> tuple[str, str, dict[str, str]]:
+    """Path, query and headers of what is asked of an object."""
+    return place.path + _encoded(arguments["Key"]), _query(arguments), _headers(arguments)
+
+
+def _check(name: str, method: str, answer: Answer) -> None:
+    """Raise the refusal, unless boto3 may know better."""
+    code = _code(answer)
+    if not _leads_elsewhere(method, answer.status, code):
+        raise _refusal(name, answer.status, code)
 
 
 def _headers(arguments: Mapping[str, Any]) -> dict[str, str]:

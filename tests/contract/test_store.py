@@ -190,14 +190,21 @@ def short_pages(bucket: Bucket, count: int) -> Iterator[list[str]]:
         asked.append(model.name)
         params["MaxKeys"] = count
 
-    names = [f"provide-client-params.s3.{name}" for name in ("ListObjectsV2", "ListObjectVersions")]
-    for name in names:
-        events.register(name, shorten)
+    class Short:
+        """Asks for short pages past boto3."""
+
+        def list_objects_v2(self, **arguments: Any) -> dict[str, Any]:
+            asked.append("ListObjectsV2")
+            return objects.list_objects_v2(**arguments, MaxKeys=count)
+
+    name, objects = "provide-client-params.s3.ListObjectVersions", bucket.requests.objects
+    events.register(name, shorten)
+    bucket.requests.objects = Short()
     try:
         yield asked
     finally:
-        for name in names:
-            events.unregister(name, shorten)
+        events.unregister(name, shorten)
+        bucket.requests.objects = objects
 
 
 def test_listings_go_on_beyond_a_page(bucket: Bucket, known: Known) -> None:
@@ -210,6 +217,17 @@ def test_listings_go_on_beyond_a_page(bucket: Bucket, known: Known) -> None:
         assert after == set(keys[10:])
         if known.locked:
             assert sorted(version.key for version in bucket.versions("many/")) == keys
+
+
+def test_any_key_is_listed_as_boto3_lists_it(bucket: Bucket, known: Known) -> None:
+    requests = bucket.requests
+    for key in ("many/plain", "many/dt=1 +%20&<>\"'é", "many/%2F+a", "many/\u4e2d\U0001f44b"):
+        requests.s3.put_object(**requests.at(key), Body=key.encode())
+    whole = requests.prefix + "many/"
+    page = requests.s3.list_objects_v2(Bucket=requests.options.bucket, Prefix=whole)
+    theirs = {(item["Key"], item["Size"]) for item in page["Contents"]}
+    assert len(theirs) == 4
+    assert {(requests.prefix + one.key, one.size) for one in bucket.list("many/")} == theirs
 
 
 @pytest.mark.parametrize("store", STORES[:1])
