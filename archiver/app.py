@@ -47,7 +47,7 @@ def recordings(settings: Settings, clock: SystemClock) -> RecordingClient:
     return RecordingClient(
         settings.recording_hosts,
         clock,
-        Wire(client_context()),
+        Wire(client_context(), check=clock.check),
         allow_http=settings.allow_http,
         max_bytes=settings.max_recording_bytes,
         min_bytes_per_second=settings.min_rate,
@@ -106,7 +106,7 @@ class App:
     def _read_back(self, found: Capabilities) -> None:
         wanted = {"full": True, "head": False, "auto": not found.checksums}
         self.bucket.read_back = wanted[self.settings.verify_writes]
-        self.bucket.believed = self.settings.verify_writes == "auto" and found.checksums
+        self.bucket.believed = self.settings.verify_writes == "auto" and found.whole_checksums
 
     def _abort_orphans(self) -> None:
         """Uploads of a process that was killed take room, and are paid for, until they are."""

@@ -19,9 +19,16 @@ from archiver.heads import Head, NoAnswer, parse_head
 CONNECT_SECONDS = 10.0
 HEAD_BYTES = 64 << 10
 """Of an answer's head, a chunk's first line, and trailers, at most."""
+PIECE_BYTES = 512 << 10
+"""Of a body that goes out, at a time."""
+LEAST_BYTES_PER_SECOND = 16 << 10
+"""A body that is taken more slowly has failed."""
 RECORD_BYTES = 16 << 10
 """What a TLS record holds at most: one read gives no more."""
+_UNCHECKED_SECONDS = 1.0
+"""So long a stream may go on before its reader has a look."""
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(;[^\r\n]*)?")
+_MAX_PORT = 65535
 _AUTHORITY = re.compile(r"([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?")
 
 
@@ -43,15 +50,31 @@ class Place(NamedTuple):
         tls = scheme == "https"
         standard = 443 if tls else 80
         port = int(match[2]) if match[2] else standard
+        if port > _MAX_PORT:
+            raise NoAnswer("no URL that can be asked", "invalid")
         name = match[1] if port == standard else f"{match[1]}:{port}"
         return cls(match[1].strip("[]"), port, tls, name)
+
+
+class Pace:
+    """How long an answer may take from now on; who may end it."""
+
+    def __init__(self, seconds: float, check: Callable[[], None]) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._check = check
+
+    def keep(self) -> None:
+        """Once for each piece that comes. Raises `NoAnswer`, and what `check` raises."""
+        self._check()
+        if time.monotonic() > self._deadline:
+            raise NoAnswer("the answer takes too long", "too_slow")
 
 
 class Connection:
     """To one place. One thread uses it at a time, for one request after the other."""
 
-    def __init__(self, place: Place, tls: ssl.SSLContext, silence_seconds: float) -> None:
-        """Connect. Raises `NoAnswer`."""
+    def __init__(self, place: Place, tls: ssl.SSLContext | None, silence_seconds: float) -> None:
+        """Connect; without `tls`, to no place that has it. Raises `NoAnswer`."""
         self.place = place
         self.idle_since = math.inf
         self.was_dead = False
@@ -65,13 +88,17 @@ class Connection:
         self._persists = True
         self._silent = True  # since the last request
         self._failure: NoAnswer | None = None
+        self._pace = Pace(0.0, lambda: None)
 
     def close(self) -> None:
         self._persists = False
         self._socket.close()
 
     def is_quiet(self) -> bool:
-        """Whether nothing has come since the last answer, not even the end."""
+        """Whether nothing has come since the last answer, not even the end. What has, is no answer
+        to a request that was not sent yet (RFC 9112, section 6.3)."""
+        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+            return False
         waiting = select.poll()
         waiting.register(self._socket, select.POLLIN)
         return not waiting.poll(0)
@@ -87,50 +114,62 @@ class Connection:
         """Send a head, and a body that is not in it already."""
         self._silent = True
         try:
-            sent = self._socket.send(request)  # nearly always all of it, and at less cost
-            if sent < len(request):
-                self._socket.sendall(request[sent:])
+            self._send(memoryview(request))
             if body is not None:
-                self._socket.sendall(body)
+                self._send(memoryview(body))
         except TimeoutError:
             raise NoAnswer("timeout", "broken") from None
         except OSError:
             return  # who ends a request early may have said why
 
+    def _send(self, data: memoryview) -> None:
+        """All of it, a piece at a time: a timeout is one per piece."""
+        end = time.monotonic() + CONNECT_SECONDS + len(data) / LEAST_BYTES_PER_SECOND
+        at = 0
+        while at < len(data):
+            at += self._socket.send(data[at : at + PIECE_BYTES])
+            if time.monotonic() > end and at < len(data):
+                raise NoAnswer("the request is taken too slowly", "broken")
+
     # --- in
 
-    def head(self) -> Head:
+    def head(self, pace: Pace) -> Head:
         """The next answer's, interim ones passed by. Raises `NoAnswer`."""
+        self._pace, left = pace, HEAD_BYTES
         while True:
             text = self._until(b"\r\n\r\n", "the answer's head broke off")
-            found = parse_head(text.decode("latin-1"))
+            found, left = parse_head(text.decode("latin-1")), left - len(text)
             if found.status >= 200:
                 break
+            if left < 0:
+                raise NoAnswer("interim answers without an end", "malformed")
         length = found.headers.get("content-length")
         self._left = None if length is None else int(length)
         self._persists = found.persists
         return found
 
-    def body(
-        self,
-        head: Head,
-        method: str,
-        max_bytes: int,
-        deadline: float | None,
-        check: Callable[[], None],
-    ) -> bytes:
-        """All of an answer's body. Raises `NoAnswer`, and what `check` raises."""
-        pace, found = _Pace(deadline, check), b""
+    def body(self, head: Head, method: str, max_bytes: int) -> bytes:
+        """All of an answer's body; of a refusal that has too much to say, nothing. Raises
+        `NoAnswer`."""
+        try:
+            return self._body(head, method, max_bytes)
+        except NoAnswer as error:
+            if error.kind != "too_large" or head.status < 300:
+                raise
+            return b""  # what is not read to its end is not used again
+
+    def _body(self, head: Head, method: str, max_bytes: int) -> bytes:
+        found = b""
         if method == "HEAD" or head.status in (204, 304):
             pass
         elif "transfer-encoding" in head.headers:
-            found = self._chunks(max_bytes, pace)
+            found = self._chunks(max_bytes)
         elif self._left is None:
-            return self._to_the_end(max_bytes, pace)
+            return self._to_the_end(max_bytes)
         elif self._left > max_bytes:
             raise NoAnswer("the answer is too large", "too_large")
         else:
-            found = self._exactly(self._left, pace)
+            found = self._exactly(self._left)
         self._left = 0
         return found
 
@@ -152,9 +191,9 @@ class Connection:
         return count
 
     def _stream(self, view: memoryview) -> int:
-        filled, count = 0, RECORD_BYTES
+        filled, count, end = 0, RECORD_BYTES, time.monotonic() + _UNCHECKED_SECONDS
         try:
-            while count >= RECORD_BYTES and filled < len(view):
+            while count >= RECORD_BYTES and filled < len(view) and time.monotonic() < end:
                 count = self._receive(view[filled:])
                 filled += count
         except NoAnswer as error:
@@ -163,7 +202,7 @@ class Connection:
                 raise
         return filled
 
-    def _exactly(self, count: int, pace: _Pace) -> bytes:
+    def _exactly(self, count: int) -> bytes:
         if count <= self._end - self._at:
             return bytes(self._taken(count))
         found = bytearray(count)
@@ -171,24 +210,24 @@ class Connection:
         filled = self._end - self._at
         view[:filled] = self._taken(filled)
         while filled < count:
-            pace.keep()
+            self._pace.keep()
             filled += self._receive(view[filled:])
         return bytes(found)
 
-    def _to_the_end(self, max_bytes: int, pace: _Pace) -> bytes:
+    def _to_the_end(self, max_bytes: int) -> bytes:
         """What ends with the connection: it may have been cut, which its reader has to see."""
         found = bytearray(self._taken(self._end - self._at))
-        while self._fill(at_end=False):
-            pace.keep()
+        while self._fill():
+            self._pace.keep()
             found += self._taken(self._end - self._at)
             if len(found) > max_bytes:
                 raise NoAnswer("the answer is too large", "too_large")
         return bytes(found)
 
-    def _chunks(self, max_bytes: int, pace: _Pace) -> bytes:
+    def _chunks(self, max_bytes: int) -> bytes:
         found = bytearray()
         while True:
-            pace.keep()
+            self._pace.keep()
             match = _CHUNK.fullmatch(self._until(b"\r\n", "the answer broke off"))
             if match is None:
                 raise NoAnswer("a chunk without its size", "malformed")
@@ -198,7 +237,7 @@ class Connection:
             if not size:
                 self._trailers()
                 return bytes(found)
-            found += self._exactly(size, pace)
+            found += self._exactly(size)
             if self._until(b"\r\n", "the answer broke off"):
                 raise NoAnswer("a chunk of another size", "malformed")
 
@@ -216,15 +255,16 @@ class Connection:
             searched = max(self._at, self._end - len(mark) + 1) - self._at
             if self._end - self._at >= HEAD_BYTES:
                 raise NoAnswer("a head without an end", "malformed")
-            if not self._fill(at_end=True):
+            if not self._fill():
                 self.was_dead = self._silent
                 raise NoAnswer("no answer" if self._silent else broken, "broken")
+            self._pace.keep()
             searched += self._at
         text = bytes(self._buffer[self._at : found])
         self._at = found + len(mark)
         return text
 
-    def _fill(self, *, at_end: bool) -> int:
+    def _fill(self) -> int:
         """Read more into the buffer: how many bytes, 0 at the connection's end."""
         if self._at == self._end:
             self._at = self._end = 0
@@ -262,20 +302,7 @@ class Connection:
         return count
 
 
-class _Pace:
-    """How long an answer may take; who may end it."""
-
-    def __init__(self, deadline: float | None, check: Callable[[], None]) -> None:
-        self._deadline = deadline
-        self._check = check
-
-    def keep(self) -> None:
-        self._check()
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            raise NoAnswer("the answer takes too long", "too_slow")
-
-
-def _connect(place: Place, tls: ssl.SSLContext) -> socket.socket:
+def _connect(place: Place, tls: ssl.SSLContext | None) -> socket.socket:
     try:
         made = socket.create_connection((place.host, place.port), CONNECT_SECONDS)
     except UnicodeError:
@@ -283,7 +310,7 @@ def _connect(place: Place, tls: ssl.SSLContext) -> socket.socket:
     except OSError as error:
         raise NoAnswer(_words(error), "unconnected") from None
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if not place.tls:
+    if not place.tls or tls is None:
         return made
     try:
         return tls.wrap_socket(made, server_hostname=place.host)
@@ -299,4 +326,4 @@ def _connect(place: Place, tls: ssl.SSLContext) -> socket.socket:
 def _words(error: OSError) -> str:
     if isinstance(error, socket.gaierror):
         return "the host's name is not known"
-    return "timeout" if isinstance(error, TimeoutError) else "connection refused"
+    return "timeout" if isinstance(error, TimeoutError) else (error.strerror or "no way there")

@@ -162,7 +162,8 @@ class SourceSettings(StoreSettings):
 
     def _check_api(self) -> str | None:
         url = _split_url(self.api_base_url)
-        if url is None or url.query or url.fragment or url.username:
+        plain = _is_one_ascii_line(self.api_base_url) and " " not in self.api_base_url
+        if url is None or not plain or url.query or url.fragment or url.username:
             return "ARCHIVER_API_BASE_URL: takes a URL such as https://api.example.com/api/v1"
         if url.scheme == "http" and not self.allow_http:
             return "ARCHIVER_API_BASE_URL: must be https (ARCHIVER_ALLOW_HTTP is for tests)"
@@ -220,6 +221,8 @@ class WriterSettings(StoreSettings):
     def _check_lock(self) -> WriterSettings:
         if self.object_lock_mode != "none" and self.retention_days is None:
             raise ValueError("ARCHIVER_RETENTION_DAYS: must be set with ARCHIVER_OBJECT_LOCK_MODE")
+        if self.sse_kms_key_id is not None and not _is_one_ascii_line(self.sse_kms_key_id):
+            raise ValueError("ARCHIVER_SSE_KMS_KEY_ID: takes one line of ASCII, an id or an ARN")
         return self
 
     def signing_key(self) -> SigningKey:

@@ -25,18 +25,21 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
-from archiver.connection import Connection, Place
+from archiver.connection import Connection, Pace, Place
 from archiver.fixity import Buffer
 from archiver.heads import Head, NoAnswer
 
 SILENCE_SECONDS = 30.0
 """A request on whose connection nothing moves for so long has failed."""
+ANSWER_SECONDS = 120.0
+"""So long after a request was sent its answer is all there, or its head where more is read as it is
+wanted."""
 IDLE_SECONDS = 30.0
 TOGETHER_BYTES = 64 << 10
 """A body up to this size goes out in one piece with its head."""
 
 Method = Literal["GET", "HEAD", "PUT"]
-_URL = re.compile(r"(https?)://([^/?#]+)(/[^#]*|\?[^#]*)?", re.ASCII)
+_URL = re.compile(r"((?i:https?))://([^/?#]+)(/[^#]*|\?[^#]*)?", re.ASCII)
 
 
 class Answer(NamedTuple):
@@ -52,12 +55,13 @@ class Wire:
 
     def __init__(
         self,
-        tls: ssl.SSLContext,
+        tls: ssl.SSLContext | None,
         *,
         silence_seconds: float = SILENCE_SECONDS,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """`check` is called for each piece of an answer: what it raises ends the request."""
+        """Without `tls`, for plain HTTP alone. `check` is called for each piece of an answer: what
+        it raises ends the request."""
         self._tls = tls
         self._silence_seconds = silence_seconds
         self._check = check
@@ -76,16 +80,16 @@ class Wire:
         body: Buffer | None = None,
         *,
         max_bytes: int,
-        seconds: float | None = None,
+        seconds: float = ANSWER_SECONDS,
     ) -> Answer:
-        """One request and its whole answer, of `max_bytes` at most, within `seconds`.
+        """One request and its whole answer, of `max_bytes` at most, within `seconds` of its being
+        sent. Of a refusal (status 300 and above) that is larger, the body is left out.
 
         Raises `NoAnswer`, and what `check` raises.
         """
-        deadline = None if seconds is None else time.monotonic() + seconds
-        connection, head = self._send(method, url, headers, body)
+        connection, head = self._send(method, url, headers, body, seconds)
         try:
-            found = connection.body(head, method, max_bytes, deadline, self._check)
+            found = connection.body(head, method, max_bytes)
         except BaseException:
             connection.close()
             raise
@@ -94,36 +98,42 @@ class Wire:
 
     def open(self, url: str, headers: Mapping[str, str]) -> Inflow:
         """GET; returns once the answer's head has come. Raises `NoAnswer`."""
-        connection, head = self._send("GET", url, headers, None)
+        connection, head = self._send("GET", url, headers, None, ANSWER_SECONDS)
         return Inflow(connection, head, self._keep)
 
     def _send(
-        self, method: Method, url: str, headers: Mapping[str, str], body: Buffer | None
+        self,
+        method: Method,
+        url: str,
+        headers: Mapping[str, str],
+        body: Buffer | None,
+        seconds: float,
     ) -> tuple[Connection, Head]:
         """The connection on which an answer's head has come."""
         place, target = _place(url)
         request = _request(method, target, place, headers, body)
-        kept = self._take(place, idempotent=method != "PUT")
+        kept = self._take(place)
         if kept is not None:
             try:
-                return kept, self._exchange(kept, request, body)
+                return kept, self._exchange(kept, request, body, seconds)
             except NoAnswer:
                 if method == "PUT" or not kept.was_dead:
                     raise
         connection = Connection(place, self._tls, self._silence_seconds)
-        return connection, self._exchange(connection, request, body)
+        return connection, self._exchange(connection, request, body, seconds)
 
-    def _exchange(self, connection: Connection, request: bytes, body: Buffer | None) -> Head:
+    def _exchange(
+        self, connection: Connection, request: bytes, body: Buffer | None, seconds: float
+    ) -> Head:
         try:
             connection.send(request, body if body and len(body) > TOGETHER_BYTES else None)
-            return connection.head()
+            return connection.head(Pace(seconds, self._check))
         except BaseException:
             connection.close()
             raise
 
-    def _take(self, place: Place, *, idempotent: bool) -> Connection | None:
-        """A kept connection, if there is a good one. Whether it was ended meanwhile is only asked
-        where that matters."""
+    def _take(self, place: Place) -> Connection | None:
+        """A kept connection, if there is a good one."""
         kept = self._kept.get(place)
         while kept:
             try:
@@ -131,7 +141,7 @@ class Wire:
             except IndexError:
                 break
             fresh = time.monotonic() - connection.idle_since < IDLE_SECONDS
-            if fresh and (idempotent or connection.is_quiet()):
+            if fresh and connection.is_quiet():
                 return connection
             connection.close()
         return None
@@ -170,7 +180,7 @@ class Inflow:
         if connection is None:
             return b""
         try:
-            return connection.body(self._head, "GET", max_bytes, None, lambda: None)
+            return connection.body(self._head, "GET", max_bytes)
         finally:
             self.close()
 
@@ -192,7 +202,7 @@ def _place(url: str) -> tuple[Place, str]:
     match = _URL.fullmatch(url)
     if match is None or not url.isprintable() or " " in url:
         raise NoAnswer("no URL that can be asked", "invalid")
-    scheme, authority, target = match[1], match[2].lower(), match[3] or "/"
+    scheme, authority, target = match[1].lower(), match[2].lower(), match[3] or "/"
     return Place.of(scheme, authority), target if target[0] == "/" else f"/{target}"
 
 
@@ -206,7 +216,8 @@ def _request(
     lines += [f"{name}: {value}" for name, value in headers.items()]
     if body is not None:
         lines.append(f"Content-Length: {len(body)}")
-    if not "".join(lines).isprintable():
-        raise ValueError("a header with a control character")
-    head = "\r\n".join((*lines, "\r\n")).encode("latin-1")
+    text = "\r\n".join((*lines, "\r\n"))
+    if not text.isascii() or not "".join(lines).isprintable():
+        raise NoAnswer("a header or URL with characters that cannot be sent", "invalid")
+    head = text.encode()
     return head + body if body and len(body) <= TOGETHER_BYTES else head

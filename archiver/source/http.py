@@ -53,7 +53,7 @@ class Http(Protocol):
         headers: Mapping[str, str],
         *,
         max_bytes: int,
-        seconds: float | None = None,
+        seconds: float = ...,
     ) -> wire.Answer: ...
 
     def close(self) -> None: ...
@@ -193,7 +193,10 @@ class JsonApi:
         No connection is an outage of the source; one that breaks off later may be one call's.
         """
         if error.kind == "invalid":
-            return SourceError("ARCHIVER_API_BASE_URL is not a URL that can be asked")
+            return SourceError(
+                "ARCHIVER_API_BASE_URL is not a URL that can be asked, or the credentials are none "
+                f"that can be sent ({error})"
+            )
         if error.kind == "untrusted":
             return SourceError(
                 f"the source's TLS certificate is not trusted ({error}): set SSL_CERT_FILE to "

@@ -142,7 +142,7 @@ class RecordingClient:
             raise refused from None
         if parts.scheme not in self._schemes or not _HOST.fullmatch(authority):
             raise refused
-        # What libcurl would read otherwise is not sent: it gets these very parts.
+        # Two parsers must find the same host: `wire.py` takes what comes up to the first `/`.
         if not url.lower().startswith(f"{parts.scheme}://{authority}") or "#" in url:
             raise refused
         default = ":443" if parts.scheme == "https" else ":80"
@@ -179,6 +179,8 @@ def _unanswered(error: NoAnswer) -> CallError:
         return CallError(
             "the blob store's TLS certificate is not trusted", reason="source_unavailable"
         )
+    if error.kind == "invalid":
+        return CallError("the recording URL cannot be asked", reason="url_not_allowed")
     if error.kind == "malformed":
         return CallError("the blob store answers no HTTP", reason="bad_response", status=200)
     return CallError(

@@ -19,6 +19,7 @@ import re
 import ssl
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,7 @@ from botocore.utils import get_environ_proxies
 
 from archiver import fixity
 from archiver.fixity import Buffer
+from archiver.heads import NoAnswer
 from archiver.model import format_second
 from archiver.store import listing
 from archiver.store.client import READ_TIMEOUT_SECONDS, USER_AGENT, StoreOptions, parse_time
@@ -212,7 +214,7 @@ class Direct:
         tls = told.scheme == "https"
         # A signature leaves out a port that goes without saying; so does `Place`.
         host = told.netloc.removesuffix(":443" if tls else ":80")
-        wire = Wire(self._trust(), silence_seconds=READ_TIMEOUT_SECONDS)
+        wire = Wire(self._trust() if tls else None, silence_seconds=READ_TIMEOUT_SECONDS)
         return _Place(host, told.path.removesuffix("x"), scope[-3], tls, wire)
 
     def _trust(self) -> ssl.SSLContext:
@@ -220,7 +222,10 @@ class Direct:
         told = self._session.get_config_variable("ca_bundle") or os.environ.get(
             "REQUESTS_CA_BUNDLE"
         )
-        return trusting(Path(str(told or get_cert_path(True))))
+        try:
+            return trusting(Path(str(told or get_cert_path(True))))
+        except OSError:  # as what is no certificate, too
+            raise NoAnswer("its roots cannot be read", "untrusted") from None
 
 
 class Body:
@@ -293,7 +298,10 @@ def _told(headers: Mapping[str, str]) -> dict[str, Any]:
         name: headers[header] for name, header in _ANSWERED.items() if header in headers
     }
     if "ObjectLockRetainUntilDate" in found:
-        found["ObjectLockRetainUntilDate"] = parse_time(found["ObjectLockRetainUntilDate"])
+        with suppress(ValueError):
+            found["ObjectLockRetainUntilDate"] = parse_time(found["ObjectLockRetainUntilDate"])
+        if isinstance(found["ObjectLockRetainUntilDate"], str):
+            del found["ObjectLockRetainUntilDate"]  # no date, no lock that one could rely on
     if (length := headers.get("content-length", "")).isdecimal():
         found["ContentLength"] = int(length)
     return found

@@ -46,6 +46,8 @@ class Capabilities:
     object_lock: bool | None
     """The bucket has it."""
     versioning: bool | None
+    whole_checksums: bool = False
+    """A wrong SHA-256 of a whole object was refused: else we may not have been let try."""
     create_once_racers: int = 0
     """How many raced; to create the object, or where it was there, to overwrite it."""
     create_once_race_winners: int | None = None
@@ -74,8 +76,10 @@ def glance(bucket: Bucket, proved: Mapping[str, Any]) -> Capabilities:
         # The first may find the object gone, and create it.
         _refuses_overwrite(trial) or _refuses_overwrite(trial)
     )
+    checksums = proved.get("checksums") is not False and trial.refuses_wrong_part()
     return Capabilities(
-        checksums=proved.get("checksums") is not False and trial.refuses_wrong_part(),
+        checksums=checksums,
+        whole_checksums=checksums and proved.get("whole_checksums") is True,
         create_once=refuses,
         object_lock=None,
         versioning=None,
@@ -89,9 +93,11 @@ def probe(bucket: Bucket) -> Capabilities:
     settings that each object is to be written with."""
     trial = Trial(bucket)
     raced = _create_once(trial)
+    checksums, whole = _checksums(trial)
     found = Capabilities(
         **raced,
-        checksums=_checksums(trial),
+        checksums=checksums,
+        whole_checksums=whole,
         object_lock=unless_denied(bucket.has_object_lock),
         versioning=unless_denied(bucket.is_versioned),
         clock_skew_seconds=trial.clock_skew_seconds(),
@@ -171,12 +177,14 @@ def _refuses_overwrite(trial: Trial) -> bool:
     return is_taken(lambda: trial.put(IfNoneMatch="*"))
 
 
-def _checksums(trial: Trial) -> bool:
-    """A store that takes wrong parts would keep a wrong object: it is not sent one. Where a policy
-    of the bucket refuses whatever is not create-once, the part's answer must do."""
+def _checksums(trial: Trial) -> tuple[bool, bool]:
+    """Whether what is wrong is refused, and whether that is known of whole objects too. A store
+    that takes wrong parts would keep a wrong object: it is not sent one. Where a policy of the
+    bucket refuses whatever is not create-once, the part's answer must do."""
     if not trial.refuses_wrong_part():
-        return False
-    return unless_denied(trial.refuses_wrong_put) is not False
+        return False, False
+    whole = unless_denied(trial.refuses_wrong_put)
+    return whole is not False, whole is True
 
 
 # --- multipart uploads and Object Lock

@@ -38,7 +38,7 @@ class Requests:
         session = make_session() if client is None or isinstance(client, BaseClient) else None
         self.s3 = client or make_client(options, session)
         self.objects = Direct(self.s3, session, options) if session else self.s3
-        """As `s3`, for `put_object`, `head_object` and `upload_part`: what is asked most."""
+        """As `s3`, for what is asked most."""
 
     def at(self, key: str, version_id: str | None = None) -> dict[str, Any]:
         """Where an object lies, as boto3 takes it."""
@@ -105,6 +105,8 @@ def _head(answer: dict[str, Any]) -> Head:
     # Of an upload in parts a store has a checksum of checksums; not every one says so.
     if answer.get("ChecksumType") == "COMPOSITE" or "-" in (checksum or "") or "-" in etag:
         checksum = None
+    if "ContentLength" not in answer:
+        raise StoreError("the store tells no size", retryable=True, reason="odd")
     return Head(
         size=answer["ContentLength"],
         version_id=answer.get("VersionId"),

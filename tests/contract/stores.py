@@ -43,7 +43,8 @@ def _proved(**differs: bool | int | None) -> Capabilities:
         "lock_at_multipart": True,
         "legal_hold": True,
     }
-    return Capabilities(**{**best, **differs})  # type: ignore[arg-type]
+    found = {**best, **differs}
+    return Capabilities(**found, whole_checksums=bool(found["checksums"]))  # type: ignore[arg-type]
 
 
 _PLAIN: dict[str, bool | int | None] = {

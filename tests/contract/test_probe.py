@@ -289,6 +289,7 @@ def test_a_glance_believes_no_more_than_was_proved(bucket: Bucket, known: Known)
     versions = left(bucket)
     found = glance(bucket, first.document())
     assert (found.checksums, found.create_once) == (first.checksums, first.create_once)
+    assert found.whole_checksums == first.whole_checksums
     assert (found.lock_holds is False) == (first.lock_holds is False)
     assert left(bucket) == versions, "a glance leaves nothing new"
     doubted = {"checksums": False, "create_once": False, "lock_holds": False}
@@ -300,6 +301,7 @@ def test_a_glance_sees_what_has_changed_for_the_worse(bucket: Bucket, known: Kno
     """The archive was begun on a better store than this, and its probe object is gone."""
     found = glance(bucket, {"checksums": True, "create_once": True})
     assert found.checksums == known.proved.checksums
+    assert not found.whole_checksums, "that was proved by nobody"
     assert found.create_once == known.proved.create_once
     left(bucket)
 

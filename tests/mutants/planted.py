@@ -62,7 +62,7 @@ BUGS = (
     Bug(
         "a store is believed that proved nothing",
         "app.py",
-        'self.bucket.believed = self.settings.verify_writes == "auto" and found.checksums',
+        'self.bucket.believed = self.settings.verify_writes == "auto" and found.whole_checksums',
         "self.bucket.believed = True",
         "tests/unit/test_believed.py",
     ),

@@ -111,13 +111,14 @@ class SimWriter(Writer):
         if not self.chain.open():
             found_archive(
                 self.chain, bucket, world.key.public, self.process.clock,  # type: ignore[arg-type]
-                capabilities={"create_once": True, "checksums": True}, pages=PAGES,
+                capabilities={"create_once": True, "checksums": True, "whole_checksums": True},
+                pages=PAGES,
                 watermark=world.watermark, retention=world.retention,
             )  # fmt: skip
             return
         found = glance(bucket, self.chain.genesis().document["store"])
         require_safe(found, single_writer=False)
         bucket.create_once, bucket.read_back = found.create_once, not found.checksums
-        bucket.believed = found.checksums
+        bucket.believed = found.whole_checksums
         with suppress(StoreError):
             bucket.abort_uploads(layout.RECORDINGS, world.clock.now() - DAY)

@@ -108,6 +108,6 @@ def test_only_a_proved_store_is_believed(setting: str, checksums: bool, believed
     app, found = Told(), Told()
     app.settings, app.bucket = Told(), Told()  # type: ignore[attr-defined]
     app.settings.verify_writes = setting  # type: ignore[attr-defined]
-    found.checksums = checksums  # type: ignore[attr-defined]
+    found.checksums, found.whole_checksums = True, checksums  # type: ignore[attr-defined]
     App._read_back(app, found)  # type: ignore[arg-type]
     assert app.bucket.believed is believed  # type: ignore[attr-defined]
