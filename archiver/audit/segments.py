@@ -1,14 +1,15 @@
 """One sealed segment: against its seal, its companion and its pointer, and line by line.
 
-A segment is spooled once and read twice (tree, lines), some lines at a time: of a window's records
-nothing is kept but `CallState`s, of events only who is held.
+A segment is spooled once and gone through twice (tree, lines), some lines at a time: of a window's
+records nothing is kept but `CallState`s, of events only who is held.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -25,6 +26,8 @@ from archiver.manifest.layout import SegmentName
 from archiver.model import DAY, Window, parse_time
 
 MAX_SEGMENT_BYTES = 1 << 30
+KEPT_BYTES = 8 << 20
+"""Lines of a segment up to this size stay in memory while it is checked."""
 _WITHOUT_NEWLINE = itemgetter(slice(None, -1))
 
 
@@ -78,9 +81,10 @@ class SegmentCheck:
             companion = Companion(sealed.entry.sha256, name.jsonl)
             reading = Reading(summary, companion, records, self._report)
             with self._at_work:
-                lines = self._against_seal(sealed, spooled, window_lines=1)
+                blocks = _Blocks(spooled)
+                lines = self._against_seal(sealed, spooled, blocks, window_lines=1)
                 if lines is not None:
-                    self._lines(spooled, lines, reading)
+                    self._lines(blocks, lines, reading)
             summary.intact = summary.intact and lines is not None
             self._companion(name.jsonl, companion, summary.is_whole)
             return summary
@@ -95,7 +99,7 @@ class SegmentCheck:
         with spooled.file:
             self._companion(key, Companion(sealed.entry.sha256, key), records_known=True)
             found.whole = _is_as_sealed(sealed, spooled)
-            lines = self._against_seal(sealed, spooled, window_lines=0)
+            lines = self._against_seal(sealed, spooled, _Blocks(spooled), window_lines=0)
             if lines is None:
                 return Events(whole=False)
             found.count = lines
@@ -120,14 +124,17 @@ class SegmentCheck:
 
     # --- against the seal
 
-    def _against_seal(self, sealed: Sealed, spooled: Spooled, window_lines: int) -> int | None:
+    def _against_seal(
+        self, sealed: Sealed, spooled: Spooled, blocks: Iterable[list[bytes]], window_lines: int
+    ) -> int | None:
         """Compare with the seal's entry; the number of lines, None where lines cannot be told."""
         entry, key = sealed.entry, sealed.entry.key
         same = _is_as_sealed(sealed, spooled)
         if not same:
             self._report("segment_mismatch", key, f"{spooled.bytes} bytes, {spooled.sha256}")
         try:
-            root, count = merkle.root_and_size(map(_WITHOUT_NEWLINE, lines_of(spooled.file)))
+            entries = map(_WITHOUT_NEWLINE, chain.from_iterable(blocks))
+            root, count = merkle.root_and_size(entries)
         except FormatError as error:
             self._report("segment_invalid", key, str(error))
             return None
@@ -145,11 +152,10 @@ class SegmentCheck:
 
     # --- line by line
 
-    def _lines(self, spooled: Spooled, count: int, reading: Reading) -> None:
+    def _lines(self, blocks: Iterable[list[bytes]], count: int, reading: Reading) -> None:
         """All lines but the last one are records."""
-        spooled.file.seek(0)
         number = 0
-        for lines in blocks_of(spooled.file):
+        for lines in blocks:
             reading.take(lines[: count - 1 - number], number + 1)
             number += len(lines)
             if number == count:
@@ -179,6 +185,25 @@ class SegmentCheck:
         with spooled.file:
             if not expected.equals(spooled.file, records_known):
                 self._report("companion_mismatch", key)
+
+
+class _Blocks:
+    """The lines of a segment, some at a time, as often as they are wanted. Most segments are small,
+    and their lines are kept: to find them again takes as long as to hash them."""
+
+    def __init__(self, spooled: Spooled) -> None:
+        self._spooled = spooled
+        self._kept: list[list[bytes]] = []
+
+    def __iter__(self) -> Iterator[list[bytes]]:
+        """Raises `FormatError` for a line too long, or cut off."""
+        if not self._kept and self._spooled.bytes <= KEPT_BYTES:
+            self._spooled.file.seek(0)
+            self._kept = list(blocks_of(self._spooled.file))
+        if self._kept:
+            return iter(self._kept)
+        self._spooled.file.seek(0)
+        return blocks_of(self._spooled.file)
 
 
 def is_held_object(call_id: str, one: ObjectRef) -> bool:
