@@ -303,6 +303,8 @@ class Connection:
 
 
 def _connect(place: Place, tls: ssl.SSLContext | None) -> socket.socket:
+    if place.tls and tls is None:
+        raise NoAnswer("nobody said whom to trust", "untrusted")
     try:
         made = socket.create_connection((place.host, place.port), CONNECT_SECONDS)
     except UnicodeError:
@@ -310,7 +312,7 @@ def _connect(place: Place, tls: ssl.SSLContext | None) -> socket.socket:
     except OSError as error:
         raise NoAnswer(_words(error), "unconnected") from None
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if not place.tls or tls is None:
+    if tls is None or not place.tls:
         return made
     try:
         return tls.wrap_socket(made, server_hostname=place.host)

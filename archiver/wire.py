@@ -11,8 +11,9 @@ fixed here, for everybody:
   folded lines, two lengths, a length beside chunks (RFC 9112, sections 5 and 6).
 - A PUT is sent once: who wants that asks again. GET and HEAD are sent once more where a kept
   connection turns out to be dead before it brought anything.
-- A connection that has lain idle is not used again: what stands between may have forgotten it
-  without a word, and nobody would know before the timeout.
+- A kept connection is not used again once anything has come on it: that is no answer to a request
+  which was not sent yet. Neither is one that has lain idle: what stands between may have forgotten
+  it without a word, and nobody would know before the timeout.
 """
 
 from __future__ import annotations

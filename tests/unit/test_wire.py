@@ -177,6 +177,12 @@ def test_an_answer_that_came_before_its_request_is_none(
     http.close()
 
 
+def test_without_trust_nothing_goes_to_a_place_with_tls() -> None:
+    with Scripted([WHOLE]) as server, pytest.raises(NoAnswer) as caught:
+        Wire(None).ask("GET", f"https://{server.address}/", {}, max_bytes=9)
+    assert (caught.value.kind, server.connections) == ("untrusted", 0)
+
+
 def test_over_tls_too(tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
     http, body = Wire(tls[1]), bytes(range(256)) * 9000
     answer = OK + b"Content-Length: %d\r\n\r\n" % len(body) + body
