@@ -6,6 +6,7 @@ import time
 from datetime import UTC, datetime
 from typing import Protocol
 
+from archiver import hub
 from archiver.errors import ArchiverError
 
 
@@ -54,7 +55,7 @@ class SystemClock:
     def sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while not self._stopped and (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, LONGEST_NAP_SECONDS))
+            hub.sleep(min(left, LONGEST_NAP_SECONDS))
         self.check()
 
     def check(self) -> None:

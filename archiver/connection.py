@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
+from archiver import hub
 from archiver.fixity import Buffer
 from archiver.heads import Head, NoAnswer, parse_head
 
@@ -27,6 +28,11 @@ RECORD_BYTES = 16 << 10
 """What a TLS record holds at most: one read gives no more."""
 _UNCHECKED_SECONDS = 1.0
 """So long a stream may go on before its reader has a look."""
+_NOT_YET = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError)
+_EVENTS: dict[type[OSError], int] = {
+    ssl.SSLWantReadError: select.POLLIN,
+    ssl.SSLWantWriteError: select.POLLOUT,
+}
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(;[^\r\n]*)?")
 _MAX_PORT = 65535
 _AUTHORITY = re.compile(r"([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?")
@@ -79,8 +85,12 @@ class Connection:
         self.idle_since = math.inf
         self.was_dead = False
         """Whether the connection's end was all that came after the last request."""
-        self._socket = _connect(place, tls)
-        self._socket.settimeout(silence_seconds)
+        self._socket = hub.offload(_connect, place, tls)
+        self._socket.setblocking(False)
+        self._silence_seconds = silence_seconds
+        self._wanted = select.POLLIN
+        self._quiet = select.poll()
+        self._quiet.register(self._socket, select.POLLIN)
         self._buffer = bytearray(16 << 10)
         self._at = self._end = 0  # of what was read into `_buffer` and not yet taken
         self._left: int | None = 0
@@ -99,9 +109,7 @@ class Connection:
         to a request that was not sent yet (RFC 9112, section 6.3)."""
         if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
             return False
-        waiting = select.poll()
-        waiting.register(self._socket, select.POLLIN)
-        return not waiting.poll(0)
+        return not self._quiet.poll(0)
 
     @property
     def is_reusable(self) -> bool:
@@ -117,8 +125,6 @@ class Connection:
             self._send(memoryview(request))
             if body is not None:
                 self._send(memoryview(body))
-        except TimeoutError:
-            raise NoAnswer("timeout", "broken") from None
         except OSError:
             return  # who ends a request early may have said why
 
@@ -127,7 +133,10 @@ class Connection:
         end = time.monotonic() + CONNECT_SECONDS + len(data) / LEAST_BYTES_PER_SECOND
         at = 0
         while at < len(data):
-            at += self._socket.send(data[at : at + PIECE_BYTES])
+            try:
+                at += self._socket.send(data[at : at + PIECE_BYTES])
+            except _NOT_YET as error:
+                self._wait(_EVENTS.get(type(error), select.POLLOUT))
             if time.monotonic() > end and at < len(data):
                 raise NoAnswer("the request is taken too slowly", "broken")
 
@@ -136,6 +145,8 @@ class Connection:
     def head(self, pace: Pace) -> Head:
         """The next answer's, interim ones passed by. Raises `NoAnswer`."""
         self._pace, left = pace, HEAD_BYTES
+        if self._at == self._end:
+            self._wait(select.POLLIN)  # a look would find nothing yet, and that costs more
         while True:
             text = self._until(b"\r\n\r\n", "the answer's head broke off")
             found, left = parse_head(text.decode("latin-1")), left - len(text)
@@ -182,6 +193,8 @@ class Connection:
         if left is None:
             raise NoAnswer("an answer without a length", "malformed")
         wanted = min(left, len(view))
+        if not wanted:
+            return 0
         if self._at < self._end:
             count = min(wanted, self._end - self._at)
             view[:count] = self._taken(count)
@@ -191,15 +204,16 @@ class Connection:
         return count
 
     def _stream(self, view: memoryview) -> int:
-        filled, count, end = 0, RECORD_BYTES, time.monotonic() + _UNCHECKED_SECONDS
+        end = time.monotonic() + _UNCHECKED_SECONDS
+        filled = self._receive(view)
         try:
-            while count >= RECORD_BYTES and filled < len(view) and time.monotonic() < end:
-                count = self._receive(view[filled:])
-                filled += count
+            while filled < len(view) and time.monotonic() < end:
+                count = self._there(view[filled:])
+                if count is None:
+                    break
+                filled += self._some(count)
         except NoAnswer as error:
             self._failure = error
-            if not filled:
-                raise
         return filled
 
     def _exactly(self, count: int) -> bytes:
@@ -284,22 +298,36 @@ class Connection:
         return self._buffer[start : self._at]
 
     def _receive(self, view: memoryview) -> int:
-        count = self._recv(view)
+        return self._some(self._recv(view))
+
+    def _some(self, count: int) -> int:
         if not count:
             raise NoAnswer("the answer broke off", "truncated")
         return count
 
     def _recv(self, view: memoryview) -> int:
+        """Bytes that came, at least one; 0 at the connection's end."""
+        while (count := self._there(view)) is None:
+            self._wait(self._wanted)
+        return count
+
+    def _there(self, view: memoryview) -> int | None:
+        """Bytes that are there; None where none are, and `_wanted` says what to wait for."""
         try:
             count = self._socket.recv_into(view)
-        except TimeoutError:
-            raise NoAnswer("timeout", "broken") from None
+        except _NOT_YET as error:
+            self._wanted = _EVENTS.get(type(error), select.POLLIN)
+            return None
         except OSError:
             self.was_dead = self._silent
             raise NoAnswer("the connection broke off", "broken") from None
         if count:
             self._silent = False
         return count
+
+    def _wait(self, event: int) -> None:
+        if not hub.wait(self._socket.fileno(), event, self._silence_seconds):
+            raise NoAnswer("timeout", "broken")
 
 
 def _connect(place: Place, tls: ssl.SSLContext | None) -> socket.socket:

@@ -7,12 +7,10 @@ of work that ends brings a little back, so that it has doubled after as many pie
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import structlog
 
-from archiver.clock import LONGEST_NAP_SECONDS, Clock
+from archiver.clock import Clock
 
 log = structlog.get_logger()
 
@@ -21,15 +19,14 @@ HALVED_EVERY_SECONDS = 1.0
 
 
 class Pressure:
-    """A limit that many threads work within, at most `most` pieces at a time, at least one."""
+    """A limit: at most `most` pieces of work at a time, at least one. Threads share it."""
 
     def __init__(self, most: int, clock: Clock) -> None:
         self._most = most
         self._clock = clock
         self._limit = float(most)
-        self._active = 0
         self._halved_at = -HALVED_EVERY_SECONDS
-        self._free = threading.Condition()
+        self._lock = threading.Lock()
 
     @property
     def limit(self) -> int:
@@ -37,7 +34,7 @@ class Pressure:
 
     def crowded(self) -> None:
         """The other side answered that it has too much to do."""
-        with self._free:
+        with self._lock:
             now = self._clock.monotonic()
             if now - self._halved_at < HALVED_EVERY_SECONDS or self.limit == 1:
                 return
@@ -45,25 +42,11 @@ class Pressure:
                 log.warning("workers.fewer", reason="throttled")
             self._halved_at, self._limit = now, max(1.0, self._limit / 2)
 
-    @contextmanager
-    def room(self) -> Iterator[None]:
-        """Wait until there is room for a piece of work, and take it. Raises `Interrupted`."""
-        with self._free:
-            while self._active >= self.limit:
-                self._clock.check()
-                self._free.wait(LONGEST_NAP_SECONDS)
-            self._active += 1
-        try:
-            yield
-        finally:
-            with self._free:
-                self._active -= 1
-                self._recover()
-                self._free.notify_all()
-
-    def _recover(self) -> None:
-        if self.limit == self._most:
-            return
-        self._limit = min(float(self._most), self._limit + 1 / self._limit)
-        if self.limit == self._most:
-            log.info("workers.all")
+    def recover(self) -> None:
+        """A piece of work has ended."""
+        with self._lock:
+            if self.limit == self._most:
+                return
+            self._limit = min(float(self._most), self._limit + 1 / self._limit)
+            if self.limit == self._most:
+                log.info("workers.all")

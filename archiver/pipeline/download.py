@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -48,7 +48,7 @@ class Download:
         self._store = store
         self._part_bytes = part_bytes
         self._tag = tag
-        self._own = threading.local()
+        self._buffers: list[bytearray] = []
 
     def run(
         self, recording: Resumed, key: str, retain_until: datetime | None, held: bool
@@ -57,9 +57,19 @@ class Download:
 
         Raises `CallError` where the blob is not what was announced, `StoreError`, `Interrupted`.
         """
+        with self._buffer(min(self._part_bytes, recording.info.length)) as view:
+            return self._run(view, recording, key, retain_until, held)
+
+    def _run(
+        self,
+        view: memoryview,
+        recording: Resumed,
+        key: str,
+        retain_until: datetime | None,
+        held: bool,
+    ) -> Downloaded:
         info = recording.info
         digests = fixity.Digests(info.content_md5)
-        view = self._buffer(min(self._part_bytes, info.length))
         _fill(view, recording, digests)
         try:
             header = _header(view, info)
@@ -81,12 +91,18 @@ class Download:
         self._read_back(stored)
         return Downloaded(stored, header, info)
 
-    def _buffer(self, size: int) -> memoryview:
-        """This thread's own, used again: the pages of a new one would cost as much as hashing."""
-        buffer: bytearray = getattr(self._own, "buffer", None) or bytearray()
+    @contextmanager
+    def _buffer(self, size: int) -> Iterator[memoryview]:
+        """One for whoever needs it, used again: the pages of a new one would cost as much as
+        hashing."""
+        buffer = self._buffers.pop() if self._buffers else bytearray()
         if len(buffer) < size:
-            self._own.buffer = buffer = bytearray(size)
-        return memoryview(buffer)[:size]
+            del buffer  # first, lest both be there
+            buffer = bytearray(size)
+        try:
+            yield memoryview(buffer)[:size]
+        finally:
+            self._buffers.append(buffer)
 
     def _multipart(
         self,

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import structlog
 
+from archiver import hub
 from archiver.clock import Clock
 from archiver.errors import FormatError, StoreError
 from archiver.manifest import event, layout, seal
@@ -83,7 +83,7 @@ class HeldCalls:
         self._clock = clock
         self._known = _Known()
         self._unreadable: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock = hub.Lock()
 
     def look(self, after_seconds: float = 0.0) -> None:
         """Read what was said since, unless somebody has looked so short a while ago. Raises

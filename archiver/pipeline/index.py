@@ -6,12 +6,12 @@ records and segments are created once.
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import date, datetime
 from typing import Generic, TypeVar
 
+from archiver import hub
 from archiver.manifest import layout
 from archiver.manifest.layout import SegmentName
 from archiver.pipeline.ports import Store
@@ -29,7 +29,7 @@ class _Days(Generic[V]):
         self._load = load
         self._remembered = remembered
         self._days: OrderedDict[date, V] = OrderedDict()
-        self.lock = threading.RLock()
+        self.lock = hub.Lock()
 
     def of(self, day: date) -> V:
         with self.lock:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import TypeVar
 
+from archiver.hub import Hub
 from archiver.pressure import Pressure
 
 T = TypeVar("T")
@@ -14,11 +15,12 @@ R = TypeVar("R")
 
 
 class Workers:
-    """A pool of threads that many windows share; fewer of them work while there is `pressure`."""
+    """What many windows have done for them, `count` pieces at a time; fewer while there is
+    `pressure`. What they do are tasks (`archiver.hub`), all on one thread."""
 
     def __init__(self, count: int, pressure: Pressure | None = None) -> None:
         self._pressure = pressure
-        self._executor = ThreadPoolExecutor(count, thread_name_prefix="worker")
+        self._hub = Hub(count, None if pressure is None else lambda: pressure.limit)
         self._ahead = 2 * count
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
@@ -31,7 +33,7 @@ class Workers:
         try:
             while True:
                 for number, item in waiting:
-                    future = self._executor.submit(self._work, function, item)
+                    future = self._hub.submit(self._work, function, item)
                     running[future] = number
                     future.add_done_callback(done.put)
                     if len(running) >= self._ahead:
@@ -46,11 +48,12 @@ class Workers:
             wait(running)
 
     def _work(self, function: Callable[[T], R], item: T) -> R:
-        if self._pressure is None:
+        try:
             return function(item)
-        with self._pressure.room():
-            return function(item)
+        finally:
+            if self._pressure is not None:
+                self._pressure.recover()
 
     def close(self) -> None:
-        """End the threads; what they have begun is finished or aborted first."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """End them; what they have begun is finished or aborted first."""
+        self._hub.close()

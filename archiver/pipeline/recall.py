@@ -6,12 +6,12 @@ of: so a process that starts anew looks for them, once for each day of records.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 
 import structlog
 
+from archiver import hub
 from archiver.manifest import layout
 from archiver.manifest.layout import SegmentName
 from archiver.model import DAY, Window, parse_time, window_of
@@ -43,7 +43,7 @@ class Recall:
         self._segments = segments
         self._workers = workers
         self._read = read
-        self._lock = threading.Lock()
+        self._lock = hub.Lock()
         self._days: set[date] = set()
         self._found: dict[Window, dict[str, Standing]] = {}
 

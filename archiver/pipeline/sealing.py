@@ -8,7 +8,6 @@ the segments that they cover, and goes on behind them.
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -16,7 +15,7 @@ from typing import Protocol
 
 import structlog
 
-from archiver import metrics
+from archiver import hub, metrics
 from archiver.clock import Clock
 from archiver.errors import FormatError, KeyTaken, StoreError, UsageError
 from archiver.manifest import layout, seal
@@ -60,7 +59,7 @@ class Chain:
         self._retention = retention
         self.single_writer = False
         """Whether each seal is to say that it rests on there being one writer."""
-        self._lock = threading.RLock()
+        self._lock = hub.Lock()
         self._head: Seal | None = None
         self._remembered = remembered
         self._newly_sealed: dict[str, None] = {}

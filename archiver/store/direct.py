@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import re
 import ssl
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from botocore.utils import get_environ_proxies
 from archiver import fixity
 from archiver.fixity import Buffer
 from archiver.heads import NoAnswer
+from archiver.hub import Lock, offload
 from archiver.model import format_second
 from archiver.store import listing
 from archiver.store.client import READ_TIMEOUT_SECONDS, USER_AGENT, StoreOptions, parse_time
@@ -106,7 +106,7 @@ class Direct:
         self._client = client
         self._session = session
         self._bucket = options.bucket
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._place: _Place | None = None
         self._looked = False
 
@@ -176,9 +176,6 @@ class Direct:
         payload: str = _NOTHING,
     ) -> tuple[str, dict[str, str]]:
         """Where to send what headers."""
-        credentials = self._session.get_credentials()
-        if credentials is None:
-            raise NoCredentialsError
         found = signed_headers(
             method,
             place.host,
@@ -186,15 +183,26 @@ class Direct:
             query,
             headers,
             payload=payload,
-            credentials=cast("Credentials", credentials.get_frozen_credentials()),
+            credentials=self._credentials(),
             region=place.region,
             now=datetime.now(UTC),
         )
         found["user-agent"] = USER_AGENT
         return f"{place.origin}{path}?{query}" if query else place.origin + path, found
 
+    def _credentials(self) -> Credentials:
+        found = self._session.get_credentials()
+        if found is None:
+            raise NoCredentialsError
+        # Those that end are fetched anew, from a server that may take its time.
+        ends = getattr(found, "refresh_needed", None)
+        frozen = found.get_frozen_credentials
+        return cast("Credentials", offload(frozen) if ends and ends() else frozen())
+
     def _where(self) -> _Place | None:
         """None where boto3 is to ask."""
+        if self._looked:
+            return self._place
         with self._lock:
             if not self._looked:
                 self._place, self._looked = self._look(), True

@@ -15,7 +15,6 @@ threads of a process take turns at an object, and a date that was overwritten is
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -23,6 +22,7 @@ from typing import Any
 
 import structlog
 
+from archiver import hub
 from archiver.errors import StoreError
 from archiver.metrics import stage
 from archiver.model import format_second
@@ -55,7 +55,7 @@ class Protection:
         """`has_lock` says whether the bucket has Object Lock; asked where one did not take."""
         self._requests = requests
         self._has_lock = has_lock
-        self._turns = [threading.RLock() for _ in range(TURNS)]
+        self._turns = [hub.Lock() for _ in range(TURNS)]
         self._options = requests.options
         self._modes_stay = False
         """Whether the store has refused to change the mode of a lock that holds: asked once."""
@@ -158,8 +158,8 @@ class Protection:
 
     # --- locks
 
-    def _turn(self, key: str) -> AbstractContextManager[bool]:
-        """Held by the one thread that looks at an object's lock and sets it."""
+    def _turn(self, key: str) -> AbstractContextManager[None]:
+        """Held by the one task or thread that looks at an object's lock and sets it."""
         return self._turns[hash(key) % TURNS]
 
     def _ensure_lock(

@@ -15,6 +15,7 @@ from archiver.clock import Clock
 from archiver.errors import StoreError
 from archiver.heads import NoAnswer
 from archiver.retry import Retry
+from archiver.store.aside import Aside
 from archiver.store.client import StoreOptions, make_client, make_session
 from archiver.store.direct import Direct
 from archiver.store.faults import translate
@@ -36,7 +37,8 @@ class Requests:
         self.retry = retry
         self.prefix = options.key_prefix
         session = make_session() if client is None or isinstance(client, BaseClient) else None
-        self.s3 = client or make_client(options, session)
+        self.client = client or make_client(options, session)
+        self.s3 = Aside(self.client)
         self.objects = Direct(self.s3, session, options) if session else self.s3
         """As `s3`, for what is asked most."""
 

@@ -23,7 +23,7 @@ class Beset(Bucket):
     first sight of a legal hold (`held`)."""
 
     def __init__(self, plain: Bucket, clock: HandClock, **others: Callable[[], object]) -> None:
-        super().__init__(plain.options, clock, Retry(clock), client=plain.requests.s3)
+        super().__init__(plain.options, clock, Retry(clock), client=plain.requests.client)
         self._others = others
 
     def versions(self, prefix: str) -> Iterator[Version]:

@@ -130,7 +130,7 @@ def test_keys_come_back_as_they_were(bucket: Bucket, key: str) -> None:
 def test_a_prefix_is_a_world_of_its_own(bucket: Bucket) -> None:
     other = Bucket(
         StoreOptions(bucket.options.bucket, prefix=f"/{bucket.options.prefix}-other/"),
-        HandClock(), Retry(HandClock()), client=bucket.requests.s3,
+        HandClock(), Retry(HandClock()), client=bucket.requests.client,
     )  # fmt: skip
     bucket.put_once("k", b"here")
     assert other.read("k") is None
@@ -494,7 +494,7 @@ def test_an_odd_bucket_name_is_a_store_error(clock: HandClock, server: Server) -
 
 def test_a_request_to_end_is_heard(bucket: Bucket) -> None:
     clock = HandClock()
-    stopped = Bucket(bucket.options, clock, Retry(clock), client=bucket.requests.s3)
+    stopped = Bucket(bucket.options, clock, Retry(clock), client=bucket.requests.client)
     clock.stop()
     for ask in (lambda: stopped.put_once("k", b"x"), lambda: list(stopped.list(""))):
         with pytest.raises(Interrupted):

@@ -64,7 +64,7 @@ class Troubled(Bucket):
 
     def __init__(self, real: Bucket, name: str, part: str, happen: Callable[[], object]) -> None:
         requests = real.requests
-        super().__init__(real.options, requests.clock, requests.retry, client=requests.s3)
+        super().__init__(real.options, requests.clock, requests.retry, client=requests.client)
         self._name, self._part = name, part
         self._happen: Callable[[], object] | None = happen
 

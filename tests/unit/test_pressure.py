@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from datetime import timedelta
 
 import pytest
 
-from archiver.clock import Interrupted, SystemClock
+from archiver import hub
 from archiver.errors import SourceError
 from archiver.pipeline.pool import Workers
 from archiver.pressure import Pressure
@@ -42,8 +40,8 @@ def test_work_that_ends_brings_it_back(clock: HandClock) -> None:
     crowded_until(pressure, clock, 1)
     limits = []
     for _ in range(40):
-        with pressure.room():
-            limits.append(pressure.limit)
+        limits.append(pressure.limit)
+        pressure.recover()
     assert limits == sorted(limits)
     assert pressure.limit == 8
     assert limits.index(8) > 8, "not all at once"
@@ -62,33 +60,29 @@ def test_it_hears_of_answers_that_say_so(clock: HandClock, status: int | None, l
     assert pressure.limit == limit
 
 
-def test_workers_keep_to_it(clock: HandClock) -> None:
-    pressure, go_on, lock, active = Pressure(8, clock), threading.Event(), threading.Lock(), [0]
+def test_workers_keep_to_it_and_bring_it_back(clock: HandClock) -> None:
+    pressure, active, most = Pressure(8, clock), [0], []
     crowded_until(pressure, clock, 2)
 
     def work(_: int) -> None:
-        with lock:
-            active[0] += 1
-        assert go_on.wait(10)
+        active[0] += 1
+        most.append((active[0], pressure.limit))
+        hub.sleep(0.002)
+        active[0] -= 1
 
     workers = Workers(8, pressure)
-    running = threading.Thread(target=workers.map, args=(work, range(8)))
-    running.start()
-    while active[0] < 2:
-        time.sleep(0.01)
-    time.sleep(0.1)
-    assert active[0] == 2, "six threads have nothing to do"
-    go_on.set()
-    running.join()
+    workers.map(work, range(100))
     workers.close()
-    assert active[0] == 8
+    assert max(at_work for at_work, _ in most[:2]) == 2
+    assert all(at_work <= limit for at_work, limit in most)
+    assert max(at_work for at_work, _ in most) == 8 == pressure.limit
 
 
-def test_who_waits_for_room_hears_of_the_end() -> None:
-    clock = SystemClock()
-    pressure = Pressure(1, clock)
-    with pressure.room():
-        waiting = threading.Timer(0.1, clock.stop)
-        waiting.start()
-        with pytest.raises(Interrupted), pressure.room():
-            raise AssertionError("there was no room")
+def test_work_that_fails_brings_it_back_too(clock: HandClock) -> None:
+    pressure = Pressure(2, clock)
+    crowded_until(pressure, clock, 1)
+    workers = Workers(2, pressure)
+    with pytest.raises(ZeroDivisionError):
+        workers.map(lambda n: 1 // n, [0])
+    workers.close()
+    assert pressure.limit == 2

@@ -285,7 +285,7 @@ class Dying(Bucket):
 
     def __init__(self, real: Bucket, nth: int) -> None:
         requests = real.requests
-        super().__init__(real.options, requests.clock, requests.retry, client=requests.s3)
+        super().__init__(real.options, requests.clock, requests.retry, client=requests.client)
         self.left = nth
 
     def extend(self, *what: Any) -> Lock:
@@ -554,7 +554,7 @@ class HeldMeanwhile(Bucket):
 
     def __init__(self, real: Bucket) -> None:
         requests = real.requests
-        super().__init__(real.options, requests.clock, requests.retry, client=requests.s3)
+        super().__init__(real.options, requests.clock, requests.retry, client=requests.client)
         self._done = False
 
     def put_once(self, key: str, *rest: Any, **options: Any) -> Any:

@@ -221,7 +221,7 @@ class Forgetful:
 def test_one_writer_on_a_store_that_overwrites_looks_before_it_writes(
     bucket: Bucket, clock: HandClock
 ) -> None:
-    careless = Bucket(bucket.options, clock, Retry(clock), client=Forgetful(bucket.requests.s3))
+    careless = Bucket(bucket.options, clock, Retry(clock), client=Forgetful(bucket.requests.client))
     careless.create_once = False
     first = careless.put_once("records/x", b"first")
     assert careless.put_once("records/x", b"first").adopted

@@ -36,7 +36,7 @@ class Crashing(Bucket):
 
     def __init__(self, real: Bucket, ending: str, *, after: bool = False) -> None:
         super().__init__(
-            real.options, real.requests.clock, real.requests.retry, client=real.requests.s3
+            real.options, real.requests.clock, real.requests.retry, client=real.requests.client
         )
         self._ending = ending
         self._after = after

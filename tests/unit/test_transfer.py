@@ -82,7 +82,7 @@ def test_the_record_is_written_last(platform: Platform, rig: MakeRig, bucket: Bu
             return super().put_once(key, *rest, **options)  # type: ignore[arg-type]
 
     watching = Watching(
-        bucket.options, bucket.requests.clock, bucket.requests.retry, client=bucket.requests.s3
+        bucket.options, bucket.requests.clock, bucket.requests.retry, client=bucket.requests.client
     )
     archived(rig(watching))
     assert written[-1].startswith("records/")
@@ -322,7 +322,7 @@ def test_read_back_finds_other_bytes(platform: Platform, rig: MakeRig, bucket: B
             return iter([b"other"]) if key.endswith(".wav") else super().stream(key, version_id)
 
     lying = Lying(
-        bucket.options, bucket.requests.clock, bucket.requests.retry, client=bucket.requests.s3
+        bucket.options, bucket.requests.clock, bucket.requests.retry, client=bucket.requests.client
     )
     lying.read_back = True
     with pytest.raises(StoreError, match="other bytes"):

@@ -1,0 +1,262 @@
+"""Tasks: pieces of work that wait side by side and compute in turn, on one thread.
+
+Threads that work in Python spend as much on handing each other the interpreter's lock, from core to
+core, as on the work (docs/adr/0016-tasks-on-one-thread.md). A task is a greenlet: it has a stack of
+its own, so what it calls is ordinary code, and another one goes on while it waits. What waits has
+to come here for it, and may be called by any thread, for which it waits as ever:
+
+- `wait` for a socket, `sleep`, and `offload` for whatever blocks otherwise;
+- `Lock`, where something is held meanwhile. A `threading.Lock` is held only for what does not wait.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, ParamSpec, TypeVar
+
+from greenlet import getcurrent, greenlet
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+LOOK_AGAIN_SECONDS = 0.2
+"""How late it may be noticed that a socket was waited for too long."""
+NAP_SECONDS = 0.002
+"""How late a task may notice that a `Lock` is free."""
+
+_own = threading.local()
+
+
+def wait(descriptor: int, event: int, seconds: float) -> bool:
+    """Until a socket is ready for `event` (`select.POLLIN` or `POLLOUT`), or has ended; False once
+    `seconds` have passed."""
+    hub = _hub()
+    if hub is not None:
+        return hub.wait(descriptor, event, seconds)
+    waiting = select.poll()
+    waiting.register(descriptor, event)
+    return bool(waiting.poll(seconds * 1000))
+
+
+def sleep(seconds: float) -> None:
+    hub = _hub()
+    if hub is None:
+        time.sleep(seconds)
+    else:
+        hub.sleep(seconds)
+
+
+def offload(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """What `function` returns or raises: for a task, on another thread."""
+    hub = _hub()
+    return function(*args, **kwargs) if hub is None else hub.offload(function, *args, **kwargs)
+
+
+def _hub() -> Hub | None:
+    """This thread's."""
+    found: Hub | None = getattr(_own, "hub", None)
+    return found
+
+
+class Lock:
+    """Held by one task, or one thread, at a time, which may take it again; it may wait meanwhile.
+    Use it as a context."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner: greenlet | None = None
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        me = getcurrent()  # a thread that has no tasks has one greenlet
+        if self._owner is not me:
+            self._acquire()
+            self._owner = me
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._owner = None
+            self._lock.release()
+
+    def _acquire(self) -> None:
+        hub = _hub()
+        if hub is None:
+            self._lock.acquire()
+            return
+        while not self._lock.acquire(blocking=False):
+            hub.sleep(NAP_SECONDS)
+
+
+class Hub:
+    """A thread and its tasks. Any thread may `submit`; tasks wait by this module's functions."""
+
+    def __init__(self, most: int, room: Callable[[], int] | None = None) -> None:
+        """At most `most` tasks are under way; fewer while `room` says so, which is asked each time
+        before one begins."""
+        self._most = most
+        self._room = room or (lambda: most)
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._todo: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._returned: deque[greenlet] = deque()  # from another thread
+        self._active = 0
+        self._poll = select.poll()
+        self._waiting: dict[int, tuple[greenlet, float]] = {}
+        self._sleeping: dict[greenlet, float] = {}
+        self._looked = 0.0
+        self._aside = ThreadPoolExecutor(most, thread_name_prefix="aside")
+        self._bell = self._ring = -1
+        self._listens = False
+        """Whether the thread waits for sockets, or is about to, and so has to be rung."""
+        self._closing = False
+
+    # --- for any thread
+
+    def submit(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Have `function` run as a task, when those before it have begun."""
+        future: Future[R] = Future()
+        with self._lock:
+            if self._closing:
+                raise RuntimeError("the hub is closed")
+            self._todo.append((future, lambda: function(*args, **kwargs)))
+            if self._thread is None:
+                self._start()
+        self._rouse()
+        return future
+
+    def _start(self) -> None:
+        self._bell, self._ring = os.pipe()
+        os.set_blocking(self._ring, False)
+        self._poll.register(self._bell, select.POLLIN)
+        self._thread = threading.Thread(target=self._run, name="tasks", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Cancel what has not begun, and wait for what has."""
+        with self._lock:
+            self._closing = True
+            thread, self._thread = self._thread, None
+            while self._todo:
+                future, _ = self._todo.popleft()
+                if future.cancel():
+                    future.set_running_or_notify_cancel()
+        if thread is not None:
+            self._rouse()
+            thread.join()
+            os.close(self._bell)
+            os.close(self._ring)
+        self._aside.shutdown()
+
+    def _rouse(self) -> None:
+        if self._listens:
+            with suppress(BlockingIOError):  # it has been rung often enough
+                os.write(self._ring, b"\0")
+
+    # --- for the hub's own tasks
+
+    def wait(self, descriptor: int, event: int, seconds: float) -> bool:
+        self._waiting[descriptor] = (getcurrent(), time.monotonic() + seconds)
+        self._poll.register(descriptor, event)
+        return bool(self._others.switch())
+
+    def sleep(self, seconds: float) -> None:
+        self._sleeping[getcurrent()] = time.monotonic() + seconds
+        self._others.switch()
+
+    def offload(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        future, me = self._aside.submit(function, *args, **kwargs), getcurrent()
+
+        def back(_: Future[R]) -> None:
+            self._returned.append(me)
+            self._rouse()
+
+        future.add_done_callback(back)
+        self._others.switch()
+        return future.result()
+
+    # --- the thread
+
+    def _run(self) -> None:
+        _own.hub = self
+        self._others = getcurrent()
+        while self._active or not self._closing:
+            while self._returned:
+                self._returned.popleft().switch()
+            while self._todo and self._may_begin():
+                self._begin()
+            self._wake_sleepers()
+            for descriptor in self._ready():
+                if descriptor != self._bell:
+                    self._go_on(descriptor, True)
+            self._give_up()
+
+    def _ready(self) -> list[int]:
+        """The sockets that are; waits for one where there is nothing else to do."""
+        self._listens = True  # before the look: what is queued after it rings
+        found = self._poll.poll(0 if self._is_busy() else self._pause_seconds() * 1000)
+        self._listens = False
+        descriptors = [descriptor for descriptor, _ in found]
+        if self._bell in descriptors:
+            os.read(self._bell, 4096)
+        return descriptors
+
+    def _is_busy(self) -> bool:
+        ends = self._closing and not self._active
+        return bool(ends or self._returned or (self._todo and self._may_begin()))
+
+    def _may_begin(self) -> bool:
+        return self._active < min(self._most, self._room())
+
+    def _begin(self) -> None:
+        with self._lock:
+            if not self._todo:  # closed meanwhile
+                return
+            future, function = self._todo.popleft()
+        if future.set_running_or_notify_cancel():
+            self._active += 1
+            greenlet(self._work).switch(future, function)
+
+    def _work(self, future: Future[Any], function: Callable[[], Any]) -> None:
+        try:
+            result = function()
+        except BaseException as error:
+            self._active -= 1
+            future.set_exception(error)
+        else:
+            self._active -= 1
+            future.set_result(result)
+
+    def _go_on(self, descriptor: int, is_ready: bool) -> None:
+        self._poll.unregister(descriptor)
+        task, _ = self._waiting.pop(descriptor)
+        task.switch(is_ready)
+
+    def _give_up(self) -> None:
+        """On sockets that were waited for too long."""
+        now = time.monotonic()
+        if now < self._looked + LOOK_AGAIN_SECONDS:
+            return
+        self._looked = now
+        for descriptor, waiting in list(self._waiting.items()):
+            if now > waiting[1] and self._waiting.get(descriptor) is waiting:
+                self._go_on(descriptor, False)
+
+    def _wake_sleepers(self) -> None:
+        now = time.monotonic()
+        for task in [task for task, until in self._sleeping.items() if until <= now]:
+            del self._sleeping[task]
+            task.switch()
+
+    def _pause_seconds(self) -> float:
+        """Until the next sleeper, or until sockets have to be looked at."""
+        left = min(self._sleeping.values(), default=float("inf")) - time.monotonic()
+        return max(0.0, min(left, LOOK_AGAIN_SECONDS))

@@ -1,0 +1,166 @@
+"""The wire under many tasks on one thread: all wait at once, and none for another."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import secrets
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+
+import pytest
+import trustme
+
+from archiver.heads import NoAnswer
+from archiver.hub import Hub
+from archiver.store.aside import Aside
+from archiver.wire import Wire
+from tests.system.tcp_proxy import Proxy
+
+TASKS = 8
+BODY = secrets.token_bytes(3_000_001)
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+
+
+class Together(Proxy):
+    """Answers nobody before `count` have asked; then all of them with `BODY`."""
+
+    def __init__(self, count: int, tls: ssl.SSLContext | None) -> None:
+        super().__init__()
+        self.meeting = threading.Barrier(count, timeout=10)
+        self.digests: list[str] = []
+        self._tls = tls
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            client = self._tls.wrap_socket(client, server_side=True) if self._tls else client
+            with client, client.makefile("rb") as asked:
+                length = 0
+                while (line := asked.readline()) not in (b"", b"\r\n"):
+                    if line.lower().startswith(b"content-length"):
+                        length = int(line.split()[1])
+                self.meeting.wait()
+                self.digests.append(hashlib.sha256(asked.read(length)).hexdigest())
+                client.sendall(OK % len(BODY) + BODY)
+
+
+class Silent(Proxy):
+    """Takes what it is sent and says nothing."""
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client:
+            while client.recv(1 << 16):
+                pass
+
+
+@pytest.fixture
+def tasks() -> Iterator[Hub]:
+    made = Hub(TASKS)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's context, and that of a client which trusts it."""
+    authority, server = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    return server, client
+
+
+@pytest.fixture(params=["plain", "TLS"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    return "http" if request.param == "plain" else "https"
+
+
+def read(http: Wire, url: str) -> str:
+    """The SHA-256 of a body that is read as a recording is."""
+    inflow, digest = http.open(url, {}), hashlib.sha256()
+    buffer = memoryview(bytearray(256 << 10))
+    while count := inflow.readinto(buffer):
+        digest.update(buffer[:count])
+    inflow.close()
+    return digest.hexdigest()
+
+
+def test_all_tasks_ask_and_read_at_once(
+    tasks: Hub, contexts: tuple[ssl.SSLContext, ssl.SSLContext], scheme: str
+) -> None:
+    server, client = contexts
+    http = Wire(client, silence_seconds=10)
+    with Together(TASKS, server if scheme == "https" else None) as place:
+        url = f"{scheme}://{place.address}/"
+        found = [tasks.submit(read, http, url) for _ in range(TASKS)]
+        assert {one.result(20) for one in found} == {hashlib.sha256(BODY).hexdigest()}
+    http.close()
+
+
+def test_all_tasks_send_at_once(
+    tasks: Hub, contexts: tuple[ssl.SSLContext, ssl.SSLContext], scheme: str
+) -> None:
+    """No server reads a body before all have begun to send: so each waits with half of it sent."""
+    server, client = contexts
+    http = Wire(client, silence_seconds=10)
+    bodies = [secrets.token_bytes(9_000_001) for _ in range(TASKS)]
+    with Together(TASKS, server if scheme == "https" else None) as place:
+        url = f"{scheme}://{place.address}/"
+        found = [
+            tasks.submit(http.ask, "PUT", url, {}, body, max_bytes=len(BODY)) for body in bodies
+        ]
+        assert all(one.result(20).body == BODY for one in found)
+        assert sorted(place.digests) == sorted(hashlib.sha256(body).hexdigest() for body in bodies)
+    http.close()
+
+
+def test_a_silent_place_ends_its_own_request_and_no_other(tasks: Hub) -> None:
+    http = Wire(None, silence_seconds=0.3)
+    with Silent() as silent, Together(1, None) as place:
+        waits = tasks.submit(read, http, f"http://{silent.address}/")
+        sends = tasks.submit(http.ask, "PUT", f"http://{silent.address}/", {}, b"x", max_bytes=1)
+        assert tasks.submit(read, http, f"http://{place.address}/").result(10)
+        for one in (waits, sends):
+            with pytest.raises(NoAnswer, match="timeout"):
+                one.result(10)
+    http.close()
+
+
+def test_botocore_is_asked_beside_the_tasks(tasks: Hub) -> None:
+    """Each of its requests ends when all have begun."""
+    meeting = threading.Barrier(TASKS, timeout=10)
+
+    class Blocking:
+        limit = 7
+
+        def put_object_tagging(self, *, key: int) -> int:
+            meeting.wait()
+            return key
+
+        def get_object(self) -> dict[str, object]:
+            return {"ETag": "x", "Body": self}
+
+        def iter_chunks(self, size: int) -> Iterator[bytes]:
+            for _ in range(3):
+                meeting.wait()
+                yield b"x" * size
+
+        def close(self) -> None:
+            pass
+
+    client = Aside(Blocking())
+    put = [tasks.submit(client.put_object_tagging, key=n) for n in range(TASKS)]
+    assert [one.result(10) for one in put] == list(range(TASKS))
+    assert client.limit == 7
+
+    def whole() -> bytes:
+        body = client.get_object()["Body"]
+        try:
+            return b"".join(body.iter_chunks(2))
+        finally:
+            body.close()
+
+    read_all = [tasks.submit(whole) for _ in range(TASKS)]
+    assert {one.result(10) for one in read_all} == {b"xxxxxx"}
