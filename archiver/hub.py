@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
@@ -96,7 +96,7 @@ class Lock:
             hub.sleep(NAP_SECONDS)
 
 
-class Hub:
+class Hub(Executor):
     """A thread and its tasks. Any thread may `submit`; tasks wait by this module's functions."""
 
     def __init__(self, most: int, room: Callable[[], int] | None = None) -> None:
@@ -121,7 +121,7 @@ class Hub:
 
     # --- for any thread
 
-    def submit(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+    def submit(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Have `function` run as a task, when those before it have begun."""
         future: Future[R] = Future()
         with self._lock:
@@ -130,7 +130,7 @@ class Hub:
             self._todo.append((future, lambda: function(*args, **kwargs)))
             if self._thread is None:
                 self._start()
-        self._rouse()
+            self._rouse()
         return future
 
     def _start(self) -> None:
@@ -140,23 +140,20 @@ class Hub:
         self._thread = threading.Thread(target=self._run, name="tasks", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Cancel what has not begun, and wait for what has."""
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more; with `wait`, until all is done. What has begun is never cut off."""
         with self._lock:
             self._closing = True
-            thread, self._thread = self._thread, None
-            while self._todo:
+            while cancel_futures and self._todo:
                 future, _ = self._todo.popleft()
                 if future.cancel():
                     future.set_running_or_notify_cancel()
-        if thread is not None:
             self._rouse()
-            thread.join()
-            os.close(self._bell)
-            os.close(self._ring)
-        self._aside.shutdown()
+        if wait and self._thread is not None:
+            self._thread.join()
 
     def _rouse(self) -> None:
+        """Where the thread listens; the lock is held, lest the pipe be closed meanwhile."""
         if self._listens:
             with suppress(BlockingIOError):  # it has been rung often enough
                 os.write(self._ring, b"\0")
@@ -176,8 +173,9 @@ class Hub:
         future, me = self._aside.submit(function, *args, **kwargs), getcurrent()
 
         def back(_: Future[R]) -> None:
-            self._returned.append(me)
-            self._rouse()
+            with self._lock:
+                self._returned.append(me)
+                self._rouse()
 
         future.add_done_callback(back)
         self._others.switch()
@@ -188,7 +186,7 @@ class Hub:
     def _run(self) -> None:
         _own.hub = self
         self._others = getcurrent()
-        while self._active or not self._closing:
+        while not self._is_over():
             while self._returned:
                 self._returned.popleft().switch()
             while self._todo and self._may_begin():
@@ -198,6 +196,14 @@ class Hub:
                 if descriptor != self._bell:
                     self._go_on(descriptor, True)
             self._give_up()
+        with self._lock:
+            self._listens = False
+            os.close(self._bell)
+            os.close(self._ring)
+        self._aside.shutdown()
+
+    def _is_over(self) -> bool:
+        return self._closing and not self._active and not self._todo
 
     def _ready(self) -> list[int]:
         """The sockets that are; waits for one where there is nothing else to do."""
@@ -210,8 +216,7 @@ class Hub:
         return descriptors
 
     def _is_busy(self) -> bool:
-        ends = self._closing and not self._active
-        return bool(ends or self._returned or (self._todo and self._may_begin()))
+        return bool(self._returned or (self._todo and self._may_begin()) or self._is_over())
 
     def _may_begin(self) -> bool:
         return self._active < min(self._most, self._room())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, TypeVar
@@ -18,6 +17,7 @@ from typing import IO, TypeVar
 from archiver.audit.findings import Findings
 from archiver.audit.reader import Head, Reader
 from archiver.errors import StoreError
+from archiver.hub import sleep
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class Gate:
     """A reader whose refusals become findings. None always means that it has been said."""
 
     def __init__(
-        self, reader: Reader, findings: Findings, pause: Callable[[float], None] = time.sleep
+        self, reader: Reader, findings: Findings, pause: Callable[[float], None] = sleep
     ) -> None:
         self.reader = reader
         self.findings = findings

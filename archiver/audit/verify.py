@@ -13,12 +13,11 @@ The chain and all events are always read whole; a range restricts which windows 
 
 from __future__ import annotations
 
-import time
 from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -46,6 +45,7 @@ from archiver.audit.told import Told
 from archiver.audit.unnamed import NamedKeys, Unnamed
 from archiver.audit.windows import Span, WindowState, check_spans
 from archiver.errors import FormatError, UsageError
+from archiver.hub import Hub, sleep
 from archiver.manifest import layout
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.signing import PublicKey
@@ -104,7 +104,7 @@ def verify(
     *,
     progress: Progress | None = None,
     now: datetime | None = None,
-    pause: Callable[[float], None] = time.sleep,
+    pause: Callable[[float], None] = sleep,
 ) -> Report:
     """Audit the archive behind `reader`.
 
@@ -163,8 +163,11 @@ class _Audit:
         self._findings = Findings(options.max_findings)
         self._gate = Gate(reader, self._findings, pause)
         workers = max(1, options.workers)
-        self._object_pool = ThreadPoolExecutor(workers, thread_name_prefix="object")
-        self._window_pool = ThreadPoolExecutor(min(WINDOWS_AT_ONCE, workers), "window")
+        # Hashing wants cores. What is left without it is work for the interpreter, which threads
+        # would only take from each other.
+        pool = Hub if options.level == "manifest" else ThreadPoolExecutor
+        self._object_pool: Executor = pool(workers)
+        self._window_pool: Executor = pool(min(WINDOWS_AT_ONCE, workers))
         self._ahead = 4 * workers
         self._hashed = Hashed(progress.hashed)
         self._holds = HoldCheck(self._gate)
@@ -186,7 +189,7 @@ class _Audit:
         self._notes: list[str] = []
 
     def close(self) -> None:
-        """End the threads. What has begun is waited for."""
+        """End the pools. What has begun is waited for."""
         self._window_pool.shutdown(wait=False, cancel_futures=True)
         self._object_pool.shutdown(wait=True, cancel_futures=True)
         self._window_pool.shutdown(wait=True)

@@ -56,4 +56,4 @@ class Workers:
 
     def close(self) -> None:
         """End them; what they have begun is finished or aborted first."""
-        self._hub.close()
+        self._hub.shutdown(cancel_futures=True)

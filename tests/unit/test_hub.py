@@ -24,7 +24,7 @@ TASKS = 8
 def tasks() -> Iterator[Hub]:
     made = Hub(TASKS)
     yield made
-    made.close()
+    made.shutdown()
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_no_more_are_under_way_than_there_is_room_for() -> None:
     room[0] = 100
     results([tasks.submit(work) for _ in range(20)])  # type: ignore[misc]
     assert most[0] == TASKS
-    tasks.close()
+    tasks.shutdown(cancel_futures=True)
 
 
 def test_at_its_end_what_has_begun_is_waited_for_and_the_rest_cancelled() -> None:
@@ -210,15 +210,25 @@ def test_at_its_end_what_has_begun_is_waited_for_and_the_rest_cancelled() -> Non
 
     futures = [tasks.submit(work, number) for number in range(5)]
     until(futures[1].running)
-    tasks.close()
+    tasks.shutdown(cancel_futures=True)
     assert ended == [0, 1]
     _done, waiting = wait_for(futures, timeout=0)
     assert not waiting, "nobody waits for them for ever"
     with pytest.raises(CancelledError):
         futures[2].result()
-    tasks.close()
+    tasks.shutdown(cancel_futures=True)
     with pytest.raises(RuntimeError, match="closed"):
         tasks.submit(print)
+
+
+def test_at_its_end_all_is_done_that_is_not_cancelled() -> None:
+    tasks = Hub(2)
+    futures = [tasks.submit(hub.offload, time.sleep, 0.01) for _ in range(9)]
+    tasks.shutdown(wait=False)
+    with pytest.raises(RuntimeError, match="closed"):
+        tasks.submit(print)
+    tasks.shutdown()
+    assert all(future.done() for future in futures)
 
 
 def test_a_hub_leaves_nothing_behind() -> None:
@@ -228,9 +238,9 @@ def test_a_hub_leaves_nothing_behind() -> None:
     before = left()
     tasks = Hub(TASKS)
     results([tasks.submit(hub.offload, time.sleep, 0.001) for _ in range(20)])  # type: ignore[misc]
-    tasks.close()
+    tasks.shutdown(cancel_futures=True)
     unused = Hub(TASKS)
-    unused.close()
+    unused.shutdown()
     assert left() == before
 
 
@@ -239,7 +249,7 @@ def test_it_does_not_spin_while_it_waits(
 ) -> None:
     future = tasks.submit(hub.wait, pair[0].fileno(), select.POLLIN, 10)
     until(future.running)
-    closing = threading.Thread(target=tasks.close)
+    closing = threading.Thread(target=tasks.shutdown)
     closing.start()
     began = time.process_time()
     time.sleep(0.5)

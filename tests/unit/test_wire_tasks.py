@@ -59,7 +59,7 @@ class Silent(Proxy):
 def tasks() -> Iterator[Hub]:
     made = Hub(TASKS)
     yield made
-    made.close()
+    made.shutdown()
 
 
 @pytest.fixture(scope="module")
