@@ -26,6 +26,9 @@ from archiver.store.faults import translate
 from archiver.store.heads import WholeHead
 
 READ_TIMEOUT_SECONDS = 60.0
+_ENDPOINTS = "endpoints.json"
+_ASKED = ("s3", "sts", "sso", "portal.sso", "oidc", "signin")
+"""The store, and who may give credentials for it."""
 USER_AGENT = f"call-archiver/{__version__}"
 
 
@@ -101,13 +104,17 @@ def _loader(data_path: str | None) -> botocore.loaders.Loader:
 
 class _PlainFiles(botocore.loaders.JSONFileLoader):
     """botocore's asks for `OrderedDict`s, from a time when others had no order: they take twice the
-    memory."""
+    memory. So do the addresses of 400 services that nobody here asks."""
 
     def _load_file(self, full_path: str, open_method: Any) -> Any:
         if not os.path.isfile(full_path):  # noqa: PTH113  (as botocore asks)
             return None
         with open_method(full_path, "rb") as file:
-            return json.loads(file.read())
+            found = json.loads(file.read())
+        for partition in found.get("partitions", ()) if full_path.endswith(_ENDPOINTS) else ():
+            services = partition.get("services", {})
+            partition["services"] = {name: services[name] for name in _ASKED if name in services}
+        return found
 
 
 class _Connection(AWSHTTPConnection):
