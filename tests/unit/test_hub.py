@@ -143,6 +143,14 @@ def test_what_blocks_goes_to_threads_of_its_own(tasks: Hub) -> None:
     assert {mine, *results(futures)} == set(range(TASKS + 1))  # type: ignore[arg-type]
 
 
+def test_what_is_offloaded_is_heard_of_at_once(tasks: Hub) -> None:
+    def often() -> None:
+        for _ in range(200):
+            hub.offload(int)
+
+    tasks.submit(often).result(10)  # each time a fifth of a second late, it would take 40
+
+
 def test_what_is_offloaded_returns_or_raises_as_if_called(tasks: Hub) -> None:
     assert tasks.submit(hub.offload, int, "12", base=8).result(10) == 10
     with pytest.raises(ValueError, match="invalid literal"):

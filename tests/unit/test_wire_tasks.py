@@ -59,7 +59,10 @@ class Silent(Proxy):
 def tasks() -> Iterator[Hub]:
     made = Hub(TASKS)
     yield made
-    made.shutdown()
+    end = threading.Thread(target=made.shutdown, daemon=True)
+    end.start()
+    end.join(10)
+    assert not end.is_alive()
 
 
 @pytest.fixture(scope="module")
