@@ -26,6 +26,8 @@ LEAST_BYTES_PER_SECOND = 16 << 10
 """A body that is taken more slowly has failed."""
 RECORD_BYTES = 16 << 10
 """What a TLS record holds at most: one read gives no more."""
+UNBROKEN_BYTES = 1 << 20
+"""So much may be moved without a wait before other tasks are let on."""
 _UNCHECKED_SECONDS = 1.0
 """So long a stream may go on before its reader has a look."""
 _NOT_YET = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError)
@@ -89,6 +91,7 @@ class Connection:
         self._socket.setblocking(False)
         self._silence_seconds = silence_seconds
         self._wanted = select.POLLIN
+        self._unbroken = 0
         self._quiet = select.poll()
         self._quiet.register(self._socket, select.POLLIN)
         self._buffer = bytearray(16 << 10)
@@ -134,9 +137,12 @@ class Connection:
         at = 0
         while at < len(data):
             try:
-                at += self._socket.send(data[at : at + PIECE_BYTES])
+                count = self._socket.send(data[at : at + PIECE_BYTES])
             except _NOT_YET as error:
-                self._wait(_EVENTS.get(type(error), select.POLLOUT))
+                self._wait(_EVENTS.get(type(error), select.POLLOUT), self._silence_seconds)
+                count = 0
+            at += count
+            self._moved(count)
             if time.monotonic() > end and at < len(data):
                 raise NoAnswer("the request is taken too slowly", "broken")
 
@@ -146,7 +152,8 @@ class Connection:
         """The next answer's, interim ones passed by. Raises `NoAnswer`."""
         self._pace, left = pace, HEAD_BYTES
         if self._at == self._end:
-            self._wait(select.POLLIN)  # a look would find nothing yet, and that costs more
+            # A look would find nothing yet, and that costs more.
+            self._wait(select.POLLIN, self._silence_seconds)
         while True:
             text = self._until(b"\r\n\r\n", "the answer's head broke off")
             found, left = parse_head(text.decode("latin-1")), left - len(text)
@@ -214,6 +221,7 @@ class Connection:
                 filled += self._some(count)
         except NoAnswer as error:
             self._failure = error
+        self._moved(filled)
         return filled
 
     def _exactly(self, count: int) -> bytes:
@@ -306,9 +314,11 @@ class Connection:
         return count
 
     def _recv(self, view: memoryview) -> int:
-        """Bytes that came, at least one; 0 at the connection's end."""
+        """Bytes that came, at least one; 0 at the connection's end. Of a TLS record that comes in
+        drops nothing is there until it is whole."""
+        end = time.monotonic() + self._silence_seconds
         while (count := self._there(view)) is None:
-            self._wait(self._wanted)
+            self._wait(self._wanted, end - time.monotonic())
         return count
 
     def _there(self, view: memoryview) -> int | None:
@@ -325,9 +335,17 @@ class Connection:
             self._silent = False
         return count
 
-    def _wait(self, event: int) -> None:
-        if not hub.wait(self._socket.fileno(), event, self._silence_seconds):
+    def _wait(self, event: int, seconds: float) -> None:
+        self._unbroken = 0
+        if not hub.wait(self._socket.fileno(), event, max(0.0, seconds)):
             raise NoAnswer("timeout", "broken")
+
+    def _moved(self, count: int) -> None:
+        """Who moves much without ever having to wait lets others go on in between."""
+        self._unbroken += count
+        if self._unbroken >= UNBROKEN_BYTES:
+            self._unbroken = 0
+            hub.give_way()
 
 
 def _connect(place: Place, tls: ssl.SSLContext | None) -> socket.socket:

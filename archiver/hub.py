@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from greenlet import getcurrent, greenlet
@@ -28,8 +29,6 @@ R = TypeVar("R")
 
 LOOK_AGAIN_SECONDS = 0.2
 """How late it may be noticed that a socket was waited for too long."""
-NAP_SECONDS = 0.002
-"""How late a task may notice that a `Lock` is free."""
 
 _own = threading.local()
 
@@ -54,7 +53,8 @@ def sleep(seconds: float) -> None:
 
 
 def offload(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """What `function` returns or raises: for a task, on another thread."""
+    """What `function` returns or raises: for a task, on another thread. It may not want a `Lock`
+    that the task has."""
     hub = _hub()
     return function(*args, **kwargs) if hub is None else hub.offload(function, *args, **kwargs)
 
@@ -65,35 +65,64 @@ def _hub() -> Hub | None:
     return found
 
 
+def give_way() -> None:
+    """Let other tasks go on: what moves or computes much without a wait calls it now and then."""
+    hub = _hub()
+    if hub is not None:
+        hub.give_way()
+
+
 class Lock:
     """Held by one task, or one thread, at a time, which may take it again; it may wait meanwhile.
-    Use it as a context."""
+    Who wants it is given it in turn. Use it as a context."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._guard = threading.Lock()  # held for no longer than it takes to look
         self._owner: greenlet | None = None
         self._depth = 0
+        self._queue: deque[tuple[greenlet, Callable[[], None]]] = deque()
+        """Who waits, and how to tell them that they have it."""
 
     def __enter__(self) -> None:
-        me = getcurrent()  # a thread that has no tasks has one greenlet
-        if self._owner is not me:
-            self._acquire()
-            self._owner = me
-        self._depth += 1
+        me = getcurrent()  # a thread without tasks has one greenlet, its own
+        with self._guard:
+            if self._owner is None or self._owner is me:
+                self._owner = me
+                self._depth += 1
+                return
+            hub = _hub()
+            turn = threading.Lock()
+            turn.acquire()
+            tell = turn.release if hub is None else partial(hub.resume, me)
+            self._queue.append((me, tell))
+        if hub is not None:
+            hub.pause()
+            return
+        try:
+            turn.acquire()
+        except BaseException:  # a signal's handler may raise
+            self._leave(me)
+            raise
+
+    def _leave(self, me: greenlet) -> None:
+        """Wait no longer, or give back what has come meanwhile."""
+        with self._guard:
+            self._queue = deque(waiting for waiting in self._queue if waiting[0] is not me)
+            mine = self._owner is me
+        if mine:
+            self.__exit__()
 
     def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self._owner = None
-            self._lock.release()
-
-    def _acquire(self) -> None:
-        hub = _hub()
-        if hub is None:
-            self._lock.acquire()
-            return
-        while not self._lock.acquire(blocking=False):
-            hub.sleep(NAP_SECONDS)
+        with self._guard:
+            self._depth -= 1
+            if self._depth:
+                return
+            if not self._queue:
+                self._owner = None
+                return
+            self._owner, tell = self._queue.popleft()
+            self._depth = 1
+        tell()
 
 
 class Hub(Executor):
@@ -108,7 +137,7 @@ class Hub(Executor):
         self._thread: threading.Thread | None = None
         self._todo: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._returned: deque[greenlet] = deque()  # from another thread
-        self._active = 0
+        self._under_way: set[Future[Any]] = set()
         self._poll = select.poll()
         self._waiting: dict[int, tuple[greenlet, float]] = {}
         self._sleeping: dict[greenlet, float] = {}
@@ -127,18 +156,25 @@ class Hub(Executor):
         with self._lock:
             if self._closing:
                 raise RuntimeError("the hub is closed")
-            self._todo.append((future, lambda: function(*args, **kwargs)))
             if self._thread is None:
-                self._start()
+                self._thread = self._start()
+            self._todo.append((future, lambda: function(*args, **kwargs)))
             self._rouse()
         return future
 
-    def _start(self) -> None:
+    def _start(self) -> threading.Thread:
         self._bell, self._ring = os.pipe()
         os.set_blocking(self._ring, False)
         self._poll.register(self._bell, select.POLLIN)
-        self._thread = threading.Thread(target=self._run, name="tasks", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="tasks", daemon=True)
+        try:
+            thread.start()
+        except BaseException:  # no more threads to be had
+            self._poll.unregister(self._bell)
+            os.close(self._bell)
+            os.close(self._ring)
+            raise
+        return thread
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more; with `wait`, until all is done. What has begun is never cut off."""
@@ -161,49 +197,82 @@ class Hub(Executor):
     # --- for the hub's own tasks
 
     def wait(self, descriptor: int, event: int, seconds: float) -> bool:
-        self._waiting[descriptor] = (getcurrent(), time.monotonic() + seconds)
         self._poll.register(descriptor, event)
+        self._waiting[descriptor] = (getcurrent(), time.monotonic() + seconds)
         return bool(self._others.switch())
 
     def sleep(self, seconds: float) -> None:
         self._sleeping[getcurrent()] = time.monotonic() + seconds
         self._others.switch()
 
-    def offload(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        future, me = self._aside.submit(function, *args, **kwargs), getcurrent()
-
-        def back(_: Future[R]) -> None:
-            with self._lock:
-                self._returned.append(me)
-                self._rouse()
-
-        future.add_done_callback(back)
+    def give_way(self) -> None:
+        self._returned.append(getcurrent())
         self._others.switch()
-        return future.result()
+
+    def pause(self) -> None:
+        """Until somebody has this task `resume`."""
+        self._others.switch()
+
+    def resume(self, task: greenlet) -> None:
+        """For any thread: have a task go on that pauses, or is about to."""
+        with self._lock:
+            self._returned.append(task)
+            self._rouse()
+
+    def offload(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        me = getcurrent()
+        future = self._aside.submit(function, *args, **kwargs)
+        future.add_done_callback(lambda _: self.resume(me))
+        self.pause()
+        try:
+            return future.result()
+        finally:
+            del future  # an error has this frame in its traceback, and would never be let go
 
     # --- the thread
 
     def _run(self) -> None:
         _own.hub = self
         self._others = getcurrent()
-        while not self._is_over():
-            while self._returned:
-                self._returned.popleft().switch()
-            while self._todo and self._may_begin():
-                self._begin()
-            self._wake_sleepers()
-            for descriptor in self._ready():
-                if descriptor != self._bell:
-                    self._go_on(descriptor, True)
-            self._give_up()
+        try:
+            while not self._is_over():
+                self._turn()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        finally:
+            with self._lock:
+                self._listens = False
+                os.close(self._bell)
+                os.close(self._ring)
+            self._aside.shutdown()
+
+    def _turn(self) -> None:
+        """Have everybody go on who can, once."""
+        for _ in range(len(self._returned)):
+            self._returned.popleft().switch()
+        while self._todo and self._may_begin():
+            self._begin()
+        self._wake_sleepers()
+        for descriptor in self._ready():
+            if descriptor != self._bell:
+                self._go_on(descriptor, True)
+        self._give_up()
+
+    def _fail(self, error: BaseException) -> None:
+        """The thread itself has failed: nobody is to wait for ever for what it does no more."""
         with self._lock:
-            self._listens = False
-            os.close(self._bell)
-            os.close(self._ring)
-        self._aside.shutdown()
+            self._closing = True
+            waiting = [future for future, _ in self._todo]
+            self._todo.clear()
+        for future in waiting:
+            future.set_running_or_notify_cancel()
+        for future in (*waiting, *self._under_way):
+            if not future.done():
+                future.set_exception(error)
 
     def _is_over(self) -> bool:
-        return self._closing and not self._active and not self._todo
+        return self._closing and not self._under_way and not self._todo
 
     def _ready(self) -> list[int]:
         """The sockets that are; waits for one where there is nothing else to do."""
@@ -219,7 +288,7 @@ class Hub(Executor):
         return bool(self._returned or (self._todo and self._may_begin()) or self._is_over())
 
     def _may_begin(self) -> bool:
-        return self._active < min(self._most, self._room())
+        return len(self._under_way) < min(self._most, self._room())
 
     def _begin(self) -> None:
         with self._lock:
@@ -227,18 +296,19 @@ class Hub(Executor):
                 return
             future, function = self._todo.popleft()
         if future.set_running_or_notify_cancel():
-            self._active += 1
+            self._under_way.add(future)
             greenlet(self._work).switch(future, function)
 
     def _work(self, future: Future[Any], function: Callable[[], Any]) -> None:
         try:
             result = function()
         except BaseException as error:
-            self._active -= 1
+            self._under_way.remove(future)
             future.set_exception(error)
         else:
-            self._active -= 1
+            self._under_way.remove(future)
             future.set_result(result)
+        del future, function  # as in `offload`
 
     def _go_on(self, descriptor: int, is_ready: bool) -> None:
         self._poll.unregister(descriptor)
@@ -251,9 +321,12 @@ class Hub(Executor):
         if now < self._looked + LOOK_AGAIN_SECONDS:
             return
         self._looked = now
-        for descriptor, waiting in list(self._waiting.items()):
-            if now > waiting[1] and self._waiting.get(descriptor) is waiting:
-                self._go_on(descriptor, False)
+        late = [(one, waiting) for one, waiting in self._waiting.items() if now > waiting[1]]
+        # Some task may have taken its time, and much may have come since the last look.
+        ready = {descriptor for descriptor, _ in self._poll.poll(0)} if late else set()
+        for descriptor, waiting in late:
+            if self._waiting.get(descriptor) is waiting:
+                self._go_on(descriptor, descriptor in ready)
 
     def _wake_sleepers(self) -> None:
         now = time.monotonic()

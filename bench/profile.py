@@ -23,10 +23,10 @@ HEAPS = (
     ("HTTP: urllib3", r"urllib3/|http/client\.py|email/"),
     ("TLS and sockets", r"\((ssl|socket|selectors)\.py"),
     ("JSON, in and out", r"json/|archiver/manifest/canonical\.py"),
+    ("threads and tasks", r"\((threading|queue|concurrent/futures/\w+)\.py|archiver/hub\.py"),
     ("logs and metrics", r"structlog/|prometheus_client/|logging/|archiver/(logs|metrics)\.py"),
     ("retries: tenacity", r"tenacity/"),
     ("the archiver's own code", r"archiver/"),
-    ("threads: locks, futures", r"\((threading|queue|concurrent/futures/\w+)\.py"),
 )  # fmt: skip
 """By name, how a function looks that held the interpreter; the first that fits has the sample."""
 LIBRARIES = (

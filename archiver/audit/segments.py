@@ -66,8 +66,8 @@ class SegmentCheck:
         self._gate = gate
         self._report = gate.findings.add
         self._newest_seal = newest_seal
-        # Threads fetch side by side. At what holds the interpreter they would only hinder each
-        # other: taking it away from one another costs a fifth more.
+        # Where files are hashed, threads fetch side by side. At what holds the interpreter they
+        # would only hinder each other: taking it away from one another costs a fifth more.
         self._at_work = threading.Lock()
 
     def window_segment(self, sealed: Sealed, name: SegmentName, records: Records) -> Summary | None:

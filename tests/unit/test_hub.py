@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import select
+import signal
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import wait as wait_for
@@ -32,6 +35,14 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     one, other = socket.socketpair()
     with one, other:
         yield one, other
+
+
+class Interrupting(Exception):
+    """What a signal's handler raises."""
+
+
+def interrupt(*_: object) -> None:
+    raise Interrupting
 
 
 def results(futures: list[Future[object]]) -> list[object]:
@@ -189,6 +200,156 @@ def test_a_lock_is_given_back_by_who_fails(tasks: Hub) -> None:
         tasks.submit(fails).result(10)
     with lock:
         pass
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_who_wants_a_lock_is_given_it_in_turn(tasks: Hub, threads: int) -> None:
+    """Whoever takes it again and again, with no wait in between, has to let the others have it."""
+    lock, turns = Lock(), []
+
+    def greedy(name: str, times: int) -> None:
+        for _ in range(times):
+            with lock:
+                turns.append(name)
+                hub.sleep(0.001)
+
+    first = tasks.submit(greedy, "greedy", 60)
+    until(lambda: turns)
+    others = [threading.Thread(target=greedy, args=("thread", 3)) for _ in range(threads)]
+    for thread in others:
+        thread.start()
+    results([first, *(tasks.submit(greedy, f"task {n}", 3) for n in range(4))])  # type: ignore[list-item]
+    for thread in others:
+        thread.join()
+    assert len(turns) == 60 + 3 * (4 + threads)
+    for name in set(turns):
+        assert turns.index(name) < 40
+
+
+def test_a_thread_that_is_interrupted_wants_the_lock_no_more() -> None:
+    lock, come = Lock(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            come.set()
+            time.sleep(0.3)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    come.wait(10)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(Interrupting), lock:
+            raise AssertionError("it was held")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    holder.join()
+    with lock:
+        pass
+
+
+def test_nothing_keeps_an_error_alive_but_who_has_it(tasks: Hub) -> None:
+    """A cycle would keep what the failing code had, parts of recordings too, until the collector
+    looks: it counts objects, not bytes."""
+
+    class Heavy(Exception):
+        pass
+
+    def fails() -> None:
+        raise Heavy
+
+    def catches() -> None:
+        with contextlib.suppress(Heavy):
+            hub.offload(fails)
+
+    alive: weakref.WeakSet[object] = weakref.WeakSet()
+
+    def run(function: Callable[[], None]) -> None:
+        future = tasks.submit(function)
+        alive.add(future)
+        try:
+            future.result(10)
+        except Heavy as error:
+            alive.add(error)
+        finally:
+            del future  # or this test would keep it
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            run(fails)
+            run(catches)
+        tasks.submit(int).result(10)
+        until(lambda: len(alive) < 3)
+    finally:
+        gc.enable()
+
+
+def test_who_gives_way_lets_the_others_on(tasks: Hub) -> None:
+    woken: list[int] = []
+    busy = [True]
+
+    def works() -> None:
+        while busy[0]:
+            hub.give_way()
+
+    def sleeps() -> None:
+        for number in range(3):
+            hub.sleep(0.001)
+            woken.append(number)
+
+    first, second = tasks.submit(works), tasks.submit(sleeps)
+    second.result(10)
+    busy[0] = False
+    first.result(10)
+    assert woken == [0, 1, 2]
+    hub.give_way()  # no matter to a thread
+
+
+def test_what_came_in_time_is_no_silence_though_the_look_was_late(
+    tasks: Hub, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    future = tasks.submit(hub.wait, pair[0].fileno(), select.POLLIN, 0.3)
+    until(future.running)
+
+    one, other = socket.socketpair()
+
+    def computes() -> None:
+        hub.wait(one.fileno(), select.POLLIN, 10)
+        pair[1].send(b"x")
+        time.sleep(0.6)
+
+    with one, other:
+        second = tasks.submit(computes)
+        until(second.running)
+        other.send(b"x")
+        second.result(10)
+    assert future.result(10) is True
+
+
+def test_a_socket_that_is_closed_is_its_tasks_own_trouble(tasks: Hub) -> None:
+    with pytest.raises(ValueError, match="negative"):
+        tasks.submit(hub.wait, -1, select.POLLIN, 10).result(10)
+    time.sleep(2 * hub.LOOK_AGAIN_SECONDS)
+    assert tasks.submit(lambda: "on").result(10) == "on"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_hub_that_has_failed() -> None:
+    room = [2]
+    tasks = Hub(TASKS, lambda: 8 // room[0])
+    under_way = tasks.submit(hub.sleep, 30)
+    until(under_way.running)
+    room[0] = 0
+    with pytest.raises(ZeroDivisionError):
+        tasks.submit(print).result(10)
+    with pytest.raises(ZeroDivisionError):
+        under_way.result(10)
+    with pytest.raises(RuntimeError, match="closed"):
+        tasks.submit(print)
+    tasks.shutdown()
 
 
 def test_no_more_are_under_way_than_there_is_room_for() -> None:

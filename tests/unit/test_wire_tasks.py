@@ -8,11 +8,14 @@ import secrets
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import trustme
 
+from archiver import hub
 from archiver.heads import NoAnswer
 from archiver.hub import Hub
 from archiver.store.aside import Aside
@@ -49,10 +52,19 @@ class Together(Proxy):
 class Silent(Proxy):
     """Takes what it is sent and says nothing."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._clients: list[socket.socket] = []
+
     def _serve(self, client: socket.socket) -> None:
+        self._clients.append(client)
         with contextlib.suppress(OSError), client:
             while client.recv(1 << 16):
                 pass
+
+    def hang_up(self) -> None:
+        for client in self._clients:
+            client.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
@@ -116,6 +128,122 @@ def test_all_tasks_send_at_once(
         ]
         assert all(one.result(20).body == BODY for one in found)
         assert sorted(place.digests) == sorted(hashlib.sha256(body).hexdigest() for body in bodies)
+    http.close()
+
+
+class Dripping(Proxy):
+    """Answers over TLS, and has the record of the answer come a byte at a time."""
+
+    def __init__(self, tls: ssl.SSLContext) -> None:
+        super().__init__()
+        self._tls = tls
+
+    def _serve(self, client: socket.socket) -> None:
+        came, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+        server = self._tls.wrap_bio(came, sent, server_side=True)
+        with contextlib.suppress(OSError), client:
+            for step in (server.do_handshake, lambda: server.read(1 << 14)):
+                self._until_done(client, came, sent, step)
+            server.write(OK % 4000 + b"x" * 4000)
+            for byte in sent.read():
+                client.sendall(bytes([byte]))
+                time.sleep(0.1)
+
+    @staticmethod
+    def _until_done(
+        client: socket.socket, came: ssl.MemoryBIO, sent: ssl.MemoryBIO, step: Callable[[], object]
+    ) -> None:
+        while True:
+            try:
+                step()
+            except ssl.SSLWantReadError:
+                client.sendall(sent.read())
+                came.write(client.recv(1 << 14))
+            else:
+                client.sendall(sent.read())
+                return
+
+
+@pytest.mark.parametrize("as_task", [True, False], ids=["task", "thread"])
+def test_a_record_that_comes_in_drops_is_silence(
+    tasks: Hub, contexts: tuple[ssl.SSLContext, ssl.SSLContext], as_task: bool
+) -> None:
+    server, client = contexts
+    http = Wire(client, silence_seconds=0.5)
+    with Dripping(server) as place:
+        url = f"https://{place.address}/"
+        asks = tasks.submit(read, http, url).result if as_task else partial(read, http, url)
+        with pytest.raises(NoAnswer, match="timeout"):
+            asks()
+    http.close()
+
+
+def test_a_handshake_that_stalls_stops_nobody_else(
+    tasks: Hub, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    server, client = contexts
+    http = Wire(client)
+    with Silent() as silent, Together(1, server) as place:
+        stalls = tasks.submit(read, http, f"https://{silent.address}/")
+        assert tasks.submit(read, http, f"https://{place.address}/").result(10)
+        assert not stalls.done()
+        silent.hang_up()
+        with pytest.raises(NoAnswer, match="no TLS handshake"):
+            stalls.result(10)
+    http.close()
+
+
+def test_what_nobody_takes_is_waited_with_and_costs_nothing(
+    tasks: Hub, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    """TLS 1.3's tickets lie unread all the while: to wait until there is something to read would be
+    no wait."""
+    server, client = contexts
+    http = Wire(client)
+    with Together(2, server) as place:
+        url = f"https://{place.address}/"
+        sends = tasks.submit(http.ask, "PUT", url, {}, bytes(9_000_000), max_bytes=len(BODY))
+        time.sleep(0.3)
+        before = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - before < 0.2
+        assert not sends.done()
+        assert tasks.submit(read, http, url).result(10)
+        assert sends.result(10).body == BODY
+    http.close()
+
+
+def test_who_reads_without_a_wait_lets_others_on(tasks: Hub) -> None:
+    """64 MB come faster than they are hashed here."""
+    body = bytes(64_000_000)
+    http, naps, done = Wire(None), [0], []
+
+    class Fast(Proxy):
+        def _serve(self, client: socket.socket) -> None:
+            with contextlib.suppress(OSError), client:
+                client.recv(1 << 14)
+                client.sendall(OK % len(body))
+                client.sendall(body)
+
+    def reads(url: str) -> None:
+        inflow, digest = http.open(url, {}), hashlib.md5(usedforsecurity=False)
+        buffer = memoryview(bytearray(256 << 10))
+        while count := inflow.readinto(buffer):
+            digest.update(buffer[:count])
+        inflow.close()
+        done.append(digest.hexdigest())
+
+    def naps_meanwhile() -> None:
+        while not done:
+            hub.sleep(0.001)
+            naps[0] += 1
+
+    with Fast() as place:
+        both = [tasks.submit(naps_meanwhile), tasks.submit(reads, f"http://{place.address}/")]
+        for one in both:
+            one.result(20)
+    assert done == [hashlib.md5(body, usedforsecurity=False).hexdigest()]
+    assert naps[0] > 10
     http.close()
 
 
