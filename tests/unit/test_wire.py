@@ -150,6 +150,20 @@ def test_a_connection_that_may_not_go_on_is_not_used_again(
         assert (server.connections, len(server.requests)) == (2, 2)
 
 
+def test_what_came_too_much_may_lie_in_the_last_record_of_a_body(
+    tls: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    """There it has been read and deciphered, and no socket tells of it."""
+    long = OK + b"Content-Length: 20000\r\n\r\n" + b"x" * 20000
+    http = Wire(tls[1], silence_seconds=5)
+    with Scripted([long + WHOLE], [WHOLE], ends=False, tls=tls[0]) as server:
+        url = f"https://{server.address}/"
+        for length in (20000, 4):
+            assert len(http.ask("GET", url, {}, max_bytes=1 << 20).body) == length
+        assert (server.connections, len(server.requests)) == (2, 2)
+    http.close()
+
+
 @pytest.mark.parametrize("first", LEFT_OVER)
 def test_neither_is_one_whose_body_was_read_as_it_was_wanted(http: Wire, first: bytes) -> None:
     with Scripted([first], [WHOLE], ends=False) as server:

@@ -172,7 +172,9 @@ def test_a_record_that_comes_in_drops_is_silence(
     http = Wire(client, silence_seconds=0.5)
     with Dripping(server) as place:
         url = f"https://{place.address}/"
-        asks = tasks.submit(read, http, url).result if as_task else partial(read, http, url)
+        asks = partial(read, http, url)
+        if as_task:
+            asks = partial(tasks.submit(asks).result, 10)
         with pytest.raises(NoAnswer, match="timeout"):
             asks()
     http.close()
