@@ -1,12 +1,14 @@
-"""What the tests of the pipeline share: the platform, a bucket, a writer."""
+"""What these tests share: the platform, a bucket, a writer, a certificate."""
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import trustme
 
 from archiver.audit.verify import Options, verify
 from archiver.demo.platform import Platform
@@ -46,3 +48,13 @@ def audited(bucket: Bucket, key: SigningKey, archive: Callable[[], Archive]) -> 
     archive().check(key)
     found = verify(bucket, Options(level="bytes")).findings
     assert [item for item in found if item.severity != "info"] == []
+
+
+@pytest.fixture(scope="session")
+def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's context, and that of a client which trusts it."""
+    authority, server = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    return server, client

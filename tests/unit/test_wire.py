@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-import trustme
 
 from archiver import wire
 from archiver.connection import HEAD_BYTES
@@ -70,16 +69,6 @@ def ask(
 ) -> Answer:  # fmt: skip
     url = f"http://{server.address}/a/../b%2Fc?d=e"
     return http.ask(method, url, {"X-A": "1"}, body, max_bytes=max_bytes, seconds=seconds)
-
-
-@pytest.fixture(scope="module")
-def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server's context, and that of a client which trusts it."""
-    authority, server = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(server)
-    client = ssl.create_default_context()
-    authority.configure_trust(client)
-    return server, client
 
 
 def test_what_goes_over_the_wire(http: Wire) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
-import trustme
 
 from archiver import hub
 from archiver.heads import NoAnswer
@@ -77,16 +76,6 @@ def tasks() -> Iterator[Hub]:
     assert not end.is_alive()
 
 
-@pytest.fixture(scope="module")
-def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server's context, and that of a client which trusts it."""
-    authority, server = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(server)
-    client = ssl.create_default_context()
-    authority.configure_trust(client)
-    return server, client
-
-
 @pytest.fixture(params=["plain", "TLS"])
 def scheme(request: pytest.FixtureRequest) -> str:
     return "http" if request.param == "plain" else "https"
@@ -103,9 +92,9 @@ def read(http: Wire, url: str) -> str:
 
 
 def test_all_tasks_ask_and_read_at_once(
-    tasks: Hub, contexts: tuple[ssl.SSLContext, ssl.SSLContext], scheme: str
+    tasks: Hub, tls: tuple[ssl.SSLContext, ssl.SSLContext], scheme: str
 ) -> None:
-    server, client = contexts
+    server, client = tls
     http = Wire(client, silence_seconds=10)
     with Together(TASKS, server if scheme == "https" else None) as place:
         url = f"{scheme}://{place.address}/"
@@ -115,10 +104,10 @@ def test_all_tasks_ask_and_read_at_once(
 
 
 def test_all_tasks_send_at_once(
-    tasks: Hub, contexts: tuple[ssl.SSLContext, ssl.SSLContext], scheme: str
+    tasks: Hub, tls: tuple[ssl.SSLContext, ssl.SSLContext], scheme: str
 ) -> None:
     """No server reads a body before all have begun to send: so each waits with half of it sent."""
-    server, client = contexts
+    server, client = tls
     http = Wire(client, silence_seconds=10)
     bodies = [secrets.token_bytes(9_000_001) for _ in range(TASKS)]
     with Together(TASKS, server if scheme == "https" else None) as place:
@@ -166,9 +155,9 @@ class Dripping(Proxy):
 
 @pytest.mark.parametrize("as_task", [True, False], ids=["task", "thread"])
 def test_a_record_that_comes_in_drops_is_silence(
-    tasks: Hub, contexts: tuple[ssl.SSLContext, ssl.SSLContext], as_task: bool
+    tasks: Hub, tls: tuple[ssl.SSLContext, ssl.SSLContext], as_task: bool
 ) -> None:
-    server, client = contexts
+    server, client = tls
     http = Wire(client, silence_seconds=0.5)
     with Dripping(server) as place:
         url = f"https://{place.address}/"
@@ -181,9 +170,9 @@ def test_a_record_that_comes_in_drops_is_silence(
 
 
 def test_a_handshake_that_stalls_stops_nobody_else(
-    tasks: Hub, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+    tasks: Hub, tls: tuple[ssl.SSLContext, ssl.SSLContext]
 ) -> None:
-    server, client = contexts
+    server, client = tls
     http = Wire(client)
     with Silent() as silent, Together(1, server) as place:
         stalls = tasks.submit(read, http, f"https://{silent.address}/")
@@ -196,11 +185,11 @@ def test_a_handshake_that_stalls_stops_nobody_else(
 
 
 def test_what_nobody_takes_is_waited_with_and_costs_nothing(
-    tasks: Hub, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+    tasks: Hub, tls: tuple[ssl.SSLContext, ssl.SSLContext]
 ) -> None:
     """TLS 1.3's tickets lie unread all the while: to wait until there is something to read would be
     no wait."""
-    server, client = contexts
+    server, client = tls
     http = Wire(client)
     with Together(2, server) as place:
         url = f"https://{place.address}/"
