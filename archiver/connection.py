@@ -26,8 +26,8 @@ LEAST_BYTES_PER_SECOND = 16 << 10
 """A body that is taken more slowly has failed."""
 RECORD_BYTES = 16 << 10
 """What a TLS record holds at most: one read gives no more."""
-UNBROKEN_BYTES = 1 << 20
-"""So much may be moved without a wait before other tasks are let on."""
+UNBROKEN_BYTES = 4 << 20
+"""So much may be moved without a wait before other tasks are let on: some milliseconds."""
 _UNCHECKED_SECONDS = 1.0
 """So long a stream may go on before its reader has a look."""
 _NOT_YET = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError)
