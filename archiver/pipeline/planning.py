@@ -31,15 +31,17 @@ class Aim:
 
     `backfill`: those without a recording are tried again in any case, and a revision is written
     only where something changed. `patient`: where the source is out, an aged window may wait.
-    `look`: an age counts as unseen, though the window was listed since.
+    `look`: an age counts as unseen, though the window was listed since. `closes`: a window that has
+    settled is closed, for which whoever asks then has to have it sealed.
     """
 
     backfill: bool = False
     patient: bool = True
     look: bool = False
+    closes: bool = True
 
 
-ROUND, BACKFILL = Aim(), Aim(backfill=True)
+ROUND, OPEN, BACKFILL = Aim(), Aim(closes=False), Aim(backfill=True)
 
 
 @dataclass(frozen=True)

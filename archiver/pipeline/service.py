@@ -24,7 +24,7 @@ from archiver.model import Window, format_time, window_of, windows_between
 from archiver.pipeline.backfill import WINDOWS_AT_ONCE, Backfill, Summary
 from archiver.pipeline.followups import FollowUps
 from archiver.pipeline.index import SegmentIndex
-from archiver.pipeline.planning import ROUND, Aim
+from archiver.pipeline.planning import OPEN, ROUND, Aim
 from archiver.pipeline.sealing import Chain
 from archiver.pipeline.window import Outcome, Windows
 
@@ -134,11 +134,13 @@ class Service:
     # --- the parts of a round
 
     def _look_at_open(self, start: datetime, summary: Summary) -> None:
-        """Archive at once what is new in the windows that have not settled, newest first."""
+        """Archive at once what is new in the windows that have not settled, newest first. One that
+        settles meanwhile is due in the next round, if there is one: what is closed here, nobody
+        would seal."""
         self._looked_at = self._clock.monotonic()
         windows = windows_between(start, self._clock.now(), self._schedule.window)
         for window in reversed(list(windows)):
-            self._note(self._windows.process(window), summary)
+            self._note(self._windows.process(window, OPEN), summary)
 
     def _close(self, batch: list[Window], mark: datetime, summary: Summary) -> datetime:
         """Close due windows, oldest first; returns how far the run of sealed ones reaches."""

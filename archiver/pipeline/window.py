@@ -172,7 +172,7 @@ class Windows:
         history = self.reader.read(window)
         outcome.segments, outcome.listed_at = history.unsealed, history.listed_at
         # Judged before the listing: what settles or comes of age while we list was not then.
-        outcome.settled = self._clock.now() >= window.end + self._settle
+        outcome.settled = aim.closes and self._clock.now() >= window.end + self._settle
         due = self._due(window, history, aim)
         memory = self._memories.setdefault(window, Memory())
         if history.revision and not (aim.backfill or due or _has_work(history, memory)):

@@ -327,6 +327,33 @@ def test_the_loop_archives_at_once_and_seals_when_settled(
     assert value("archiver_seal_sequence") == 1
 
 
+def test_a_window_that_settles_while_a_round_looks_at_it_is_the_next_ones(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey
+) -> None:
+    """It was not due when the round began, which is why nobody would seal it; and there may be no
+    other round, for the process may end."""
+    made = rig()
+    made.found(TEN)
+    platform.add(a_call())
+    clock.turn_to(SETTLED - timedelta(seconds=1))
+
+    def later(_: Request) -> Reply | None:
+        if clock.now() < SETTLED:
+            clock.turn_to(SETTLED)
+        return None
+
+    platform.hooks.append(later)
+    made.service().round()
+    look = archive()
+    assert clock.now() >= SETTLED
+    assert "vc_1" in look.records
+    assert look.below("manifest/segments/") == []
+    made.service().round()
+    look = archive()
+    look.check(key)
+    assert look.seals[-1].watermark == WINDOW.end
+
+
 def test_no_recording_before_settling_may_still_come(
     platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
 ) -> None:
