@@ -59,6 +59,11 @@ def offload(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     return function(*args, **kwargs) if hub is None else hub.offload(function, *args, **kwargs)
 
 
+def _me() -> object:
+    """A task, or a thread without tasks: such a one is none of greenlet's business."""
+    return threading.current_thread() if _hub() is None else getcurrent()
+
+
 def _hub() -> Hub | None:
     """This thread's."""
     found: Hub | None = getattr(_own, "hub", None)
@@ -78,22 +83,21 @@ class Lock:
 
     def __init__(self) -> None:
         self._guard = threading.Lock()  # held for no longer than it takes to look
-        self._owner: greenlet | None = None
+        self._owner: object = None
         self._depth = 0
-        self._queue: deque[tuple[greenlet, Callable[[], None]]] = deque()
+        self._queue: deque[tuple[object, Callable[[], None]]] = deque()
         """Who waits, and how to tell them that they have it."""
 
     def __enter__(self) -> None:
-        me = getcurrent()  # a thread without tasks has one greenlet, its own
+        hub, me = _hub(), _me()
         with self._guard:
             if self._owner is None or self._owner is me:
                 self._owner = me
                 self._depth += 1
                 return
-            hub = _hub()
             turn = threading.Lock()
             turn.acquire()
-            tell = turn.release if hub is None else partial(hub.resume, me)
+            tell = turn.release if hub is None else partial(hub.resume, getcurrent())
             self._queue.append((me, tell))
         if hub is not None:
             hub.pause()
@@ -104,7 +108,7 @@ class Lock:
             self._leave(me)
             raise
 
-    def _leave(self, me: greenlet) -> None:
+    def _leave(self, me: object) -> None:
         """Wait no longer, or give back what has come meanwhile."""
         with self._guard:
             self._queue = deque(waiting for waiting in self._queue if waiting[0] is not me)

@@ -24,6 +24,18 @@ def loaded(command: Command, *arguments: str) -> set[str]:
     return set(re.findall(r"^import time:[ \d|]+\| +([\w.]+)$", done.err, re.MULTILINE))
 
 
+def test_a_command_ends_without_taking_the_interpreter_apart() -> None:
+    """What would run then may crash, long after everything was said and closed."""
+    code = (
+        "import atexit, sys; atexit.register(print, 'late'); sys.argv = ['archiver', '--version'];"
+        "from archiver.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("archiver, version")
+    assert "late" not in done.stdout
+
+
 def test_help_and_keys_need_next_to_nothing(command: Command) -> None:
     for arguments in (["--help"], ["backfill", "--help"], ["--version"]):
         found = loaded(command, *arguments)
@@ -67,9 +79,14 @@ def test_a_verb_leaves_alone_what_is_for_others(command: Command) -> None:
 
 
 COLLECTOR = """
-import atexit, gc, runpy, sys
-atexit.register(lambda: print(*gc.get_threshold(), gc.get_freeze_count(), file=sys.stderr))
-runpy.run_module("archiver", run_name="__main__", alter_sys=True)
+import gc, os, sys
+from archiver.cli import main
+end = os._exit
+def tell(code):
+    print(*gc.get_threshold(), gc.get_freeze_count(), file=sys.stderr)
+    end(code)
+os._exit = tell
+main()
 """
 LASTING = [
     ["run", "--once"],
