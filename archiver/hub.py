@@ -334,7 +334,8 @@ class Hub(Executor):
 
     def _wake_sleepers(self) -> None:
         now = time.monotonic()
-        for task in [task for task, until in self._sleeping.items() if until <= now]:
+        due = [task for task, until in self._sleeping.items() if until <= now]
+        for task in sorted(due, key=self._sleeping.__getitem__):
             del self._sleeping[task]
             task.switch()
 

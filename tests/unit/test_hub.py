@@ -142,7 +142,11 @@ def test_sleepers_wake_in_their_order(tasks: Hub) -> None:
         hub.sleep(seconds)
         woken.append(seconds)
 
-    results([tasks.submit(sleeps, seconds) for seconds in (0.06, 0.02, 0.04, 0.0)])  # type: ignore[misc]
+    def computes() -> None:
+        time.sleep(0.2)  # all of them are late then
+
+    futures = [tasks.submit(sleeps, seconds) for seconds in (0.06, 0.02, 0.04, 0.0)]
+    results([*futures, tasks.submit(computes)])  # type: ignore[list-item]
     assert woken == [0.0, 0.02, 0.04, 0.06]
 
 
