@@ -135,7 +135,7 @@ soak: $(VENV)/.dev-installed system-setup ## all faults at once, MINUTES=30, and
 	  $(CLEAN_ENV) $(BIN)/python -m pytest -s tests/system/soak/soak.py $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.dev-installed ## the speed comparison of bench/README.md; ARGS="--quick": two minutes (may apt-get)
+bench: $(VENV)/.dev-installed ## the speed comparison of bench/README.md; ARGS="--quick": four minutes (may apt-get)
 	bench/setup.sh
 	$(CLEAN_ENV) $(BIN)/python -m bench $(if $(ARGS),$(ARGS),--write)
 

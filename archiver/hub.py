@@ -59,6 +59,13 @@ def offload(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     return function(*args, **kwargs) if hub is None else hub.offload(function, *args, **kwargs)
 
 
+def give_way() -> None:
+    """Let other tasks go on: what moves or computes much without a wait calls it now and then."""
+    hub = _hub()
+    if hub is not None:
+        hub.give_way()
+
+
 def _me() -> object:
     """A task, or a thread without tasks: such a one is none of greenlet's business."""
     return threading.current_thread() if _hub() is None else getcurrent()
@@ -68,13 +75,6 @@ def _hub() -> Hub | None:
     """This thread's."""
     found: Hub | None = getattr(_own, "hub", None)
     return found
-
-
-def give_way() -> None:
-    """Let other tasks go on: what moves or computes much without a wait calls it now and then."""
-    hub = _hub()
-    if hub is not None:
-        hub.give_way()
 
 
 class Lock:

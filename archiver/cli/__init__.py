@@ -55,8 +55,8 @@ for verb in (
 def main() -> NoReturn:
     """The console script. Does not return.
 
-    Whatever had to be closed has been. The interpreter is not taken apart besides: that takes a
-    tenth of a start, and greenlet may crash in it while a thread that had tasks is just ending.
+    Whatever had to be closed has been. The interpreter is not taken apart besides: greenlet may
+    crash in that, while a thread that had tasks is just ending.
     """
     signal.signal(signal.SIGTERM, _stop_early)
     start_begins()

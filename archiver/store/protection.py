@@ -9,8 +9,8 @@ forbidden, and to strengthen GOVERNANCE stores ask for the right to go round it,
 an archive should have. Where a store refuses that, the lock is extended in the mode that it has.
 
 Many windows share a seal, so threads and processes extend one object at once, and there are stores
-that let a shorter date overwrite a longer one then: their check and their write are not one. So the
-threads of a process take turns at an object, and a date that was overwritten is set again.
+that let a shorter date overwrite a longer one then: their check and their write are not one. So all
+that a process has at work takes turns at an object, and a date that was overwritten is set again.
 """
 
 from __future__ import annotations
