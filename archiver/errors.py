@@ -1,19 +1,37 @@
-"""What can go wrong, what the process answers, and whether trying again can help.
+"""What can go wrong, how far the harm reaches, and whether trying again can help.
 
-    ArchiverError            exit_code 1
-    ├── UsageError           2  a setting, an option or a key file is wrong; nothing was done
-    ├── SourceError          3  the source refused or is unreachable
-    │   └── SourceRefused    3  401/403: no call can be archived until somebody mends it
-    ├── StoreError           4  the store refused, is unreachable or is unsafe
-    │   └── KeyTaken         4  a create-once write found its key taken
-    ├── CallError            1  one call cannot be archived now; the others go on
-    │   └── NoRecording      1  the source says that this call has no recording
-    └── FormatError          1  bytes that are not what their format promises
+    ArchiverError            exit code  reach
+    ├── UsageError           2          everything  a setting, an option or a key file is wrong
+    ├── SourceError          3          source      the source refuses everything, or is unreachable
+    │   ├── SourceRefused    3          source      401/403: the credentials, or a scope
+    │   └── ListingError     3          window      one listing fails, and the source answers others
+    ├── StoreError           4          store       or `item`, where it is about one object
+    │   └── KeyTaken         4          item        a create-once write found its key taken
+    ├── CallError            1          item        one call, or one document of a call
+    │   └── NoRecording      1          item        the source says that a call has no recording
+    └── FormatError          1          item        bytes that are not what their format promises
+        └── NewerFormat      1          item        a newer release wrote them
+
+Whoever catches an error acts by its reach: harm that reaches an item or a window stays there, and
+the other items and windows go on (docs/architecture.md).
 
 Every message is one line that says what to do, and holds no URL query, token or transcript text.
 """
 
 from __future__ import annotations
+
+from enum import Enum
+
+
+class Reach(Enum):
+    """How far the harm of an error reaches."""
+
+    ITEM = "item"
+    """One call, one document of a call, one entry of a listing, one object of the bucket."""
+    WINDOW = "window"
+    STORE = "store"
+    SOURCE = "source"
+    EVERYTHING = "everything"
 
 
 class ArchiverError(Exception):
@@ -24,6 +42,7 @@ class ArchiverError(Exception):
     """
 
     exit_code = 1
+    reach = Reach.EVERYTHING
 
     def __init__(
         self,
@@ -33,8 +52,12 @@ class ArchiverError(Exception):
         retry_after_seconds: float | None = None,
         reason: str = "error",
         status: int | None = None,
+        reach: Reach | None = None,
     ) -> None:
+        """`reach` overrides the one of the class."""
         super().__init__(message)
+        if reach is not None:
+            self.reach = reach
         self.retryable = retryable
         self.retry_after_seconds = retry_after_seconds
         self.reason = reason
@@ -53,24 +76,41 @@ class SourceError(ArchiverError):
     """The source is unreachable, or answers what no client can use."""
 
     exit_code = 3
+    reach = Reach.SOURCE
 
 
 class SourceRefused(SourceError):
     """The source refuses our credentials or a scope: an error of the whole run, not of a call."""
 
 
+class ListingError(SourceError):
+    """The listing of one window fails, while the source answers other requests."""
+
+    reach = Reach.WINDOW
+
+
 class StoreError(ArchiverError):
     """The store refused, is unreachable, or does not keep what it promised."""
 
     exit_code = 4
+    reach = Reach.STORE
 
 
 class KeyTaken(StoreError):
     """A create-once write found an object under its key."""
 
+    reach = Reach.ITEM
+
 
 class CallError(ArchiverError):
-    """One call cannot be archived now. `reason` comes from a closed set (see `record.py`)."""
+    """One call, or one document of it, cannot be archived now.
+
+    `reason` comes from a closed set (see `record.py`). `body` holds the bytes of a document that
+    came and is no proper JSON.
+    """
+
+    reach = Reach.ITEM
+    body: bytes | None = None
 
 
 class NoRecording(CallError):
@@ -79,3 +119,9 @@ class NoRecording(CallError):
 
 class FormatError(ArchiverError):
     """Bytes that are not what their format promises."""
+
+    reach = Reach.ITEM
+
+
+class NewerFormat(FormatError):
+    """A newer release wrote these bytes (`v` is larger than this release knows)."""

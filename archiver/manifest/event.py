@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from archiver.errors import FormatError
 from archiver.manifest import canonical, layout
+from archiver.manifest.record import refuse_newer
 from archiver.model import format_second, parse_time
 
 Action = Literal["add", "remove"]
@@ -129,6 +130,7 @@ def companion(key: str, data: bytes) -> bytes:
 def parse(line: bytes) -> Hold | None:
     """An event; None for one of a type that is not known here. Raises `FormatError`."""
     document = canonical.load_object(line)
+    refuse_newer(document)
     at = parse_time(document.get("at"))
     if not isinstance(document.get("type"), str) or document.get("v") != 1 or at is None:
         raise FormatError("an event without type, v 1 or at")

@@ -15,6 +15,7 @@ RECORDINGS = "recordings/"
 RECORDS = "records/"
 SEGMENTS = "manifest/segments/"
 EVENTS = "manifest/events/"
+SIGHTINGS = "manifest/sightings/"
 SEALS = "manifest/seals/"
 KEYS = "manifest/keys/"
 VERIFY_PAGE = "manifest/keys/VERIFY.md"
@@ -36,6 +37,9 @@ _EVENTS = re.compile(
     r"(manifest/events/dt=(\d{4}-\d\d-\d\d)/([01]\d|2[0-3])[0-5]\d[0-5]\d-[0-9a-f]{8})"
     r"\.(jsonl|sha256|seal)",
     re.ASCII,
+)
+_SIGHTING = re.compile(
+    r"manifest/sightings/dt=(\d{4}-\d\d-\d\d)/([01]\d|2[0-3])([0-5]\d)-[0-9a-f]{16}\.json", re.ASCII
 )
 _SEAL = re.compile(r"manifest/seals/(\d{12})\.json(\.sig)?", re.ASCII)
 
@@ -136,6 +140,27 @@ def parse_event_key(key: str) -> tuple[str, str] | None:
     except ValueError:
         return None
     return match[1], match[4]
+
+
+def sighting_prefix(day: date) -> str:
+    return f"{SIGHTINGS}{day_dir(day)}/"
+
+
+def sighting_key(window_start: datetime, tag: str) -> str:
+    """The key of a sighting of the window that starts there; `tag` has 16 random hex digits."""
+    return f"{sighting_prefix(window_start.date())}{window_start:%H%M}-{tag}.json"
+
+
+def parse_sighting_key(key: str) -> datetime | None:
+    """The start of the window that a sighting is about, or None."""
+    match = _SIGHTING.fullmatch(key)
+    if match is None:
+        return None
+    try:
+        midnight = datetime.combine(date.fromisoformat(match[1]), datetime.min.time(), UTC)
+    except ValueError:
+        return None
+    return midnight + timedelta(hours=int(match[2]), minutes=int(match[3]))
 
 
 def companion_key(segment_key: str) -> str:

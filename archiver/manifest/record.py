@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Literal
 
-from archiver.errors import FormatError
+from archiver.errors import FormatError, NewerFormat
 from archiver.manifest import canonical, layout
 from archiver.model import Call, format_second, format_time
 
@@ -45,12 +45,21 @@ FAILED_REASONS = {
     "call_refused": "the source answers 403 to a request for the call, and not for others",
     "call_missing": "the source listed the call but answers 404 to a request for it",
     "source_unavailable": "the source or its blob store went on failing",
+    "store_refused": "the store refused to keep what the source sent for the call",
 }
 FINDINGS = {
+    "document_malformed": "the transcript or the survey is no proper JSON: its bytes are kept as "
+    "they came, in a file of the kind `transcript_malformed` or `epa_malformed`",
     "duration_mismatch": "the audio's length differs from the call's by over 2 s and over 2 %",
     "header_length_unknown": "the WAV header leaves the length of its data open (0 or 2^32-1)",
+    "survey_unavailable": "the survey could not be had; it is asked for again",
+    "time_implausible": "the call's end lies before its window, or over a day after the listing: "
+    "the lock counts from the window's end",
     "trailing_bytes": "the file goes on after the end that its RIFF header states",
+    "transcript_unavailable": "the call's own document could not be had; it is asked for again",
 }
+INCOMPLETE = {"document_malformed", "survey_unavailable", "transcript_unavailable"}
+"""Findings of a call whose documents are fetched again at the ages of RELIST and by a backfill."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +159,7 @@ class Record:
 def parse(data: bytes) -> Record:
     """Raises `FormatError` where `data` is no record of version 1 in the archive's JSON form."""
     document = canonical.load_object(data)
+    refuse_newer(document)
     if document.get("type") != "call" or document.get("v") != 1:
         raise FormatError("not a call record of version 1")
     call_id, outcome = document.get("call_id"), document.get("outcome")
@@ -163,6 +173,13 @@ def parse(data: bytes) -> Record:
         raise FormatError("a record that is not in canonical form")
     check_files(document.get("files"))
     return Record(data, call_id, outcome, parsed[2], str(key), document)
+
+
+def refuse_newer(document: Mapping[str, Any]) -> None:
+    """Raises `NewerFormat` where a record, a window line or an event has a later `v` than 1."""
+    version = document.get("v")
+    if type(version) is int and version > 1 and isinstance(document.get("type"), str):
+        raise NewerFormat(f"written by a newer release, in format {version}: use that release")
 
 
 def check_files(files: object) -> Sequence[Mapping[str, Any]]:

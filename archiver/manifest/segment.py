@@ -6,6 +6,8 @@ Rules:
   those calls of earlier listings that have no record yet.
 - Revision 1 carries every call of the window; a later one what has changed since, and in
   `vanished` the recorded ids that an earlier listing had and this one has not.
+- `unreadable` says how many entries of the listing could not be told as calls. It stands outside of
+  the balance, and is left out where it is 0.
 - `listed_sha256` is the SHA-256 of the listed ids, sorted by code point, a newline after each.
 """
 
@@ -20,7 +22,7 @@ from typing import IO, Any, Protocol
 
 from archiver.errors import FormatError
 from archiver.manifest import canonical, layout
-from archiver.manifest.record import OUTCOMES, Record, parse
+from archiver.manifest.record import OUTCOMES, Record, parse, refuse_newer
 from archiver.model import Window, format_second, format_time, parse_time
 
 
@@ -39,6 +41,8 @@ class Listing:
     passes: int
     source_total: int | None
     filter: Mapping[str, Any]
+    unreadable: int = 0
+    """Entries that could not be told as calls."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,10 @@ def _line(window: Window, revision: int, balance: Balance, listing: Listing) -> 
     for outcome in balance.outcomes.values():
         counts[outcome] += 1
     ids = [*balance.outcomes, *balance.pending]
+    optional = {"unreadable": listing.unreadable} if listing.unreadable else {}
     return {
         **counts,
+        **optional,
         "filter": dict(listing.filter),
         "from": format_time(window.start),
         "listed": len(ids),
@@ -196,6 +202,7 @@ def parse_tail(data: bytes) -> Segment:
 
 
 def _window_line(line: Mapping[str, Any]) -> tuple[Window, layout.SegmentName]:
+    refuse_newer(line)
     if line.get("type") != "window" or line.get("v") != 1:
         raise FormatError("a segment without a window line of version 1")
     start, end = parse_time(line.get("from")), parse_time(line.get("to"))

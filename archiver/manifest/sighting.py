@@ -1,0 +1,62 @@
+"""The sighting: ids that a listing showed and that had no record yet (docs/manifest-format.md).
+
+Rules:
+- A sighting lies at `manifest/sightings/dt=<day>/<HHMM>-<16 hex>.json`; day and time are those of
+  the start of its window, the digits are random.
+- It is created once, is not sealed and has no lock: it only lets a later process know what was
+  listed before. Its ids are sorted and do not repeat.
+- Once a listing of the window that began after `at` is sealed, each id of the sighting has a record
+  in one of the window's segments or stands in `pending`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from archiver.errors import FormatError
+from archiver.manifest import canonical
+from archiver.manifest.record import refuse_newer
+from archiver.model import Window, format_second, format_time, parse_time
+
+MAX_BYTES = 256 << 20
+"""No sighting is larger: a million ids of the longest kind that a key takes."""
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """Ids that were listed in a window and had no record at that time."""
+
+    window: Window
+    at: datetime
+    ids: frozenset[str]
+
+
+def build(window: Window, at: datetime, ids: Iterable[str]) -> bytes:
+    """The bytes of a sighting."""
+    return canonical.dump(
+        {
+            "at": format_second(at),
+            "from": format_time(window.start),
+            "ids": sorted(set(ids)),
+            "to": format_time(window.end),
+            "type": "sighting",
+            "v": 1,
+        }
+    )
+
+
+def parse(data: bytes) -> Sighting:
+    """Raises `FormatError`."""
+    document = canonical.load_object(data)
+    refuse_newer(document)
+    start, end = parse_time(document.get("from")), parse_time(document.get("to"))
+    at, ids = parse_time(document.get("at")), document.get("ids")
+    if document.get("type") != "sighting" or document.get("v") != 1:
+        raise FormatError("no sighting of version 1")
+    if start is None or end is None or at is None or not start < end:
+        raise FormatError("a sighting without from, to or at")
+    if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
+        raise FormatError("a sighting without ids")
+    return Sighting(Window(start, end), at, frozenset(ids))
