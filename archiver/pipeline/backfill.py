@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
+from archiver.errors import StoreError
 from archiver.model import Window, windows_between
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.planning import BACKFILL, Aim, Plan
@@ -37,7 +38,10 @@ class Summary:
     unsettled: int = 0
     """Windows that are rightly open yet."""
     stuck: int = 0
-    """Windows that have settled and stay open: their listing kept changing, or is malformed."""
+    """Windows that have settled and stay open: their listing kept changing, or something went wrong
+    with them alone."""
+    harmed: int = 0
+    """Windows with which something went wrong, settled or not."""
     segments: int = 0
     committed: dict[str, int] = field(default_factory=dict)
     """Calls that got a record in this run, by outcome."""
@@ -52,13 +56,14 @@ class Summary:
     @property
     def needs_a_person(self) -> bool:
         """What waits in windows that are rightly open is the caller's to judge."""
-        return bool(self.failed or self.pending or self.stuck)
+        return bool(self.failed or self.pending or self.stuck or self.harmed)
 
     def add(self, outcome: Outcome) -> None:
         self.windows += 1
         self.closed += outcome.closed
         self.unsettled += not outcome.settled
         self.stuck += outcome.settled and not outcome.closed
+        self.harmed += outcome.error is not None
         self.segments += len(outcome.segments)
         self.failed += outcome.failed
         if outcome.closed:
@@ -119,24 +124,26 @@ class Backfill:
         self._progress = progress or NoProgress()
 
     def run(self, todo: Iterable[Window], aim: Aim = BACKFILL) -> Summary:
-        """Archive, close and seal. A window whose listing would not settle is tried once more at
-        the end; so is, of the sealed ones, any other window to which belongs what turned up.
+        """Archive, close and seal. A window that stays open is tried once more at the end; so are
+        one with a call that was refused before another call of its kind was answered, and, of the
+        sealed ones, any other window to which belongs what turned up.
 
         Raises what `Windows.process` and `Chain.append` raise.
         """
         self._windows.held.look()
         self._windows.keeper.keep_archive(self._chain.head.key_id)
-        summary, done, stuck = Summary(), set[Window](), set[Window]()
+        summary, done, again = Summary(), set[Window](), set[Window]()
         for batch in self.batches((window, aim) for window in todo):
             self.seal(batch, None)
             for outcome in batch:
-                if outcome.settled and not outcome.closed:
-                    stuck.add(outcome.window)
+                undecided = any(item.undecided for item in outcome.unarchived)
+                if (outcome.settled and not outcome.closed) or undecided:
+                    again.add(outcome.window)
                     summary.add_committed(outcome)
                     continue
                 done.add(outcome.window)
                 self._finish(outcome, summary)
-        late = stuck | {w for w in self._windows.remembered - done if self._is_sealed(w)}
+        late = again | {w for w in self._windows.remembered - done if self.is_sealed(w)}
         for batch in self.batches((window, aim) for window in sorted(late)):
             self.seal(batch, None)
             for outcome in batch:
@@ -147,8 +154,15 @@ class Backfill:
         summary.add(outcome)
         self._progress.window_done(outcome.window)
 
-    def _is_sealed(self, window: Window) -> bool:
-        return self._segments.is_sealed(window.start)
+    def is_sealed(self, window: Window) -> bool:
+        """Whether a seal covers the window; False also where the store does not say so of this
+        window alone: then working at it tells what is wrong."""
+        try:
+            return self._segments.is_sealed(window.start)
+        except StoreError as error:
+            if not self._windows.is_about_one_window(window, error):
+                raise
+            return False
 
     def seal(self, batch: list[Outcome], watermark: datetime | None) -> None:
         """One seal for all segments of a batch; what another writer sealed is left out."""

@@ -22,7 +22,7 @@ import structlog
 
 from archiver import hub
 from archiver.clock import Clock
-from archiver.errors import FormatError, StoreError
+from archiver.errors import FormatError, Reach, StoreError
 from archiver.manifest import event, layout, seal
 from archiver.pipeline.ports import Store
 
@@ -92,7 +92,14 @@ class HeldCalls:
         with self._lock:
             at = self._known.looked_at
             if at is None or now >= at + after_seconds:
-                segments = self._read_on(self._known.segments)
+                try:
+                    segments = self._read_on(self._known.segments)
+                except StoreError as error:
+                    if error.reach is not Reach.ITEM:
+                        raise
+                    # A store that will not list events must not stop the archiving of calls.
+                    log.error("holds.unknown", error=str(error))
+                    segments = self._known.segments
                 self._known = _Known(_fold(segments.values()), now, segments)
 
     def is_held(self, call_id: str) -> bool:
@@ -164,8 +171,8 @@ class HeldCalls:
             return None
         return number
 
-    def _pass_by(self, key: str, error: Exception) -> None:
-        if isinstance(error, StoreError) and error.retryable:
+    def _pass_by(self, key: str, error: FormatError | StoreError) -> None:
+        if error.reach is not Reach.ITEM:
             raise error
         if key not in self._unreadable:
             self._unreadable.add(key)

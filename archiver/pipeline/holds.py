@@ -85,6 +85,7 @@ class _Entry:
 
     entry: seal.SegmentEntry
     retain_until: datetime | None
+    found_since: datetime | None = None
 
 
 class Holds:

@@ -74,8 +74,11 @@ class Job:
         attempts: int,
         *,
         held: bool,
+        taken: int = 0,
     ) -> None:
         self.call = listed
+        self.taken = taken
+        """The highest revision whose key foreign bytes have."""
         self._tools = tools
         self._window = window
         self._attempts = attempts

@@ -28,6 +28,7 @@ from functools import partial
 import structlog
 
 from archiver.clock import Clock
+from archiver.errors import Reach, StoreError
 from archiver.manifest import layout, seal
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
@@ -39,6 +40,7 @@ from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import Store
 from archiver.pipeline.promise import covered_date, is_behind, policy_date
+from archiver.store.objects import Head
 
 log = structlog.get_logger()
 
@@ -120,9 +122,9 @@ class Keeper:
             layout.VERIFY_SCRIPT,
         ]
         for key in keys:
-            head = self._store.head(key)
+            head = self._head(key)
             if head is not None and self._extender.is_short(head, until - DAY):
-                self._store.extend(key, head.version_id, until)
+                self._extender.extend(key, head.version_id, until, Done())
         with self._working():
             self._keep_events()
         self._looked_at = now
@@ -142,13 +144,23 @@ class Keeper:
         until = self._retention.until(now if one.holds else one.at)
         if until is None or until <= now:
             return
-        head = self._store.head(one.key)
+        head = self._head(one.key)
         if head is None:
             done.add(gone=True)
         elif self._extender.is_short(head, until - DAY if one.holds else until):
             self._extender.extend_seal(one.seal, until, timedelta(0), done)
             for key in (layout.pointer_key(one.key), layout.companion_key(one.key), one.key):
                 self._extender.extend(key, None, until, done)
+
+    def _head(self, key: str) -> Head | None:
+        """What the store says of an object; None, with an error in the log, where it refuses."""
+        try:
+            return self._store.head(key)
+        except StoreError as error:
+            if error.reach is not Reach.ITEM:
+                raise
+            log.error("lock.unknown", key=key, error=str(error))
+            return None
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -189,13 +201,18 @@ class Keeper:
         if history.records and not history.behind:
             return []
         names = [name for name, _ in self._segments.of(window.start)]
-        heads = (self._store.head(name.jsonl) for name in names)
+        heads = (self._head(name.jsonl) for name in names)
         return names if any(head and self._extender.is_short(head, until) for head in heads) else []
 
     def _keep_segment(
         self, name: SegmentName, until: datetime | None, window: Window, done: Done
     ) -> None:
-        data = self._store.read(name.seal, max_bytes=seal.POINTER_BYTES)
+        try:
+            data = self._store.read(name.seal, max_bytes=seal.POINTER_BYTES)
+        except StoreError as error:
+            if error.reach is not Reach.ITEM:
+                raise
+            data = b""  # the store refuses it: as good as a damaged one
         if data is not None:  # else it is not sealed yet: what it gets then has today's date
             number = seal.parse_pointer(data)
             if number is not None:

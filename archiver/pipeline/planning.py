@@ -11,7 +11,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 
-from archiver.errors import FormatError, StoreError
+import structlog
+
+from archiver.errors import FormatError, NewerFormat, Reach, StoreError
 from archiver.manifest import layout, record
 from archiver.model import Call, Window, window_of
 from archiver.pipeline.attempts import Attempts, Unarchived
@@ -21,6 +23,8 @@ from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import Store
 from archiver.pipeline.recall import Recall
 from archiver.source.listing import Listed, Lister
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Task:
     previous: Standing | None = None
     was_pending: bool = False
     """Whether a segment calls it pending: another try was made before."""
+    taken: int = 0
+    """The highest revision whose key is taken by bytes that are no record: the next one is free."""
 
 
 @dataclass
@@ -69,6 +75,19 @@ class Plan:
         """Calls that have no record yet, or one that says failed."""
         found = [task.previous for task in self.todo]
         return sum(1 for one in found if one is None or one.outcome == "failed")
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What lies under the key of a call's newest record, and is none that can be used here.
+
+    `foreign`: it is no record at all, so that the call is archived under the next revision. Else it
+    may be one (a newer release wrote it, or the store refuses to give it out): the call is left to
+    who can read it.
+    """
+
+    revision: int
+    foreign: bool
 
 
 NEVER: tuple[datetime | None, frozenset[str]] = (None, frozenset())
@@ -110,6 +129,8 @@ class Planner:
         self._attempts = attempts
         self.records = RecordIndex(store)
         self._lock = threading.Lock()
+        self._unreadable: set[str] = set()
+        """Keys of records that the log has named as unreadable."""
         self._recall = Recall(store, self.records, segments, workers, self._read_record)
         self.begins: datetime | None = None
         """Calls of windows before this are nobody's business here; None: of all windows beside the
@@ -129,15 +150,20 @@ class Planner:
         the first time."""
         plan = Plan(listed)
         awaited = _awaited(listed, history, memory)
-        plan.standing = self._standing(listed, awaited, history, memory)
+        plan.standing, unreadable = self._standing(listed, awaited, history, memory)
         # A window is closed on fresh knowledge; else what failed a short while ago rests.
         fresh = aim.backfill or closing
         done = memory.refreshed[1] if memory.refreshed[0] == due else frozenset()
         done |= awaited.keys()  # they are worked at for want of a record, and for nothing else
         for call in [*awaited.values(), *listed.calls.values()]:
-            found = plan.standing.get(call.id)
+            found, bad = plan.standing.get(call.id), unreadable.get(call.id)
+            if bad is not None and not bad.foreign:
+                if found is None:
+                    plan.resting.append(Unarchived(call, "record_unreadable", 1, None))
+                continue
             if found is None or (call.id not in done and _is_wanted(found, aim, due)):
-                task = Task(call, found, call.id in history.pending)
+                taken = bad.revision if bad is not None else 0
+                task = Task(call, found, call.id in history.pending, taken)
                 self._add(plan, task, rest=not fresh)
         return plan
 
@@ -154,30 +180,44 @@ class Planner:
         awaited: Mapping[str, Call],
         history: History,
         memory: Memory,
-    ) -> dict[str, Standing]:
+    ) -> tuple[dict[str, Standing], dict[str, Unreadable]]:
         """The newest record of each call that is listed or awaited, and of any other that no
-        segment tells of yet, as segments, this process or the bucket know it."""
+        segment tells of yet, as segments, this process or the bucket know it; and what lies in the
+        place of such a record and cannot be read."""
         for call_id, told in history.records.items():
             if call_id in memory.untold and memory.untold[call_id].revision <= told.revision:
                 del memory.untold[call_id]  # another writer told of it, or of a later one
         standing = dict(memory.untold)
-        keys = {}
+        keys: dict[str, str] = {}
         for call_id, day in _days(listed, awaited, history):
             found = _newest(standing.get(call_id), history.records.get(call_id))
             revision = self.records.revision(day, call_id)
+            if found is not None and (call_id in listed.calls or call_id in awaited):
+                standing[call_id] = found
             if revision > (found.revision if found else 0):
                 keys[call_id] = layout.record_key(day, call_id, revision)
-            elif found is not None and (call_id in listed.calls or call_id in awaited):
-                standing[call_id] = found
+        unreadable: dict[str, Unreadable] = {}
         read = self._workers.map(self._read_record, keys.values())
-        return {**standing, **dict(zip(keys, read, strict=True))}
+        for call_id, newest in zip(keys, read, strict=True):
+            if isinstance(newest, Unreadable):
+                unreadable[call_id] = newest
+            else:
+                standing[call_id] = newest
+        return standing, unreadable
 
-    def _read_record(self, key: str) -> Standing:
-        data = self._store.read(key)
+    def _read_record(self, key: str) -> Standing | Unreadable:
+        """A record; one that cannot be read stops nobody. It is an error in the log, once."""
         try:
-            return Standing.of(record.parse(data or b""))
-        except FormatError as error:
-            raise StoreError(f"{key} is damaged ({error}): run archiver verify") from None
+            return Standing.of(record.parse(self._store.read(key) or b""))
+        except (FormatError, StoreError) as error:
+            if error.reach is not Reach.ITEM:
+                raise
+            if key not in self._unreadable:
+                self._unreadable.add(key)
+                log.error("record.unreadable", key=key, error=str(error))
+            foreign = isinstance(error, FormatError) and not isinstance(error, NewerFormat)
+            parsed = layout.parse_record_key(key)
+            return Unreadable(parsed[2] if parsed else 1, foreign)
 
     # --- what other windows' listings and other processes know
 

@@ -36,7 +36,7 @@ class Recall:
         records: RecordIndex,
         segments: SegmentIndex,
         workers: Workers,
-        read: Callable[[str], Standing],
+        read: Callable[[str], object],
     ) -> None:
         self._store = store
         self._records = records
@@ -72,6 +72,8 @@ class Recall:
             return False
         keys_of = [f"{layout.record_prefix(day)}{name}/r{n}.json" for name, n in untold.items()]
         for found in self._workers.map(self._read, keys_of):
+            if not isinstance(found, Standing):
+                continue  # it cannot be read: the log names it, and `verify` does
             record = found.record()
             document = record.document
             moment = parse_time(document.get("started_at")) or parse_time(document.get("ended_at"))

@@ -24,7 +24,7 @@ from archiver.model import Window, format_time, window_of, windows_between
 from archiver.pipeline.backfill import WINDOWS_AT_ONCE, Backfill, Summary
 from archiver.pipeline.followups import FollowUps
 from archiver.pipeline.index import SegmentIndex
-from archiver.pipeline.planning import OPEN, ROUND, Aim
+from archiver.pipeline.planning import OPEN, ROUND
 from archiver.pipeline.sealing import Chain
 from archiver.pipeline.window import Outcome, Windows
 
@@ -144,7 +144,7 @@ class Service:
 
     def _close(self, batch: list[Window], mark: datetime, summary: Summary) -> datetime:
         """Close due windows, oldest first; returns how far the run of sealed ones reaches."""
-        todo = [window for window in batch if not self._segments.is_sealed(window.start)]
+        todo = [window for window in batch if not self._backfill.is_sealed(window)]
         outcomes = {
             outcome.window: outcome
             for outcomes in self._backfill.batches((window, ROUND) for window in todo)
@@ -173,22 +173,12 @@ class Service:
         for tasks in _batches(self._follow_ups.due(), CLOSED_AT_A_TIME):
             if self._clock.monotonic() >= end:
                 return
-            for outcomes in self._backfill.batches(tasks, self._one_by_one):
+            for outcomes in self._backfill.batches(tasks):
                 self._backfill.seal(outcomes, None)
                 for outcome in outcomes:
                     self._note(outcome, summary)
                     self._follow_ups.note(outcome)
             self._look_in_time(first_open, summary)
-
-    def _one_by_one(self, window: Window, aim: Aim) -> Outcome:
-        """What is wrong with one old window must not keep the others, and the newest, waiting."""
-        try:
-            return self._windows.process(window, aim)
-        except Interrupted:
-            raise
-        except ArchiverError as error:
-            log.error("window.failed", window=str(window), error=str(error))
-            return Outcome(window, settled=True)
 
     def _note(self, outcome: Outcome, summary: Summary) -> None:
         """Keep what the next round and the metrics need of a window."""

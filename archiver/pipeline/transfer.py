@@ -15,7 +15,7 @@ import structlog
 
 from archiver import metrics
 from archiver.clock import Clock
-from archiver.errors import CallError, KeyTaken, StoreError
+from archiver.errors import CallError, FormatError, KeyTaken, Reach, StoreError
 from archiver.manifest import record
 from archiver.manifest.record import Record, Result
 from archiver.model import Call, Retention, Window, parse_time
@@ -26,6 +26,7 @@ from archiver.pipeline.holding import refs_of
 from archiver.pipeline.job import Job, Tools
 from archiver.pipeline.ports import Recordings, Source, Store
 from archiver.pipeline.promise import promise, promises_less
+from archiver.pipeline.store_health import StoreHealth
 from archiver.pressure import Pressure
 from archiver.retry import Retry
 
@@ -44,6 +45,8 @@ WAS_THERE = {
     "url_refused",
 }
 """Reasons of a failure that say that the source had a recording once."""
+OUTAGES = ("source_unavailable", "store_refused")
+"""Reasons that an outage may have, of which nobody has seen the other failures yet."""
 BEGINNINGS = 4
 """How often a recording is begun that changes, or proves damaged, on the way."""
 
@@ -65,6 +68,7 @@ class Transfer:
         pressure: Pressure | None = None,
         tag: Callable[[], str] = random_tag,
     ) -> None:
+        self.store_health = StoreHealth(store.is_answering)
         self._tools = Tools(
             source,
             recordings,
@@ -91,30 +95,47 @@ class Transfer:
         settled: bool,
         previous: Record | None = None,
         was_pending: bool = False,
+        taken: int = 0,
     ) -> Record | Unarchived:
         """Bring one listed call into the archive, as revision 1 or as the one after `previous`,
         which says `no_recording` or `failed`. `previous` itself where there is nothing new.
-        `was_pending` says that another process has tried before.
+        `was_pending` says that another process has tried before; `taken` is the highest revision
+        whose key foreign bytes have.
 
         Until the window has settled, nothing but success is written down: what is missing may
         still come. After it, `no_recording` is a result, and what fails is pending until
-        `give_up` after the window's end, then `failed`.
-        Raises `SourceRefused`, `SourceError` (unreachable), `StoreError` and `Interrupted`.
+        `give_up` after the window's end, then `failed`. What the store refuses to keep for this
+        call alone is pending and given up in the same way.
+        Raises `SourceRefused`, `SourceError` and `StoreError` where they reach beyond the call, and
+        `Interrupted`.
         """
         with self._at_work(call) as attempt:
-            job = self._job(call, window, previous, attempt)
+            # 1. Fetch and store everything, the record last.
+            job = self._job(call, window, previous, attempt, taken)
             try:
-                result = job.run(settled)
+                found = self._commit(job, job.run(settled), previous)
             except CallError as error:
                 unarchived = self._failed(call, error, attempt)
-                first = unarchived.attempts < 2 and not was_pending
-                if first and unarchived.reason == "source_unavailable":
-                    return unarchived  # an outage says nothing of the call
-                if not settled or not self._is_given_up(window, previous):
-                    return unarchived
+            except StoreError as error:
+                unarchived = self._store_refused(call, error, attempt)
+            else:
+                self.store_health.succeeded()
+                return self._look_again(call, window, job, found)
+            # 2. It did not work: the call waits, unless its time is over. One failure that an
+            #    outage may have caused says nothing of the call: that takes two.
+            first = attempt < 2 and not was_pending
+            if (first and unarchived.reason in OUTAGES) or unarchived.undecided:
+                return unarchived
+            if not settled or not self._is_given_up(window, previous):
+                return unarchived
+            # 3. It is given up: a record says why, with what is known of it.
+            try:
                 result = job.failure(unarchived.reason, unarchived.status)
-            found = self._commit(job, result, previous)
-        return self._look_again(call, window, job, found)
+                return self._commit(job, result, previous)
+            except CallError as error:
+                return self._failed(call, error, attempt)
+            except StoreError as error:
+                return self._store_refused(call, error, attempt)
 
     def _look_again(self, call: Call, window: Window, job: Job, found: Record) -> Record:
         """Another writer's record, made before we asked the source, may be of an older call."""
@@ -134,16 +155,22 @@ class Transfer:
             job = self._job(call, window, previous, attempt)
             try:
                 result = job.refresh()
+                found = self._commit(job, result, previous)
             except CallError as error:
                 unarchived = self._failed(call, error, attempt)
                 if error.reason not in UNSAID:
                     self.attempts.done(call.id)  # trying again would say the same
                 return unarchived
-            return self._commit(job, result, previous)
+            except StoreError as error:
+                return self._store_refused(call, error, attempt)
+            self.store_health.succeeded()
+            return found
 
-    def _job(self, call: Call, window: Window, previous: Record | None, attempt: int) -> Job:
+    def _job(
+        self, call: Call, window: Window, previous: Record | None, attempt: int, taken: int = 0
+    ) -> Job:
         held = self.held.is_held(call.id)
-        return Job(self._tools, call, window, previous, attempt, held=held)
+        return Job(self._tools, call, window, previous, attempt, held=held, taken=taken)
 
     @property
     def in_flight(self) -> int:
@@ -170,6 +197,16 @@ class Transfer:
         self.attempts.failed(unarchived)
         return unarchived
 
+    def _store_refused(self, call: Call, error: StoreError, attempt: int) -> Unarchived:
+        """The call stays behind; raises `error` where it is about the store as a whole."""
+        if self.store_health.is_outage(call.id, error):
+            raise error
+        own = error.reason if error.reason == "record_unreadable" else "store_refused"
+        log.error("call.store_refused", stage=error.stage, status=error.status, error=str(error))
+        unarchived = Unarchived(call, own, attempt, error.status)
+        self.attempts.failed(unarchived)
+        return unarchived
+
     def _is_given_up(self, window: Window, previous: Record | None) -> bool:
         """What the source said once of a missing recording is not taken back by a failure."""
         if previous is not None and previous.outcome != "failed":
@@ -184,7 +221,7 @@ class Transfer:
         self.attempts.done(job.call.id)
         if previous is not None and _says_the_same(previous, result):
             return previous
-        revision = previous.revision + 1 if previous else 1
+        revision = max(previous.revision if previous else 0, job.taken) + 1
         until = job.retain_until
         if previous is not None:
             job.lock_modes |= self._keep(previous, result, until)
@@ -253,11 +290,15 @@ class Transfer:
     def _adopt(self, key: str, held: bool) -> Record:
         """Another writer committed the call first: its record is the record. It may not have known
         that the call is held."""
-        data = self._store.read(key)
-        if data is None:
-            raise StoreError(f"{key} was taken and cannot be read: run archiver verify")
+        try:
+            found = record.parse(self._store.read(key) or b"")
+        except FormatError as error:
+            raise StoreError(
+                f"{key} is taken by other bytes than a record ({error}): run archiver verify",
+                reason="record_unreadable",
+                reach=Reach.ITEM,
+            ) from None
         log.info("record.adopted")
-        found = record.parse(data)
         for one in refs_of(found) if held else ():
             self._store.set_hold(one.key, one.version_id, True)
         return found

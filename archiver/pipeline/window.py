@@ -15,7 +15,7 @@ from functools import partial
 import structlog
 
 from archiver.clock import Clock
-from archiver.errors import SourceError, StoreError
+from archiver.errors import ArchiverError, Reach, StoreError
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
 from archiver.model import Call, Retention, Window
@@ -64,6 +64,8 @@ class Outcome:
     unlooked: bool = False
     """Whether it was closed for the first time, past an age, with calls that had been archived
     before: it is to be listed again, because they may have changed since."""
+    error: ArchiverError | None = None
+    """What went wrong with this window alone: it stays as it is, and the others go on."""
 
 
 class Windows:
@@ -105,30 +107,42 @@ class Windows:
         """Archive what the window lacks and, once it has settled, close it.
 
         Writes revision 1, or a later one where something changed since or `aim` says so.
-        A listing that is malformed leaves the window open, with an error in the log.
-        Raises `SourceRefused`, `SourceError` (unreachable), `StoreError` and `Interrupted`.
+        What goes wrong with this window alone (its listing, an object that it needs) leaves it
+        open, with an error in the log and in the outcome.
+        Raises `SourceRefused`, `SourceError` and `StoreError` where they reach beyond the window,
+        `UsageError` and `Interrupted`.
         """
         outcome = Outcome(window)
         try:
             return self._process(outcome, aim)
+        except ArchiverError as error:
+            if not self.is_about_one_window(window, error):
+                raise
+            outcome.error, outcome.closed = error, False
+            outcome.settled = aim.closes and self._clock.now() >= window.end + self._settle
+            log.error("window.failed", window=str(window), error=str(error))
+            return outcome
         finally:
             self.planner.tidy(window, self._memories)
+
+    def is_about_one_window(self, window: Window, error: ArchiverError) -> bool:
+        """Whether the harm of an error, met while working at a window, ends there."""
+        if isinstance(error, StoreError):
+            return not self._transfer.store_health.is_outage(str(window), error)
+        return error.reach in (Reach.ITEM, Reach.WINDOW) or error.reason == "bad_document"
 
     def _process(self, outcome: Outcome, aim: Aim) -> Outcome:
         window = outcome.window
         for _ in range(RIVAL_ROUNDS):
-            try:
-                if self._try(outcome, aim):
-                    return outcome
-            except SourceError as error:
-                if error.reason != "bad_document":
-                    raise
-                # One listing that cannot be read must not keep the other windows from sealing.
-                log.error("window.unreadable", window=str(window), error=str(error))
+            if self._try(outcome, aim):
                 return outcome
             log.info("window.rival", window=str(window))
             self._segments.forget()
-        raise StoreError(f"other writers keep changing the window {window}", reason="conflict")
+        raise StoreError(
+            f"other writers keep changing the window {window}",
+            reason="conflict",
+            reach=Reach.WINDOW,
+        )
 
     def plan(self, window: Window) -> Plan:
         """What a backfill would do; writes nothing."""
@@ -187,6 +201,9 @@ class Windows:
             # Were the source to hide them now, nobody else would know that they were listed.
             self.planner.expect(window, seen.values(), self._memories)
             raise
+        if not listed.complete:
+            outcome.error = listed.error
+            log.error("window.failed", window=str(window), error=str(listed.error))
         if outcome.settled:
             self._holding.see_to(window, tally.standing, history.records)
         if not outcome.settled or not listed.stable:
@@ -197,6 +214,7 @@ class Windows:
             return True
         written = self._closing.close(tally, history, evidence=due is not None and not aim.backfill)
         if isinstance(written, Unsealed):
+            self._transfer.store_health.succeeded()
             outcome.segments.append(written)
             outcome.listed_at = tally.listing.listed_at
         if written is not Closing.TAKEN:
@@ -284,6 +302,7 @@ class Windows:
                 settled=settled,
                 previous=previous,
                 was_pending=task.was_pending,
+                taken=task.taken,
             )
         if isinstance(result, Unarchived):
             self._progress.call_done("pending", 0)

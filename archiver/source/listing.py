@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import structlog
 
 from archiver.clock import Clock
+from archiver.errors import ListingError
 from archiver.manifest.segment import Listing
 from archiver.model import Call, Window, window_of
 from archiver.source.client import Filter, Page
@@ -66,6 +67,10 @@ class Listed:
     stable: bool
     glimpsed: Mapping[str, Call] = field(default_factory=dict)
     strays: Mapping[Window, Mapping[str, Call]] = field(default_factory=dict)
+    complete: bool = True
+    """Whether each page could be read: else the window must not be closed on it."""
+    error: ListingError | None = None
+    """Which page could not be read, and why."""
 
 
 @dataclass

@@ -26,7 +26,7 @@ from botocore.exceptions import BotoCoreError
 
 from archiver import fixity
 from archiver.clock import Clock
-from archiver.errors import KeyTaken, StoreError
+from archiver.errors import KeyTaken, Reach, StoreError
 from archiver.fixity import Buffer
 from archiver.heads import NoAnswer
 from archiver.manifest import layout
@@ -43,6 +43,8 @@ MAX_OBJECT_BYTES = 64 << 20
 """What `read` takes into memory unless it is told another limit."""
 
 JSON = "application/json"
+PROBE_BYTES = b"Written to learn whether this store refuses to overwrite it.\n"
+"""What `manifest/probe` holds, on which the store is tried out (`trial.py`)."""
 
 
 class Bucket:
@@ -96,7 +98,11 @@ class Bucket:
             for chunk in chunks or ():
                 file.write(chunk)
                 if file.tell() > max_bytes:
-                    raise StoreError(f"{key} is larger than {max_bytes} bytes", reason="too_large")
+                    raise StoreError(
+                        f"{key} is larger than {max_bytes} bytes",
+                        reason="too_large",
+                        reach=Reach.ITEM,
+                    )
             return chunks is not None
 
         return self.requests.again(once)
@@ -171,7 +177,9 @@ class Bucket:
             }
             tokens = {name: value for name, value in following.items() if value}
             if not tokens or tokens.items() <= asked.items():
-                raise StoreError("the store says that a listing goes on, but not where")
+                raise StoreError(
+                    "the store says that a listing goes on, but not where", reach=Reach.ITEM
+                )
 
     def _page(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
         client = self.requests.objects if method == "list_objects_v2" else self.requests.s3
@@ -187,6 +195,7 @@ class Bucket:
                     "ARCHIVER_S3_ENDPOINT_URL",
                     retryable=True,
                     reason="odd",
+                    reach=Reach.ITEM,
                 )
             return page
 
@@ -257,6 +266,7 @@ class Bucket:
                 "a key is taken and yet empty: another writer is at it, or it was deleted",
                 retryable=True,
                 reason="conflict",
+                reach=Reach.ITEM,
             )
         if head.size != wanted.size or self._digest(wanted.key, head) != wanted.sha256:
             raise KeyTaken(f"{wanted.key} holds other bytes", reason="taken")
@@ -280,7 +290,12 @@ class Bucket:
         def once() -> str:
             answer = self.requests.s3.create_multipart_upload(**self.requests.at(key), **arguments)
             if not answer.get("UploadId"):
-                raise StoreError("the store began an upload oddly", retryable=True, reason="odd")
+                raise StoreError(
+                    "the store began an upload oddly",
+                    retryable=True,
+                    reason="odd",
+                    reach=Reach.ITEM,
+                )
             return str(answer["UploadId"])
 
         upload_id = self.requests.again(lambda: self.requests.once("CreateMultipartUpload", once))
@@ -322,6 +337,35 @@ class Bucket:
         self._protection.hold(key, version_id, held)
 
     # --- the bucket itself
+
+    def is_answering(self) -> bool:
+        """Whether the store takes reads and writes: the control that tells an outage from one bad
+        object.
+
+        It sends a create-once write of `manifest/probe`, which is there, so that 412 is the answer
+        to expect. Writes nothing new where the archive was begun by `ensure_archive`.
+        """
+        try:
+            self.requests.once("PutObject", self._put_probe)
+        except KeyTaken:
+            return True
+        except StoreError as error:
+            return error.reason in ("conflict", "not_implemented")
+        return True
+
+    def _put_probe(self) -> None:
+        digest = fixity.hex_to_base64(fixity.sha256_hex(PROBE_BYTES))
+        arguments = {"ContentType": "text/plain", "ChecksumSHA256": digest}
+        if self.create_once:
+            arguments["IfNoneMatch"] = "*"
+        elif self.requests.head(layout.PROBE) is not None:
+            return
+        self.requests.s3.put_object(
+            **self.requests.at(layout.PROBE),
+            Body=PROBE_BYTES,
+            **arguments,
+            **self._protection.arguments(None),
+        )
 
     def check_access(self) -> None:
         """Raises `StoreError` where the bucket is missing, closed to us, or lacks the lock."""

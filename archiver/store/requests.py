@@ -12,7 +12,7 @@ from urllib3.exceptions import HTTPError
 
 from archiver import fixity
 from archiver.clock import Clock
-from archiver.errors import StoreError
+from archiver.errors import Reach, StoreError
 from archiver.heads import NoAnswer
 from archiver.retry import Retry
 from archiver.store.aside import Aside
@@ -92,7 +92,9 @@ def etag_of(answer: dict[str, Any]) -> str:
     """The acknowledgement of a write: an HTML page with status 200 looks like success to boto3."""
     etag = answer.get("ETag")
     if not isinstance(etag, str) or not etag:
-        raise StoreError("the store acknowledged a write oddly", retryable=True, reason="odd")
+        raise StoreError(
+            "the store acknowledged a write oddly", retryable=True, reason="odd", reach=Reach.ITEM
+        )
     return etag
 
 
@@ -108,7 +110,7 @@ def _head(answer: dict[str, Any]) -> Head:
     if answer.get("ChecksumType") == "COMPOSITE" or "-" in (checksum or "") or "-" in etag:
         checksum = None
     if "ContentLength" not in answer:
-        raise StoreError("the store tells no size", retryable=True, reason="odd")
+        raise StoreError("the store tells no size", retryable=True, reason="odd", reach=Reach.ITEM)
     return Head(
         size=answer["ContentLength"],
         version_id=answer.get("VersionId"),

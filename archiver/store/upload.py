@@ -9,7 +9,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from archiver import fixity
-from archiver.errors import StoreError
+from archiver.errors import Reach, StoreError
 from archiver.fixity import Buffer
 from archiver.store.objects import Stored
 from archiver.store.protection import Protection
@@ -76,7 +76,11 @@ class Upload:
         requests.again(self._complete_once)
         head = requests.head(self._key)
         if head is None:
-            raise StoreError(f"{self._key} is not there after its upload: the store is unsafe")
+            raise StoreError(
+                f"{self._key} is not there after its upload: the store is unsafe",
+                reason="lost",
+                reach=Reach.ITEM,
+            )
         stored = Stored(self._key, head.version_id, self._bytes, sha256)
         lock = self._protection.check(stored, self._retain_until)
         return replace(stored, lock_mode=lock.mode)

@@ -125,6 +125,10 @@ class MemoryStore:
             rules=self._rules, shelf=made,
         )  # fmt: skip
 
+    def is_answering(self) -> bool:
+        """This store is never out."""
+        return True
+
     # --- reading
 
     def read(
