@@ -7,14 +7,14 @@ thread that runs `run`, for all windows that are ready, so that the chain costs 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from archiver.errors import StoreError
+from archiver.errors import ArchiverError, StoreError
 from archiver.model import Window, windows_between
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.planning import BACKFILL, Aim, Plan
@@ -41,7 +41,7 @@ class Summary:
     """Windows that have settled and stay open: their listing kept changing, or something went wrong
     with them alone."""
     harmed: int = 0
-    """Windows with which something went wrong, settled or not."""
+    """Windows that are rightly open yet, and with which something went wrong."""
     segments: int = 0
     committed: dict[str, int] = field(default_factory=dict)
     """Calls that got a record in this run, by outcome."""
@@ -63,7 +63,7 @@ class Summary:
         self.closed += outcome.closed
         self.unsettled += not outcome.settled
         self.stuck += outcome.settled and not outcome.closed
-        self.harmed += outcome.error is not None
+        self.harmed += not outcome.settled and outcome.error is not None
         self.segments += len(outcome.segments)
         self.failed += outcome.failed
         if outcome.closed:
@@ -172,18 +172,28 @@ class Backfill:
         for segment in segments:
             self._segments.add(segment.name, sealed=True)
 
-    def plan(self, todo: Iterable[Window]) -> Iterator[Plan]:
-        """What `run` would do, window by window; writes nothing."""
+    def plan(self, todo: Iterable[Window]) -> Iterator[Plan | None]:
+        """What `run` would do, window by window; writes nothing. None for a window that something
+        is wrong with: the log says what."""
         for window in todo:
-            yield self._windows.plan(window)
+            try:
+                plan = self._windows.plan(window)
+            except ArchiverError as error:
+                if not self._windows.is_about_one_window(window, error):
+                    raise
+                log.error("window.failed", window=str(window), error=str(error))
+                yield None
+                continue
+            if not plan.listed.complete:
+                log.error("window.failed", window=str(window), error=str(plan.listed.error))
+            yield plan
 
     def batches(
         self,
         todo: Iterable[tuple[Window, Aim]],
-        process: Callable[[Window, Aim], Outcome] | None = None,
     ) -> Iterator[list[Outcome]]:
         """Outcomes in the order of the windows, all that are ready at a time."""
-        process = process or self._windows.process
+        process = self._windows.process
         if self._at_once == 1:
             yield from ([process(*task)] for task in todo)
             return

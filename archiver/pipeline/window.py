@@ -7,10 +7,12 @@ crash all run this same code. Sealing is the caller's, in the order of the windo
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 
 import structlog
 
@@ -290,20 +292,36 @@ class Windows:
     def _work_at(
         self, window: Window, settled: bool, task: Task
     ) -> tuple[Standing | Unarchived, int | None]:
-        """One call; what stands of it then, and the bytes that a new record brought."""
+        """One call; what stands of it then, and the bytes that a new record brought.
+
+        A mistake of ours that one call's data brings out leaves that call pending.
+        """
         call, previous = task.call, task.previous.record() if task.previous else None
         result: Record | Unarchived
-        if previous is not None and previous.outcome == "archived":
-            result = self._transfer.refresh(call, window, previous)
-        else:
-            result = self._transfer.archive(
-                call,
-                window,
-                settled=settled,
-                previous=previous,
-                was_pending=task.was_pending,
-                taken=task.taken,
+        try:
+            if previous is not None and previous.outcome == "archived":
+                result = self._transfer.refresh(call, window, previous)
+            else:
+                result = self._transfer.archive(
+                    call,
+                    window,
+                    settled=settled,
+                    previous=previous,
+                    was_pending=task.was_pending,
+                    taken=task.taken,
+                )
+        except ArchiverError:
+            raise
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            log.error(
+                "call.internal_error",
+                call_id=call.id,
+                error=type(error).__name__,
+                place=f"{place.name}, line {place.lineno} of {Path(place.filename).name}",
             )
+            result = Unarchived(call, "internal_error", 1, None)
+            self.attempts.failed(result)
         if isinstance(result, Unarchived):
             self._progress.call_done("pending", 0)
             return result, None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from archiver.audit.verify import Options, verify
 from archiver.errors import Reach, StoreError
@@ -170,6 +171,24 @@ def put_foreign(world: World, objects: dict[str, bytes]) -> None:
     stranger = MemoryStore(world.clock, writer=STRANGER, rules=False, shelf=world.store._shelf)
     for key, data in objects.items():
         stranger.put_once(key, data)
+
+
+@RUNS
+def test_a_mistake_of_ours_that_one_call_brings_out_leaves_that_call_pending(
+    world: World, run: Callable[[Writer], None]
+) -> None:
+    writer = world.writer("a")
+
+    def hook(request: Request) -> None:
+        if "/vc_1/recording.wav" in request.key:
+            raise ZeroDivisionError
+
+    writer.store.hooks.append(hook)
+    with capture_logs() as logs:
+        run(writer)
+    assert ledger(world).pending == {"vc_1"}
+    [line] = [one for one in logs if one["event"] == "call.internal_error"]
+    assert (line["call_id"], line["error"]) == ("vc_1", "ZeroDivisionError")
 
 
 # --- an outage
