@@ -108,8 +108,8 @@ class Transfer:
             except CallError as error:
                 unarchived = self._failed(call, error, attempt)
                 first = unarchived.attempts < 2 and not was_pending
-                if first and unarchived.reason == "source_unavailable":
-                    return unarchived  # an outage says nothing of the call
+                if error.undecided or (first and unarchived.reason == "source_unavailable"):
+                    return unarchived  # a missing scope, and an outage, say nothing of the call
                 if not settled or not self._is_given_up(window, previous):
                     return unarchived
                 result = job.failure(unarchived.reason, unarchived.status)

@@ -469,6 +469,7 @@ def _may_be_outage(error: SourceError) -> bool:
 def _refused_call(error: SourceRefused, *, undecided: bool = False) -> CallError:
     refused = CallError("the source refuses this call", reason="call_refused", status=error.status)
     refused.undecided = undecided
+    refused.stage = error.stage
     return refused
 
 

@@ -484,6 +484,15 @@ def test_a_scope_that_is_missing_blames_no_call_and_ends_the_run(
         client.recording_url("vc_00")
 
 
+def test_a_refusal_is_told_of_with_its_stage(
+    platform: MemoryPlatform, client: VoiceCallsClient
+) -> None:
+    platform.hooks.append(of_calls(Reply(403), "/recording-url"))
+    with pytest.raises(CallError) as caught:
+        client.recording_url("vc_00")
+    assert caught.value.stage == "sas"
+
+
 def test_the_same_call_over_and_over_proves_no_missing_scope(
     platform: MemoryPlatform, client: VoiceCallsClient
 ) -> None:
