@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import resources
-from urllib.parse import urlsplit
 
 import structlog
 
 from archiver.apiclient import lister, source
 from archiver.clock import SystemClock
-from archiver.errors import CallError, StoreError, UsageError
+from archiver.errors import StoreError, UsageError
 from archiver.manifest import layout
 from archiver.manifest.seal import check_window_length
 from archiver.manifest.signing import SigningKey
@@ -29,7 +28,7 @@ from archiver.pipeline.window import Windows
 from archiver.pressure import Pressure
 from archiver.settings import Settings
 from archiver.source.client import VoiceCallsClient
-from archiver.source.recording import RecordingClient
+from archiver.source.recording import RecordingClient, UrlNotAllowed
 from archiver.source.signed import SignedUrl
 from archiver.store.bucket import Bucket
 from archiver.store.probe import Capabilities, probe
@@ -197,17 +196,31 @@ def open_app(
         blobs.close()
 
 
-def check_hosts(signed: SignedUrl | None, blobs: RecordingClient) -> None:
-    """Raises `UsageError` where a recording of the source's lies on a host that is not allowed:
-    otherwise each call of an old range would be given up for one wrong setting."""
-    if signed is None:
+def check_hosts(urls: Sequence[SignedUrl], blobs: RecordingClient) -> None:
+    """Look at the hosts of a few recordings of the source's, before work begins.
+
+    Raises `UsageError` where all lie on the same host that is not allowed: otherwise each call of
+    an old range would be given up for one wrong setting. Where only some URLs are refused, or they
+    are malformed, that is the matter of their calls.
+    """
+    refused = []
+    for signed in urls:
+        try:
+            blobs.check_url(signed.url)
+        except UrlNotAllowed as error:
+            refused.append(error)
+    if not refused:
         return
-    try:
-        blobs.check_url(signed.url)
-    except CallError:
-        host = urlsplit(signed.url).netloc.rpartition("@")[2]
-        shown = host if host.isascii() and host.isprintable() else "an odd host"
+    hosts = {error.host for error in refused}
+    host = hosts.pop() if len(hosts) == 1 else None
+    if len(refused) < len(urls) or host is None:
+        reasons = sorted({str(error) for error in refused})
+        log.warning("source.urls_not_allowed", count=len(refused), asked=len(urls), why=reasons)
+        return
+    if any(error.names_other_host for error in refused):
         raise UsageError(
-            f"ARCHIVER_RECORDING_HOSTS: the source's recordings lie on {shown}, which is not in it"
-            " (or their URLs are not https)"
-        ) from None
+            f"ARCHIVER_RECORDING_HOSTS: the source's recordings lie on {host}, which is not in it"
+        )
+    raise UsageError(
+        f"ARCHIVER_ALLOW_HTTP: the recording URLs on {host} are plain http, which is refused"
+    )

@@ -53,6 +53,11 @@ RETRIES = Counter(
     ["stage", "reason"],
     registry=REGISTRY,
 )
+UNREADABLE_ENTRIES = Counter(
+    "archiver_unreadable_entries",
+    "Entries of listings that could not be read as calls, once for each listing of a window.",
+    registry=REGISTRY,
+)
 SAS_RENEWALS = Counter(
     "archiver_sas_renewals",
     "Signed recording URLs asked for again because the first was refused or had expired.",

@@ -42,7 +42,7 @@ FAILED_REASONS = {
     "digest_mismatch": "the bytes do not have the Content-MD5 that the blob store announced",
     "bad_response": "an answer that no client can use (encoded, without a length, an odd status)",
     "bad_document": "the source's JSON for the call is malformed, too large or of another call",
-    "call_refused": "the source answers 403 to a request for the call, and not for others",
+    "call_refused": "the source answers 401 or 403 to a request for the call, and not for others",
     "call_missing": "the source listed the call but answers 404 to a request for it",
     "source_unavailable": "the source or its blob store went on failing",
     "store_refused": "the store refused to keep what the source sent for the call",

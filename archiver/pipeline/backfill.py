@@ -184,8 +184,6 @@ class Backfill:
                 log.error("window.failed", window=str(window), error=str(error))
                 yield None
                 continue
-            if not plan.listed.complete:
-                log.error("window.failed", window=str(window), error=str(plan.listed.error))
             yield plan
 
     def batches(

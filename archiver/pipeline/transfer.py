@@ -193,7 +193,9 @@ class Transfer:
 
     def _failed(self, call: Call, error: CallError, attempt: int) -> Unarchived:
         log.warning("call.unarchived", stage=error.stage, reason=error.reason, status=error.status)
-        unarchived = Unarchived(call, error.reason, attempt, error.status)
+        unarchived = Unarchived(
+            call, error.reason, attempt, error.status, undecided=error.undecided
+        )
         self.attempts.failed(unarchived)
         return unarchived
 

@@ -131,7 +131,7 @@ class Windows:
         """Whether the harm of an error, met while working at a window, ends there."""
         if isinstance(error, StoreError):
             return not self._transfer.store_health.is_outage(str(window), error)
-        return error.reach in (Reach.ITEM, Reach.WINDOW) or error.reason == "bad_document"
+        return error.reach in (Reach.ITEM, Reach.WINDOW)
 
     def _process(self, outcome: Outcome, aim: Aim) -> Outcome:
         window = outcome.window
@@ -203,9 +203,7 @@ class Windows:
             # Were the source to hide them now, nobody else would know that they were listed.
             self.planner.expect(window, seen.values(), self._memories)
             raise
-        if not listed.complete:
-            outcome.error = listed.error
-            log.error("window.failed", window=str(window), error=str(listed.error))
+        outcome.error = listed.error
         if outcome.settled:
             self._holding.see_to(window, tally.standing, history.records)
         if not outcome.settled or not listed.stable:

@@ -20,6 +20,7 @@ FROZEN = {
     "archiver_stage_seconds": ["stage"],
     "archiver_retries": ["stage", "reason"],
     "archiver_sas_renewals": [],
+    "archiver_unreadable_entries": [],
     "archiver_in_flight": [],
     "archiver_pending_calls": [],
     "archiver_oldest_unarchived_seconds": [],
