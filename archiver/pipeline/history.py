@@ -203,7 +203,7 @@ class HistoryReader:
             told = history.records.get(one.call_id)
             if told is None or one.revision >= told.revision:
                 history.records[one.call_id] = Standing.of(one)
-            latest = max_date(latest, covered_date(one, self._retention))
+            latest = max_date(latest, covered_date(one, window, self._retention))
             history.behind = history.behind or is_behind(one, window, self._retention)
         history.keep_until = max_date(history.keep_until, latest)
         history.revision, history.listed_at = found.revision, found.listed_at

@@ -72,12 +72,10 @@ class Recall:
             return False
         keys_of = [f"{layout.record_prefix(day)}{name}/r{n}.json" for name, n in untold.items()]
         for found in self._workers.map(self._read, keys_of):
-            record = found.record()
-            document = record.document
-            moment = parse_time(document.get("started_at")) or parse_time(document.get("ended_at"))
+            moment = _placing_time(found)
             # Without any time of its own it may be any window's of the day: so it is this one's.
             home = window_of(moment, window.end - window.start) if moment else window
-            self._found.setdefault(home, {})[record.call_id] = found
+            self._found.setdefault(home, {})[found.record().call_id] = found
         return True
 
     def _names_around(self, day: date) -> Iterator[SegmentName]:
@@ -100,3 +98,15 @@ class Recall:
                 if parsed is not None:
                     found.append(parsed[:2])
         return found
+
+
+def _placing_time(found: Standing) -> datetime | None:
+    """The time that says to which window a record's call belongs; None where the record tells none,
+    or one that was too late to be true when the call was listed: that lay ahead when the record was
+    written, and the record lies below an earlier day.
+    """
+    document = found.record().document
+    moment = parse_time(document.get("started_at")) or parse_time(document.get("ended_at"))
+    archived_at = parse_time(document.get("archived_at"))
+    ahead = moment is not None and archived_at is not None and moment > archived_at
+    return None if moment and ahead and moment.date() > found.day else moment

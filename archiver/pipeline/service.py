@@ -20,7 +20,7 @@ from archiver import metrics
 from archiver.allocator import give_back
 from archiver.clock import Clock, Interrupted
 from archiver.errors import ArchiverError, UsageError
-from archiver.model import Window, format_time, window_of, windows_between
+from archiver.model import Window, format_time, placing_time, window_of, windows_between
 from archiver.pipeline.backfill import WINDOWS_AT_ONCE, Backfill, Summary
 from archiver.pipeline.followups import FollowUps
 from archiver.pipeline.index import SegmentIndex
@@ -197,7 +197,8 @@ class Service:
         self._heartbeat.beat()
         if not outcome.tallied:
             return  # nothing is known: what waited goes on waiting
-        waiting = [item.call.own_time or window.start for item in outcome.unarchived]
+        now = self._clock.now()
+        waiting = [placing_time(item.call, window, now) for item in outcome.unarchived]
         self._waiting.pop(window, None)
         if waiting:
             self._waiting[window] = waiting

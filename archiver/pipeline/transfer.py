@@ -89,12 +89,14 @@ class Transfer:
         window: Window,
         *,
         settled: bool,
+        listed_at: datetime | None = None,
         previous: Record | None = None,
         was_pending: bool = False,
     ) -> Record | Unarchived:
         """Bring one listed call into the archive, as revision 1 or as the one after `previous`,
         which says `no_recording` or `failed`. `previous` itself where there is nothing new.
-        `was_pending` says that another process has tried before.
+        `was_pending` says that another process has tried before. `listed_at` is when the listing
+        of the window began; now, where the call is worked at without one.
 
         Until the window has settled, nothing but success is written down: what is missing may
         still come. After it, `no_recording` is a result, and what fails is pending until
@@ -102,7 +104,7 @@ class Transfer:
         Raises `SourceRefused`, `SourceError` (unreachable), `StoreError` and `Interrupted`.
         """
         with self._at_work(call) as attempt:
-            job = self._job(call, window, previous, attempt)
+            job = self._job(call, window, previous, attempt, listed_at)
             try:
                 result = job.run(settled)
             except CallError as error:
@@ -114,24 +116,28 @@ class Transfer:
                     return unarchived
                 result = job.failure(unarchived.reason, unarchived.status)
             found = self._commit(job, result, previous)
-        return self._look_again(call, window, job, found)
+        return self._look_again(call, window, job, found, listed_at)
 
-    def _look_again(self, call: Call, window: Window, job: Job, found: Record) -> Record:
+    def _look_again(
+        self, call: Call, window: Window, job: Job, found: Record, listed_at: datetime | None
+    ) -> Record:
         """Another writer's record, made before we asked the source, may be of an older call."""
         made = parse_time(found.document.get("archived_at"))
         if not job.was_beaten or found.outcome != "archived" or made is None or made >= job.began:
             return found
-        again = self.refresh(call, window, found)
+        again = self.refresh(call, window, found, listed_at)
         return found if isinstance(again, Unarchived) else again
 
-    def refresh(self, call: Call, window: Window, previous: Record) -> Record | Unarchived:
+    def refresh(
+        self, call: Call, window: Window, previous: Record, listed_at: datetime | None = None
+    ) -> Record | Unarchived:
         """Look at an archived call again: the revision after `previous` where call or survey have
         changed, else `previous` itself; `Unarchived` where the source does not say.
 
         Raises as `archive` does.
         """
         with self._at_work(call) as attempt:
-            job = self._job(call, window, previous, attempt)
+            job = self._job(call, window, previous, attempt, listed_at)
             try:
                 result = job.refresh()
             except CallError as error:
@@ -141,9 +147,16 @@ class Transfer:
                 return unarchived
             return self._commit(job, result, previous)
 
-    def _job(self, call: Call, window: Window, previous: Record | None, attempt: int) -> Job:
-        held = self.held.is_held(call.id)
-        return Job(self._tools, call, window, previous, attempt, held=held)
+    def _job(
+        self,
+        call: Call,
+        window: Window,
+        previous: Record | None,
+        attempt: int,
+        listed_at: datetime | None,
+    ) -> Job:
+        held, when = self.held.is_held(call.id), listed_at or self._clock.now()
+        return Job(self._tools, call, window, previous, attempt, listed_at=when, held=held)
 
     @property
     def in_flight(self) -> int:

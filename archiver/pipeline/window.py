@@ -180,12 +180,13 @@ class Windows:
             memory.refreshed = NEVER  # another writer saw to that age
             return True
         seen: dict[str, Call] = {}
+        began = self._clock.now()
         try:
             listed = self._lister.list(window, seen)
             tally, unsure = self._work(listed, outcome, history, memory, aim, due)
         except BaseException:
             # Were the source to hide them now, nobody else would know that they were listed.
-            self.planner.expect(window, seen.values(), self._memories)
+            self.planner.expect(window, seen.values(), self._memories, began)
             raise
         if outcome.settled:
             self._holding.see_to(window, tally.standing, history.records)
@@ -255,7 +256,8 @@ class Windows:
 
     def _archive(self, plan: Plan, outcome: Outcome) -> list[Unarchived]:
         """Work at the calls of the plan; `plan.standing` then has their newest records."""
-        work = partial(self._work_at, outcome.window, outcome.settled)
+        listed_at = plan.listed.listing.listed_at
+        work = partial(self._work_at, outcome.window, outcome.settled, listed_at)
         failures = []
         results = self._workers.map(work, plan.todo)
         for task, (result, written) in zip(plan.todo, results, strict=True):
@@ -270,18 +272,19 @@ class Windows:
         return failures
 
     def _work_at(
-        self, window: Window, settled: bool, task: Task
+        self, window: Window, settled: bool, listed_at: datetime, task: Task
     ) -> tuple[Standing | Unarchived, int | None]:
         """One call; what stands of it then, and the bytes that a new record brought."""
         call, previous = task.call, task.previous.record() if task.previous else None
         result: Record | Unarchived
         if previous is not None and previous.outcome == "archived":
-            result = self._transfer.refresh(call, window, previous)
+            result = self._transfer.refresh(call, window, previous, listed_at)
         else:
             result = self._transfer.archive(
                 call,
                 window,
                 settled=settled,
+                listed_at=listed_at,
                 previous=previous,
                 was_pending=task.was_pending,
             )

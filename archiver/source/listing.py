@@ -9,7 +9,8 @@
   which time their filter reads, whether its end is inclusive, whether it reads more than the
   date. So a call that is listed here with a time outside is left to the window of that time,
   *if the source lists it there* (`strays`), and kept here otherwise. None is dropped, none counted
-  twice.
+  twice. A time over a day after the listing is no time: such a call stays here
+  (`model.placing_time`).
 - Of a listed call only `LISTED_FIELDS` are kept: a window may have 100,000 of them.
 """
 
@@ -18,14 +19,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import structlog
 
 from archiver.clock import Clock
 from archiver.manifest.segment import Listing
-from archiver.model import Call, Window, window_of
+from archiver.model import Call, Window, placing_time, window_of
 from archiver.source.client import Filter, Page
 
 log = structlog.get_logger()
@@ -106,7 +107,7 @@ class Lister:
             found = again
         stable = agreeing > 1
         self._warn(window, found, passes, stable)
-        own, strays = self._sort(window, seen)
+        own, strays = self._sort(window, seen, began)
         listing = Listing(
             listed_at=began,
             pages=found.pages,
@@ -121,10 +122,11 @@ class Lister:
     def glance(self, window: Window) -> dict[Window, dict[str, Call]]:
         """The calls that one pass over a window shows, by the windows of their own time."""
         seen: dict[str, Call] = {}
+        began = self._clock.now()
         self._pass(window, seen)
         found: dict[Window, dict[str, Call]] = {}
         for call in seen.values():
-            found.setdefault(self._home(call, window), {})[call.id] = call
+            found.setdefault(self._home(call, window, began), {})[call.id] = call
         return found
 
     def _pass(self, window: Window, seen: dict[str, Call]) -> _Pass:
@@ -157,7 +159,7 @@ class Lister:
             log.warning("source.total_disagrees", window=shown, total=found.total, listed=listed)
 
     def _sort(
-        self, window: Window, calls: Mapping[str, Call]
+        self, window: Window, calls: Mapping[str, Call], listed_at: datetime
     ) -> tuple[dict[str, Call], dict[Window, dict[str, Call]]]:
         """The calls that are this window's; and all that the source was seen to list in another
         one, the one of their own time, when that was looked at for the calls in question."""
@@ -165,7 +167,7 @@ class Lister:
         asked: dict[Window, dict[str, Call]] = {}
         beside: dict[Window, dict[str, Call]] = {}
         for call in calls.values():
-            home = self._home(call, window)
+            home = self._home(call, window, listed_at)
             if home != window and home not in asked:
                 shown = self.glance(home)
                 asked[home] = shown.get(home, {})
@@ -177,8 +179,8 @@ class Lister:
             own.setdefault(call_id, call)  # seen on the way, and by no pass of its own window
         return own, beside
 
-    def _home(self, call: Call, window: Window) -> Window:
-        return window if call.own_time is None else window_of(call.own_time, self._length)
+    def _home(self, call: Call, window: Window, listed_at: datetime) -> Window:
+        return window_of(placing_time(call, window, listed_at), self._length)
 
 
 def _slim(call: Call, call_id: str) -> Call:
