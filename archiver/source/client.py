@@ -97,6 +97,10 @@ class VoiceCallsClient:
         """The source's `Date` less our time, or None where it sends none."""
         return self._api.clock_skew_seconds()
 
+    def latest_clock_skew_seconds(self) -> float | None:
+        """The same by the latest answer, whatever it was to: nothing is asked for this."""
+        return self._api.latest_clock_skew_seconds()
+
     def pages(self, window: Window, filters: Filter) -> Iterator[Page]:
         """One pass over the listing of a window, page by page, until there is nothing more.
 

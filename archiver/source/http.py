@@ -14,7 +14,6 @@ import random
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, Protocol
 from urllib.parse import urlencode, urlsplit
@@ -22,7 +21,7 @@ from urllib.parse import urlencode, urlsplit
 import structlog
 
 from archiver import wire
-from archiver.clock import Clock
+from archiver.clock import Clock, RemoteClock
 from archiver.errors import FormatError, SourceError, SourceRefused
 from archiver.heads import NoAnswer
 from archiver.manifest import canonical
@@ -94,6 +93,7 @@ class JsonApi:
         """Credentials that new ones are waited for, as the log was told."""
         self._lock = threading.Lock()
         self._http = http
+        self._remote = RemoteClock(clock)
         place = urlsplit(self.base_url)
         self._origin, self._root = f"{place.scheme}://{place.netloc}", place.path
 
@@ -120,13 +120,13 @@ class JsonApi:
         """The source's `Date` less our time, or None where it sends none."""
         try:
             answer = self._ask("/voice-calls", {"page": "1", "pageSize": "1"})
-            served = parsedate_to_datetime(answer.headers["date"])
-        except (NoAnswer, KeyError, ValueError, OverflowError):
+        except NoAnswer:
             return None
-        if served.tzinfo is None:  # "-0000" says UTC, and that no zone is known
-            served = served.replace(tzinfo=UTC)
-        seconds: float = (served - self._clock.now()).total_seconds()
-        return seconds
+        return self.latest_clock_skew_seconds() if "date" in answer.headers else None
+
+    def latest_clock_skew_seconds(self) -> float | None:
+        """The same by the latest answer, whatever it was to: nothing is asked for this."""
+        return self._remote.skew_seconds()
 
     def _get(self, path: str, query: Mapping[str, str], scope: str) -> Answer:
         """One answer; a second one where the credentials were replaced meanwhile."""
@@ -183,9 +183,11 @@ class JsonApi:
         path = self._root + path
         url = self._origin + (f"{path}?{urlencode(query)}" if query else path)
         headers = {**_HEADERS, **self._auth.headers("GET", path)}
-        return self._http.ask(
+        answer = self._http.ask(
             "GET", url, headers, max_bytes=MAX_JSON_BYTES, seconds=self._answer_seconds
         )
+        self._remote.tells(answer.headers.get("date"))
+        return answer
 
     def _unanswered(self, error: NoAnswer) -> SourceError:
         """A certificate that is not trusted is no matter of trying again; all else may be.
