@@ -13,10 +13,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from archiver.audit.verify import Options, verify
+from archiver.cli.backfill import _tell
 from archiver.clock import RemoteClock
 from archiver.manifest import layout
 from archiver.metrics import REGISTRY
 from archiver.model import Retention, parse_time
+from archiver.pipeline.backfill import Summary
 from archiver.pipeline.clock_check import MAX_SKEW_SECONDS, ClockCheck
 from archiver.store.direct import Direct
 from tests.fakes.clock import NOON, HandClock, TurnedClock
@@ -283,6 +285,17 @@ def test_a_clock_that_goes_wrong_within_a_backfill(world: TurnedWorld) -> None:
     assert world.archived == {"vc_0", "vc_1", "vc_2", "vc_3"}
     assert len(world.seals) == 3
     world.ours.by = timedelta(0)
+
+
+def test_a_backfill_that_our_clock_kept_open_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = Summary(windows=4, unsettled=4, clock_wrong=4, committed={"archived": 4})
+    assert _tell(summary, 0) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "4 archived" in line
+    assert "4 WINDOWS STAY OPEN because this machine's clock is wrong" in line
+    assert "NTP" in line
+    assert _tell(Summary(windows=1, unsettled=1), 0) == 0
+    assert "clock" not in capsys.readouterr().out
 
 
 # --- the rule itself
