@@ -17,6 +17,7 @@ from archiver.manifest import layout
 from archiver.manifest.seal import check_window_length
 from archiver.manifest.signing import SigningKey
 from archiver.pipeline.backfill import Backfill
+from archiver.pipeline.clock_check import ClockCheck
 from archiver.pipeline.genesis import found_archive
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.pool import Workers
@@ -186,6 +187,7 @@ def open_app(
         settle=settings.settle,
         relist=settings.relist,
         progress=progress,
+        clock_check=ClockCheck(api.latest_clock_skew_seconds, bucket.latest_clock_skew_seconds),
     )
     chain = Chain(bucket, key, clock, keep)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Protocol
 
 from archiver import hub
@@ -75,3 +76,34 @@ class SystemClock:
         its own thread's wait at the wrong moment, it waits for itself for ever.
         """
         self._stopped = True
+
+
+class RemoteClock:
+    """A server's clock, as the `Date` headers of its answers tell it. Threads share it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._latest: tuple[str, float] | None = None
+        """The `Date` of the latest answer, and our monotonic clock when it came."""
+
+    def tells(self, date: str | None) -> None:
+        """Take in the `Date` of an answer that has just come, if it has one."""
+        if date is not None:
+            self._latest = date, self._clock.monotonic()
+
+    def skew_seconds(self) -> float | None:
+        """What the server's clock shows now less what ours shows; None where it tells nothing.
+
+        The time since its latest answer is measured on our monotonic clock, so that a clock of
+        ours that was set meanwhile is noticed without a further answer.
+        """
+        if self._latest is None:
+            return None
+        date, at = self._latest
+        try:
+            shown = parsedate_to_datetime(date)
+        except (ValueError, TypeError, IndexError, OverflowError):
+            return None
+        if shown.tzinfo is None:  # "-0000" says UTC, and that no zone is known
+            shown = shown.replace(tzinfo=UTC)
+        return (shown - self._clock.now()).total_seconds() + self._clock.monotonic() - at

@@ -96,6 +96,13 @@ SEAL_SEQUENCE = Gauge(
     "Number of the newest seal that this process knows.",
     registry=REGISTRY,
 )
+CLOCK_SKEW = Gauge(
+    "archiver_clock_skew_seconds",
+    "What the clock of the source or the store shows less what ours shows, by the `Date` of its "
+    "latest answer; beyond 300 from every side that tells one, nothing is closed or sealed.",
+    ["of"],
+    registry=REGISTRY,
+)
 FINDINGS = Counter(
     "archiver_findings",
     "Findings set down in records by this process, by code.",

@@ -112,9 +112,10 @@ def _archive(
 
 def _tell(summary: Summary, seal: int) -> int:
     click.echo(told(summary, seal))
-    if summary.unsettled:
+    young = summary.unsettled - summary.clock_wrong
+    if young > 0:
         click.echo(
-            f"{summary.unsettled} windows are not sealed yet: they end less than ARCHIVER_SETTLE "
+            f"{young} windows are not sealed yet: they end less than ARCHIVER_SETTLE "
             "ago. The loop seals them, or this command run again later."
         )
     return 1 if summary.needs_a_person or summary.waiting else 0

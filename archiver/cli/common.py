@@ -148,6 +148,11 @@ def told(summary: Summary, seal: int) -> str:
     stuck = f", {summary.stuck} WINDOWS STAY OPEN (see the log)" if summary.stuck else ""
     if summary.harmed:
         stuck += f", {summary.harmed} OPEN WINDOWS HAD ERRORS (see the log)"
+    if summary.clock_wrong:
+        stuck += (
+            f", {summary.clock_wrong} WINDOWS STAY OPEN because this machine's clock is wrong: set "
+            "it (NTP) and run this again"
+        )
     waiting = f", {summary.waiting} waiting in open windows" if summary.waiting else ""
     return (
         f"{summary.windows} windows, {summary.closed} closed: {counts}{again}, "

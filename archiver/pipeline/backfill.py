@@ -52,11 +52,13 @@ class Summary:
     """Calls without a record in windows that are closed."""
     waiting: int = 0
     """Calls without a record as yet in windows that are still open."""
+    clock_wrong: int = 0
+    """Windows that stay open because our clock is wrong. `unsettled` counts them too."""
 
     @property
     def needs_a_person(self) -> bool:
         """What waits in windows that are rightly open is the caller's to judge."""
-        return bool(self.failed or self.pending or self.stuck or self.harmed)
+        return bool(self.failed or self.pending or self.stuck or self.harmed or self.clock_wrong)
 
     def add(self, outcome: Outcome) -> None:
         self.windows += 1
@@ -64,6 +66,7 @@ class Summary:
         self.unsettled += not outcome.settled
         self.stuck += outcome.settled and not outcome.closed
         self.harmed += not outcome.settled and outcome.error is not None
+        self.clock_wrong += outcome.clock_wrong
         self.segments += len(outcome.segments)
         self.failed += outcome.failed
         if outcome.closed:
@@ -124,14 +127,17 @@ class Backfill:
         self._progress = progress or NoProgress()
 
     def run(self, todo: Iterable[Window], aim: Aim = BACKFILL) -> Summary:
-        """Archive, close and seal. A window that stays open is tried once more at the end; so are
+        """Archive, close and seal; while our clock is wrong, only archive.
+
+        A window that stays open is tried once more at the end; so are
         one with a call that was refused before another call of its kind was answered, and, of the
         sealed ones, any other window to which belongs what turned up.
 
         Raises what `Windows.process` and `Chain.append` raise.
         """
         self._windows.held.look()
-        self._windows.keeper.keep_archive(self._chain.head.key_id)
+        if self._windows.may_close(remind=True):
+            self._windows.keeper.keep_archive(self._chain.head.key_id)
         summary, done, again = Summary(), set[Window](), set[Window]()
         for batch in self.batches((window, aim) for window in todo):
             self.seal(batch, None)

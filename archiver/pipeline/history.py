@@ -235,7 +235,7 @@ class HistoryReader:
             told = records.get(one.call_id) or history.records.get(one.call_id)
             if told is None or one.revision >= told.revision:
                 records[one.call_id] = Standing.of(one)
-            latest = max_date(latest, covered_date(one, self._retention))
+            latest = max_date(latest, covered_date(one, window, self._retention))
             behind = behind or is_behind(one, window, self._retention)
         # Only now: a segment that cannot be parsed to its end must leave nothing behind.
         history.records |= records

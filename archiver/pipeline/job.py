@@ -14,7 +14,7 @@ from archiver.clock import Clock
 from archiver.errors import CallError, FormatError, NoRecording
 from archiver.manifest import canonical, layout, record
 from archiver.manifest.record import File, Record, Result
-from archiver.model import Call, Retention, Window
+from archiver.model import Call, Retention, Window, lock_start, placing_time
 from archiver.pipeline.download import WAV, Download, audio_of, put_beside
 from archiver.pipeline.ports import Recordings, Source, Store
 from archiver.pressure import Pressure
@@ -63,7 +63,8 @@ class Tools:
 
 class Job:
     """One try. `previous` is the record that stands, if one does: a new one would amend it. Where
-    the call is `held`, its files are born so."""
+    the call is `held`, its files are born so. `listed_at` is when the listing of the window began
+    that the call is worked at for."""
 
     def __init__(
         self,
@@ -73,12 +74,14 @@ class Job:
         previous: Record | None,
         attempts: int,
         *,
+        listed_at: datetime,
         held: bool,
         taken: int = 0,
     ) -> None:
         self.call = listed
         self.taken = taken
         """The highest revision whose key foreign bytes have."""
+        self._listed_at = listed_at
         self._tools = tools
         self._window = window
         self._attempts = attempts
@@ -98,12 +101,12 @@ class Job:
         """The call's `dt`; a later revision stays where the first one is."""
         if self._home is not None:
             return self._home[0]
-        return (self.call.own_time or self._window.start).date()
+        return placing_time(self.call, self._window, self._listed_at).date()
 
     @property
     def retain_until(self) -> datetime | None:
-        ended = self.call.ended_at or self.call.own_time or self._window.end
-        return self._tools.retention.until(ended)
+        start, _ = lock_start(self.call, self._window, self._listed_at)
+        return self._tools.retention.until(start)
 
     def run(self, settled: bool) -> Result:
         """Fetch and store everything. Raises `CallError` where the call can't be archived now."""
@@ -126,7 +129,8 @@ class Job:
         self._source = {**told["source"], **self._source}
         self._files = [_as_told(file) for file in told["files"] if file["kind"] == "recording"]
         self._sidecars(survey)
-        findings = [code for code in told["findings"] if code != "duration_mismatch"]
+        judged_anew = ("duration_mismatch", "time_implausible")
+        findings = [code for code in told["findings"] if code not in judged_anew]
         audio = told["audio"]
         return self._result("archived", audio=audio, findings=self._with_mismatch(findings, audio))
 
@@ -146,10 +150,19 @@ class Job:
         self.call, self._source["request_id"] = source.call(self.call.id)
         return _merged(source.survey(self.call.id), self.call.document.get("epaResults"))
 
-    def _result(self, outcome: record.Outcome, **fields: Any) -> Result:
+    def _result(
+        self, outcome: record.Outcome, *, findings: tuple[str, ...] = (), **fields: Any
+    ) -> Result:
         attempts = None if outcome == "archived" else self._attempts
-        files = tuple(self._files)
-        return Result(outcome, files=files, source=self._source, attempts=attempts, **fields)
+        _, plausible = lock_start(self.call, self._window, self._listed_at)
+        return Result(
+            outcome,
+            files=tuple(self._files),
+            source=self._source,
+            attempts=attempts,
+            findings=findings if plausible else (*findings, "time_implausible"),
+            **fields,
+        )
 
     # --- sidecars
 

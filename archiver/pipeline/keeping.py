@@ -82,7 +82,7 @@ class Keeper:
         late = []
         for one in new:
             found = one.record()
-            until = max_date(until, covered_date(found, self._retention))
+            until = max_date(until, covered_date(found, window, self._retention))
             if is_behind(found, window, self._retention):
                 late.append(one)
         self._extend_all(window, history, late)

@@ -15,7 +15,7 @@ import structlog
 
 from archiver.errors import FormatError, NewerFormat, Reach, StoreError
 from archiver.manifest import layout, record
-from archiver.model import Call, Window, window_of
+from archiver.model import Call, Window, placing_time, window_of
 from archiver.pipeline.attempts import Attempts, Unarchived
 from archiver.pipeline.history import History, Standing
 from archiver.pipeline.index import RecordIndex, SegmentIndex
@@ -236,13 +236,19 @@ class Planner:
         with self._lock:
             self._leave_to_others(listed, memories)
 
-    def expect(self, window: Window, calls: Iterable[Call], memories: dict[Window, Memory]) -> None:
+    def expect(
+        self,
+        window: Window,
+        calls: Iterable[Call],
+        memories: dict[Window, Memory],
+        listed_at: datetime,
+    ) -> None:
         """Calls were seen in a listing of `window` whose work was cut short: the windows of their
         own times wait for them, as far as they have no record."""
         length = window.end - window.start
         homes: dict[Window, dict[str, Call]] = {}
         for call in calls:
-            home = window if call.own_time is None else window_of(call.own_time, length)
+            home = window_of(placing_time(call, window, listed_at), length)
             homes.setdefault(home, {})[call.id] = call
         for home, found in homes.items():
             if self.begins is None or home.start >= self.begins:
@@ -311,7 +317,7 @@ class Planner:
         missing = {
             call.id: call
             for call in calls.values()
-            if not self.records.revision((call.own_time or home.start).date(), call.id)
+            if not self.records.revision(home.start.date(), call.id)
         }
         if missing:
             self._await(home, missing, memories)
@@ -338,11 +344,18 @@ def _awaited(listed: Listed, history: History, memory: Memory) -> dict[str, Call
 def _days(
     listed: Listed, awaited: Mapping[str, Call], history: History
 ) -> Iterator[tuple[str, date]]:
-    """Every id that is known of the window, with the day below which its record would lie."""
-    start = listed.window.start
+    """Every id that is known of the window, with the day below which its record would lie.
+
+    A time that is plausible now may have been too late to be true when the call was archived: then
+    its record lies below the window's day, which comes first.
+    """
+    window, listed_at = listed.window, listed.listing.listed_at
     for call in [*listed.calls.values(), *awaited.values()]:
         told = history.records.get(call.id)
-        yield call.id, told.day if told else (call.own_time or start).date()
+        day = told.day if told else placing_time(call, window, listed_at).date()
+        if told is None and day > window.start.date():
+            yield call.id, window.start.date()
+        yield call.id, day
     for call_id, told in history.records.items():
         if call_id not in listed.calls:
             yield call_id, told.day

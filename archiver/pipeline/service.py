@@ -20,7 +20,7 @@ from archiver import metrics
 from archiver.allocator import give_back
 from archiver.clock import Clock, Interrupted
 from archiver.errors import ArchiverError, UsageError
-from archiver.model import Window, format_time, window_of, windows_between
+from archiver.model import Window, format_time, placing_time, window_of, windows_between
 from archiver.pipeline.backfill import WINDOWS_AT_ONCE, Backfill, Summary
 from archiver.pipeline.followups import FollowUps
 from archiver.pipeline.index import SegmentIndex
@@ -108,13 +108,13 @@ class Service:
             self._clock.sleep(self._schedule.poll_interval_seconds)
 
     def round(self) -> Summary:
-        """List what is not sealed, archive what is new, seal what has settled."""
+        """List what is not sealed, archive what is new, seal what has settled. While our clock is
+        wrong, nothing is sealed."""
         summary = Summary()
         self._segments.forget()
         head = self._chain.refresh()
         mark = head.watermark
         self._windows.held.look()
-        self._windows.keeper.keep_archive(head.key_id)
         if self._windows.planner.begins is None:
             self._windows.planner.begins = self._chain.genesis().watermark
         now = self._clock.now()
@@ -124,6 +124,12 @@ class Service:
             log.error("clock.behind", watermark=format_time(mark), now=format_time(now))
         first_open = due[-1].end if due else mark
         self._look_at_open(first_open, summary)
+        # What is dated by a wrong clock cannot be taken back. The answers of just now tell.
+        if not self._windows.may_close(remind=True):
+            self._archive_only(due, summary)
+            self._report(now)
+            return summary
+        self._windows.keeper.keep_archive(head.key_id)
         for batch in _batches(due, CLOSED_AT_A_TIME):
             mark = self._close(batch, mark, summary)
             self._look_in_time(first_open, summary)
@@ -141,6 +147,14 @@ class Service:
         windows = windows_between(start, self._clock.now(), self._schedule.window)
         for window in reversed(list(windows)):
             self._note(self._windows.process(window, OPEN), summary)
+
+    def _archive_only(self, due: list[Window], summary: Summary) -> None:
+        """Archive the calls of due windows, newest first, and close none: our clock is wrong. The
+        next round looks at it again."""
+        summary.clock_wrong += len(due)
+        for window in reversed(due):
+            if not self._segments.is_sealed(window.start):
+                self._note(self._windows.process(window, OPEN), summary)
 
     def _close(self, batch: list[Window], mark: datetime, summary: Summary) -> datetime:
         """Close due windows, oldest first; returns how far the run of sealed ones reaches."""
@@ -187,7 +201,8 @@ class Service:
         self._heartbeat.beat()
         if not outcome.tallied:
             return  # nothing is known: what waited goes on waiting
-        waiting = [item.call.own_time or window.start for item in outcome.unarchived]
+        now = self._clock.now()
+        waiting = [placing_time(item.call, window, now) for item in outcome.unarchived]
         self._waiting.pop(window, None)
         if waiting:
             self._waiting[window] = waiting

@@ -93,6 +93,7 @@ class Transfer:
         window: Window,
         *,
         settled: bool,
+        listed_at: datetime | None = None,
         previous: Record | None = None,
         was_pending: bool = False,
         taken: int = 0,
@@ -100,7 +101,8 @@ class Transfer:
         """Bring one listed call into the archive, as revision 1 or as the one after `previous`,
         which says `no_recording` or `failed`. `previous` itself where there is nothing new.
         `was_pending` says that another process has tried before; `taken` is the highest revision
-        whose key foreign bytes have.
+        whose key foreign bytes have. `listed_at` is when the listing of the window began; now,
+        where the call is worked at without one.
 
         Until the window has settled, nothing but success is written down: what is missing may
         still come. After it, `no_recording` is a result, and what fails is pending until
@@ -111,7 +113,7 @@ class Transfer:
         """
         with self._at_work(call) as attempt:
             # 1. Fetch and store everything, the record last.
-            job = self._job(call, window, previous, attempt, taken)
+            job = self._job(call, window, previous, attempt, listed_at, taken)
             try:
                 found = self._commit(job, job.run(settled), previous)
             except CallError as error:
@@ -120,7 +122,7 @@ class Transfer:
                 unarchived = self._store_refused(call, error, attempt)
             else:
                 self.store_health.succeeded()
-                return self._look_again(call, window, job, found)
+                return self._look_again(call, window, job, found, listed_at)
             # 2. It did not work: the call waits, unless its time is over. One failure that an
             #    outage may have caused says nothing of the call: that takes two.
             first = attempt < 2 and not was_pending
@@ -137,22 +139,26 @@ class Transfer:
             except StoreError as error:
                 return self._store_refused(call, error, attempt)
 
-    def _look_again(self, call: Call, window: Window, job: Job, found: Record) -> Record:
+    def _look_again(
+        self, call: Call, window: Window, job: Job, found: Record, listed_at: datetime | None
+    ) -> Record:
         """Another writer's record, made before we asked the source, may be of an older call."""
         made = parse_time(found.document.get("archived_at"))
         if not job.was_beaten or found.outcome != "archived" or made is None or made >= job.began:
             return found
-        again = self.refresh(call, window, found)
+        again = self.refresh(call, window, found, listed_at)
         return found if isinstance(again, Unarchived) else again
 
-    def refresh(self, call: Call, window: Window, previous: Record) -> Record | Unarchived:
+    def refresh(
+        self, call: Call, window: Window, previous: Record, listed_at: datetime | None = None
+    ) -> Record | Unarchived:
         """Look at an archived call again: the revision after `previous` where call or survey have
         changed, else `previous` itself; `Unarchived` where the source does not say.
 
         Raises as `archive` does.
         """
         with self._at_work(call) as attempt:
-            job = self._job(call, window, previous, attempt)
+            job = self._job(call, window, previous, attempt, listed_at)
             try:
                 result = job.refresh()
                 found = self._commit(job, result, previous)
@@ -167,10 +173,18 @@ class Transfer:
             return found
 
     def _job(
-        self, call: Call, window: Window, previous: Record | None, attempt: int, taken: int = 0
+        self,
+        call: Call,
+        window: Window,
+        previous: Record | None,
+        attempt: int,
+        listed_at: datetime | None,
+        taken: int = 0,
     ) -> Job:
-        held = self.held.is_held(call.id)
-        return Job(self._tools, call, window, previous, attempt, held=held, taken=taken)
+        held, when = self.held.is_held(call.id), listed_at or self._clock.now()
+        return Job(
+            self._tools, call, window, previous, attempt, listed_at=when, held=held, taken=taken
+        )
 
     @property
     def in_flight(self) -> int:

@@ -22,6 +22,7 @@ from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
 from archiver.model import Call, Retention, Window
 from archiver.pipeline.attempts import UNSAID, Attempts, Unarchived
+from archiver.pipeline.clock_check import ClockCheck
 from archiver.pipeline.closing import Closing, Tally
 from archiver.pipeline.history import History, HistoryReader, Line, Standing, Unsealed
 from archiver.pipeline.holding import Holding
@@ -55,6 +56,8 @@ class Outcome:
     """Calls without a record."""
     settled: bool = False
     """Whether the window had settled when it was listed: else it is rightly open yet."""
+    clock_wrong: bool = False
+    """Whether it stays open because our clock is wrong, whether or not it has settled."""
     closed: bool = False
     """Whether every call of the window stands in a segment, sealed or about to be."""
     listed_at: datetime | None = None
@@ -86,13 +89,16 @@ class Windows:
         settle: timedelta,
         relist: tuple[timedelta, ...] = (),
         progress: Progress | None = None,
+        clock_check: ClockCheck | None = None,
     ) -> None:
-        """`relist` are the ages, counted from a window's end, at which it is listed again."""
+        """`relist` are the ages, counted from a window's end, at which it is listed again. Without
+        a `clock_check` our clock is believed."""
         self._lister = lister
         self._transfer = transfer
         self._store = store
         self._workers = workers
         self._clock = clock
+        self._clock_check = clock_check
         self._segments = segments
         self.reader = HistoryReader(store, segments, retention)
         self.held = transfer.held
@@ -165,6 +171,11 @@ class Windows:
         passed = [window.end + age for age in self._ages if window.end + age <= now]
         return passed[-1] if passed else None
 
+    def may_close(self, *, remind: bool = False) -> bool:
+        """Whether our clock is right, so that windows may be closed and sealed now. The log tells
+        where that changes, and with `remind` again of a clock that is wrong."""
+        return self._clock_check is None or self._clock_check.is_right(remind=remind)
+
     @property
     def attempts(self) -> Attempts:
         return self._transfer.attempts
@@ -188,20 +199,25 @@ class Windows:
         history = self.reader.read(window)
         outcome.segments, outcome.listed_at = history.unsealed, history.listed_at
         # Judged before the listing: what settles or comes of age while we list was not then.
-        outcome.settled = aim.closes and self._clock.now() >= window.end + self._settle
+        settled = aim.closes and self._clock.now() >= window.end + self._settle
+        outcome.clock_wrong = aim.closes and not self.may_close()
+        outcome.settled = settled and not outcome.clock_wrong
+        if outcome.clock_wrong:
+            outcome.segments = []  # what a crash left unsealed waits for a clock that is right
         due = self._due(window, history, aim)
         memory = self._memories.setdefault(window, Memory())
         if history.revision and not (aim.backfill or due or _has_work(history, memory)):
-            outcome.closed = True
+            outcome.closed = not outcome.clock_wrong
             memory.refreshed = NEVER  # another writer saw to that age
             return True
         seen: dict[str, Call] = {}
+        began = self._clock.now()
         try:
             listed = self._lister.list(window, seen)
             tally, unsure = self._work(listed, outcome, history, memory, aim, due)
         except BaseException:
             # Were the source to hide them now, nobody else would know that they were listed.
-            self.planner.expect(window, seen.values(), self._memories)
+            self.planner.expect(window, seen.values(), self._memories, began)
             raise
         outcome.error = listed.error
         if outcome.settled:
@@ -273,7 +289,8 @@ class Windows:
 
     def _archive(self, plan: Plan, outcome: Outcome) -> list[Unarchived]:
         """Work at the calls of the plan; `plan.standing` then has their newest records."""
-        work = partial(self._work_at, outcome.window, outcome.settled)
+        listed_at = plan.listed.listing.listed_at
+        work = partial(self._work_at, outcome.window, outcome.settled, listed_at)
         failures = []
         results = self._workers.map(work, plan.todo)
         for task, (result, written) in zip(plan.todo, results, strict=True):
@@ -288,7 +305,7 @@ class Windows:
         return failures
 
     def _work_at(
-        self, window: Window, settled: bool, task: Task
+        self, window: Window, settled: bool, listed_at: datetime, task: Task
     ) -> tuple[Standing | Unarchived, int | None]:
         """One call; what stands of it then, and the bytes that a new record brought.
 
@@ -298,12 +315,13 @@ class Windows:
         result: Record | Unarchived
         try:
             if previous is not None and previous.outcome == "archived":
-                result = self._transfer.refresh(call, window, previous)
+                result = self._transfer.refresh(call, window, previous, listed_at)
             else:
                 result = self._transfer.archive(
                     call,
                     window,
                     settled=settled,
+                    listed_at=listed_at,
                     previous=previous,
                     was_pending=task.was_pending,
                     taken=task.taken,

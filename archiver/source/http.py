@@ -20,7 +20,6 @@ import random
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, Protocol
 from urllib.parse import urlencode, urlsplit
@@ -28,7 +27,7 @@ from urllib.parse import urlencode, urlsplit
 import structlog
 
 from archiver import hub, wire
-from archiver.clock import Clock
+from archiver.clock import Clock, RemoteClock
 from archiver.errors import FormatError, Reach, SourceError, SourceRefused
 from archiver.heads import NoAnswer
 from archiver.manifest import canonical
@@ -142,8 +141,7 @@ class JsonApi:
         self._control_lock = hub.Lock()  # held during a control request: others wait for its result
         self._controlled: _Control | None = None
         self._numbers = itertools.count(1)
-        self._latest_date: tuple[str, datetime] | None = None
-        """The `Date` of the latest answer, and our time when it had come."""
+        self._remote = RemoteClock(clock)
         place = urlsplit(self.base_url)
         self._origin, self._root = f"{place.scheme}://{place.netloc}", place.path
 
@@ -220,19 +218,17 @@ class JsonApi:
         self._worked = True
         return None
 
-    def latest_clock_skew_seconds(self) -> float | None:
-        """The latest answer's `Date` less our time when it came; None before any answer, and where
-        it has none. Sends nothing."""
-        latest = self._latest_date
-        return _skew_seconds(*latest) if latest else None
-
     def clock_skew_seconds(self) -> float | None:
         """The source's `Date` less our time, or None where it sends none."""
         try:
-            self._ask(CONTROL_PATH, self.plain_query, MAX_JSON_BYTES)
+            answer = self._ask(CONTROL_PATH, self.plain_query, MAX_JSON_BYTES)
         except NoAnswer:
             return None
-        return self.latest_clock_skew_seconds()
+        return self.latest_clock_skew_seconds() if "date" in answer.headers else None
+
+    def latest_clock_skew_seconds(self) -> float | None:
+        """The same by the latest answer, whatever it was to: nothing is asked for this."""
+        return self._remote.skew_seconds()
 
     def _get(self, path: str, query: Mapping[str, str], scope: str, max_bytes: int) -> Answer:
         """One answer; a second one where the credentials were replaced meanwhile."""
@@ -312,8 +308,7 @@ class JsonApi:
         answer = self._http.ask(
             "GET", url, headers, max_bytes=max_bytes, seconds=self._answer_seconds
         )
-        date = answer.headers.get("date")
-        self._latest_date = (date, self._clock.now()) if date else None
+        self._remote.tells(answer.headers.get("date"))
         return answer
 
     def _unanswered(self, error: NoAnswer, max_bytes: int) -> SourceError:
@@ -461,17 +456,6 @@ def _retry_after(response: wire.Answer) -> float | None:
     if not 0 <= seconds < 10**6:
         return None
     return seconds + random.uniform(0, 0.5)  # noqa: S311  (jitter, no secret)
-
-
-def _skew_seconds(date: str, now: datetime) -> float | None:
-    try:
-        served = parsedate_to_datetime(date)
-    except (ValueError, OverflowError):
-        return None
-    if served.tzinfo is None:  # "-0000" says UTC, and that no zone is known
-        served = served.replace(tzinfo=UTC)
-    seconds: float = (served - now).total_seconds()
-    return seconds
 
 
 def _seconds_until(date: str, now: str) -> float | None:

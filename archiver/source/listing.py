@@ -12,7 +12,8 @@
   which time their filter reads, whether its end is inclusive, whether it reads more than the
   date. So a call that is listed here with a time outside is left to the window of that time,
   *if the source lists it there* (`strays`), and kept here otherwise. None is dropped, none counted
-  twice.
+  twice. A time over a day after the listing is no time: such a call stays here
+  (`model.placing_time`).
 - Of a listed call only `LISTED_FIELDS` are kept: a window may have 100,000 of them.
 """
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import structlog
@@ -30,7 +31,7 @@ from archiver.clock import Clock
 from archiver.errors import ListingError
 from archiver.manifest.segment import Listing
 from archiver.metrics import UNREADABLE_ENTRIES
-from archiver.model import Call, Window, window_of
+from archiver.model import Call, Window, placing_time, window_of
 from archiver.source.client import Filter, Page
 
 log = structlog.get_logger()
@@ -129,7 +130,7 @@ class Lister:
         stable = agreeing > 1 and found.error is None
         UNREADABLE_ENTRIES.inc(found.unreadable)
         self._warn(window, found, passes, stable)
-        own, strays = self._sort(window, seen)
+        own, strays = self._sort(window, seen, began)
         listing = Listing(
             listed_at=began,
             pages=found.pages,
@@ -146,10 +147,11 @@ class Lister:
         """The calls that one pass over a window shows, by the windows of their own time. Pages that
         cannot be had are left out. Raises as `list`."""
         seen: dict[str, Call] = {}
+        began = self._clock.now()
         self._pass(window, seen)
         found: dict[Window, dict[str, Call]] = {}
         for call in seen.values():
-            found.setdefault(self._home(call, window), {})[call.id] = call
+            found.setdefault(self._home(call, window, began), {})[call.id] = call
         return found
 
     def _pass(self, window: Window, seen: dict[str, Call]) -> _Pass:
@@ -191,7 +193,7 @@ class Lister:
             log.warning("source.total_disagrees", window=shown, total=total, listed=listed)
 
     def _sort(
-        self, window: Window, calls: Mapping[str, Call]
+        self, window: Window, calls: Mapping[str, Call], listed_at: datetime
     ) -> tuple[dict[str, Call], dict[Window, dict[str, Call]]]:
         """The calls that are this window's; and all that the source was seen to list in another
         one, the one of their own time, when that was looked at for the calls in question."""
@@ -199,7 +201,7 @@ class Lister:
         asked: dict[Window, dict[str, Call]] = {}
         beside: dict[Window, dict[str, Call]] = {}
         for call in calls.values():
-            home = self._home(call, window)
+            home = self._home(call, window, listed_at)
             if home != window and home not in asked:
                 # Where its listing is not complete, a call may be kept here and listed there later:
                 # counted twice, which `verify` tells of, and not by nobody.
@@ -213,8 +215,8 @@ class Lister:
             own.setdefault(call_id, call)  # seen on the way, and by no pass of its own window
         return own, beside
 
-    def _home(self, call: Call, window: Window) -> Window:
-        return window if call.own_time is None else window_of(call.own_time, self._length)
+    def _home(self, call: Call, window: Window, listed_at: datetime) -> Window:
+        return window_of(placing_time(call, window, listed_at), self._length)
 
 
 def _slim(call: Call, call_id: str) -> Call:

@@ -64,6 +64,10 @@ class Bucket:
         it."""
         self._protection = Protection(self.requests, self.has_object_lock)
 
+    def latest_clock_skew_seconds(self) -> float | None:
+        """The store's `Date` less our time, by its latest answer; None where it told none."""
+        return self.requests.remote.skew_seconds()
+
     # --- reading
 
     def read(

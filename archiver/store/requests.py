@@ -11,7 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from archiver import fixity
-from archiver.clock import Clock
+from archiver.clock import Clock, RemoteClock
 from archiver.errors import Reach, StoreError
 from archiver.heads import NoAnswer
 from archiver.retry import Retry
@@ -38,8 +38,9 @@ class Requests:
         self.prefix = options.key_prefix
         session = make_session() if client is None or isinstance(client, BaseClient) else None
         self.client = client or make_client(options, session)
-        self.s3 = Aside(self.client)
-        self.objects = Direct(self.s3, session, options) if session else self.s3
+        self.remote = RemoteClock(clock)
+        self.s3 = Aside(self.client, self.remote)
+        self.objects = Direct(self.s3, session, options, self.remote) if session else self.s3
         """As `s3`, for what is asked most."""
 
     def at(self, key: str, version_id: str | None = None) -> dict[str, Any]:
