@@ -19,7 +19,7 @@ from archiver.errors import CallError, KeyTaken, StoreError
 from archiver.manifest import record
 from archiver.manifest.record import Record, Result
 from archiver.model import Call, Retention, Window, parse_time
-from archiver.pipeline.attempts import UNSAID, Attempts, Unarchived
+from archiver.pipeline.attempts import Attempts, Unarchived
 from archiver.pipeline.download import PART_BYTES, Download, random_tag
 from archiver.pipeline.heldcalls import HeldCalls
 from archiver.pipeline.holding import refs_of
@@ -110,6 +110,8 @@ class Transfer:
                 first = unarchived.attempts < 2 and not was_pending
                 if first and unarchived.reason == "source_unavailable":
                     return unarchived  # an outage says nothing of the call
+                if getattr(error, "undecided", False):
+                    return unarchived  # nor does what may be an outage
                 if not settled or not self._is_given_up(window, previous):
                     return unarchived
                 result = job.failure(unarchived.reason, unarchived.status)
@@ -126,19 +128,18 @@ class Transfer:
 
     def refresh(self, call: Call, window: Window, previous: Record) -> Record | Unarchived:
         """Look at an archived call again: the revision after `previous` where call or survey have
-        changed, else `previous` itself; `Unarchived` where the source does not say.
+        changed, or one can be had that could not before; else `previous` itself. `Unarchived` where
+        nothing has changed, as far as the source answered, and it did not answer for a document.
 
+        What `previous` says cannot be had, and still cannot for the same reason, is an answer.
         Raises as `archive` does.
         """
         with self._at_work(call) as attempt:
             job = self._job(call, window, previous, attempt)
-            try:
-                result = job.refresh()
-            except CallError as error:
-                unarchived = self._failed(call, error, attempt)
-                if error.reason not in UNSAID:
-                    self.attempts.done(call.id)  # trying again would say the same
-                return unarchived
+            result = job.refresh()
+            unanswered = job.unanswered
+            if unanswered is not None and _says_the_same(previous, result):
+                return self._failed(call, unanswered, attempt)
             return self._commit(job, result, previous)
 
     def _job(self, call: Call, window: Window, previous: Record | None, attempt: int) -> Job:
@@ -282,9 +283,9 @@ def _count(result: Result, previous: Record | None) -> None:
 
 
 def _says_the_same(previous: Record, result: Result) -> bool:
-    """Whether a new revision would tell nothing new: the same outcome and files, and of a failure
-    the same reason. That a source has deleted a recording which could not be archived, or is out,
-    does not take back that there was one."""
+    """Whether a new revision would tell nothing new: the same outcome, files and findings about
+    documents, and of a failure the same reason. That a source has deleted a recording which could
+    not be archived, or is out, does not take back that there was one."""
     told = previous.document
     weaker = result.outcome == "no_recording" or result.reason not in WAS_THERE
     if told["reason"] in WAS_THERE and result.outcome != "archived" and weaker:
@@ -292,6 +293,8 @@ def _says_the_same(previous: Record, result: Result) -> bool:
     if previous.outcome != result.outcome:
         return False
     if result.outcome == "failed" and told["reason"] != result.reason:
+        return False
+    if previous.incomplete != record.INCOMPLETE.intersection(result.findings):
         return False
     files = {(file["kind"], file["sha256"]) for file in told["files"]}
     return files == {(file.kind, file.sha256) for file in result.files}

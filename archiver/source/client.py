@@ -172,8 +172,13 @@ class VoiceCallsClient:
 
     def survey(self, call_id: str) -> dict[str, Any] | list[Any] | None:
         """The post-call survey, or None where the source has none."""
-        with stage("epa"):
-            answer = self._get_of_call("epa", f"/voice-calls/{_segment(call_id)}/epa-results")
+        try:
+            with stage("epa"):
+                answer = self._get_of_call("epa", f"/voice-calls/{_segment(call_id)}/epa-results")
+        except CallError as error:
+            if error.status == 204 or error.body == b"":
+                return None
+            raise
         if answer is None or answer.body in (None, {}, []):
             return None
         rows = answer.body if isinstance(answer.body, list) else [answer.body]
@@ -233,7 +238,9 @@ class VoiceCallsClient:
                     "the source has no recording", reason="gone", status=410
                 ) from None
             reason = error.reason if error.reason == "bad_document" else "source_unavailable"
-            raise CallError(str(error), reason=reason, status=error.status) from None
+            call_error = CallError(str(error), reason=reason, status=error.status)
+            call_error.body = getattr(error, "body", None)
+            raise call_error from None
         self._proved[name] = path
         return answer
 

@@ -68,6 +68,12 @@ class Answer:
     request_id: str | None
 
 
+class MalformedJson(SourceError):
+    """An answer with status 200 that is no proper JSON; `body` is what came."""
+
+    body = b""
+
+
 class JsonApi:
     """The source's API as JSON answers. Threads share it."""
 
@@ -255,12 +261,14 @@ def _unwrap(response: wire.Answer) -> Answer:
     except FormatError as error:
         kind = response.headers.get("content-type", "no content type").partition(";")[0][:40]
         kind = kind if kind.isprintable() else "something"
-        raise SourceError(
+        malformed = MalformedJson(
             f"the source answered {kind} that cannot be read as JSON ({error}): "
             "check ARCHIVER_API_BASE_URL",
             reason="bad_document",
             status=200,
-        ) from None
+        )
+        malformed.body = response.body
+        raise malformed from None
     meta: object = {}
     pagination: object = {}
     if (
