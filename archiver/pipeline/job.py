@@ -238,8 +238,11 @@ class Job:
             survey = source.survey(call_id)
         except CallError as error:
             self._could_not_have("epa", error)
+        # Where one of the survey's two copies is missing today, what only that one had stays.
         if survey is not None and inline is None and "transcript" in self._errors:
-            inline = self._standing_survey()  # it may hold what only the inline copy had
+            inline = self._standing_survey()
+        if survey is None and inline and "epa" not in self._errors:
+            survey, inline = _survey(inline), self._standing_survey()
         merged = _merged(survey, inline)
         if merged is not None:
             self._take("epa", merged)
@@ -287,14 +290,21 @@ class Job:
             error, document, before = (
                 self._errors.get(kind), self._documents.get(kind), self._before(kind)
             )  # fmt: skip
-            was_whole = before is not None and code not in self._told["findings"]
-            if error is not None and not was_whole:
+            if error is not None and self._is_known(kind):
+                document = None
+            elif error is not None:
                 self._findings.add(code)
                 self._malformed(kind, error.body)
-            if document is not None and not (error is not None and was_whole):
+            if document is not None:
                 self._sidecar(kind, document, before)
             elif before is not None:
                 self._files.append(before)  # the source has lost it: no reason to lose it too
+
+    def _is_known(self, kind: str) -> bool:
+        """Whether the standing record has the whole document, or knows that there is none."""
+        if self._previous is None or record.UNAVAILABLE[kind] in self._told["findings"]:
+            return False
+        return self._previous.outcome == "archived" or self._before(kind) is not None
 
     def _malformed(self, kind: str, body: bytes | None) -> None:
         """Keep the bytes that came in place of a document; else those of an earlier revision."""
@@ -410,6 +420,11 @@ def _without_survey(call: Call) -> dict[str, Any]:
     if isinstance(document.get("epaResults"), dict | list | None):
         document.pop("epaResults", None)  # anything else is no survey, and would be lost
     return document
+
+
+def _survey(inline: object) -> Survey | None:
+    """The inline copy of a survey, where it is one."""
+    return inline if isinstance(inline, dict | list) else None
 
 
 def _merged(survey: Survey | None, inline: object) -> Survey | None:

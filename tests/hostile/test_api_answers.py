@@ -71,8 +71,8 @@ BODIES = {
     "id of number": b'[{"id":5,' + TEXT + b"}]",
     "empty id": b'[{"id":"",' + TEXT + b"}]",
 }
-SURVEYS = {"no id", "id of number", "empty id"}
-"""An array of objects may be a survey."""
+SURVEYS = {"no id", "id of number", "empty id", "empty"}
+"""An array of objects may be a survey; an empty answer says that there is none."""
 NO_ANSWERS = [(a, b) for b in BODIES for a in ASKS if not (a == "survey" and b in SURVEYS)]
 
 
