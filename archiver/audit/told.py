@@ -19,8 +19,9 @@ MAX_RECORD_BYTES = 1 << 20
 
 FILE_KEY = re.compile(
     r"recordings/dt=[0-9]{4}-[0-9]{2}-[0-9]{2}/(?P<call>[A-Za-z0-9_.-]+)/"
-    r"(?P<kind>recording|transcript|epa)(-[0-9a-f]{16})?\.[a-z0-9]{1,8}"
+    r"(?P<stem>[A-Za-z0-9_]{1,64})(-[0-9a-f]{16})?\.[a-z0-9]{1,8}"
 )
+"""The key of any file of a call, also of a kind that this release does not know."""
 _VERSION = re.compile("[!-~]{1,1024}")
 
 Report = Callable[[str, str, str], None]
@@ -105,12 +106,14 @@ def _binds_covers(document: Mapping[str, Any]) -> bool:
 
 
 def is_file_key(found: Record, file: Mapping[str, Any]) -> bool:
-    """Whether a record's file lies where files of its call and kind do."""
+    """Whether a record's file lies where files of its call and kind do. A kind that this release
+    does not know may have any name."""
     match = FILE_KEY.fullmatch(file["key"])
+    kind = record.FILE_KINDS.get(file["kind"])
     return (
         match is not None
         and match["call"] == layout.call_dir(found.call_id)
-        and match["kind"] == file["kind"]
+        and (kind is None or match["stem"] == kind.stem)
     )
 
 

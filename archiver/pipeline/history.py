@@ -60,13 +60,15 @@ class Standing:
     key: str
     outcome: Outcome
     revision: int
+    incomplete: bool
+    """Whether a document of the call could not be had."""
     _packed: bytes
 
     @classmethod
     def of(cls, found: Record) -> Standing:
         packer = zlib.compressobj(1, zdict=_COMMON)
         packed = packer.compress(found.data) + packer.flush()
-        return cls(found.key, found.outcome, found.revision, packed)
+        return cls(found.key, found.outcome, found.revision, bool(found.incomplete), packed)
 
     @property
     def data(self) -> bytes:

@@ -33,8 +33,9 @@ class Aim:
     looked at again, and those whose record says that there is no recording tried again; a round of
     the loop then writes its revision, be it empty.
 
-    `backfill`: those without a recording are tried again in any case, and a revision is written
-    only where something changed. `patient`: where the source is out, an aged window may wait.
+    `backfill`: those without a recording, or without a document that could not be had, are tried
+    again in any case, and a revision is written only where something changed. `patient`: where the
+    source is out, an aged window may wait.
     `look`: an age counts as unseen, though the window was listed since. `closes`: a window that has
     settled is closed, for which whoever asks then has to have it sealed.
     """
@@ -330,7 +331,8 @@ def _newest(one: Standing | None, other: Standing | None) -> Standing | None:
 
 def _is_wanted(found: Standing, aim: Aim, due: datetime | None) -> bool:
     """Whether a call that has a record is to be worked at again."""
-    return due is not None or (aim.backfill and found.outcome != "archived")
+    lacks = found.outcome != "archived" or found.incomplete
+    return due is not None or (aim.backfill and lacks)
 
 
 def _awaited(listed: Listed, history: History, memory: Memory) -> dict[str, Call]:

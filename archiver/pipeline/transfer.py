@@ -19,7 +19,7 @@ from archiver.errors import CallError, FormatError, KeyTaken, Reach, StoreError
 from archiver.manifest import record
 from archiver.manifest.record import Record, Result
 from archiver.model import Call, Retention, Window, parse_time
-from archiver.pipeline.attempts import UNSAID, Attempts, Unarchived
+from archiver.pipeline.attempts import Attempts, Unarchived
 from archiver.pipeline.download import PART_BYTES, Download, random_tag
 from archiver.pipeline.heldcalls import HeldCalls
 from archiver.pipeline.holding import refs_of
@@ -153,20 +153,20 @@ class Transfer:
         self, call: Call, window: Window, previous: Record, listed_at: datetime | None = None
     ) -> Record | Unarchived:
         """Look at an archived call again: the revision after `previous` where call or survey have
-        changed, else `previous` itself; `Unarchived` where the source does not say.
+        changed, or one can be had that could not before; else `previous` itself. `Unarchived` where
+        nothing has changed, as far as the source answered, and it did not answer for a document.
 
+        What `previous` says cannot be had, and still cannot for the same reason, is an answer.
         Raises as `archive` does.
         """
         with self._at_work(call) as attempt:
             job = self._job(call, window, previous, attempt, listed_at)
             try:
                 result = job.refresh()
+                unanswered = job.unanswered
+                if unanswered is not None and _says_the_same(previous, result):
+                    return self._failed(call, unanswered, attempt)
                 found = self._commit(job, result, previous)
-            except CallError as error:
-                unarchived = self._failed(call, error, attempt)
-                if error.reason not in UNSAID:
-                    self.attempts.done(call.id)  # trying again would say the same
-                return unarchived
             except StoreError as error:
                 return self._store_refused(call, error, attempt)
             self.store_health.succeeded()
@@ -339,9 +339,9 @@ def _count(result: Result, previous: Record | None) -> None:
 
 
 def _says_the_same(previous: Record, result: Result) -> bool:
-    """Whether a new revision would tell nothing new: the same outcome and files, and of a failure
-    the same reason. That a source has deleted a recording which could not be archived, or is out,
-    does not take back that there was one."""
+    """Whether a new revision would tell nothing new: the same outcome, files and findings about
+    documents, and of a failure the same reason. That a source has deleted a recording which could
+    not be archived, or is out, does not take back that there was one."""
     told = previous.document
     weaker = result.outcome == "no_recording" or result.reason not in WAS_THERE
     if told["reason"] in WAS_THERE and result.outcome != "archived" and weaker:
@@ -349,6 +349,8 @@ def _says_the_same(previous: Record, result: Result) -> bool:
     if previous.outcome != result.outcome:
         return False
     if result.outcome == "failed" and told["reason"] != result.reason:
+        return False
+    if previous.incomplete != record.INCOMPLETE.intersection(result.findings):
         return False
     files = {(file["kind"], file["sha256"]) for file in told["files"]}
     return files == {(file.kind, file.sha256) for file in result.files}

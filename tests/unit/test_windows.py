@@ -280,8 +280,8 @@ def test_one_bad_call_does_not_hold_up_the_others(
     platform.add(*[a_call(f"vc_{n}") for n in range(6)])
 
     def harm(request: Request) -> Reply | None:
-        if request.path.endswith("/vc_3"):
-            return Reply(200, {}, b'{"id":"vc_3","x":NaN}')
+        if request.path.endswith("/vc_3/recording-url"):
+            return Reply(200, {}, b'{"recordingUrl":NaN}')
         return None
 
     platform.hooks.append(harm)
