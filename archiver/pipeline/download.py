@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -163,7 +163,13 @@ def put_beside(
     sha256: str | None = None,
     look: bool = True,
 ) -> Stored:
-    """Create-once; where other bytes have the key, beside it. See `Store.put_once`."""
+    """Create-once; where other bytes have the key, beside it. See `Store.put_once`.
+
+    The key beside is named by the content, and not at random: whoever tries again after a crash
+    finds what is there and adopts it. That is safe, because it lies in the call's own directory and
+    the same bytes are the same file. Where its 64 bits meet, or somebody has put other bytes
+    there, a random name is as good.
+    """
     sha256 = sha256 or fixity.sha256_hex(data)
     put = partial(
         store.put_once,
@@ -173,10 +179,10 @@ def put_beside(
         sha256=sha256,
         look=look,
     )
-    try:
-        return put(key, data)
-    except KeyTaken:
-        return put(layout.beside(key, sha256[:16]), data)
+    for at in (key, layout.beside(key, sha256[:16])):
+        with suppress(KeyTaken):
+            return put(at, data)
+    return put(layout.beside(key, random_tag()), data)
 
 
 def audio_of(header: wav.WavHeader, length: int) -> tuple[dict[str, Any], list[str]]:
