@@ -19,9 +19,7 @@ did, and its objects are kept for longer than that.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -63,9 +61,6 @@ class Keeper:
         self._clock = clock
         self._held = held
         self._looked_at: float | None = None
-        self._lock = threading.Lock()
-        self.at_work = 0
-        """Windows whose locks are being extended right now."""
 
     def keep(self, window: Window, history: History, new: Iterable[Standing]) -> datetime | None:
         """Extend what a window has, where it is locked for less than today's policy gives: what its
@@ -89,10 +84,9 @@ class Keeper:
     def _extend_all(self, window: Window, history: History, late: list[Standing]) -> None:
         done, names = Done(), self._short(window, history)
         told = history.records.values() if names and history.behind else ()
-        with self._working():
-            self._workers.map(partial(self._keep_call, window, done), [*told, *late])
-            for name in names:
-                self._keep_segment(name, history.keep_until, window, done)
+        self._workers.map(partial(self._keep_call, window, done), [*told, *late])
+        for name in names:
+            self._keep_segment(name, history.keep_until, window, done)
         if done.extended or done.weaker:
             log.info(
                 "window.kept_longer",
@@ -123,8 +117,7 @@ class Keeper:
             head = self._store.head(key)
             if head is not None and self._extender.is_short(head, until - DAY):
                 self._store.extend(key, head.version_id, until)
-        with self._working():
-            self._keep_events()
+        self._keep_events()
         self._looked_at = now
 
     def _keep_events(self) -> None:
@@ -149,16 +142,6 @@ class Keeper:
             self._extender.extend_seal(one.seal, until, timedelta(0), done)
             for key in (layout.pointer_key(one.key), layout.companion_key(one.key), one.key):
                 self._extender.extend(key, None, until, done)
-
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        with self._lock:
-            self.at_work += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.at_work -= 1
 
     # --- a window's records and files
 
