@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from importlib import resources
 from urllib.parse import urlsplit
 
@@ -34,14 +33,12 @@ from archiver.source.recording import RecordingClient
 from archiver.source.signed import SignedUrl
 from archiver.store.bucket import Bucket
 from archiver.store.probe import Capabilities, probe
+from archiver.store.upload import ORPHANED_AFTER
 from archiver.tls import client_context
 from archiver.wire import Wire
 from archiver.writer import rely_on, retention, trust, writer
 
 log = structlog.get_logger()
-
-ORPHANED_AFTER = timedelta(days=1)
-"""No upload is under way for longer."""
 
 
 def recordings(settings: Settings, clock: SystemClock) -> RecordingClient:

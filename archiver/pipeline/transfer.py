@@ -68,7 +68,7 @@ class Transfer:
             source,
             recordings,
             store,
-            Download(store, part_bytes, tag),
+            Download(store, part_bytes, tag, clock.monotonic),
             Retry(clock, attempts=BEGINNINGS),
             retention,
             clock,
