@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from importlib import resources
 
 import structlog
 
+from archiver import liveness
 from archiver.apiclient import lister, source
 from archiver.clock import SystemClock
 from archiver.errors import StoreError, UsageError
@@ -23,7 +23,7 @@ from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import Progress
 from archiver.pipeline.sealing import Chain
-from archiver.pipeline.service import Heartbeat, Schedule, Service, loop_start
+from archiver.pipeline.service import Schedule, Service, loop_start
 from archiver.pipeline.transfer import Transfer
 from archiver.pipeline.window import Windows
 from archiver.pressure import Pressure
@@ -33,14 +33,12 @@ from archiver.source.recording import RecordingClient, UrlNotAllowed
 from archiver.source.signed import SignedUrl
 from archiver.store.bucket import Bucket
 from archiver.store.probe import Capabilities, probe
+from archiver.store.upload import ORPHANED_AFTER
 from archiver.tls import client_context
 from archiver.wire import Wire
 from archiver.writer import rely_on, retention, trust, writer
 
 log = structlog.get_logger()
-
-ORPHANED_AFTER = timedelta(days=1)
-"""No upload is under way for longer."""
 
 
 def recordings(settings: Settings, clock: SystemClock) -> RecordingClient:
@@ -125,16 +123,18 @@ class App:
     def backfill(self, progress: Progress | None) -> Backfill:
         return Backfill(self.windows, self.chain, self.segments, progress)
 
-    def is_alive(self, heartbeat: Heartbeat) -> bool:
-        """What `/healthz` says: a round or a window was done lately, or a call is on its way and
-        its bytes go on coming, or locks are being extended. A loop whose rounds keep failing is
-        not alive."""
-        patience = max(300.0, 5 * self.settings.poll_interval.total_seconds())
-        at_work = self.transfer.in_flight + self.windows.keeper.at_work
-        moving = at_work > 0 and self.clock.idle_seconds < patience
-        return moving or heartbeat.age_seconds < patience
+    def is_alive(self) -> bool:
+        """What `/healthz` says: this process comes on. Whether rounds succeed is no part of it: a
+        source or a store that is out is not mended by a restart (`liveness.py`).
 
-    def service(self, heartbeat: Heartbeat) -> Service:
+        No wait of ours is longer than the default limit of 5 minutes without a note in between:
+        a request over `wire.py` looks each second (and gives up after 30 s of silence at the
+        source, 60 s at the store, 120 s in all); a connection is tried for 10 s for each address
+        of the host; botocore asks its own way with 10 s and 60 s; a pause naps for 0.2 s.
+        """
+        return liveness.idle_seconds() < self.settings.liveness_timeout.total_seconds()
+
+    def service(self) -> Service:
         settings = self.settings
         schedule = Schedule(
             window=settings.window,
@@ -143,7 +143,7 @@ class App:
             poll_interval_seconds=settings.poll_interval.total_seconds(),
             relist=settings.relist,
         )
-        return Service(self.windows, self.chain, self.segments, self.clock, schedule, heartbeat)
+        return Service(self.windows, self.chain, self.segments, self.clock, schedule)
 
 
 def _verifier_pages() -> dict[str, bytes]:

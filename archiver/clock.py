@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Protocol
 
-from archiver import hub
+from archiver import hub, liveness
 from archiver.errors import ArchiverError
 
 
@@ -45,7 +45,6 @@ class SystemClock:
 
     def __init__(self) -> None:
         self._stopped = False
-        self._checked = time.monotonic()
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -56,18 +55,14 @@ class SystemClock:
     def sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while not self._stopped and (left := end - time.monotonic()) > 0:
+            liveness.note()
             hub.sleep(min(left, LONGEST_NAP_SECONDS))
         self.check()
 
     def check(self) -> None:
-        self._checked = time.monotonic()
+        liveness.note()
         if self._stopped:
             raise Interrupted
-
-    @property
-    def idle_seconds(self) -> float:
-        """Since anything last checked: whatever works does so at each request and each chunk."""
-        return time.monotonic() - self._checked
 
     def stop(self) -> None:
         """Ask everything that waits on this clock to end.

@@ -73,7 +73,8 @@ PENDING = Gauge(
 )
 OLDEST_UNARCHIVED = Gauge(
     "archiver_oldest_unarchived_seconds",
-    "Age of the oldest call that the source lists and that has no record yet; 0 where none.",
+    "Age of the oldest call that the source lists and that has no record yet, of the oldest open "
+    "window that cannot be listed, or of the last good round while rounds fail; 0 where none.",
     registry=REGISTRY,
 )
 WATERMARK = Gauge(

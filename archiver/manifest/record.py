@@ -39,7 +39,7 @@ FAILED_REASONS = {
     "truncated": "fewer bytes came, or are in the blob, than were announced",
     "recording_changed": "the blob changed while it was read, each time anew",
     "too_large": "the recording is larger than MAX_RECORDING_BYTES",
-    "too_slow": "the download stayed below MIN_RATE",
+    "too_slow": "the download stayed below MIN_RATE, or took more than 6 days",
     "url_refused": "the signed URL was refused (403), three fresh ones too",
     "url_not_allowed": "the recording URL names a host outside RECORDING_HOSTS or is malformed",
     "digest_mismatch": "the bytes do not have the Content-MD5 that the blob store announced",

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import structlog
 
+from archiver import liveness
 from archiver.errors import FormatError, KeyTaken, Reach, StoreError
 from archiver.manifest import layout, record, seal, segment
 from archiver.manifest.layout import SegmentName
@@ -251,7 +252,9 @@ class HistoryReader:
 def _again(file: IO[bytes]) -> Iterator[Record]:
     """The records of a segment that lies in a file, from its start."""
     file.seek(0)
-    return segment.records_of(file)
+    for one in segment.records_of(file):
+        liveness.note()  # a segment may have 100,000
+        yield one
 
 
 def max_date(one: datetime | None, other: datetime | None) -> datetime | None:

@@ -19,9 +19,7 @@ did, and its objects are kept for longer than that.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -65,9 +63,6 @@ class Keeper:
         self._clock = clock
         self._held = held
         self._looked_at: float | None = None
-        self._lock = threading.Lock()
-        self.at_work = 0
-        """Windows whose locks are being extended right now."""
 
     def keep(self, window: Window, history: History, new: Iterable[Standing]) -> datetime | None:
         """Extend what a window has, where it is locked for less than today's policy gives: what its
@@ -91,10 +86,9 @@ class Keeper:
     def _extend_all(self, window: Window, history: History, late: list[Standing]) -> None:
         done, names = Done(), self._short(window, history)
         told = history.records.values() if names and history.behind else ()
-        with self._working():
-            self._workers.map(partial(self._keep_call, window, done), [*told, *late])
-            for name in names:
-                self._keep_segment(name, history.keep_until, window, done)
+        self._workers.map(partial(self._keep_call, window, done), [*told, *late])
+        for name in names:
+            self._keep_segment(name, history.keep_until, window, done)
         if done.extended or done.weaker:
             log.info(
                 "window.kept_longer",
@@ -125,8 +119,7 @@ class Keeper:
             head = self._head(key)
             if head is not None and self._extender.is_short(head, until - DAY):
                 self._extender.extend(key, head.version_id, until, Done())
-        with self._working():
-            self._keep_events()
+        self._keep_events()
         self._looked_at = now
 
     def _keep_events(self) -> None:
@@ -161,16 +154,6 @@ class Keeper:
                 raise
             log.error("lock.unknown", key=key, error=str(error))
             return None
-
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        with self._lock:
-            self.at_work += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.at_work -= 1
 
     # --- a window's records and files
 

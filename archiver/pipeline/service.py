@@ -8,7 +8,6 @@ they come of age, and while they have pending calls (`followups.py`).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,10 +19,11 @@ from archiver import metrics
 from archiver.allocator import give_back
 from archiver.clock import Clock, Interrupted
 from archiver.errors import ArchiverError, UsageError
-from archiver.model import Window, format_time, placing_time, window_of, windows_between
+from archiver.model import Window, format_time, window_of, windows_between
 from archiver.pipeline.backfill import WINDOWS_AT_ONCE, Backfill, Summary
 from archiver.pipeline.followups import FollowUps
 from archiver.pipeline.index import SegmentIndex
+from archiver.pipeline.oldest_unarchived import OldestUnarchived
 from archiver.pipeline.planning import OPEN, ROUND
 from archiver.pipeline.sealing import Chain
 from archiver.pipeline.window import Outcome, Windows
@@ -50,21 +50,6 @@ class Schedule:
     relist: tuple[timedelta, ...] = ()
 
 
-class Heartbeat:
-    """When the loop last came on: a window done, a round ended well."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._at = clock.monotonic()
-
-    def beat(self) -> None:
-        self._at = self._clock.monotonic()
-
-    @property
-    def age_seconds(self) -> float:
-        return self._clock.monotonic() - self._at
-
-
 class Service:
     """The loop of `archiver run`. One thread runs it."""
 
@@ -75,7 +60,6 @@ class Service:
         segments: SegmentIndex,
         clock: Clock,
         schedule: Schedule,
-        heartbeat: Heartbeat | None = None,
         at_once: int = WINDOWS_AT_ONCE,
     ) -> None:
         """`at_once` is as `Backfill` has it."""
@@ -84,13 +68,12 @@ class Service:
         self._segments = segments
         self._clock = clock
         self._schedule = schedule
-        self._heartbeat = heartbeat or Heartbeat(clock)
         self._backfill = Backfill(windows, chain, segments, at_once=at_once)
         self._follow_ups = FollowUps(
             windows, segments, clock, schedule.relist, schedule.give_up, schedule.window
         )
         self._looked_at = clock.monotonic()
-        self._waiting: dict[Window, list[datetime]] = {}
+        self._unarchived = OldestUnarchived(clock)
 
     def run_forever(self) -> None:
         """Rounds, `poll_interval` apart. A round that fails is logged, and the next one tries.
@@ -104,6 +87,7 @@ class Service:
                 raise
             except ArchiverError as error:
                 log.error("round.failed", error=str(error))
+                self._unarchived.fail()
             give_back()
             self._clock.sleep(self._schedule.poll_interval_seconds)
 
@@ -111,6 +95,7 @@ class Service:
         """List what is not sealed, archive what is new, seal what has settled. While our clock is
         wrong, nothing is sealed."""
         summary = Summary()
+        self._unarchived.begin()
         self._segments.forget()
         head = self._chain.refresh()
         mark = head.watermark
@@ -195,30 +180,19 @@ class Service:
             self._look_in_time(first_open, summary)
 
     def _note(self, outcome: Outcome, summary: Summary) -> None:
-        """Keep what the next round and the metrics need of a window."""
-        window = outcome.window
+        """Keep what the summary and the metrics need of a window."""
         summary.add(outcome)
-        self._heartbeat.beat()
-        if not outcome.tallied:
-            return  # nothing is known: what waited goes on waiting
-        now = self._clock.now()
-        waiting = [placing_time(item.call, window, now) for item in outcome.unarchived]
-        self._waiting.pop(window, None)
-        if waiting:
-            self._waiting[window] = waiting
+        self._unarchived.note(outcome, self._chain.head.watermark)
 
     def _report(self, started: datetime) -> None:
-        now = self._clock.now()
-        times = list(itertools.chain.from_iterable(self._waiting.values()))
-        metrics.PENDING.set(len(times))
-        oldest = (now - min(times)).total_seconds() if times else 0.0
-        metrics.OLDEST_UNARCHIVED.set(max(0.0, oldest))
+        now, watermark = self._clock.now(), self._chain.head.watermark
+        pending = self._unarchived.end(watermark)
+        metrics.PENDING.set(pending)
         metrics.LAST_ROUND.set(now.timestamp())
-        self._heartbeat.beat()
         log.info(
             "round.done",
-            watermark=format_time(self._chain.head.watermark),
-            pending=len(times),
+            watermark=format_time(watermark),
+            pending=pending,
             seconds=round((now - started).total_seconds(), 3),
         )
 

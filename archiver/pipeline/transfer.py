@@ -6,7 +6,6 @@ the next try adopts them where they hold the same bytes, and writes beside them 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -73,7 +72,7 @@ class Transfer:
             source,
             recordings,
             store,
-            Download(store, part_bytes, tag),
+            Download(store, part_bytes, tag, clock.monotonic),
             Retry(clock, attempts=BEGINNINGS),
             retention,
             clock,
@@ -84,8 +83,6 @@ class Transfer:
         self.held = HeldCalls(store, clock)
         self._give_up = give_up
         self.attempts = Attempts(clock, first_rest_seconds)
-        self._lock = threading.Lock()
-        self._in_flight = 0
 
     def archive(
         self,
@@ -186,24 +183,13 @@ class Transfer:
             self._tools, call, window, previous, attempt, listed_at=when, held=held, taken=taken
         )
 
-    @property
-    def in_flight(self) -> int:
-        """Calls that a worker is at right now."""
-        return self._in_flight
-
     @contextmanager
     def _at_work(self, call: Call) -> Iterator[int]:
         """Count a try, and the call in flight; which try it is."""
         with structlog.contextvars.bound_contextvars(call_id=call.id):
             self._clock.check()
-            with self._lock:
-                self._in_flight += 1
-            try:
-                with metrics.IN_FLIGHT.track_inprogress():
-                    yield self.attempts.begin(call.id)
-            finally:
-                with self._lock:
-                    self._in_flight -= 1
+            with metrics.IN_FLIGHT.track_inprogress():
+                yield self.attempts.begin(call.id)
 
     def _failed(self, call: Call, error: CallError, attempt: int) -> Unarchived:
         log.warning("call.unarchived", stage=error.stage, reason=error.reason, status=error.status)

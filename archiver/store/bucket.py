@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from botocore.exceptions import BotoCoreError
 
-from archiver import fixity
+from archiver import fixity, liveness
 from archiver.clock import Clock
 from archiver.errors import KeyTaken, Reach, StoreError
 from archiver.fixity import Buffer
@@ -129,7 +129,9 @@ class Bucket:
     def _chunks(self, body: Any) -> Iterator[bytes]:
         """A body that was cut short raises."""
         try:
-            yield from body.iter_chunks(READ_BYTES)
+            for chunk in body.iter_chunks(READ_BYTES):
+                liveness.note()
+                yield chunk
         except (BotoCoreError, NoAnswer, OSError) as error:
             raise translate(error, "GetObject", self.options.bucket) from None
         finally:
@@ -256,6 +258,7 @@ class Bucket:
     def _put(self, key: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(arguments["Body"], Buffer):
             arguments["Body"].seek(0)
+            arguments = {**arguments, "Body": _Sent(arguments["Body"])}
         answer: dict[str, Any] = self.requests.objects.put_object(
             **self.requests.at(key), **arguments
         )
@@ -436,6 +439,20 @@ class Bucket:
                 return {}
             raise
         return answer
+
+
+class _Sent:
+    """A file that boto3 sends, block by block: each of them shows that we live."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        liveness.note()
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def _measured(data: Buffer | IO[bytes]) -> tuple[str, int]:

@@ -10,7 +10,7 @@ from botocore.client import BaseClient
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
-from archiver import fixity
+from archiver import fixity, liveness
 from archiver.clock import Clock, RemoteClock
 from archiver.errors import Reach, StoreError
 from archiver.heads import NoAnswer
@@ -55,7 +55,9 @@ class Requests:
         """One try. Raises `StoreError`, or `Interrupted` once the process must end."""
         self.clock.check()
         try:
-            return request()
+            found = request()
+            liveness.note()
+            return found
         # An answer that botocore reads itself may break off in urllib3's own words.
         except (BotoCoreError, ClientError, HTTPError, NoAnswer, OSError) as error:
             raise translate(error, operation, self.options.bucket) from None

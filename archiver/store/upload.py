@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -14,6 +14,14 @@ from archiver.fixity import Buffer
 from archiver.store.objects import Stored
 from archiver.store.protection import Protection
 from archiver.store.requests import Requests, etag_of
+
+GIVEN_UP_AFTER = timedelta(days=6)
+"""Whoever uploads in parts ends by then, one way or the other: 2 GiB at 16 KiB/s take 36 h, and
+settings may allow more."""
+ORPHANED_AFTER = timedelta(days=7)
+"""An upload that is older has nobody any more, and each start aborts it. The day between the two is
+for clocks that differ and for the last part. Seven days are also what lifecycle rules of buckets
+give an upload, by custom (docs/bucket.md): a longer one could not rely on its parts anyway."""
 
 
 class Upload:
