@@ -7,20 +7,21 @@ crash all run this same code. Sealing is the caller's, in the order of the windo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 
 import structlog
 
-from archiver.clock import Clock
+from archiver.clock import Clock, Interrupted
 from archiver.errors import SourceError, StoreError
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
 from archiver.model import Call, Retention, Window
 from archiver.pipeline.attempts import UNSAID, Attempts, Unarchived
 from archiver.pipeline.closing import Closing, Tally
+from archiver.pipeline.download import random_tag
 from archiver.pipeline.history import History, HistoryReader, Line, Standing, Unsealed
 from archiver.pipeline.holding import Holding
 from archiver.pipeline.index import SegmentIndex
@@ -28,6 +29,7 @@ from archiver.pipeline.keeping import Keeper
 from archiver.pipeline.planning import BACKFILL, NEVER, ROUND, Aim, Memory, Plan, Planner, Task
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import NoProgress, Progress, Store
+from archiver.pipeline.sightings import Sighted, Sightings
 from archiver.pipeline.transfer import Transfer
 from archiver.source.listing import Listed, Lister
 
@@ -82,8 +84,10 @@ class Windows:
         settle: timedelta,
         relist: tuple[timedelta, ...] = (),
         progress: Progress | None = None,
+        tag: Callable[[], str] = random_tag,
     ) -> None:
-        """`relist` are the ages, counted from a window's end, at which it is listed again."""
+        """`relist` are the ages, counted from a window's end, at which it is listed again. `tag`
+        makes 16 hex digits that no other writer has."""
         self._lister = lister
         self._transfer = transfer
         self._store = store
@@ -98,7 +102,8 @@ class Windows:
         self._settle = settle
         self._ages = sorted(relist)
         self._progress = progress or NoProgress()
-        self.planner = Planner(lister, store, workers, transfer.attempts, segments)
+        self.sightings = Sightings(store, workers, clock, tag)
+        self.planner = Planner(lister, store, workers, transfer.attempts, segments, self.sightings)
         self._memories: dict[Window, Memory] = {}
 
     def process(self, window: Window, aim: Aim = ROUND) -> Outcome:
@@ -133,9 +138,8 @@ class Windows:
     def plan(self, window: Window) -> Plan:
         """What a backfill would do; writes nothing."""
         history = self.reader.read(window, complete=False)
-        return self.planner.plan(
-            self._lister.list(window), history, Memory(), BACKFILL, None, closing=True
-        )
+        listed, sighted = self._lister.list(window), self.sightings.read(window)
+        return self.planner.plan(listed, history, {}, sighted, BACKFILL, None, closing=True)
 
     def newest_lines(self, names: Iterable[SegmentName]) -> list[Line]:
         """The window lines of these segments; one that cannot be read is left out, with an error in
@@ -158,13 +162,8 @@ class Windows:
         """The windows of which this process knows something that it has not told of, and may do so
         now: where such a window is sealed, another writer closed it, or listed it without them."""
         known = list(self._memories.items())
-        return {
-            window
-            for window, memory in known
-            if memory.untold
-            or memory.refreshed[1]
-            or (memory.awaited and not self.attempts.all_resting(list(memory.awaited)))
-        }
+        untold = {w for w, memory in known if memory.untold or memory.refreshed[1]}
+        return untold | self.sightings.unaccounted
 
     def _try(self, outcome: Outcome, aim: Aim) -> bool:
         """One attempt; False where another writer closed the window meanwhile."""
@@ -175,18 +174,21 @@ class Windows:
         outcome.settled = aim.closes and self._clock.now() >= window.end + self._settle
         due = self._due(window, history, aim)
         memory = self._memories.setdefault(window, Memory())
-        if history.revision and not (aim.backfill or due or _has_work(history, memory)):
+        if history.revision and not (aim.backfill or due or self._has_work(window, history)):
             outcome.closed = True
             memory.refreshed = NEVER  # another writer saw to that age
             return True
         seen: dict[str, Call] = {}
         try:
             listed = self._lister.list(window, seen)
-            tally, unsure = self._work(listed, outcome, history, memory, aim, due)
-        except BaseException:
-            # Were the source to hide them now, nobody else would know that they were listed.
-            self.planner.expect(window, seen.values(), self._memories)
+        except Interrupted:
             raise
+        except Exception:
+            # Were the source to hide them now, nobody else would know that they were listed.
+            self.planner.note_cut_short(window, seen.values(), history)
+            raise
+        sighted = self.planner.note(listed, history, afresh=outcome.settled)
+        tally, unsure = self._work(listed, outcome, history, sighted, aim, due)
         if outcome.settled:
             self._holding.see_to(window, tally.standing, history.records)
         if not outcome.settled or not listed.stable:
@@ -201,6 +203,7 @@ class Windows:
             outcome.listed_at = tally.listing.listed_at
         if written is not Closing.TAKEN:
             self.planner.told(window, {*tally.standing, *tally.pending}, self._memories)
+            self.sightings.closed(window, sighted, pending=bool(tally.pending))
         return written is not Closing.TAKEN
 
     def _due(self, window: Window, history: History, aim: Aim) -> datetime | None:
@@ -214,16 +217,16 @@ class Windows:
         listed: Listed,
         outcome: Outcome,
         history: History,
-        memory: Memory,
+        sighted: Sighted,
         aim: Aim,
         due: datetime | None,
     ) -> tuple[Tally, bool]:
         """Work at a window's calls: how they stand then, and whether the source did not answer for
         an archived one."""
-        window = outcome.window
+        window, memory = outcome.window, self._memories[outcome.window]
         self.planner.sort_out(listed, self._memories, aim)
         closing = outcome.settled and not history.revision
-        plan = self.planner.plan(listed, history, memory, aim, due, closing)
+        plan = self.planner.plan(listed, history, self._memories, sighted, aim, due, closing)
         self._progress.window_listed(window, len(plan.todo))
         before = any(found.outcome == "archived" for found in plan.standing.values())
         outcome.unlooked = before and not history.revision and bool(self.newest_age(window))
@@ -234,22 +237,26 @@ class Windows:
             for item in failures
             if item.call.id in plan.standing and item.reason in UNSAID
         }
-        self._remember(plan, outcome, history, memory)
+        self._remember(plan, history, memory)
         memory.refreshed = (due, frozenset(listed.calls) - unsure if unsure else frozenset())
         outcome.tallied = True
         pending = {item.call.id for item in outcome.unarchived}
         tally = Tally(window, listed.listing, set(listed.calls), plan.standing, pending)
         return tally, bool(unsure)
 
-    def _remember(self, plan: Plan, outcome: Outcome, history: History, memory: Memory) -> None:
+    def _remember(self, plan: Plan, history: History, memory: Memory) -> None:
         """What no segment tells is kept until one does: the window may not be closed now."""
-        for item in outcome.unarchived:
-            memory.awaited[item.call.id] = item.call
         for call_id, found in plan.standing.items():
-            memory.awaited.pop(call_id, None)
             told = history.records.get(call_id)
             if told is None or told.key != found.key:
                 memory.untold[call_id] = found
+
+    def _has_work(self, window: Window, history: History) -> bool:
+        """Whether a window that has a segment has calls without a record, or some that the segment
+        does not tell of."""
+        if history.pending or self._memories[window].untold:
+            return True
+        return bool(self.sightings.read(window).ids - history.records.keys())
 
     # --- archiving
 
@@ -302,7 +309,3 @@ def _new_sizes(found: Record, previous: Record | None) -> dict[str, int]:
     known = {file["key"] for file in previous.document["files"]} if previous else set()
     files = found.document["files"]
     return {file["kind"]: file["bytes"] for file in files if file["key"] not in known}
-
-
-def _has_work(history: History, memory: Memory) -> bool:
-    return bool(history.pending or memory.awaited or memory.untold)

@@ -144,6 +144,7 @@ class Writer:
         self.windows = Windows(
             lister, transfer, store, SerialWorkers(), clock,
             segments=segments, retention=keep, settle=times.settle, relist=times.relist,
+            tag=lambda: _tag(name, next(tags)),
         )  # fmt: skip
         self.chain = Chain(store, world.key, clock, keep, remembered=REMEMBERED)
         self.backfiller = Backfill(self.windows, self.chain, segments, at_once=1)
