@@ -27,7 +27,9 @@ from archiver.store.objects import Listed
 log = structlog.get_logger()
 
 REMEMBERED_WINDOWS = 1024
-"""Of so many windows the sightings are kept in memory; of others they are read again."""
+REMEMBERED_SECONDS = 3600.0
+"""Of so many windows the sightings are kept in memory, for so long after somebody asked for them;
+of others they are read again."""
 TAGS = 3
 """How many keys are tried before a store that calls each of them taken is taken at its word."""
 
@@ -47,7 +49,8 @@ class _Known:
     count: int = 0
     """How often this process has added to them."""
     closed_at: int = 0
-    """What `count` was when this process last closed the window."""
+    """What `count` was when this process last closed the window, or saw that another had."""
+    asked_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Sightings:
             known = self._known.setdefault(window, known or _Known())
             known.keys |= found.keys()
             known.ids = known.ids.union(*found.values()) if found else known.ids
-            known.loaded = True
+            known.loaded, known.asked_at = True, self._clock.monotonic()
             self._known.move_to_end(window)
             self._tidy()
             ids = known.ids | known.unwritten if known.unwritten else known.ids
@@ -128,8 +131,8 @@ class Sightings:
         self.write()
 
     def closed(self, window: Window, sighted: Sighted, *, pending: bool) -> None:
-        """A segment of the window accounts for all that was sighted; what was added meanwhile it
-        does not. Of a window without pending calls nothing is kept in memory."""
+        """The window's segments account for all that was sighted, though not for what was added
+        meanwhile. Of a window without pending calls nothing is kept in memory."""
         with self._lock:
             known = self._known.get(window)
             if known is None:
@@ -229,7 +232,10 @@ class Sightings:
 
     def _tidy(self) -> None:
         """Forget the windows that were not asked for longest; by who has the lock."""
-        spare = len(self._known) - REMEMBERED_WINDOWS
-        old = [w for w, known in self._known.items() if not known.unwritten]
-        for window in old[: max(spare, 0)]:
-            del self._known[window]
+        before = self._clock.monotonic() - REMEMBERED_SECONDS
+        for window, known in list(self._known.items()):
+            crowded = len(self._known) > REMEMBERED_WINDOWS
+            if known.asked_at >= before and not crowded:
+                return
+            if not known.unwritten and (crowded or known.count == known.closed_at):
+                del self._known[window]

@@ -252,11 +252,15 @@ class Windows:
                 memory.untold[call_id] = found
 
     def _has_work(self, window: Window, history: History) -> bool:
-        """Whether a window that has a segment has calls without a record, or some that the segment
-        does not tell of."""
+        """Whether a window that has a segment has calls without a record, or some that no segment
+        of it tells of."""
         if history.pending or self._memories[window].untold:
             return True
-        return bool(self.sightings.read(window).ids - history.records.keys())
+        sighted = self.sightings.read(window)
+        if sighted.ids - history.records.keys():
+            return True
+        self.sightings.closed(window, sighted, pending=False)
+        return False
 
     # --- archiving
 
