@@ -227,13 +227,11 @@ class Planner:
         those that are listed in the windows of their own times, for these. From here on a process
         that ends leaves no call that nobody knows of. What was ever written down for the window;
         `afresh` looks for what others wrote. Raises `StoreError`."""
-        self._sightings.read(listed.window, afresh=afresh)
         own = [*listed.calls.values(), *listed.glimpsed.values()]
-        self._sightings.hold(listed.window, self._unrecorded(listed.window, own, history))
-        for home, calls in listed.strays.items():
-            if self._is_ours(home):
-                self._sightings.hold(home, self._unrecorded(home, calls.values()))
-        self._sightings.write()
+        strays = {w: calls.values() for w, calls in listed.strays.items() if self._is_ours(w)}
+        self._write_down(
+            {listed.window: own, **strays}, history.records, listed.window if afresh else None
+        )
         return self._sightings.read(listed.window)
 
     def note_cut_short(self, window: Window, calls: Iterable[Call], history: History) -> None:
@@ -243,9 +241,28 @@ class Planner:
         homes = ((window_of(call.own_time or window.start, length), call) for call in calls)
         ours = [call for home, call in homes if home == window or self._is_ours(home)]
         try:
-            self._sightings.add(window, self._unrecorded(window, ours, history))
+            self._write_down({window: ours}, history.records)
         except StoreError as error:
             log.warning("sighting.unwritten", window=str(window), error=str(error))
+
+    def _write_down(
+        self,
+        shown: Mapping[Window, Collection[Call]],
+        told: Collection[str] = (),
+        afresh: Window | None = None,
+    ) -> None:
+        """Those of these calls, by window, that have no record; `told` have one, in a segment.
+        Where the bucket does not say who has, all of them stay in memory. Raises `StoreError`."""
+        missing = {window: [call.id for call in calls] for window, calls in shown.items()}
+        try:
+            if afresh is not None:
+                self._sightings.read(afresh, afresh=True)
+            for window, calls in shown.items():
+                missing[window] = self._unrecorded(window, calls, told)
+        finally:
+            for window, ids in missing.items():
+                self._sightings.hold(window, ids)
+        self._sightings.write()
 
     def is_silent(self, name: SegmentName, pending: Collection[str], keys: Iterable[str]) -> bool:
         """Whether one of these sightings has an id that neither this newest revision of its window
@@ -259,15 +276,15 @@ class Planner:
         return any(layout.call_dir(call_id) not in told for call_id in loose)
 
     def _unrecorded(
-        self, window: Window, calls: Iterable[Call], history: History | None = None
+        self, window: Window, calls: Iterable[Call], told: Collection[str]
     ) -> list[str]:
-        """The ids of those that have no record, neither told of nor in the bucket."""
-        told = history.records if history is not None else {}
+        """The ids of those that have no record."""
+        start = window.start
         return [
             call.id
             for call in calls
             if call.id not in told
-            and not self.records.revision((call.own_time or window.start).date(), call.id)
+            and not self.records.revision((call.own_time or start).date(), call.id)
         ]
 
     def _is_ours(self, window: Window) -> bool:
@@ -316,7 +333,7 @@ class Planner:
             beside = Window(listed.window.start + by, listed.window.end + by)
             for home, calls in self._lister.glance(beside).items():
                 if self._is_ours(home):
-                    self._sightings.add(home, self._unrecorded(home, calls.values()))
+                    self._write_down({home: calls.values()})
                 with self._lock:
                     for call_id in calls.keys() & found.keys() - listed.calls.keys():
                         memories.setdefault(beside, Memory()).untold[call_id] = found.pop(call_id)

@@ -104,29 +104,24 @@ class Sightings:
             return Sighted(ids, count)
 
     def hold(self, window: Window, ids: Iterable[str]) -> None:
-        """Have `write` write down those of these ids that are not written down yet. Until then they
-        are in memory. Raises as `read` does."""
+        """Keep these ids in memory until `write` has written them down. Never fails."""
         wanted = frozenset(ids)
         if not wanted:
             return
-        fresh = wanted - self.read(window).ids
-        if not fresh:
-            return
         with self._lock:
-            known = self._known.setdefault(window, _Known())
-            known.unwritten |= fresh
-            known.count += 1
+            known = self._known.setdefault(window, _Known(asked_at=self._clock.monotonic()))
+            known.unwritten |= wanted - known.ids
 
     def write(self) -> None:
-        """Write down what is held, one object a window. Raises `StoreError` where the store is out:
-        then what is left stays in memory."""
+        """Write down what is held and not written down yet, one object a window. Raises
+        `StoreError` where the store is out: then what is left stays in memory."""
         with self._lock:
             todo = [window for window, known in self._known.items() if known.unwritten]
         for window in todo:
             self._write(window)
 
     def add(self, window: Window, ids: Iterable[str]) -> None:
-        """Write down those of these ids that are not written down yet. Raises as `write` does."""
+        """`hold` and `write`."""
         self.hold(window, ids)
         self.write()
 
@@ -203,9 +198,12 @@ class Sightings:
     def _write(self, window: Window) -> None:
         """A crash before the object is there leaves nobody who knows of its ids, but nothing was
         done about them either."""
+        self.read(window)
         with self._lock:
             known = self._known[window]
-            ids = known.unwritten
+            ids = known.unwritten = known.unwritten - known.ids
+        if not ids:
+            return
         data = sighting.build(window, self._clock.now(), ids)
         try:
             key = self._put(window, data)
@@ -218,6 +216,7 @@ class Sightings:
             known.keys.add(key)
             known.ids |= ids
             known.unwritten -= ids
+            known.count += 1
 
     def _put(self, window: Window, data: bytes) -> str:
         for tried in range(1, TAGS + 1):
