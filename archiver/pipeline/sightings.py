@@ -83,6 +83,7 @@ class Sightings:
         self._known: OrderedDict[Window, _Known] = OrderedDict()
         self._unreadable: set[str] = set()
         self._lock = hub.Lock()
+        self._writing = hub.Lock()
 
     def read(self, window: Window, *, afresh: bool = False) -> Sighted:
         """The ids ever written down for a window. `afresh` lists its objects again, for what other
@@ -90,7 +91,7 @@ class Sightings:
         with self._lock:
             known = self._known.get(window)
             count = known.count if known else 0
-        found = {}
+        found: dict[str, frozenset[str]] = {}
         if known is None or not known.loaded or afresh:
             found = self._load(window, known.keys if known else set())
         with self._lock:
@@ -115,10 +116,11 @@ class Sightings:
     def write(self) -> None:
         """Write down what is held and not written down yet, one object a window. Raises
         `StoreError` where the store is out: then what is left stays in memory."""
-        with self._lock:
-            todo = [window for window, known in self._known.items() if known.unwritten]
-        for window in todo:
-            self._write(window)
+        with self._writing:  # else two threads would write the same ids
+            with self._lock:
+                todo = [window for window, known in self._known.items() if known.unwritten]
+            for window in todo:
+                self._write(window)
 
     def add(self, window: Window, ids: Iterable[str]) -> None:
         """`hold` and `write`."""
@@ -133,15 +135,18 @@ class Sightings:
             if known is None:
                 return
             known.closed_at = sighted.count
+            known.unwritten -= sighted.ids
             if known.count == sighted.count and not pending and not known.unwritten:
                 del self._known[window]
 
     @property
     def unaccounted(self) -> set[Window]:
-        """The windows for which this process wrote ids down and has not closed them since."""
+        """The windows that this process saw calls of and has not closed since."""
         with self._lock:
             return {
-                window for window, known in self._known.items() if known.count > known.closed_at
+                window
+                for window, known in self._known.items()
+                if known.unwritten or known.count > known.closed_at
             }
 
     def of_day(self, day: date) -> dict[datetime, list[Listed]]:
@@ -200,7 +205,7 @@ class Sightings:
         done about them either."""
         self.read(window)
         with self._lock:
-            known = self._known[window]
+            known = self._known.setdefault(window, _Known())
             ids = known.unwritten = known.unwritten - known.ids
         if not ids:
             return
