@@ -148,7 +148,8 @@ class Bucket:
             arguments["StartAfter"] = self.requests.prefix + start_after
         for page in self._pages("list_objects_v2", arguments):
             for item in page.get("Contents", ()):
-                yield Listed(self.requests.relative(item["Key"]), item["Size"])
+                key = self.requests.relative(item["Key"])
+                yield Listed(key, item["Size"], item.get("LastModified"))
             arguments.pop("StartAfter", None)
 
     def versions(self, prefix: str) -> Iterator[Version]:

@@ -46,6 +46,7 @@ class Object:
     lock_mode: str | None = None
     lock_until: datetime | None = None
     held: bool = False
+    made_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,8 @@ class MemoryStore:
             first = max(bisect.bisect_left(keys, prefix), bisect.bisect_right(keys, start_after))
             rest = itertools.islice(keys, first, None)
             below = list(itertools.takewhile(lambda key: key.startswith(prefix), rest))
-            found = [Listed(key, len(self._shelf.objects[key].data)) for key in below]
+            objects = [self._shelf.objects[key] for key in below]
+        found = [Listed(one.key, len(one.data), one.made_at) for one in objects]
         self._say("list", prefix, "after")
         yield from found
 
@@ -248,6 +250,7 @@ class MemoryStore:
             content_type, self.writer, self._shelf.ticks(),
             self._lock_mode if locks else None,
             _second(retain_until) if locks else None,
+            made_at=self._clock.now(),
         )  # fmt: skip
         self._shelf.objects[key] = made
         bisect.insort(self._shelf.keys, key)

@@ -28,7 +28,10 @@ def test_the_last_page(namespace: str, more: str) -> None:
     assert parse_page(page(namespace=namespace, more=more)) == {
         "Name": "b",
         "IsTruncated": False,
-        "Contents": [{"Key": "a", "Size": 5}, {"Key": "b", "Size": 6}],
+        "Contents": [
+            {"Key": "a", "Size": 5, "LastModified": "2024-01-15T10:00:00Z"},
+            {"Key": "b", "Size": 6, "LastModified": None},
+        ],
     }
 
 
