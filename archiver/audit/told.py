@@ -18,8 +18,18 @@ MAX_RECORD_BYTES = 1 << 20
 
 FILE_KEY = re.compile(
     r"recordings/dt=[0-9]{4}-[0-9]{2}-[0-9]{2}/(?P<call>[A-Za-z0-9_.-]+)/"
-    r"(?P<kind>recording|transcript|epa)(-[0-9a-f]{16})?\.[a-z0-9]{1,8}"
+    r"(?P<name>[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254})"
 )
+"""A file of a call, of whatever kind."""
+_NAMES = {
+    "recording": re.compile(r"recording(-[0-9a-f]{16})?\.[a-z0-9]{1,8}"),
+    "transcript": re.compile(r"transcript(-[0-9a-f]{16})?\.[a-z0-9]{1,8}"),
+    "transcript_malformed": re.compile(r"transcript(-[0-9a-f]{16})?\.bad"),
+    "epa": re.compile(r"epa(-[0-9a-f]{16})?\.[a-z0-9]{1,8}"),
+    "epa_malformed": re.compile(r"epa(-[0-9a-f]{16})?\.bad"),
+}
+"""How files are named, by their kind. A file of another kind may have any name: a newer release may
+know more kinds, and its files are checked like all others."""
 _VERSION = re.compile("[!-~]{1,1024}")
 
 Report = Callable[[str, str, str], None]
@@ -82,11 +92,10 @@ def of_record(found: Record, report: Report) -> Told:
 def is_file_key(found: Record, file: Mapping[str, Any]) -> bool:
     """Whether a record's file lies where files of its call and kind do."""
     match = FILE_KEY.fullmatch(file["key"])
-    return (
-        match is not None
-        and match["call"] == layout.call_dir(found.call_id)
-        and match["kind"] == file["kind"]
-    )
+    if match is None or match["call"] != layout.call_dir(found.call_id):
+        return False
+    name = _NAMES.get(file["kind"])
+    return name is None or name.fullmatch(match["name"]) is not None
 
 
 def _is_well_formed(file: FileRef) -> bool:
