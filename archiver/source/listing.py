@@ -57,7 +57,8 @@ class Listed:
 
     `stable` is False where no two passes agreed: then the window must not be closed on it, and
     `calls` is all that was seen. `strays` are calls of other windows, by their own window, that
-    were seen on the way.
+    were seen on the way. `complete` is False where a page could not be had, and `error` says why:
+    then `calls` is what the other pages show.
     """
 
     window: Window
@@ -66,6 +67,8 @@ class Listed:
     stable: bool
     glimpsed: Mapping[str, Call] = field(default_factory=dict)
     strays: Mapping[Window, Mapping[str, Call]] = field(default_factory=dict)
+    complete: bool = True
+    error: str | None = None
 
 
 @dataclass
