@@ -44,6 +44,17 @@ class Finder:
 
     def find(self, call_ids: Collection[str], now: datetime) -> dict[str, CallObjects]:
         """Of each call that has a record, hidden or not, what there is. Raises `StoreError`."""
+        looked = ordered(
+            self._executor,
+            lambda one: self._look(*one),
+            list(self.days(call_ids, now).items()),
+            self._ahead,
+        )
+        return {one.call_id: one for one in looked}
+
+    def days(self, call_ids: Collection[str], now: datetime) -> dict[str, set[str]]:
+        """Of each call that has a record, hidden or not, the days (`dt=…`) of its records. Raises
+        `StoreError`."""
         dirs = {layout.call_dir(call_id): call_id for call_id in call_ids}
         days: dict[str, set[str]] = {}
         looked_at = record_days(self._reader, now, self._first_day())
@@ -52,10 +63,7 @@ class Finder:
         ):
             for day, call_dir in found:
                 days.setdefault(dirs[call_dir], set()).add(day)
-        looked = ordered(
-            self._executor, lambda one: self._look(*one), list(days.items()), self._ahead
-        )
-        return {one.call_id: one for one in looked}
+        return days
 
     def beside(self, hold: Hold) -> CallObjects:
         """What lies by now where the objects of an act lie: later revisions stay where the first
