@@ -97,7 +97,7 @@ CODES: dict[str, Code] = {
         "warning",
         "written by a newer release, in a later format (`v`) than this release knows: verify with "
         "that release; what is known of the object all the same, such as its hash, was checked",
-        "Formats",
+        "The JSON",
     ),
     "unsealed_segment": Code(
         "info", "a segment waits for its seal: a writer is at work, or ended", "Order of writes"

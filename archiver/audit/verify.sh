@@ -303,7 +303,7 @@ def uncovered($until): if .covered < $until then
                 "a call is archived without a recording"),
               (.files[]
                 | if (.key + "  " + .sha256 | test("^recordings/dt=[0-9-]{10}/[A-Za-z0-9_.-]+/"
-                    + "[a-z0-9.-]+  [0-9a-f]{64}$") | not)
+                    + "[A-Za-z0-9_.-]+  [0-9a-f]{64}$") | not)
                   then fails($name; true; "a file with an odd key or SHA-256")
                   else "FILE\t\(.sha256)  \(.key)" end))]
     end;
@@ -354,7 +354,7 @@ check_sightings() {
   while IFS= read -r path; do
     jq -r --slurpfile listed "$tmp/listed" '($listed | add) as $newest
       | if .v == 1 and .type == "sighting" then . else error("no sighting") end
-      | select($newest[.from] // "" >= .at).ids[] | tojson' "$path" 2>/dev/null ||
+      | select(($newest[.from] // "") >= .at).ids[] | tojson' "$path" 2>/dev/null ||
       echo "NOTE  $path is no sighting of this format" >&3
   done <"$tmp/sightings" 3>"$tmp/notes" | sort -u >"$tmp/sighted"
   cat "$tmp/notes"

@@ -122,20 +122,22 @@ def test_a_revision_whose_key_is_taken_was_passed_over(tmp_path: Path) -> None:
     builder = small_archive()
     passed_over(None)(builder)
     code, rest = check(builder, tmp_path / "other")
-    assert (code, ["a revision before it is in no seal" in line for line in rest][0]) == (1, True)
+    assert code == 1
+    assert "a revision before it is in no seal" in rest[0]
 
 
 def test_a_sighted_call_that_is_lost_is_found(tmp_path: Path) -> None:
     builder = small_archive()
     sight("vc_d", "vc_lost", "../odd\nid")(builder)
-    folder = tmp_path / "archive"
-    code, rest = check(builder, folder)
+    code, rest = check(builder, tmp_path / "archive")
 
     told = "2 sighted calls have no record and are not pending"
     assert (code, rest[0]) == (1, f"FAIL  {told}")
-    shutil.rmtree(folder / "records")
+    for key in builder.store.all_keys("record"):
+        builder.store.lose(key)
     code, rest = check(builder, tmp_path / "other", "--manifest-only")
-    assert (code, rest[0]) == (1, f"FAIL  {told}") or rest[0].startswith("NOTE  2 sighted")
+    assert code == 0
+    assert rest[0].startswith("NOTE  2 sighted calls have no sealed record: ")
 
 
 def test_a_sighted_call_with_an_odd_id_may_have_its_record(tmp_path: Path) -> None:
