@@ -14,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
+from archiver.audit.control import Unreadable
 from archiver.audit.everyversion import EveryVersion
 from archiver.audit.parallel import ordered
 from archiver.audit.reader import Reader
 from archiver.audit.recorddays import record_day, record_days
 from archiver.audit.segments import is_held_object
 from archiver.audit.told import MAX_RECORD_BYTES, parse_record
-from archiver.errors import FormatError, StoreError
+from archiver.errors import ArchiverError, FormatError, StoreError
 from archiver.manifest import layout
 from archiver.manifest.event import Hold, ObjectRef
 from archiver.store.control import is_of_one_object
@@ -36,7 +37,7 @@ class Found:
     be asked for, with the reason."""
 
     calls: dict[str, CallObjects] = field(default_factory=dict)
-    left: dict[str, StoreError] = field(default_factory=dict)
+    left: dict[str, ArchiverError] = field(default_factory=dict)
 
 
 class Finder:
@@ -55,6 +56,21 @@ class Finder:
     def find(self, call_ids: Collection[str], now: datetime) -> Found:
         """Of each call that has a record, hidden or not, what there is. Raises `StoreError` where
         the store is out, or refuses to list."""
+        found = Found()
+        days = self.days(call_ids, now)
+        looked = ordered(
+            self._executor, lambda one: self._try(*one), list(days.items()), self._ahead
+        )
+        for call_id, one in zip(days, looked, strict=True):
+            if isinstance(one, ArchiverError):
+                found.left[call_id] = one
+            else:
+                found.calls[call_id] = one
+        return found
+
+    def days(self, call_ids: Collection[str], now: datetime) -> dict[str, set[str]]:
+        """Of each call that has a record, hidden or not, the days (`dt=…`) of its records. Raises
+        `StoreError`."""
         dirs = {layout.call_dir(call_id): call_id for call_id in call_ids}
         days: dict[str, set[str]] = {}
         looked_at = record_days(self._reader, now, self._first_day())
@@ -63,21 +79,14 @@ class Finder:
         ):
             for day, call_dir in found_there:
                 days.setdefault(dirs[call_dir], set()).add(day)
-        found = Found()
-        looked = ordered(
-            self._executor, lambda one: self._try(*one), list(days.items()), self._ahead
-        )
-        for call_id, one in zip(days, looked, strict=True):
-            if isinstance(one, StoreError):
-                found.left[call_id] = one
-            else:
-                found.calls[call_id] = one
-        return found
+        return days
 
-    def _try(self, call_id: str, days: Iterable[str]) -> CallObjects | StoreError:
+    def _try(self, call_id: str, days: Iterable[str]) -> CallObjects | ArchiverError:
         """As `_look`; what is wrong with one call's objects keeps no other call waiting."""
         try:
             return self._look(call_id, days)
+        except Unreadable as error:
+            return error
         except StoreError as error:
             if not is_of_one_object(self._reader, error):
                 raise
