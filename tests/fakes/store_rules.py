@@ -17,12 +17,13 @@ from archiver.manifest import layout
 
 _FILE = re.compile(
     r"recordings/dt=(\d{4}-\d\d-\d\d)/([A-Za-z0-9_.-]+)/"
-    r"(recording(-[0-9a-f]{16})?\.wav|(transcript|epa)(-[0-9a-f]{16})?\.json)",
+    r"(recording(-[0-9a-f]{16})?\.wav|(transcript|epa)(-[0-9a-f]{16})?\.(json|bad))",
     re.ASCII,
 )
 _PART = re.compile(r"recordings/.*/recording-[0-9a-f]{16}\.wav", re.ASCII)
 _KEY = re.compile(r"manifest/keys/([0-9a-f]{16}\.pem|VERIFY\.md|verify\.sh)")
 _EVENT = re.compile(r"manifest/events/dt=\d{4}-\d\d-\d\d/\d{6}-[0-9a-f]{8}\.(jsonl|sha256|seal)")
+_SIGHTING = re.compile(r"manifest/sightings/dt=\d{4}-\d\d-\d\d/\d{4}-[0-9a-f]{16}\.json")
 OUTCOMES = ("archived", "no_recording", "failed")
 
 
@@ -55,7 +56,7 @@ def check(key: str, data: bytes, look: Look) -> None:
         else:
             _seal(sealed[0], data, look)
     else:
-        known = key == layout.PROBE or any(p.fullmatch(key) for p in (_FILE, _KEY, _EVENT))
+        known = key == layout.PROBE or any(p.fullmatch(key) for p in (_FILE, _KEY, _EVENT, _SIGHTING))
         _require(known, "a key outside the layout")
 
 
