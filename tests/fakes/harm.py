@@ -283,7 +283,7 @@ def take_away(store: MemoryStore, key: str) -> None:
 
 
 def about(request: Request) -> tuple[str, str]:
-    """What a request asks for, and the id of the call that it is about (of a listing, its start)."""
+    """What a request asks for, and the id of the call that it is about; of a listing, its start."""
     if request.server == "blob":
         return "blob", unquote(request.path).removeprefix("/recs/").removesuffix(".wav")
     rest = request.path.removeprefix(f"{BASE_PATH}/voice-calls").strip("/")

@@ -84,7 +84,8 @@ class World:
 
     retention = Retention()
     workers = 1
-    """How many calls a process archives at a time; with more than one, some windows too."""
+    """How many calls a process archives at a time; with more than one, a backfill works at some
+    windows at a time too."""
 
     def __init__(
         self, now: datetime, watermark: datetime, times: Times | None = None, **options: Any
@@ -155,9 +156,7 @@ class Writer:
         schedule = Schedule(
             times.window, times.settle, times.give_up, times.poll_interval_seconds, times.relist
         )
-        self.service = Service(
-            self.windows, self.chain, segments, clock, schedule, at_once=at_once
-        )
+        self.service = Service(self.windows, self.chain, segments, clock, schedule, at_once=1)
 
     # --- what a process does
 

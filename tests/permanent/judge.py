@@ -1,12 +1,11 @@
-"""What must hold where one thing is bad: everything else is archived and sealed, and who looks at the
-archive hears of what is not."""
+"""What must hold where one thing is bad: all else is archived and sealed, and the archive tells of
+what is not."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 
 from archiver.audit.result import Report
@@ -61,7 +60,8 @@ def files(found: dict[str, Any]) -> dict[str, str]:
 
 
 def read(run: Run) -> Ledger:
-    """The bucket, held against the rules of its format, without what somebody else has put there."""
+    """The bucket, held against the rules of its format, without what somebody else has put there,
+    and without segments that wait for their seal."""
     world = run.world
     world.finish()
     assert len(world.store.keys) == len(list(world.store.versions(""))), "overwritten"
@@ -74,22 +74,26 @@ def read(run: Run) -> Ledger:
         one = objects.pop(key)
         if right is not None:
             objects[key] = replace(one, data=right, sha256=sha256_hex(right))
+    sealed = {entry["key"] for seal in _seals(world) for entry in seal["segments"]}
+    for key in list(objects):
+        if key.startswith(layout.SEGMENTS) and key.endswith(".jsonl") and key not in sealed:
+            del objects[key]
     ledger = Ledger(objects.values(), Once(world.key.public))
-    if not any(window.start < world.watermark for window in ledger.windows):
-        _check_tiling(ledger)
+    _check_tiling(ledger)
     return ledger
 
 
 def _pointer(world: PlaceWorld, key: str) -> bytes | None:
     """What a seal pointer should hold that somebody else has taken the place of."""
-    for one in world.store.objects:
-        parsed = layout.parse_seal_key(one.key)
-        if parsed is None or parsed[1]:
-            continue
-        entries = json.loads(one.data)["segments"]
-        if key in {layout.pointer_key(entry["key"]) for entry in entries}:
-            return f"{parsed[0]}\n".encode()
+    for seal in _seals(world):
+        if key in {layout.pointer_key(entry["key"]) for entry in seal["segments"]}:
+            return f"{seal['seq']}\n".encode()
     return None
+
+
+def _seals(world: PlaceWorld) -> list[dict[str, Any]]:
+    named = ((layout.parse_seal_key(one.key), one) for one in world.store.objects)
+    return [json.loads(one.data) for parsed, one in named if parsed is not None and not parsed[1]]
 
 
 def _check_tiling(ledger: Ledger) -> None:
@@ -107,8 +111,7 @@ def _check_tiling(ledger: Ledger) -> None:
 
 def judge(place: Place, run: Run, *, loop: bool) -> None:
     """Raises `AssertionError` where what is bad has harmed something else, or nobody tells."""
-    world, harm = run.world, run.harm
-    assert harm is not None
+    world, harm = run.world, run.spoilt
     assert harm.met or not place.always_met, "nobody has met it"
     calls, may_open = _reach(place, run)
     ledger = read(run)
@@ -116,7 +119,7 @@ def judge(place: Place, run: Run, *, loop: bool) -> None:
     _unharmed_windows(run, ledger, may_open, loop)
     _must_be_open(place, ledger)
     if not loop:
-        assert run.exits[0] in place.exits, f"exit {run.exits[0]}, not {set(place.exits)}: {run.failed}"
+        assert run.exits[-1] in place.exits, f"exit {run.exits[-1]}: {run.failed}"
     assert len(world.wire.trace) < MOST_REQUESTS, f"{len(world.wire.trace)} requests"
     told(place, run, ledger, harm)
     if place.locked:
@@ -149,10 +152,9 @@ def _unharmed_calls(run: Run, ledger: Ledger, harmed: frozenset[str], loop: bool
     }
     for call_id in CALLS.keys() - harmed:
         outcome, digests = truth(run.world, call_id)
-        if call_id in open_ids:  # its window may be open, but it has a record
-            found = _record(run, call_id)
-        else:
-            found = ledger.listed.get(call_id)
+        # Where its window is open, it has a record all the same.
+        is_open = call_id in open_ids
+        found = _record(run, call_id) if is_open else ledger.listed.get(call_id)
         assert found is not None, f"{call_id} is unharmed, and not archived: {run.failed[:2]}"
         assert (found["outcome"], files(found)) == (outcome, digests), f"{call_id}: {found}"
         if loop and outcome == "archived":
@@ -253,7 +255,7 @@ def _verified(place: Place, run: Run, harm: Harm, codes: tuple[str, ...]) -> Non
     if codes:
         assert set(report.totals) & set(codes), f"verify does not say {codes}: {findings}"
     if harm.objects:
-        named = [key for _, key in findings if any(key in (name, f"{name}") for name in harm.objects)]
+        named = harm.objects.keys() & {key for _, key in findings}
         assert named, f"verify does not name {list(harm.objects)}: {findings}"
 
 
@@ -288,10 +290,3 @@ def judge_healed(run: Run, *, loop: bool) -> None:
     assert report.ok, f"verify: {[vars(one) for one in report.findings]}"
     if not loop:
         assert run.exits[-1] == 0, f"exit {run.exits[-1]}: {run.failed}"
-
-
-@lru_cache(maxsize=1)
-def untouched() -> Result:
-    """What comes of it where nothing is bad."""
-    world = PlaceWorld(START, 1, "-startTime")
-    return result(Run(world, None).loop())
