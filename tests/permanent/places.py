@@ -22,6 +22,7 @@ from tests.permanent.scene import (
     THIRD,
     PlaceWorld,
     file_key,
+    ids_of,
     record_key,
     segment_name,
 )
@@ -98,10 +99,6 @@ ANSWERS: dict[str, Answer] = {
     "half of its JSON": harm.truncated,
     "nothing": harm.body(b""),
 }
-
-
-def ids_of(window: Window) -> frozenset[str]:
-    return frozenset(call_id for call_id, row in CALLS.items() if row[0] == window)
 
 
 def _listings() -> None:

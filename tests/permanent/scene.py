@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -114,8 +114,9 @@ def a_call_of(call_id: str) -> SimulatedCall:
     return made
 
 
-def window_of(call_id: str) -> Window:
-    return CALLS[call_id][0]
+def ids_of(window: Window) -> frozenset[str]:
+    """The calls of a window."""
+    return frozenset(call_id for call_id, row in CALLS.items() if row[0] == window)
 
 
 def record_key(call_id: str) -> str:
@@ -159,7 +160,7 @@ class Run:
         return self.harm
 
     def heal(self) -> None:
-        """Somebody sees to it. A seal pointer is put right, since nobody writes it a second time."""
+        """Somebody sees to it. A seal pointer is put right: nobody writes it a second time."""
         harm, store = self.spoilt, self.world.store
         self.world.heal(harm)
         for key in harm.objects:
@@ -173,9 +174,9 @@ class Run:
 
     # --- the loop
 
-    def loop(self, healed: int | None = None) -> Run:
-        """All rounds; what is bad is seen to before the round of this number."""
-        for number, moment in enumerate(LOOP):
+    def loop(self, moments: Sequence[datetime] = LOOP, healed: int | None = None) -> Run:
+        """Rounds; what is bad is seen to before the one of this number."""
+        for number, moment in enumerate(moments):
             self.world.clock.turn_to(max(moment, self.world.clock.now()))
             if number == healed:
                 self.heal()
@@ -203,11 +204,11 @@ class Run:
 
     # --- a backfill
 
-    def backfill(self) -> Run:
-        """One of the whole range, by a process of its own, as the command has it."""
+    def backfill(self, start: datetime = START, end: datetime = END) -> Run:
+        """One of a range, by a process of its own, as the command has it."""
         try:
             self._writer = self._start()
-            summary = self._writer.backfill(START, END)
+            summary = self._writer.backfill(start, end)
             self.exits.append(exit_code(summary))
         except ArchiverError as error:
             self.failed.append(f"backfill: exit {error.exit_code}: {error}")

@@ -11,7 +11,7 @@ import random
 import pytest
 
 from tests.permanent.judge import judge, judge_healed, result
-from tests.permanent.places import PLACES, Place, ids_of
+from tests.permanent.places import PLACES, Place
 from tests.permanent.scene import (
     BACKFILL,
     FIRST,
@@ -20,6 +20,7 @@ from tests.permanent.scene import (
     LOOP,
     PlaceWorld,
     Run,
+    ids_of,
     listening,
 )
 
@@ -42,7 +43,7 @@ def begin(place: Place, variant: tuple[int, str], now: object) -> Run:
 def loop(place: Place, variant: tuple[int, str], healed: int | None = None) -> Run:
     run = begin(place, variant, LOOP[0])
     with listening() as run.events:
-        return run.loop(healed)
+        return run.loop(healed=healed)
 
 
 def the_same(place: Place, runs: list[Run]) -> None:
