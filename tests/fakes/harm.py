@@ -59,13 +59,15 @@ class Harms:
 
     def __init__(self) -> None:
         self.all: list[Harm] = []
+        self.last: Harm | None = None
+        """What was met last; who has told of it clears it."""
 
     def answer(self, request: Request, right: Callable[[], Reply]) -> Reply:
         """What the source answers, in place of `right`."""
         for harm in self._active():
             reply = harm.bend(request, right) if harm.bend else None
             if reply is not None:
-                harm.met += 1
+                self._meet(harm)
                 return reply
         return right()
 
@@ -73,12 +75,15 @@ class Harms:
         """What the store raises."""
         for harm in self._active():
             error = harm.refuse(operation, key) if harm.refuse else None
+            if error is not None or key in harm.objects:
+                self._meet(harm)
             if error is not None:
-                harm.met += 1
                 return error
-            if key in harm.objects:
-                harm.met += 1
         return None
+
+    def _meet(self, harm: Harm) -> None:
+        harm.met += 1
+        self.last = harm
 
     def _active(self) -> Iterable[Harm]:
         return (harm for harm in self.all if not harm.healed)

@@ -136,6 +136,8 @@ class Wire:
         """Its answer is there, whatever it says; `Crash` where the process never hears of it."""
         if fault == CRASH_AFTER:
             self._die(process, exchange, fault)
+        if self.harms.last is not None:
+            fault, self.harms.last = f"for ever: {self.harms.last.kind}", None
         self.trace.append(Passed(self.clock.now(), exchange, fault, outcome))
 
     def later(self, requests: int, effect: Effect) -> None:
