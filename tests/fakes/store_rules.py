@@ -164,9 +164,8 @@ def _seal(number: int, data: bytes, look: Look) -> None:
         # The one before is complete, so whatever is sealed has its pointer.
         # Somebody else may have put other bytes there.
         pointer = look(_pointer_of(entry))
-        _require(
-            pointer is None or not pointer.data.strip().isdigit(), f"{entry['key']} sealed twice"
-        )
+        is_new = pointer is None or not pointer.data.strip().isdigit()
+        _require(is_new, f"{entry['key']} sealed a second time")
 
 
 def _pointer(key: str, data: bytes, look: Look) -> None:
