@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from archiver.audit.callobjects import Finder
+from archiver.audit.callobjects import Finder, Found
 from archiver.audit.chain import MAX_SEAL_BYTES
 from archiver.audit.everyversion import EveryVersion
 from archiver.audit.reader import Head, Reader
@@ -26,6 +26,7 @@ from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Act, Hold, ObjectRef
 from archiver.manifest.seal import POINTER_BYTES, SegmentEntry, parse_pointer
 from archiver.model import format_second, format_time
+from archiver.store.control import is_of_one_object
 from archiver.store.objects import CallObjects
 
 AT_ONCE = 8
@@ -162,12 +163,16 @@ class Ledger:
         self._read[key] = place, [Act(one, key, place[0]) for one in events]
 
     def _bytes(self, ref: ObjectRef, max_bytes: int) -> bytes | None:
-        """None where it is not there, or larger than that."""
+        """None where it is not there, or larger than that, or cannot be read while other objects
+        can: then it is `damaged`."""
         try:
             return self._reader.read(ref.key, ref.version_id, max_bytes)
         except StoreError as error:
-            if error.reason != "too_large":
+            if error.reason == "too_large":
+                return None
+            if not is_of_one_object(self._reader, error):
                 raise
+            self.damaged.append(f"{ref.key} cannot be read ({error})")
             return None
 
 
@@ -188,7 +193,7 @@ class Told:
     def readable(self) -> list[Act]:
         return self._ledger.readable()
 
-    def find(self, call_ids: Collection[str], now: datetime) -> Mapping[str, CallObjects]:
+    def find(self, call_ids: Collection[str], now: datetime) -> Found:
         return self._finder.find(call_ids, now)
 
     def beside(self, hold: Hold) -> CallObjects:
@@ -228,7 +233,8 @@ def have_records(reader: Reader, call_ids: Collection[str], now: datetime) -> se
     """Those of these calls that the archive has a record of, hidden or not."""
     finder = Finder(reader, AT_ONCE)
     try:
-        return set(finder.find(call_ids, now)) if call_ids else set()
+        found = finder.find(call_ids, now) if call_ids else Found()
+        return {*found.calls, *found.left}
     finally:
         finder.close()
 

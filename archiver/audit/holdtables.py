@@ -86,15 +86,19 @@ def unsealed_line(key: str) -> str:
     return f"archiver: note: {key} is not sealed: it does not count, and nothing comes of it"
 
 
-def done_json(rows: Iterable[tuple[Hold, int, Collection[str], bool]]) -> str:
+def done_json(
+    rows: Iterable[tuple[Hold, int, Collection[str], bool]], left: Sequence[str] = ()
+) -> str:
     """`type` hold_done, `v` 1, `calls`. Of each call its act, the number of the seal, the keys of
-    what is gone, and whether another command has reversed it."""
+    what is gone, and whether another command has reversed it; `left`, the ids of calls that are not
+    done."""
     calls = [
         {"call_id": hold.call_id, "gone": sorted(gone), "reversed": undone, "seal": seal}
         | hold_document(hold)
         for hold, seal, gone, undone in rows
     ]
-    return canonical.dump({"calls": calls, "type": "hold_done", "v": 1}).decode()
+    document = {"calls": calls, "left": list(left), "type": "hold_done", "v": 1}
+    return canonical.dump(document).decode()
 
 
 def done_line(hold: Hold, seal: int, *, undone: bool) -> str:

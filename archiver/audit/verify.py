@@ -309,7 +309,7 @@ class _Audit:
         tally.count(files)
         self._days.update(key.split("/")[1] for key in (found.key, *(f.key for f in files)))
         self._objects.add(line, found, named)
-        if named.promise is not None:
+        if named.promise is not None and found.binds_covers:
             until = named.promise.until
             tally.covered[segment] = max(until, tally.covered.get(segment, until))
         if self._seeks_unnamed:

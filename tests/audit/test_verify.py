@@ -16,7 +16,7 @@ from archiver.audit.objects import Sample
 from archiver.audit.told import FileRef
 from archiver.audit.verify import Options, read_public_key, verify
 from archiver.errors import StoreError, UsageError
-from archiver.manifest import layout, record
+from archiver.manifest import canonical, layout, record
 from tests.audit.builder import DAY, Builder, hour, small_archive, unordered_archive
 from tests.audit.damage import (
     FIRST,
@@ -71,6 +71,33 @@ def test_a_level_asks_for_no_more_than_it_says() -> None:
     builder.store.requests.clear()
     audit(builder, level="objects")
     assert not [r for r in builder.store.requests if r.startswith("stream recordings/")]
+
+
+SIDE = "recordings/dt=2024-01-15/vc_a/"
+
+
+@pytest.mark.parametrize("name", ["transcript.bad", "epa.bad", "summary.md"])
+def test_files_of_every_kind_are_hashed_known_or_not(name: str) -> None:
+    """`summary` is a kind that this release does not know."""
+    builder = Builder().genesis()
+    kinds = ("recording", "transcript_malformed", "epa_malformed", "summary")
+    builder.seal(builder.segment(hour(10), [builder.call("vc_a", hour(10), kinds=kinds)]))
+    report = audit(builder, level="bytes")
+    assert [found for found in report.findings if found.severity != "info"] == []
+    assert report.counts.files_hashed == 4
+    builder.store.rot(SIDE + name, flip)
+    assert {found.code for found in audit(builder, level="bytes").findings} == {"file_hash"}
+
+
+def test_a_file_of_one_kind_by_the_name_of_another_is_found() -> None:
+    builder = Builder().genesis()
+    found = builder.call("vc_a", hour(10), kinds=("recording", "epa_malformed"))
+    odd = {**found.document, "files": [dict(file) for file in found.document["files"]]}
+    odd["files"][1]["kind"] = "transcript_malformed"
+    builder.store.delete(found.key)
+    line = record.parse(canonical.dump(odd))
+    builder.seal(builder.segment(hour(10), [line]))
+    assert "file_key" in {found.code for found in audit(builder).findings}
 
 
 def test_a_damage_below_the_level_is_not_seen() -> None:

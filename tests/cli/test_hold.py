@@ -207,7 +207,7 @@ def test_what_lies_on_top_of_a_record_or_hides_it_keeps_nothing_from_being_held(
     assert (shown.code, "hidden" in shown.complaint) == (1, True)
     removed = archived.run("hold", "remove", "vc_1", *WHO)
     assert (removed.code, removed.out) == (1, "vc_1: hold taken off, 4 objects; seal 3\n")
-    assert f"{file['key']} is missing, hidden or damaged" in removed.err
+    assert f"{file['key']} is missing, hidden or unreadable" in removed.err
     assert not any(states(bucket, "vc_1"))
     assert archived.run("hold", "add", "vc_1", *WHO).code == 1
     assert states(bucket, "vc_1") == [True] * 5

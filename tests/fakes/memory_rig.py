@@ -20,6 +20,7 @@ from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
 from archiver.model import Retention, Window, windows_between
 from archiver.pipeline.backfill import Backfill, Summary
+from archiver.pipeline.clock_check import ClockCheck
 from archiver.pipeline.genesis import found_archive
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.pool import Workers
@@ -150,6 +151,9 @@ class Writer:
         self.windows = Windows(
             lister, transfer, store, self._workers, clock,
             segments=segments, retention=keep, settle=times.settle, relist=times.relist,
+            clock_check=ClockCheck(
+                self._api.latest_clock_skew_seconds, store.latest_clock_skew_seconds
+            ),
         )  # fmt: skip
         self.chain = Chain(store, world.key, clock, keep, remembered=REMEMBERED)
         self.backfiller = Backfill(self.windows, self.chain, segments, at_once=at_once)

@@ -315,6 +315,8 @@ class MemoryWire:
         count = 0
         while got := answer.readinto(memoryview(body)[count:]):
             count += got
+        if count > max_bytes and answer.status < 300:
+            raise NoAnswer("the answer is too large", "too_large")
         return Answer(answer.status, answer.headers, bytes(body[:count]))
 
     def open(self, url: str, headers: Mapping[str, str]) -> MemoryInflow:

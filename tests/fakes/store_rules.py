@@ -24,6 +24,7 @@ _PART = re.compile(r"recordings/.*/recording-[0-9a-f]{16}\.wav", re.ASCII)
 _KEY = re.compile(r"manifest/keys/([0-9a-f]{16}\.pem|VERIFY\.md|verify\.sh)")
 _EVENT = re.compile(r"manifest/events/dt=\d{4}-\d\d-\d\d/\d{6}-[0-9a-f]{8}\.(jsonl|sha256|seal)")
 _SIGHTING = re.compile(r"manifest/sightings/dt=\d{4}-\d\d-\d\d/\d{4}-[0-9a-f]{16}\.json")
+STRANGER = "stranger"
 OUTCOMES = ("archived", "no_recording", "failed")
 
 
@@ -37,6 +38,8 @@ class Found(Protocol):
     data: bytes
     sha256: str
     version_id: str | None
+    writer: str
+    """Who wrote it: what a `STRANGER` wrote follows no rule."""
 
 
 Look = Callable[[str], Found | None]
@@ -88,7 +91,8 @@ def _record(key: str, data: bytes, look: Look) -> None:
     if revision > 1:
         before = look(key.replace(f"/r{revision}.json", f"/r{revision - 1}.json"))
         _require(before is not None, "a revision before the one that it amends")
-        _amends(json.loads(before.data), document)
+        if before.writer != STRANGER:
+            _amends(json.loads(before.data), document)
 
 
 def _amends(before: dict[str, Any], after: dict[str, Any]) -> None:

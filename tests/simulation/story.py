@@ -13,13 +13,14 @@ import structlog
 from archiver.clock import Interrupted
 from archiver.errors import ArchiverError, UsageError
 from archiver.pipeline.followups import SCAN_SECONDS
+from archiver.store.upload import ORPHANED_AFTER
 from tests.fakes.memory_rig import HOUR, Crash
 from tests.fakes.population import PHONE, SECRET_WORDS
 from tests.simulation.faults import Weather
 from tests.simulation.harms import draw
 from tests.simulation.plot import LENGTH, MINUTE, PART_BYTES, START, CallPlan, Plot, Step, plot
 from tests.simulation.wire import WRITES, Calm
-from tests.simulation.world import DAY, SimWorld, SimWriter
+from tests.simulation.world import SimWorld, SimWriter
 
 SCAN = timedelta(seconds=SCAN_SECONDS) + MINUTE
 MOST_ROUNDS = 20
@@ -233,8 +234,8 @@ class Story:
         return {key for key in self.world.store.keys if "/recording-" not in key}
 
     def last(self) -> None:
-        """A day later somebody looks at every window once more, and at what was left lying."""
-        self.world.clock.forward(DAY + HOUR)
+        """A week later somebody looks at every window once more, and at what was left lying."""
+        self.world.clock.forward(ORPHANED_AFTER + HOUR)
         writer = self._start("last")
         self._found(writer)
         writer.backfill(START, self.plot.end)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cache
 from typing import Any
 
@@ -22,6 +22,7 @@ from archiver.source.recording import RecordingClient
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions
 from archiver.store.probe import glance, require_safe
+from archiver.store.upload import ORPHANED_AFTER
 from tests.fakes.harm import Harm, put_there, take_away
 from tests.fakes.memory_rig import Times, World, Writer
 from tests.fakes.memory_s3 import MemoryS3, S3Uploads
@@ -30,7 +31,6 @@ from tests.simulation.source import Front, api_of, blobs_of
 from tests.simulation.store import StoreCarrier
 from tests.simulation.wire import Process, ProcessClock, Turns, Wire
 
-DAY = timedelta(days=1)
 PAGES = {layout.VERIFY_PAGE: b"how to verify\n", layout.VERIFY_SCRIPT: b"exit 0\n"}
 
 
@@ -136,4 +136,4 @@ class SimWriter(Writer):
         bucket.create_once, bucket.read_back = found.create_once, not found.checksums
         bucket.believed = found.whole_checksums
         with suppress(StoreError):
-            bucket.abort_uploads(layout.RECORDINGS, world.clock.now() - DAY)
+            bucket.abort_uploads(layout.RECORDINGS, world.clock.now() - ORPHANED_AFTER)
