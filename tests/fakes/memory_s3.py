@@ -181,6 +181,22 @@ class MemoryS3:
 
         return self._carry("hold", Key, effect)
 
+    def get_object_retention(self, *, Key: str, **rest: Any) -> Answer:
+        def effect() -> Answer:
+            found = self._find(Key, rest, "NoSuchKey")
+            if found.lock_mode is None:
+                raise refusal("NoSuchObjectLockConfiguration", 404, "GetObjectRetention")
+            return {"Retention": {"Mode": found.lock_mode, "RetainUntilDate": found.lock_until}}
+
+        return self._carry("settings", Key, effect)
+
+    def get_object_legal_hold(self, *, Key: str, **rest: Any) -> Answer:
+        def effect() -> Answer:
+            held = self._find(Key, rest, "NoSuchKey").held
+            return {"LegalHold": {"Status": "ON" if held else "OFF"}}
+
+        return self._carry("settings", Key, effect)
+
     # --- listings
 
     def list_objects_v2(self, *, Prefix: str, StartAfter: str = "", **rest: Any) -> Answer:

@@ -23,6 +23,7 @@ from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions
 from archiver.store.probe import glance, require_safe
 from archiver.store.upload import ORPHANED_AFTER
+from tests.fakes.harm import Harm, put_there, take_away
 from tests.fakes.memory_rig import Times, World, Writer
 from tests.fakes.memory_s3 import MemoryS3, S3Uploads
 from tests.fakes.memory_store import MemoryStore
@@ -63,6 +64,20 @@ class SimWorld(World):
         self.uploads = S3Uploads()
         self.wire = Wire(self.clock, Turns(chance, haste))
         self.processes: dict[str, Process] = {}
+
+    def spoil(self, harm: Harm) -> Harm:
+        """From now on this is bad, until it is healed."""
+        self.wire.harms.all.append(harm)
+        self.platform.spoilt = self.wire.harms.answer
+        for key, data in harm.objects.items():
+            put_there(self.store, key, data)
+        return harm
+
+    def heal(self, harm: Harm) -> None:
+        """Somebody has seen to it."""
+        harm.healed = True
+        for key in harm.objects:
+            take_away(self.store, key)
 
     def start(self, name: str, part_bytes: int = 8 << 20) -> SimWriter:
         """A new process, which knows nothing. Its archive is not open yet: see `found`."""
