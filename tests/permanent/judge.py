@@ -11,6 +11,7 @@ from typing import Any
 from archiver.audit.result import Report
 from archiver.audit.verify import Options, verify
 from archiver.manifest import layout
+from archiver.model import DAY
 from tests.fakes.harm import Harm
 from tests.fakes.store_rules import sha256_hex
 from tests.model.ledger import Ledger
@@ -26,7 +27,6 @@ from tests.permanent.scene import (
     Run,
 )
 from tests.simulation.judge import Once, truth
-from tests.simulation.world import DAY
 
 MOST_REQUESTS = 3500
 """Nobody hammers at what is bad."""
