@@ -124,12 +124,12 @@ class Transfer:
         if not job.was_beaten or found.outcome != "archived" or made is None or made >= job.began:
             return found
         again = self.refresh(call, window, found)
-        return found if isinstance(again, Unarchived) else again
+        return (again.amended or found) if isinstance(again, Unarchived) else again
 
     def refresh(self, call: Call, window: Window, previous: Record) -> Record | Unarchived:
         """Look at an archived call again: the revision after `previous` where call or survey have
         changed, or one can be had that could not before; else `previous` itself. `Unarchived` where
-        nothing has changed, as far as the source answered, and it did not answer for a document.
+        the source did not answer for a document; what it did answer is written down all the same.
 
         What `previous` says cannot be had, and still cannot for the same reason, is an answer.
         Raises as `archive` does.
@@ -137,10 +137,11 @@ class Transfer:
         with self._at_work(call) as attempt:
             job = self._job(call, window, previous, attempt)
             result = job.refresh()
-            unanswered = job.unanswered
-            if unanswered is not None and _says_the_same(previous, result):
-                return self._failed(call, unanswered, attempt)
-            return self._commit(job, result, previous)
+            found = self._commit(job, result, previous)
+            if job.unanswered is None:
+                return found
+            amended = None if found is previous else found
+            return self._failed(call, job.unanswered, attempt, amended)
 
     def _job(self, call: Call, window: Window, previous: Record | None, attempt: int) -> Job:
         held = self.held.is_held(call.id)
@@ -165,9 +166,11 @@ class Transfer:
                 with self._lock:
                     self._in_flight -= 1
 
-    def _failed(self, call: Call, error: CallError, attempt: int) -> Unarchived:
+    def _failed(
+        self, call: Call, error: CallError, attempt: int, amended: Record | None = None
+    ) -> Unarchived:
         log.warning("call.unarchived", stage=error.stage, reason=error.reason, status=error.status)
-        unarchived = Unarchived(call, error.reason, attempt, error.status)
+        unarchived = Unarchived(call, error.reason, attempt, error.status, amended)
         self.attempts.failed(unarchived)
         return unarchived
 
