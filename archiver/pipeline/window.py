@@ -307,6 +307,8 @@ class Windows:
         for task, (result, written) in zip(plan.todo, results, strict=True):
             if isinstance(result, Unarchived):
                 failures.append(result)
+                if result.amended is not None:
+                    plan.standing[task.call.id] = Standing.of(result.amended)
                 continue
             plan.standing[task.call.id] = result
             outcome.failed += result.outcome == "failed"
@@ -351,6 +353,8 @@ class Windows:
             self.attempts.failed(result)
         if isinstance(result, Unarchived):
             self._progress.call_done("pending", 0)
+            if result.amended is not None:
+                self.planner.records.add(result.amended.key)
             return result, None
         if result is previous and task.previous is not None:
             self._progress.call_done(result.outcome, 0)
