@@ -29,8 +29,15 @@ def source(
         Wire(client_context(), check=clock.check),
         retry=Retry(clock, pressure=pressure),
         requests_per_second=settings.api_rate,
+        narrowing=_narrowing(settings),
     )
     return VoiceCallsClient(api)
+
+
+def _narrowing(settings: SourceSettings) -> dict[str, str]:
+    """The settings that narrow every listing: credentials may be good for that part alone."""
+    asked = {"campaignId": settings.campaign_id, "direction": settings.direction}
+    return {name: value for name, value in asked.items() if value}
 
 
 def _credentials(settings: SourceSettings, clock: Clock) -> Credentials:

@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from importlib import resources
-from urllib.parse import urlsplit
 
 import structlog
 
+from archiver import liveness
 from archiver.apiclient import lister, source
 from archiver.clock import SystemClock
-from archiver.errors import CallError, StoreError, UsageError
+from archiver.errors import StoreError, UsageError
 from archiver.manifest import layout
 from archiver.manifest.seal import check_window_length
 from archiver.manifest.signing import SigningKey
 from archiver.pipeline.backfill import Backfill
+from archiver.pipeline.clock_check import ClockCheck
 from archiver.pipeline.genesis import found_archive
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import Progress
 from archiver.pipeline.sealing import Chain
-from archiver.pipeline.service import Heartbeat, Schedule, Service, loop_start
+from archiver.pipeline.service import Schedule, Service, loop_start
 from archiver.pipeline.transfer import Transfer
 from archiver.pipeline.window import Windows
 from archiver.pressure import Pressure
 from archiver.settings import Settings
 from archiver.source.client import VoiceCallsClient
-from archiver.source.recording import RecordingClient
+from archiver.source.recording import RecordingClient, UrlNotAllowed
 from archiver.source.signed import SignedUrl
 from archiver.store.bucket import Bucket
 from archiver.store.probe import Capabilities, probe
+from archiver.store.upload import ORPHANED_AFTER
 from archiver.tls import client_context
 from archiver.wire import Wire
 from archiver.writer import rely_on, retention, trust, writer
 
 log = structlog.get_logger()
-
-ORPHANED_AFTER = timedelta(days=1)
-"""No upload is under way for longer."""
 
 
 def recordings(settings: Settings, clock: SystemClock) -> RecordingClient:
@@ -125,16 +123,18 @@ class App:
     def backfill(self, progress: Progress | None) -> Backfill:
         return Backfill(self.windows, self.chain, self.segments, progress)
 
-    def is_alive(self, heartbeat: Heartbeat) -> bool:
-        """What `/healthz` says: a round or a window was done lately, or a call is on its way and
-        its bytes go on coming, or locks are being extended. A loop whose rounds keep failing is
-        not alive."""
-        patience = max(300.0, 5 * self.settings.poll_interval.total_seconds())
-        at_work = self.transfer.in_flight + self.windows.keeper.at_work
-        moving = at_work > 0 and self.clock.idle_seconds < patience
-        return moving or heartbeat.age_seconds < patience
+    def is_alive(self) -> bool:
+        """What `/healthz` says: this process comes on. Whether rounds succeed is no part of it: a
+        source or a store that is out is not mended by a restart (`liveness.py`).
 
-    def service(self, heartbeat: Heartbeat) -> Service:
+        No wait of ours is longer than the default limit of 5 minutes without a note in between:
+        a request over `wire.py` looks each second (and gives up after 30 s of silence at the
+        source, 60 s at the store, 120 s in all); a connection is tried for 10 s for each address
+        of the host; botocore asks its own way with 10 s and 60 s; a pause naps for 0.2 s.
+        """
+        return liveness.idle_seconds() < self.settings.liveness_timeout.total_seconds()
+
+    def service(self) -> Service:
         settings = self.settings
         schedule = Schedule(
             window=settings.window,
@@ -143,7 +143,7 @@ class App:
             poll_interval_seconds=settings.poll_interval.total_seconds(),
             relist=settings.relist,
         )
-        return Service(self.windows, self.chain, self.segments, self.clock, schedule, heartbeat)
+        return Service(self.windows, self.chain, self.segments, self.clock, schedule)
 
 
 def _verifier_pages() -> dict[str, bytes]:
@@ -187,6 +187,7 @@ def open_app(
         settle=settings.settle,
         relist=settings.relist,
         progress=progress,
+        clock_check=ClockCheck(api.latest_clock_skew_seconds, bucket.latest_clock_skew_seconds),
     )
     chain = Chain(bucket, key, clock, keep)
     try:
@@ -197,17 +198,31 @@ def open_app(
         blobs.close()
 
 
-def check_hosts(signed: SignedUrl | None, blobs: RecordingClient) -> None:
-    """Raises `UsageError` where a recording of the source's lies on a host that is not allowed:
-    otherwise each call of an old range would be given up for one wrong setting."""
-    if signed is None:
+def check_hosts(urls: Sequence[SignedUrl], blobs: RecordingClient) -> None:
+    """Look at the hosts of a few recordings of the source's, before work begins.
+
+    Raises `UsageError` where all lie on the same host that is not allowed: otherwise each call of
+    an old range would be given up for one wrong setting. Where only some URLs are refused, or they
+    are malformed, that is the matter of their calls.
+    """
+    refused = []
+    for signed in urls:
+        try:
+            blobs.check_url(signed.url)
+        except UrlNotAllowed as error:
+            refused.append(error)
+    if not refused:
         return
-    try:
-        blobs.check_url(signed.url)
-    except CallError:
-        host = urlsplit(signed.url).netloc.rpartition("@")[2]
-        shown = host if host.isascii() and host.isprintable() else "an odd host"
+    hosts = {error.host for error in refused}
+    host = hosts.pop() if len(hosts) == 1 else None
+    if len(refused) < len(urls) or host is None:
+        reasons = sorted({str(error) for error in refused})
+        log.warning("source.urls_not_allowed", count=len(refused), asked=len(urls), why=reasons)
+        return
+    if any(error.names_other_host for error in refused):
         raise UsageError(
-            f"ARCHIVER_RECORDING_HOSTS: the source's recordings lie on {shown}, which is not in it"
-            " (or their URLs are not https)"
-        ) from None
+            f"ARCHIVER_RECORDING_HOSTS: the source's recordings lie on {host}, which is not in it"
+        )
+    raise UsageError(
+        f"ARCHIVER_ALLOW_HTTP: the recording URLs on {host} are plain http, which is refused"
+    )

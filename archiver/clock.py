@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Protocol
 
-from archiver import hub
+from archiver import hub, liveness
 from archiver.errors import ArchiverError
 
 
@@ -44,7 +45,6 @@ class SystemClock:
 
     def __init__(self) -> None:
         self._stopped = False
-        self._checked = time.monotonic()
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -55,18 +55,14 @@ class SystemClock:
     def sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while not self._stopped and (left := end - time.monotonic()) > 0:
+            liveness.note()
             hub.sleep(min(left, LONGEST_NAP_SECONDS))
         self.check()
 
     def check(self) -> None:
-        self._checked = time.monotonic()
+        liveness.note()
         if self._stopped:
             raise Interrupted
-
-    @property
-    def idle_seconds(self) -> float:
-        """Since anything last checked: whatever works does so at each request and each chunk."""
-        return time.monotonic() - self._checked
 
     def stop(self) -> None:
         """Ask everything that waits on this clock to end.
@@ -75,3 +71,34 @@ class SystemClock:
         its own thread's wait at the wrong moment, it waits for itself for ever.
         """
         self._stopped = True
+
+
+class RemoteClock:
+    """A server's clock, as the `Date` headers of its answers tell it. Threads share it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._latest: tuple[str, float] | None = None
+        """The `Date` of the latest answer, and our monotonic clock when it came."""
+
+    def tells(self, date: str | None) -> None:
+        """Take in the `Date` of an answer that has just come, if it has one."""
+        if date is not None:
+            self._latest = date, self._clock.monotonic()
+
+    def skew_seconds(self) -> float | None:
+        """What the server's clock shows now less what ours shows; None where it tells nothing.
+
+        The time since its latest answer is measured on our monotonic clock, so that a clock of
+        ours that was set meanwhile is noticed without a further answer.
+        """
+        if self._latest is None:
+            return None
+        date, at = self._latest
+        try:
+            shown = parsedate_to_datetime(date)
+        except (ValueError, TypeError, IndexError, OverflowError):
+            return None
+        if shown.tzinfo is None:  # "-0000" says UTC, and that no zone is known
+            shown = shown.replace(tzinfo=UTC)
+        return (shown - self._clock.now()).total_seconds() + self._clock.monotonic() - at

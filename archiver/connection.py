@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
-from archiver import hub
+from archiver import hub, liveness
 from archiver.fixity import Buffer
 from archiver.heads import Head, NoAnswer, parse_head
 
@@ -28,6 +28,8 @@ RECORD_BYTES = 16 << 10
 """What a TLS record holds at most: one read gives no more."""
 UNBROKEN_BYTES = 4 << 20
 """So much may be moved without a wait before other tasks are let on: some milliseconds."""
+LOOK_SECONDS = 1.0
+"""While it waits for a socket it looks so often whether it is to end, and shows that it lives."""
 _UNCHECKED_SECONDS = 1.0
 """So long a stream may go on before its reader has a look."""
 _NOT_YET = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError)
@@ -73,6 +75,7 @@ class Pace:
 
     def keep(self) -> None:
         """Once for each piece that comes. Raises `NoAnswer`, and what `check` raises."""
+        liveness.note()
         self._check()
         if time.monotonic() > self._deadline:
             raise NoAnswer("the answer takes too long", "too_slow")
@@ -81,8 +84,15 @@ class Pace:
 class Connection:
     """To one place. One thread uses it at a time, for one request after the other."""
 
-    def __init__(self, place: Place, tls: ssl.SSLContext | None, silence_seconds: float) -> None:
-        """Connect; without `tls`, to no place that has it. Raises `NoAnswer`."""
+    def __init__(
+        self,
+        place: Place,
+        tls: ssl.SSLContext | None,
+        silence_seconds: float,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Connect; without `tls`, to no place that has it. `check` is called while it waits: what
+        it raises ends the request. Raises `NoAnswer`."""
         self.place = place
         self.idle_since = math.inf
         self.was_dead = False
@@ -90,6 +100,7 @@ class Connection:
         self._socket = hub.offload(_connect, place, tls)
         self._socket.setblocking(False)
         self._silence_seconds = silence_seconds
+        self._check = check
         self._wanted = select.POLLIN
         self._unbroken = 0
         self._quiet = select.poll()
@@ -336,12 +347,21 @@ class Connection:
         return count
 
     def _wait(self, event: int, seconds: float) -> None:
+        """For the socket, as long as the other side may be silent: a wait with an end, so it is no
+        standstill of ours."""
         self._unbroken = 0
-        if not hub.wait(self._socket.fileno(), event, max(0.0, seconds)):
-            raise NoAnswer("timeout", "broken")
+        end = time.monotonic() + seconds
+        left = max(0.0, seconds)
+        while not hub.wait(self._socket.fileno(), event, min(left, LOOK_SECONDS)):
+            left = end - time.monotonic()
+            if left <= 0:
+                raise NoAnswer("timeout", "broken")
+            liveness.note()
+            self._check()
 
     def _moved(self, count: int) -> None:
         """Who moves much without ever having to wait lets others go on in between."""
+        liveness.note()
         self._unbroken += count
         if self._unbroken >= UNBROKEN_BYTES:
             self._unbroken = 0

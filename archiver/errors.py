@@ -107,10 +107,14 @@ class CallError(ArchiverError):
 
     `reason` comes from a closed set (see `record.py`). `body` holds the bytes of a document that
     came and is no proper JSON.
+
+    `undecided` marks a refusal (401, 403) of which nobody knows yet whether it is about this call
+    or about the credentials: the call is not to be blamed for it, only tried again.
     """
 
     reach = Reach.ITEM
     body: bytes | None = None
+    undecided: bool = False
 
 
 class NoRecording(CallError):

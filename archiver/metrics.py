@@ -53,6 +53,11 @@ RETRIES = Counter(
     ["stage", "reason"],
     registry=REGISTRY,
 )
+UNREADABLE_ENTRIES = Counter(
+    "archiver_unreadable_entries",
+    "Entries of listings that could not be read as calls, once for each listing of a window.",
+    registry=REGISTRY,
+)
 SAS_RENEWALS = Counter(
     "archiver_sas_renewals",
     "Signed recording URLs asked for again because the first was refused or had expired.",
@@ -68,7 +73,8 @@ PENDING = Gauge(
 )
 OLDEST_UNARCHIVED = Gauge(
     "archiver_oldest_unarchived_seconds",
-    "Age of the oldest call that the source lists and that has no record yet; 0 where none.",
+    "Age of the oldest call that the source lists and that has no record yet, of the oldest open "
+    "window that cannot be listed, or of the last good round while rounds fail; 0 where none.",
     registry=REGISTRY,
 )
 WATERMARK = Gauge(
@@ -89,6 +95,13 @@ LAST_SEAL = Gauge(
 SEAL_SEQUENCE = Gauge(
     "archiver_seal_sequence",
     "Number of the newest seal that this process knows.",
+    registry=REGISTRY,
+)
+CLOCK_SKEW = Gauge(
+    "archiver_clock_skew_seconds",
+    "What the clock of the source or the store shows less what ours shows, by the `Date` of its "
+    "latest answer; beyond 300 from every side that tells one, nothing is closed or sealed.",
+    ["of"],
     registry=REGISTRY,
 )
 FINDINGS = Counter(

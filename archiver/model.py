@@ -134,6 +134,35 @@ class Call:
         return value if isinstance(value, str) else None
 
 
+def is_too_late(told: datetime, known_at: datetime) -> bool:
+    """Whether a time that a source tells lies over a day after `known_at`, when we heard of it.
+
+    Our own times stand in records and window lines to the second, so that is what counts.
+    """
+    return told - known_at.replace(microsecond=0) > DAY
+
+
+def placing_time(call: Call, window: Window, listed_at: datetime) -> datetime:
+    """The time that says to which window and day a call belongs that was listed in `window`: its
+    own time, or the window's start where it has none or one that is too late to be true."""
+    own = call.own_time
+    return window.start if own is None or is_too_late(own, listed_at) else own
+
+
+def lock_start(call: Call, window: Window, listed_at: datetime) -> tuple[datetime, bool]:
+    """The moment that a call's lock counts from, and whether what the source tells is plausible.
+
+    The call's end (else its own time) counts where it lies between the window's start and a day
+    after `listed_at`; else the window's end does, because a lock cannot be taken back.
+    """
+    ended = call.ended_at or call.own_time
+    if ended is None:
+        return window.end, True
+    if ended < window.start or is_too_late(ended, listed_at):
+        return window.end, False
+    return ended, True
+
+
 @dataclass(frozen=True)
 class Retention:
     """How long objects are locked: `mode` None for not at all, `days` counted from a call's end."""

@@ -278,6 +278,11 @@ class Settings(WriterSettings, SourceSettings):
     metrics_port: int = Field(
         9464, ge=0, le=65535, description="port of /metrics, /healthz and /readyz"
     )
+    liveness_timeout: Duration = Field(
+        timedelta(minutes=5),
+        description="/healthz answers 503 once nothing has moved for so long; below 2m, a slow "
+        "store may look like that",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Settings:
@@ -295,6 +300,8 @@ class Settings(WriterSettings, SourceSettings):
     def _check_times(self) -> str | None:
         if self.poll_interval < timedelta(seconds=1):
             return "ARCHIVER_POLL_INTERVAL: must be at least 1s"
+        if self.liveness_timeout < timedelta(seconds=1):
+            return "ARCHIVER_LIVENESS_TIMEOUT: must be at least 1s"
         if any(not age for age in self.relist):
             return "ARCHIVER_RELIST: takes ages such as 1d,7d, or none"
         return None

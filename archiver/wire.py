@@ -61,8 +61,8 @@ class Wire:
         silence_seconds: float = SILENCE_SECONDS,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Without `tls`, for plain HTTP alone. `check` is called for each piece of an answer: what
-        it raises ends the request."""
+        """Without `tls`, for plain HTTP alone. `check` is called for each piece of an answer, and
+        now and then while one is waited for: what it raises ends the request."""
         self._tls = tls
         self._silence_seconds = silence_seconds
         self._check = check
@@ -120,7 +120,7 @@ class Wire:
             except NoAnswer:
                 if method == "PUT" or not kept.was_dead:
                     raise
-        connection = Connection(place, self._tls, self._silence_seconds)
+        connection = Connection(place, self._tls, self._silence_seconds, self._check)
         return connection, self._exchange(connection, request, body, seconds)
 
     def _exchange(

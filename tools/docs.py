@@ -107,8 +107,19 @@ def _help(
 
 
 def manifest_page() -> str:
-    """`docs/manifest-format.md`: by hand, but for the codes of records and of `verify`."""
-    return _filled("docs/manifest-format.md", {"reasons": _reasons(), "findings": _findings()})
+    """`docs/manifest-format.md`: by hand, but for kinds of files and the codes of records and of
+    `verify`."""
+    parts = {"kinds": _kinds(), "reasons": _reasons(), "findings": _findings()}
+    return _filled("docs/manifest-format.md", parts)
+
+
+def _kinds() -> str:
+    """The kinds of files, in the order of a record's `files`."""
+    rows = (
+        (f"`{kind}`", f"`{row.name}`", f"`{row.content_type}`", row.means)
+        for kind, row in record.FILE_KINDS.items()
+    )
+    return _table(("`kind`", "name", "`content_type`", "is"), rows)
 
 
 def _reasons() -> str:

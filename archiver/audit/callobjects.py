@@ -11,22 +11,33 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
+from archiver.audit.control import Unreadable
 from archiver.audit.everyversion import EveryVersion
 from archiver.audit.parallel import ordered
 from archiver.audit.reader import Reader
 from archiver.audit.recorddays import record_day, record_days
 from archiver.audit.segments import is_held_object
 from archiver.audit.told import MAX_RECORD_BYTES, parse_record
-from archiver.errors import FormatError, StoreError
+from archiver.errors import ArchiverError, FormatError, StoreError
 from archiver.manifest import layout
 from archiver.manifest.event import Hold, ObjectRef
+from archiver.store.control import is_of_one_object
 from archiver.store.objects import CallObjects
 
 PAGE = 1000
 """Keys that one LIST brings."""
+
+
+@dataclass
+class Found:
+    """The objects of each call that has a record, by call id; and of which calls one of them cannot
+    be asked for, with the reason."""
+
+    calls: dict[str, CallObjects] = field(default_factory=dict)
+    left: dict[str, ArchiverError] = field(default_factory=dict)
 
 
 class Finder:
@@ -42,20 +53,44 @@ class Finder:
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def find(self, call_ids: Collection[str], now: datetime) -> dict[str, CallObjects]:
-        """Of each call that has a record, hidden or not, what there is. Raises `StoreError`."""
+    def find(self, call_ids: Collection[str], now: datetime) -> Found:
+        """Of each call that has a record, hidden or not, what there is. Raises `StoreError` where
+        the store is out, or refuses to list."""
+        found = Found()
+        days = self.days(call_ids, now)
+        looked = ordered(
+            self._executor, lambda one: self._try(*one), list(days.items()), self._ahead
+        )
+        for call_id, one in zip(days, looked, strict=True):
+            if isinstance(one, ArchiverError):
+                found.left[call_id] = one
+            else:
+                found.calls[call_id] = one
+        return found
+
+    def days(self, call_ids: Collection[str], now: datetime) -> dict[str, set[str]]:
+        """Of each call that has a record, hidden or not, the days (`dt=…`) of its records. Raises
+        `StoreError`."""
         dirs = {layout.call_dir(call_id): call_id for call_id in call_ids}
         days: dict[str, set[str]] = {}
         looked_at = record_days(self._reader, now, self._first_day())
-        for found in ordered(
+        for found_there in ordered(
             self._executor, lambda d: self._of_day(d, dirs), looked_at, self._ahead
         ):
-            for day, call_dir in found:
+            for day, call_dir in found_there:
                 days.setdefault(dirs[call_dir], set()).add(day)
-        looked = ordered(
-            self._executor, lambda one: self._look(*one), list(days.items()), self._ahead
-        )
-        return {one.call_id: one for one in looked}
+        return days
+
+    def _try(self, call_id: str, days: Iterable[str]) -> CallObjects | ArchiverError:
+        """As `_look`; what is wrong with one call's objects keeps no other call waiting."""
+        try:
+            return self._look(call_id, days)
+        except Unreadable as error:
+            return error
+        except StoreError as error:
+            if not is_of_one_object(self._reader, error):
+                raise
+            return error
 
     def beside(self, hold: Hold) -> CallObjects:
         """What lies by now where the objects of an act lie: later revisions stay where the first

@@ -5,6 +5,8 @@ are in this form but a few. Its rules are those of docs/manifest-format.md, made
 
 - Exactly these fields in their order; the files are recording, transcript, epa, each at most once.
 - A call id that stands in keys as it is; every file below its call, and by its own name.
+- Times in UTC, and no end or start on a later day than `archived_at`: whether the promise of such a
+  record binds what covers it is to be looked at.
 - No escapes, but for `\\"` and `\\\\` in the ETag, which some stores put in quotes. Numbers of up
   to 15 digits in their canonical spelling.
 
@@ -34,6 +36,8 @@ _QUOTED_OR_NULL = rf'(?:"(?:{_PLAIN}++|\\["\\])*+"|null)'
 _NUMBER = r"(?:0|[1-9][0-9]{0,8}+)(?:\.(?:0|(?!0000)[0-9]{0,5}[1-9]))?"
 _NUMBER_OR_NULL = rf"(?:{_NUMBER}|null)"
 _DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"  # faster than with {4} and {2}
+_TIME = rf'"({_DAY})T[0-9:.]{{1,20}}+Z"'
+"""Its day is a group."""
 
 
 def _file(kind: str) -> str:
@@ -54,7 +58,7 @@ def _optional(name: str, value: str = _TEXT_OR_NULL) -> str:
 
 
 _RECORD = re.compile(
-    rf'^\{{"archived_at":{_TEXT},'
+    rf'^\{{"archived_at":{_TIME},'
     rf'(?:"attempts":{_NUMBER_OR_NULL},)?'
     rf'"audio":(?:\{{"bits_per_sample":{_NUMBER},"channels":{_NUMBER},'
     rf'"duration_seconds":{_NUMBER},"encoding":{_TEXT},"sample_rate_hz":{_NUMBER}\}}|null),'
@@ -62,7 +66,7 @@ _RECORD = re.compile(
     rf'"campaign_id":{_TEXT_OR_NULL},'
     rf'"direction":{_TEXT_OR_NULL},'
     rf'"duration_seconds":{_NUMBER_OR_NULL},'
-    rf'"ended_at":{_TEXT_OR_NULL},'
+    rf'"ended_at":(?:{_TIME}|null),'
     rf'"files":\[{_file("recording")}{_file("transcript")}{_file("epa")}\],'
     rf'"findings":\[(?:{_TEXT}(?:,{_TEXT})*+)?\],'
     r'"outcome":"(archived|no_recording|failed)",'
@@ -72,7 +76,7 @@ _RECORD = re.compile(
     r'"revision":(?P=revision),'
     rf'"source":\{{"api":{_TEXT}{_optional("content_md5")}{_optional("etag", _QUOTED_OR_NULL)}'
     rf"{_optional('last_modified')}{_optional('recording_host')}{_optional('request_id')}\}},"
-    rf'"started_at":{_TEXT_OR_NULL},'
+    rf'"started_at":(?:{_TIME}|null),'
     rf'"state":{_TEXT_OR_NULL},'
     rf'(?:"status":{_NUMBER_OR_NULL},)?'
     r'"type":"call","v":1\}\n',
@@ -139,10 +143,14 @@ def batch(lines: Sequence[bytes]) -> Batch | None:
     rows = _RECORD.findall(text)
     if len(rows) != len(lines):
         return None
-    call_ids, *files, outcomes, keys, days, revisions, modes, untils = zip(*rows, strict=True)
+    written, call_ids, ended, *files, outcomes, keys, days, revisions, modes, untils, started = zip(
+        *rows, strict=True
+    )
     kinds = [Files(*files[at : at + 4]) for at in (0, 4, 8)]
     incomplete = ("archived", "") in zip(outcomes, kinds[0].keys, strict=True)
     if incomplete or not all(map(_is_date, set(days))) or not all(map(lt, keys, keys[1:])):
+        return None
+    if any(map(lt, written, ended)) or any(map(lt, written, started)):
         return None
     retentions = list(zip(modes, untils, strict=True))
     return Batch(call_ids, outcomes, keys, revisions, retentions, kinds)

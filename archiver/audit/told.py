@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 from archiver.errors import FormatError
 from archiver.manifest import layout, record
 from archiver.manifest.record import Record
+from archiver.model import DAY, parse_time
 
 MAX_RECORD_BYTES = 1 << 20
 
 FILE_KEY = re.compile(
     r"recordings/dt=[0-9]{4}-[0-9]{2}-[0-9]{2}/(?P<call>[A-Za-z0-9_.-]+)/"
-    r"(?P<kind>recording|transcript|epa)(-[0-9a-f]{16})?\.[a-z0-9]{1,8}"
+    r"(?P<name>[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254})"
 )
+"""A file of a call, of whatever kind."""
 _VERSION = re.compile("[!-~]{1,1024}")
 
 Report = Callable[[str, str, str], None]
@@ -48,6 +50,8 @@ class Told(NamedTuple):
     """Those that a store can be asked for: what is malformed was reported."""
     retention: object
     """As it stands there: an object with `mode` and `until`, null, or anything else."""
+    binds_covers: bool = True
+    """Whether what covers the record must be locked for as long as the record promises."""
 
 
 def parse_record(line: bytes) -> Record:
@@ -75,18 +79,41 @@ def of_record(found: Record, report: Report) -> Told:
             report("segment_invalid", found.key, "a file with a malformed field")
         if in_place and well_formed:
             sound.append(one)
-    retention = found.document.get("retention")
-    return Told(found.key, found.call_id, found.outcome, found.revision, named, sound, retention)
+    return Told(
+        found.key,
+        found.call_id,
+        found.outcome,
+        found.revision,
+        named,
+        sound,
+        found.document.get("retention"),
+        _binds_covers(found.document),
+    )
+
+
+def _binds_covers(document: Mapping[str, Any]) -> bool:
+    """Whether a record's promise binds the segment and the seal that cover it: not where the lock
+    counts from an end over a day after the record was written. Releases before the finding
+    `time_implausible` believed every end, and a lock that is too long cannot be taken back."""
+    findings = document.get("findings")
+    if isinstance(findings, list) and "time_implausible" in findings:
+        return True  # it counts from the window's end
+    ended = parse_time(document.get("ended_at") or document.get("started_at"))
+    written = parse_time(document.get("archived_at"))
+    if ended is None or written is None:
+        return True
+    return ended - written <= DAY
 
 
 def is_file_key(found: Record, file: Mapping[str, Any]) -> bool:
-    """Whether a record's file lies where files of its call and kind do."""
+    """Whether a record's file lies where files of its call and kind do. A kind that this release
+    does not know may have any name."""
     match = FILE_KEY.fullmatch(file["key"])
-    return (
-        match is not None
-        and match["call"] == layout.call_dir(found.call_id)
-        and match["kind"] == file["kind"]
-    )
+    if match is None or match["call"] != layout.call_dir(found.call_id):
+        return False
+    kind = record.FILE_KINDS.get(file["kind"])
+    name = rf"{kind.stem}(-[0-9a-f]{{16}})?\.[a-z0-9]{{1,8}}" if kind else ".*"
+    return re.fullmatch(name, match["name"]) is not None
 
 
 def _is_well_formed(file: FileRef) -> bool:

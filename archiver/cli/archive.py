@@ -108,21 +108,20 @@ def run(once: bool, single_writer: bool) -> int:
     from archiver.allocator import start_is_over
     from archiver.app import open_app
     from archiver.clock import Interrupted
-    from archiver.pipeline.service import Heartbeat
     from archiver.settings import Settings, load
     from archiver.telemetry import Telemetry
 
     settings = load(Settings)
     clock = start_run(settings)
-    ready, heartbeat = threading.Event(), Heartbeat(clock)
+    ready = threading.Event()
     with stopping(clock) as came, open_app(settings, clock) as app:
-        telemetry = Telemetry(settings.metrics_port, lambda: app.is_alive(heartbeat), ready.is_set)
+        telemetry = Telemetry(settings.metrics_port, app.is_alive, ready.is_set)
         try:
             app.preflight()
             app.ensure_archive(single_writer=single_writer)
             start_is_over()
             ready.set()
-            service = app.service(heartbeat)
+            service = app.service()
             if not once:
                 service.run_forever()
             summary = service.round()

@@ -112,9 +112,10 @@ def _archive(
 
 def _tell(summary: Summary, seal: int) -> int:
     click.echo(told(summary, seal))
-    if summary.unsettled:
+    young = summary.unsettled - summary.clock_wrong
+    if young > 0:
         click.echo(
-            f"{summary.unsettled} windows are not sealed yet: they end less than ARCHIVER_SETTLE "
+            f"{young} windows are not sealed yet: they end less than ARCHIVER_SETTLE "
             "ago. The loop seals them, or this command run again later."
         )
     return 1 if summary.needs_a_person or summary.waiting else 0
@@ -192,10 +193,14 @@ def _dry_run(settings: Settings, clock: SystemClock, windows: Sequence[Window]) 
     from archiver.app import open_app
 
     days: dict[str, list[int]] = {}
+    harmed = 0
     with stopping(clock), open_app(settings, clock) as app:
         app.preflight()
         start_is_over()
         for plan in app.backfill(None).plan(windows):
+            harmed += plan is None or not plan.listed.complete
+            if plan is None:
+                continue
             row = days.setdefault(plan.listed.window.start.date().isoformat(), [0, 0, 0])
             for column, count in enumerate((1, len(plan.listed.calls), plan.lacking)):
                 row[column] += count
@@ -204,7 +209,9 @@ def _dry_run(settings: Settings, clock: SystemClock, windows: Sequence[Window]) 
         click.echo(f"{day}  {count:7}  {listed:6}  {todo:10}")
     total = [sum(row[column] for row in days.values()) for column in range(3)]
     click.echo(f"total       {total[0]:7}  {total[1]:6}  {total[2]:10}")
-    return 0
+    if harmed:
+        click.echo(f"{harmed} windows could not be listed, or not wholly: the log says why")
+    return 1 if harmed else 0
 
 
 def _job_shard() -> tuple[int, int]:

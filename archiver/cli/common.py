@@ -97,21 +97,26 @@ def log_level(settings: LogSettings) -> str:
     return settings.log_level
 
 
-LAST_RESORT_SECONDS = 25.0
-"""So long after a signal the process ends, whatever it waits for: a pod is killed after 30 s, and
-a socket may be silent for longer. No harm is done: a crash anywhere leaves what the next run mends.
-"""
+LAST_RESORT_SECONDS = float(os.environ.get("_ARCHIVER_LAST_RESORT_SECONDS", "25"))
+"""So long after the first signal the process ends, whatever it waits for: a pod is killed after
+30 s, and a socket may be silent for longer. No harm is done: a crash anywhere leaves what the next
+run mends. The variable is for tests."""
 
 
 @contextmanager
 def stopping(clock: SystemClock) -> Iterator[list[int]]:
-    """While inside, SIGTERM and SIGINT ask for a clean end; which came is in the list."""
+    """While inside, SIGTERM and SIGINT ask for a clean end; which came is in the list.
+
+    The last resort counts from the first signal: a supervisor may repeat it each second.
+    """
     came: list[int] = []
 
     def handle(number: int, _frame: object) -> None:
         if number == signal.SIGALRM:
             _end_now(came[0])
         came.append(number)
+        if len(came) > 1:
+            return
         clock.stop()
         signal.setitimer(signal.ITIMER_REAL, LAST_RESORT_SECONDS)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
@@ -146,6 +151,13 @@ def told(summary: Summary, seal: int) -> str:
     retried = summary.failed - summary.committed.get("failed", 0)
     again = f", {retried} failed as before" if retried else ""
     stuck = f", {summary.stuck} WINDOWS STAY OPEN (see the log)" if summary.stuck else ""
+    if summary.harmed:
+        stuck += f", {summary.harmed} OPEN WINDOWS HAD ERRORS (see the log)"
+    if summary.clock_wrong:
+        stuck += (
+            f", {summary.clock_wrong} WINDOWS STAY OPEN because this machine's clock is wrong: set "
+            "it (NTP) and run this again"
+        )
     waiting = f", {summary.waiting} waiting in open windows" if summary.waiting else ""
     return (
         f"{summary.windows} windows, {summary.closed} closed: {counts}{again}, "

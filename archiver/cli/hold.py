@@ -92,7 +92,8 @@ def _act(
     as_json: bool,
     every: bool = False,
 ) -> int:
-    """Do it, and tell of each call. Exits with 1 where an object is missing, hidden or damaged."""
+    """Do it, and tell of each call. Exits with 1 where an object is missing, hidden or damaged, or
+    refused by the store: the other calls are done."""
     from archiver.allocator import start_is_over
     from archiver.audit import holdtables
     from archiver.audit.render import printable
@@ -106,16 +107,19 @@ def _act(
         result = holds.act(action, call_ids, by, reason, every=every)
     if as_json:
         rows = ((one.hold, one.seal, one.gone, one.undone) for one in result.done)
-        click.echo(holdtables.done_json(rows), nl=False)
+        click.echo(holdtables.done_json(rows, sorted(result.left)), nl=False)
     for one in result.done if not as_json else ():
         click.echo(holdtables.done_line(one.hold, one.seal, undone=one.undone))
     gone = sorted({key for one in result.done for key in one.gone})
     for key in gone:
-        told = f"archiver: {printable(key)} is missing, hidden or damaged: run archiver verify"
+        told = f"archiver: {printable(key)} is missing, hidden or unreadable: run archiver verify"
+        click.echo(told, err=True)
+    for call_id, error in sorted(result.left.items()):
+        told = f"archiver: {printable(call_id)} is not done: {error}; run the same command again"
         click.echo(told, err=True)
     for damage in result.damaged:
         click.echo(f"archiver: warning: {damage}: run archiver verify", err=True)
-    return 1 if gone else 0
+    return 1 if gone or result.left else 0
 
 
 @hold.command("list")
@@ -124,7 +128,8 @@ def _act(
 def list_holds(call_ids: tuple[str, ...], as_json: bool) -> int:
     """The calls that are held now; of those given, all acts.
 
-    An id that the archive has no record of ends it with 2.
+    An id that the archive has no record of ends it with 2. Acts that cannot be read are left out
+    and named on stderr; then it exits with 1.
     """
     from archiver.allocator import start_is_over
     from archiver.audit import holdtables
@@ -139,17 +144,21 @@ def list_holds(call_ids: tuple[str, ...], as_json: bool) -> int:
         start_is_over()
         bucket.check_access()
         ledger = Ledger(bucket)
-        found = standings(ledger.acts())
+        found = standings(ledger.readable())
         new = [one for one in call_ids if one not in found]
         unknown = set(new) - have_records(bucket, new, datetime.now(UTC))
     if unknown:
         shown = ", ".join(ascii(one) for one in new if one in unknown)
         raise UsageError(f"the archive has no record of {shown}: check the id")
     if as_json:
-        click.echo(holdtables.as_json(found, call_ids, ledger.unsealed), nl=False)
-        return 0
-    text = holdtables.acts(found, call_ids) if call_ids else holdtables.held(found)
+        text = holdtables.as_json(found, call_ids, ledger.unsealed, ledger.damaged)
+    else:
+        text = (
+            holdtables.acts(found, call_ids) if call_ids else holdtables.held(found, ledger.damaged)
+        )
     click.echo(text, nl=False)
-    for key in ledger.unsealed:
+    for key in ledger.unsealed if not as_json else ():
         click.echo(holdtables.unsealed_line(key), err=True)
-    return 0
+    for damage in ledger.damaged:
+        click.echo(holdtables.damaged_line(damage), err=True)
+    return 1 if ledger.damaged else 0

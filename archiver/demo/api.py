@@ -330,12 +330,14 @@ def _when(parameters: dict[str, str], name: str) -> datetime | None:
 
 def _moment(call: SimulatedCall, name: str) -> datetime | None:
     """The time that places a call: the filter's field, else another that it has."""
+    if call.listed_at is not None:
+        return call.listed_at
     for field_name in (name, "startTime", "createdAt", "endTime"):
         text = call.document.get(field_name)
         moment = _parse(text) if isinstance(text, str) else None
         if moment is not None:
             return moment
-    return call.listed_at
+    return None
 
 
 @lru_cache(maxsize=1 << 17)

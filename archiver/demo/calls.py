@@ -23,8 +23,8 @@ class SimulatedCall:
     `document` is the call's JSON without its survey, `epa` the survey (None: the campaign has
     none), `recording` the audio (None: the platform has none). `blob_missing` keeps the signed
     URL working and takes away the blob behind it; `etag` and `last_modified` override what the
-    blob server would say. The date filter places the call by `document`; one whose `document`
-    holds no time is placed by `listed_at`.
+    blob server would say. The date filter places the call by `listed_at` where that is set,
+    whatever `document` says, else by `document`.
     """
 
     document: dict[str, Any]

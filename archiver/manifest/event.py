@@ -5,6 +5,8 @@ Rules:
   those of its first event and the digits the first of its own SHA-256. One event a line, no window
   line. It has a `.sha256` and, once it is sealed, a `.seal` beside it, as any segment.
 - Every event has `type`, `v` and `at`. Readers pass by a type that they do not know.
+- `id` is 16 random hex digits. It makes the bytes of each event unique, and with them the key of
+  its segment: two acts of the same words in one second are two. Events of older releases have none.
 - `hold`: a legal hold was put on a call (`action` `add`) or taken off (`remove`). `objects` are the
   very versions that the act was about: every file and record of the call at that moment.
 - A call is held where its newest `hold` event, in the order of the chain, says `add`. That order
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +33,7 @@ Action = Literal["add", "remove"]
 
 _KEY = re.compile(r"(recordings|records)/[A-Za-z0-9_.=-]{1,200}/[A-Za-z0-9_./-]{1,500}")
 _VERSION = re.compile("[!-~]{1,1024}")
+_ID = re.compile("[0-9a-f]{16}")
 MAX_TEXT = 500
 """What `by` and `reason` may take, in characters."""
 MAX_SEGMENT_BYTES = 64 << 20
@@ -55,22 +59,26 @@ class Hold:
     at: datetime
     objects: tuple[ObjectRef, ...]
     """Sorted by key, then version."""
+    id: str | None = None
+    """16 hex digits that no other event has; None in events of older releases."""
 
     @property
     def line(self) -> bytes:
         """Its bytes, newline included."""
-        return canonical.dump(
-            {
-                "action": self.action,
-                "at": format_second(self.at),
-                "by": self.by,
-                "call_id": self.call_id,
-                "objects": [vars(one) for one in self.objects],
-                "reason": self.reason,
-                "type": "hold",
-                "v": 1,
-            }
-        )
+        document = {
+            "action": self.action,
+            "at": format_second(self.at),
+            "by": self.by,
+            "call_id": self.call_id,
+            "id": self.id,
+            "objects": [vars(one) for one in self.objects],
+            "reason": self.reason,
+            "type": "hold",
+            "v": 1,
+        }
+        if self.id is None:
+            del document["id"]
+        return canonical.dump(document)
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,11 @@ def is_text(text: str) -> bool:
     return 0 < len(text) <= MAX_TEXT and text.isprintable() and not text.isspace()
 
 
+def random_id() -> str:
+    """16 hex digits that no other event has."""
+    return secrets.token_hex(8)
+
+
 def segment(events: Iterable[Hold]) -> tuple[str, bytes]:
     """`(key, bytes)` of a segment of events, at least one."""
     held = list(events)
@@ -134,6 +147,8 @@ def parse(line: bytes) -> Hold | None:
     at = parse_time(document.get("at"))
     if not isinstance(document.get("type"), str) or document.get("v") != 1 or at is None:
         raise FormatError("an event without type, v 1 or at")
+    if "id" in document and not _is_id(document["id"]):
+        raise FormatError("an event with a malformed id")
     if canonical.dump(document) != line:
         raise FormatError("an event that is not in canonical form")
     return _hold(document, at) if document["type"] == "hold" else None
@@ -150,7 +165,11 @@ def _hold(document: Mapping[str, Any], at: datetime) -> Hold:
     refs = tuple(map(_object, objects))
     if any(one.key.split("/")[2] != layout.call_dir(call_id) for one in refs):
         raise FormatError("an object of another call")
-    return Hold(action, call_id, by, reason, at, refs)
+    return Hold(action, call_id, by, reason, at, refs, document.get("id"))
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
 def _object(one: object) -> ObjectRef:

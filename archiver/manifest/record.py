@@ -5,14 +5,17 @@ Rules:
 - Revision n+1 of a call amends revision n and stands alone: it names all files it vouches for.
 - `reason` and `findings` come from the closed sets below: nothing the source wrote reaches them.
 - `attempts` and `status` (the last HTTP status) stand only where the outcome is not `archived`.
-- `files` keeps the order recording, transcript, epa. No `epa` means that the source had no survey.
+- `files` keeps the order of `FILE_KINDS`. No `epa`, and no finding `survey_unavailable`, means that
+  the source had no survey.
+- A reader ignores kinds of files that it does not know, and hashes them.
+- `unavailable` says why a document could not be had, and is left out where all could.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Literal
 
@@ -36,13 +39,13 @@ FAILED_REASONS = {
     "truncated": "fewer bytes came, or are in the blob, than were announced",
     "recording_changed": "the blob changed while it was read, each time anew",
     "too_large": "the recording is larger than MAX_RECORDING_BYTES",
-    "too_slow": "the download stayed below MIN_RATE",
+    "too_slow": "the download stayed below MIN_RATE, or took more than 6 days",
     "url_refused": "the signed URL was refused (403), three fresh ones too",
     "url_not_allowed": "the recording URL names a host outside RECORDING_HOSTS or is malformed",
     "digest_mismatch": "the bytes do not have the Content-MD5 that the blob store announced",
     "bad_response": "an answer that no client can use (encoded, without a length, an odd status)",
     "bad_document": "the source's JSON for the call is malformed, too large or of another call",
-    "call_refused": "the source answers 403 to a request for the call, and not for others",
+    "call_refused": "the source answers 401 or 403 to a request for the call, and not for others",
     "call_missing": "the source listed the call but answers 404 to a request for it",
     "source_unavailable": "the source or its blob store went on failing",
     "store_refused": "the store refused to keep what the source sent for the call",
@@ -58,8 +61,54 @@ FINDINGS = {
     "trailing_bytes": "the file goes on after the end that its RIFF header states",
     "transcript_unavailable": "the call's own document could not be had; it is asked for again",
 }
-INCOMPLETE = {"document_malformed", "survey_unavailable", "transcript_unavailable"}
+UNAVAILABLE = {"transcript": "transcript_unavailable", "epa": "survey_unavailable"}
+"""The finding of a call whose document of that file kind could not be had."""
+INCOMPLETE = {"document_malformed", *UNAVAILABLE.values()}
 """Findings of a call whose documents are fetched again at the ages of RELIST and by a backfill."""
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """One kind of file that a record may name. `name` is its name below the call's directory; the
+    part before the dot is fixed, the extension is not."""
+
+    name: str
+    content_type: str
+    means: str
+    malformed: str | None = None
+    """The kind that holds the bytes of a document that is no proper JSON."""
+
+    @property
+    def stem(self) -> str:
+        return self.name.partition(".")[0]
+
+
+FILE_KINDS = {
+    "recording": FileKind("recording.wav", "audio/wav", "the recording, byte for byte"),
+    "transcript": FileKind(
+        "transcript.json",
+        "application/json",
+        "the call as the source told it, without its survey",
+        malformed="transcript_malformed",
+    ),
+    "epa": FileKind(
+        "epa.json",
+        "application/json",
+        "the survey, where there is one",
+        malformed="epa_malformed",
+    ),
+    "transcript_malformed": FileKind(
+        "transcript.bad",
+        "application/octet-stream",
+        "what came in the place of the call, and is no proper JSON: the bytes as they came",
+    ),
+    "epa_malformed": FileKind(
+        "epa.bad",
+        "application/octet-stream",
+        "what came in the place of the survey, and is no proper JSON: the bytes as they came",
+    ),
+}
+"""All kinds, in the order that a record's `files` has. A new kind is a row here."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +145,8 @@ class Result:
     reason: str | None = None
     attempts: int | None = None
     status: int | None = None
+    unavailable: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """File kind of a document that could not be had → `reason` and `status` of the answer."""
 
 
 def build(
@@ -132,6 +183,8 @@ def build(
     }
     if result.outcome != "archived":
         document |= {"attempts": result.attempts, "status": result.status}
+    if result.unavailable:
+        document["unavailable"] = {kind: dict(why) for kind, why in result.unavailable.items()}
     return Record(canonical.dump(document), call.id, result.outcome, revision, key, document)
 
 
@@ -154,6 +207,19 @@ class Record:
     def files(self) -> Sequence[Mapping[str, Any]]:
         found: Sequence[Mapping[str, Any]] = self.document["files"]
         return found
+
+    @property
+    def incomplete(self) -> set[str]:
+        """Its findings that are in `INCOMPLETE`."""
+        findings = self.document.get("findings")
+        return {code for code in INCOMPLETE if isinstance(findings, list) and code in findings}
+
+    def why_unavailable(self, kind: str) -> str | None:
+        """The reason why a document of that file kind could not be had; None where it could."""
+        unavailable = self.document.get("unavailable")
+        why = unavailable.get(kind) if isinstance(unavailable, dict) else None
+        reason = why.get("reason") if isinstance(why, dict) else None
+        return reason if isinstance(reason, str) else None
 
 
 def parse(data: bytes) -> Record:

@@ -20,6 +20,7 @@ from typing import Any
 
 from archiver.errors import FormatError, UsageError
 from archiver.manifest import canonical, merkle
+from archiver.manifest.record import refuse_newer
 from archiver.manifest.signing import PublicKey
 from archiver.model import format_second, format_time, parse_time
 
@@ -134,6 +135,7 @@ def following(
 def parse_seal(data: bytes) -> Seal:
     """Raises `FormatError` where `data` is no seal of version 1 with all its fields."""
     document = canonical.load_object(data)
+    refuse_newer(document)
     expected = "genesis" if document.get("seq") == 0 else "seal"
     if document.get("type") != expected or document.get("v") != 1:
         raise FormatError("not a seal of version 1")

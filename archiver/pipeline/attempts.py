@@ -29,6 +29,8 @@ class Unarchived:
     reason: str
     attempts: int
     status: int | None
+    undecided: bool = False
+    """Whether nobody can tell yet if the source refuses the call or the credentials."""
 
 
 @dataclass

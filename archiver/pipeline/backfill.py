@@ -7,13 +7,14 @@ thread that runs `run`, for all windows that are ready, so that the chain costs 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 
 import structlog
 
+from archiver.errors import ArchiverError, StoreError
 from archiver.model import Window, windows_between
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.planning import BACKFILL, Aim, Plan
@@ -37,7 +38,10 @@ class Summary:
     unsettled: int = 0
     """Windows that are rightly open yet."""
     stuck: int = 0
-    """Windows that have settled and stay open: their listing kept changing, or is malformed."""
+    """Windows that have settled and stay open: their listing kept changing, or something went wrong
+    with them alone."""
+    harmed: int = 0
+    """Windows that are rightly open yet, and with which something went wrong."""
     segments: int = 0
     committed: dict[str, int] = field(default_factory=dict)
     """Calls that got a record in this run, by outcome."""
@@ -48,17 +52,21 @@ class Summary:
     """Calls without a record in windows that are closed."""
     waiting: int = 0
     """Calls without a record as yet in windows that are still open."""
+    clock_wrong: int = 0
+    """Windows that stay open because our clock is wrong. `unsettled` counts them too."""
 
     @property
     def needs_a_person(self) -> bool:
         """What waits in windows that are rightly open is the caller's to judge."""
-        return bool(self.failed or self.pending or self.stuck)
+        return bool(self.failed or self.pending or self.stuck or self.harmed or self.clock_wrong)
 
     def add(self, outcome: Outcome) -> None:
         self.windows += 1
         self.closed += outcome.closed
         self.unsettled += not outcome.settled
         self.stuck += outcome.settled and not outcome.closed
+        self.harmed += not outcome.settled and outcome.error is not None
+        self.clock_wrong += outcome.clock_wrong
         self.segments += len(outcome.segments)
         self.failed += outcome.failed
         if outcome.closed:
@@ -119,24 +127,29 @@ class Backfill:
         self._progress = progress or NoProgress()
 
     def run(self, todo: Iterable[Window], aim: Aim = BACKFILL) -> Summary:
-        """Archive, close and seal. A window whose listing would not settle is tried once more at
-        the end; so is, of the sealed ones, any other window to which belongs what turned up.
+        """Archive, close and seal; while our clock is wrong, only archive.
+
+        A window that stays open is tried once more at the end; so are
+        one with a call that was refused before another call of its kind was answered, and, of the
+        sealed ones, any other window to which belongs what turned up.
 
         Raises what `Windows.process` and `Chain.append` raise.
         """
         self._windows.held.look()
-        self._windows.keeper.keep_archive(self._chain.head.key_id)
-        summary, done, stuck = Summary(), set[Window](), set[Window]()
+        if self._windows.may_close(remind=True):
+            self._windows.keeper.keep_archive(self._chain.head.key_id)
+        summary, done, again = Summary(), set[Window](), set[Window]()
         for batch in self.batches((window, aim) for window in todo):
             self.seal(batch, None)
             for outcome in batch:
-                if outcome.settled and not outcome.closed:
-                    stuck.add(outcome.window)
+                undecided = any(item.undecided for item in outcome.unarchived)
+                if (outcome.settled and not outcome.closed) or undecided:
+                    again.add(outcome.window)
                     summary.add_committed(outcome)
                     continue
                 done.add(outcome.window)
                 self._finish(outcome, summary)
-        late = stuck | {w for w in self._windows.remembered - done if self._is_sealed(w)}
+        late = again | {w for w in self._windows.remembered - done if self.is_sealed(w)}
         for batch in self.batches((window, aim) for window in sorted(late)):
             self.seal(batch, None)
             for outcome in batch:
@@ -147,8 +160,15 @@ class Backfill:
         summary.add(outcome)
         self._progress.window_done(outcome.window)
 
-    def _is_sealed(self, window: Window) -> bool:
-        return self._segments.is_sealed(window.start)
+    def is_sealed(self, window: Window) -> bool:
+        """Whether a seal covers the window; False also where the store does not say so of this
+        window alone: then working at it tells what is wrong."""
+        try:
+            return self._segments.is_sealed(window.start)
+        except StoreError as error:
+            if not self._windows.is_about_one_window(window, error):
+                raise
+            return False
 
     def seal(self, batch: list[Outcome], watermark: datetime | None) -> None:
         """One seal for all segments of a batch; what another writer sealed is left out."""
@@ -158,18 +178,26 @@ class Backfill:
         for segment in segments:
             self._segments.add(segment.name, sealed=True)
 
-    def plan(self, todo: Iterable[Window]) -> Iterator[Plan]:
-        """What `run` would do, window by window; writes nothing."""
+    def plan(self, todo: Iterable[Window]) -> Iterator[Plan | None]:
+        """What `run` would do, window by window; writes nothing. None for a window that something
+        is wrong with: the log says what."""
         for window in todo:
-            yield self._windows.plan(window)
+            try:
+                plan = self._windows.plan(window)
+            except ArchiverError as error:
+                if not self._windows.is_about_one_window(window, error):
+                    raise
+                log.error("window.failed", window=str(window), error=str(error))
+                yield None
+                continue
+            yield plan
 
     def batches(
         self,
         todo: Iterable[tuple[Window, Aim]],
-        process: Callable[[Window, Aim], Outcome] | None = None,
     ) -> Iterator[list[Outcome]]:
         """Outcomes in the order of the windows, all that are ready at a time."""
-        process = process or self._windows.process
+        process = self._windows.process
         if self._at_once == 1:
             yield from ([process(*task)] for task in todo)
             return

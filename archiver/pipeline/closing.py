@@ -70,7 +70,7 @@ class Closing:
         )
         if history.revision and not changed and same and not evidence:
             return None
-        return self._write(tally, history.revision + 1, changed, balance, until) or self.TAKEN
+        return self._write(tally, history.taken + 1, changed, balance, until) or self.TAKEN
 
     def _write(
         self,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -17,6 +18,7 @@ from archiver.pipeline.ports import Store
 from archiver.source.recording import BlobInfo
 from archiver.source.resume import Resumed
 from archiver.store.objects import Stored
+from archiver.store.upload import GIVEN_UP_AFTER
 
 WAV = "audio/wav"
 PART_BYTES = 5 << 20
@@ -43,11 +45,16 @@ class Download:
     """Brings recordings into the store. Threads share it."""
 
     def __init__(
-        self, store: Store, part_bytes: int = PART_BYTES, tag: Callable[[], str] = random_tag
+        self,
+        store: Store,
+        part_bytes: int = PART_BYTES,
+        tag: Callable[[], str] = random_tag,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._part_bytes = part_bytes
         self._tag = tag
+        self._monotonic = monotonic
         self._buffers: list[bytearray] = []
 
     def run(
@@ -112,14 +119,18 @@ class Download:
         key: str,
         retain_until: datetime | None,
     ) -> Stored:
-        """Part by part through one buffer; `view` holds the first part already."""
+        """Part by part through one buffer; `view` holds the first part already. One that is not
+        done after `GIVEN_UP_AFTER` would be taken for a dead process's: it is given up before."""
         key = layout.beside(key, self._tag())
+        end = self._monotonic() + GIVEN_UP_AFTER.total_seconds()
         upload = self._store.begin(key, content_type=WAV, retain_until=retain_until)
         try:
             upload.part(view, digests.sha256)  # so far the part is the whole
             while digests.bytes < recording.info.length:
                 own = fixity.Digests()
                 count = _fill(view, recording, digests, own)
+                if self._monotonic() > end:
+                    raise CallError("the upload takes too long", reason="too_slow")
                 upload.part(view[:count], own.sha256)
             _check_digests(digests)
             return upload.complete(digests.sha256)
@@ -163,7 +174,13 @@ def put_beside(
     sha256: str | None = None,
     look: bool = True,
 ) -> Stored:
-    """Create-once; where other bytes have the key, beside it. See `Store.put_once`."""
+    """Create-once; where other bytes have the key, beside it. See `Store.put_once`.
+
+    The key beside is named by the content, and not at random: whoever tries again after a crash
+    finds what is there and adopts it. That is safe, because it lies in the call's own directory and
+    the same bytes are the same file. Where its 64 bits meet, or somebody has put other bytes
+    there, a random name is as good.
+    """
     sha256 = sha256 or fixity.sha256_hex(data)
     put = partial(
         store.put_once,
@@ -173,10 +190,10 @@ def put_beside(
         sha256=sha256,
         look=look,
     )
-    try:
-        return put(key, data)
-    except KeyTaken:
-        return put(layout.beside(key, sha256[:16]), data)
+    for at in (key, layout.beside(key, sha256[:16])):
+        with suppress(KeyTaken):
+            return put(at, data)
+    return put(layout.beside(key, random_tag()), data)
 
 
 def audio_of(header: wav.WavHeader, length: int) -> tuple[dict[str, Any], list[str]]:

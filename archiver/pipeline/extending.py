@@ -10,12 +10,16 @@ import threading
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from archiver.errors import FormatError, StoreError
+import structlog
+
+from archiver.errors import FormatError, Reach, StoreError
 from archiver.manifest import layout, seal
 from archiver.model import Retention
 from archiver.pipeline.history import max_date
 from archiver.pipeline.ports import Store
 from archiver.store.objects import Head
+
+log = structlog.get_logger()
 
 REMEMBERED_SEALS = 10_000
 
@@ -28,7 +32,7 @@ class Done:
     weaker: int = 0
     """Objects in a weaker mode than today's, which the store does not change."""
     gone: int = 0
-    """Objects that are not there, or cannot be read: `verify` says which."""
+    """Objects that are not there, or cannot be read or locked: `verify` says which."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, *, extended: bool = False, weaker: bool = False, gone: bool = False) -> None:
@@ -39,8 +43,8 @@ class Done:
 
 
 class Extender:
-    """Extends locks. Threads share it. What is gone is counted; raises `StoreError` where the store
-    refuses."""
+    """Extends locks. Threads share it. An object that is gone, or of which the store refuses it, is
+    counted, and an error in the log; raises `StoreError` that is about more than one object."""
 
     def __init__(self, store: Store, retention: Retention) -> None:
         self._store = store
@@ -53,8 +57,9 @@ class Extender:
         try:
             lock = self._store.extend(key, version_id, until)
         except StoreError as error:
-            if error.reason != "gone":
+            if error.reach is not Reach.ITEM:
                 raise
+            log.error("lock.not_extended", key=key, error=str(error))
             done.add(gone=True)
             return
         weaker = self._retention.mode == "COMPLIANCE" and lock.mode == "GOVERNANCE"
@@ -86,7 +91,9 @@ class Extender:
         """The latest date of the windows of a seal; None where it cannot be read."""
         try:
             found = seal.parse_seal(self._store.read(layout.seal_key(number)) or b"")
-        except FormatError:
+        except (FormatError, StoreError) as error:
+            if error.reach is not Reach.ITEM:
+                raise
             return None
         names = (layout.parse_segment_key(entry.key) for entry in found.segments)
         latest = max((name[0].start for name in names if name), default=None)

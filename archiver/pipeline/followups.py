@@ -111,7 +111,9 @@ class FollowUps:
             known.silent = False
         if outcome.postponed and known.patient_until is None:
             known.patient_until = self._clock.now() + self._give_up
-        if outcome.postponed or not outcome.closed:
+        # A foreign object in the place of a revision will be there at the next look, too.
+        stays_incomplete = not known.complete and not outcome.segments
+        if outcome.postponed or not outcome.closed or stays_incomplete:
             known.rests_until = self._clock.monotonic() + PAUSE_SECONDS
 
     def _is_due(self, known: _Sealed, remembered: set[Window]) -> bool:
@@ -182,11 +184,19 @@ class FollowUps:
         oldest = self._clock.now() - reach
         for day in self._days(oldest.date()):
             windows: dict[datetime, dict[SegmentName, bool]] = {}
-            for name, sealed in self._segments.look(day).items():
+            try:
+                segments = self._segments.look(day)
+            except StoreError as error:
+                if error.reach is not Reach.ITEM:
+                    raise
+                log.error("day.unlistable", day=day.isoformat(), error=str(error))
+                continue
+            for name, sealed in segments.items():
                 windows.setdefault(name.start, {})[name] = sealed
             for start, names in windows.items():
-                if start + self._length >= oldest and names.get(SegmentName(start, 1)):
-                    yield max(names), all(names.values())
+                official = [name for name, sealed in names.items() if sealed]
+                if start + self._length >= oldest and official:
+                    yield max(official), all(names.values())
 
     def _days(self, oldest: date) -> Iterator[date]:
         first = self._segments.first_day()

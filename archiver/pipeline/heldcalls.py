@@ -6,8 +6,9 @@
   may be at work. A removal that is not sealed does not count.
 - It costs a LIST of all events, and two small GETs for each segment of events, once. Who is held is
   asked again now and then, and just before anything is held: so a removal holds at once.
-- Damage stops nothing: a segment that cannot be read is left to `verify`, with a warning in the
-  log, and what was known goes on counting.
+- Damage stops nothing: a segment that cannot be read, be it damaged, refused by the store or
+  written by a newer release, is left to `verify`, with a warning in the log, and what was known
+  goes on counting. Only a store that is out is an error.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ import structlog
 
 from archiver import hub
 from archiver.clock import Clock
-from archiver.errors import FormatError, StoreError
+from archiver.errors import FormatError, Reach, StoreError
 from archiver.manifest import event, layout, seal
 from archiver.pipeline.ports import Store
+from archiver.store.control import is_of_one_object
 
 log = structlog.get_logger()
 
@@ -92,7 +94,14 @@ class HeldCalls:
         with self._lock:
             at = self._known.looked_at
             if at is None or now >= at + after_seconds:
-                segments = self._read_on(self._known.segments)
+                try:
+                    segments = self._read_on(self._known.segments)
+                except StoreError as error:
+                    if error.reach is not Reach.ITEM:
+                        raise
+                    # A store that will not list events must not stop the archiving of calls.
+                    log.error("holds.unknown", error=str(error))
+                    segments = self._known.segments
                 self._known = _Known(_fold(segments.values()), now, segments)
 
     def is_held(self, call_id: str) -> bool:
@@ -164,8 +173,8 @@ class HeldCalls:
             return None
         return number
 
-    def _pass_by(self, key: str, error: Exception) -> None:
-        if isinstance(error, StoreError) and error.retryable:
+    def _pass_by(self, key: str, error: FormatError | StoreError) -> None:
+        if isinstance(error, StoreError) and not is_of_one_object(self._store, error):
             raise error
         if key not in self._unreadable:
             self._unreadable.add(key)

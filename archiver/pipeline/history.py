@@ -10,14 +10,14 @@ import json
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from typing import IO, Any
 
 import structlog
 
-from archiver.errors import FormatError, StoreError, UsageError
+from archiver import liveness
+from archiver.errors import FormatError, KeyTaken, Reach, StoreError
 from archiver.manifest import layout, record, seal, segment
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Outcome, Record
@@ -61,13 +61,15 @@ class Standing:
     key: str
     outcome: Outcome
     revision: int
+    incomplete: bool
+    """Whether a document of the call could not be had."""
     _packed: bytes
 
     @classmethod
     def of(cls, found: Record) -> Standing:
         packer = zlib.compressobj(1, zdict=_COMMON)
         packed = packer.compress(found.data) + packer.flush()
-        return cls(found.key, found.outcome, found.revision, packed)
+        return cls(found.key, found.outcome, found.revision, bool(found.incomplete), packed)
 
     @property
     def data(self) -> bytes:
@@ -99,7 +101,9 @@ class Standing:
             key = layout.record_key(self.day, newest.call_id, number)
             try:
                 yield record.parse(store.read(key) or b"")
-            except FormatError:
+            except (FormatError, StoreError) as error:
+                if error.reach is not Reach.ITEM:
+                    raise
                 yield None
 
 
@@ -111,6 +115,9 @@ class Unsealed:
     name: SegmentName
     entry: SegmentEntry
     retain_until: datetime | None
+    found_since: datetime | None = None
+    """Of a segment that was there already: no seal before this time can cover it. None where this
+    process has just written it."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,8 @@ class History:
     """What the segments of a window tell, taken together; `revision` 0 where there is none."""
 
     revision: int = 0
+    taken: int = 0
+    """The highest revision whose key is taken, be it by bytes that are no segment."""
     listed_at: datetime | None = None
     """When the newest revision was listed."""
     records: dict[str, Standing] = field(default_factory=dict)
@@ -152,27 +161,43 @@ class HistoryReader:
     def read(self, window: Window, *, complete: bool = True) -> History:
         """All that the window's segments tell; `complete` what a crash left of the unsealed ones.
 
-        Raises `StoreError` where one is damaged, `UsageError` where it is of another length.
+        An unsealed one that cannot be parsed is foreign: its key is taken, and that is all. Raises
+        `StoreError` that reaches this window where a sealed one cannot be parsed: what it tells is
+        official, and not known here.
         """
         history = History()
         for name, sealed in self._segments.of(window.start):
-            with spool() as file, _readable(name):
+            history.taken = max(history.taken, name.revision)
+            with spool() as file:
                 self._store.read_into(name.jsonl, file, MAX_SEGMENT_BYTES)
-                latest = self._take_in(file, window, history)
+                try:
+                    latest = self._take_in(file, window, history)
+                except FormatError as error:
+                    if sealed:
+                        raise StoreError(
+                            f"{name.jsonl} cannot be read ({error}): run archiver verify",
+                            reason="segment_unreadable",
+                            reach=Reach.WINDOW,
+                        ) from None
+                    log.error("segment.unreadable", key=name.jsonl, error=str(error))
+                    continue
                 if complete and not sealed:
                     file.seek(0)
                     entry = seal.describe(name.jsonl, file)
-                    history.unsealed.append(self.ready(name, entry, _again(file), latest))
+                    ready = self.ready(name, entry, _again(file), latest)
+                    history.unsealed.append(replace(ready, found_since=history.listed_at))
         return history
 
     def newest_line(self, name: SegmentName) -> Line | None:
         """The window line of a segment, read from its end; None for one that cannot be read."""
-        data = self._store.tail(name.jsonl, TAIL_BYTES) or b""
-        if len(data) == TAIL_BYTES and data.count(b"\n") < 2:
-            data = self._store.read(name.jsonl, max_bytes=MAX_SEGMENT_BYTES) or b""
         try:
+            data = self._store.tail(name.jsonl, TAIL_BYTES) or b""
+            if len(data) == TAIL_BYTES and data.count(b"\n") < 2:
+                data = self._store.read(name.jsonl, max_bytes=MAX_SEGMENT_BYTES) or b""
             found = segment.parse_tail(data)
-        except FormatError as error:
+        except (FormatError, StoreError) as error:
+            if error.reach is not Reach.ITEM:
+                raise
             log.error("segment.unreadable", key=name.jsonl, error=str(error))
             return None
         return Line(name, found.window, found.listed_at, frozenset(found.pending))
@@ -187,9 +212,16 @@ class HistoryReader:
         """Make a durable segment ready for its seal: its companion is written, or adopted.
 
         A crash before this leaves a segment without one; whoever reads the history completes it.
+        Foreign bytes under the companion's key stay there, for `verify` to tell: the seal and the
+        segment stand without it.
         """
         with spool() as files, spool(segment.companion(entry.sha256, name, records, files)) as file:
-            self._store.put_once(name.sha256, file, content_type="text/plain", retain_until=until)
+            try:
+                self._store.put_once(
+                    name.sha256, file, content_type="text/plain", retain_until=until
+                )
+            except KeyTaken:
+                log.error("segment.companion_foreign", key=name.sha256)
         return Unsealed(name, entry, until)
 
     def _take_in(self, file: IO[bytes], window: Window, history: History) -> datetime | None:
@@ -197,14 +229,20 @@ class HistoryReader:
         file.seek(0)
         last = deque(file, maxlen=1)
         found = segment.parse_tail(last[0] if last else b"")
-        _check_length(found, window)
+        if found.window != window:
+            raise FormatError(f"it is of the window {found.window}, not of {window}")
         latest = self._retention.until(window.end)
+        records: dict[str, Standing] = {}
+        behind = False
         for one in _again(file):
-            told = history.records.get(one.call_id)
+            told = records.get(one.call_id) or history.records.get(one.call_id)
             if told is None or one.revision >= told.revision:
-                history.records[one.call_id] = Standing.of(one)
-            latest = max_date(latest, covered_date(one, self._retention))
-            history.behind = history.behind or is_behind(one, window, self._retention)
+                records[one.call_id] = Standing.of(one)
+            latest = max_date(latest, covered_date(one, window, self._retention))
+            behind = behind or is_behind(one, window, self._retention)
+        # Only now: a segment that cannot be parsed to its end must leave nothing behind.
+        history.records |= records
+        history.behind = history.behind or behind
         history.keep_until = max_date(history.keep_until, latest)
         history.revision, history.listed_at = found.revision, found.listed_at
         history.pending, history.vanished = frozenset(found.pending), frozenset(found.vanished)
@@ -214,25 +252,11 @@ class HistoryReader:
 def _again(file: IO[bytes]) -> Iterator[Record]:
     """The records of a segment that lies in a file, from its start."""
     file.seek(0)
-    return segment.records_of(file)
+    for one in segment.records_of(file):
+        liveness.note()  # a segment may have 100,000
+        yield one
 
 
 def max_date(one: datetime | None, other: datetime | None) -> datetime | None:
     """The later one; None only where both are."""
     return max((date for date in (one, other) if date is not None), default=None)
-
-
-def _check_length(found: segment.Segment, window: Window) -> None:
-    if found.window != window:
-        raise UsageError(
-            f"the archive has a window {found.window} where ARCHIVER_WINDOW makes "
-            f"{window}: set ARCHIVER_WINDOW to the length that the archive has"
-        )
-
-
-@contextmanager
-def _readable(name: SegmentName) -> Iterator[None]:
-    try:
-        yield
-    except FormatError as error:
-        raise StoreError(f"{name.jsonl} is damaged ({error}): run archiver verify") from None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from archiver.errors import StoreError
+from archiver.errors import Reach, StoreError
 from archiver.manifest.event import ObjectRef
 from archiver.manifest.record import Record
 from archiver.model import Window
@@ -20,6 +20,7 @@ from archiver.pipeline.heldcalls import HeldCalls
 from archiver.pipeline.history import Standing
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import Store
+from archiver.store.objects import Head
 
 log = structlog.get_logger()
 
@@ -46,8 +47,9 @@ class Holding:
 
     def see_to(self, window: Window, *standings: Mapping[str, Standing]) -> None:
         """Hold what is loose of a window's held calls, all revisions; `standings` have their newest
-        records, by call id, the first that has one counts. What is gone is left to `verify`, with
-        an error in the log. Raises `StoreError` where the store refuses."""
+        records, by call id, the first that has one counts. What is gone, or refused by the store,
+        is left to `verify`, with an error in the log. Raises `StoreError` that is about more than
+        one object."""
         held = self._held.ids()
         if not held:
             return
@@ -74,16 +76,28 @@ class Holding:
     def _look(self, standing: Standing) -> _Found:
         found = list(standing.revisions(self._store))
         refs = dict.fromkeys(one for each in found if each is not None for one in refs_of(each))
-        heads = [(one, self._store.head(one.key, one.version_id)) for one in refs]
+        heads = [(one, self._head(one)) for one in refs]
         loose = [one for one, head in heads if head is not None and not head.held]
         gone = found.count(None) + sum(head is None for _, head in heads)
         return _Found(standing.record().call_id, loose, gone)
+
+    def _head(self, one: ObjectRef) -> Head | None:
+        """What the store says of an object; None, with an error in the log, where it refuses."""
+        try:
+            return self._store.head(one.key, one.version_id)
+        except StoreError as error:
+            if error.reach is not Reach.ITEM:
+                raise
+            log.error("hold.unknown", key=one.key, error=str(error))
+            return None
 
     def _hold(self, one: ObjectRef) -> None:
         try:
             self._store.set_hold(one.key, one.version_id, True)
         except StoreError as error:
-            if self._store.head(one.key, one.version_id) is not None:
+            if error.reach is Reach.ITEM:
+                log.error("hold.refused", key=one.key, error=str(error))
+            elif self._store.head(one.key, one.version_id) is not None:
                 raise error
 
 

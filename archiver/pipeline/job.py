@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
@@ -13,9 +14,10 @@ from archiver import fixity, metrics
 from archiver.clock import Clock
 from archiver.errors import CallError, FormatError, NoRecording
 from archiver.manifest import canonical, layout, record
-from archiver.manifest.record import File, Record, Result
-from archiver.model import Call, Retention, Window
-from archiver.pipeline.download import WAV, Download, audio_of, put_beside
+from archiver.manifest.record import FILE_KINDS, File, Record, Result
+from archiver.model import Call, Retention, Window, lock_start, placing_time
+from archiver.pipeline.attempts import UNSAID
+from archiver.pipeline.download import Download, audio_of, put_beside
 from archiver.pipeline.ports import Recordings, Source, Store
 from archiver.pressure import Pressure
 from archiver.retry import Retry
@@ -28,9 +30,28 @@ log = structlog.get_logger()
 MISMATCH_SECONDS = 2.0
 MISMATCH_SHARE = 0.02
 MAX_SIDECAR_BYTES = 64 << 20
-JSON = "application/json"
 
 Survey = dict[str, Any] | list[Any]
+
+
+_SIDECARS = {*record.UNAVAILABLE, *(FILE_KINDS[kind].malformed for kind in record.UNAVAILABLE)}
+_RECORDED_AS = {
+    "campaignId": "campaign_id",
+    "direction": "direction",
+    "durationSeconds": "duration_seconds",
+    "endTime": "ended_at",
+    "startTime": "started_at",
+    "state": "state",
+}
+"""Fields of a call → those of its record."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document in the archive's form."""
+
+    data: bytes
+    has_transcript: bool
 
 
 class Tools:
@@ -63,7 +84,12 @@ class Tools:
 
 class Job:
     """One try. `previous` is the record that stands, if one does: a new one would amend it. Where
-    the call is `held`, its files are born so."""
+    the call is `held`, its files are born so. `listed_at` is when the listing of the window began
+    that the call is worked at for.
+
+    The recording and the two documents, the call's own (`transcript`) and the survey (`epa`), are
+    fetched and judged one by one: one that cannot be had takes nothing from the others.
+    """
 
     def __init__(
         self,
@@ -73,9 +99,15 @@ class Job:
         previous: Record | None,
         attempts: int,
         *,
+        listed_at: datetime,
         held: bool,
+        taken: int = 0,
     ) -> None:
         self.call = listed
+        self.taken = taken
+        """The highest revision whose key foreign bytes have."""
+        self._listed_at = listed_at
+        self._listed = listed
         self._tools = tools
         self._window = window
         self._attempts = attempts
@@ -83,9 +115,16 @@ class Job:
         self.began = tools.clock.now()
         self.was_beaten = False
         """Whether another writer's record had the place."""
+        self._previous = previous
         self._told: Mapping[str, Any] = previous.document if previous else {"files": []}
         self._home = layout.parse_record_key(previous.key) if previous else None
+        self._documents: dict[str, Document] = {}
+        """File kind → what came of that document; a kind is absent where the source has none."""
+        self._errors: dict[str, CallError] = {}
+        """File kind → why that document could not be had."""
         self._files: list[File] = []
+        self._findings: set[str] = set()
+        """Those about documents."""
         self.lock_modes: set[str] = set()
         """The modes that the files of this try are locked in."""
         self._source: dict[str, Any] = {"api": tools.source.base_url}
@@ -95,87 +134,224 @@ class Job:
         """The call's `dt`; a later revision stays where the first one is."""
         if self._home is not None:
             return self._home[0]
-        return (self.call.own_time or self._window.start).date()
+        return placing_time(self.call, self._window, self._listed_at).date()
 
     @property
     def retain_until(self) -> datetime | None:
-        ended = self.call.ended_at or self.call.own_time or self._window.end
-        return self._tools.retention.until(ended)
+        start, _ = lock_start(self.call, self._window, self._listed_at)
+        return self._tools.retention.until(start)
 
     def run(self, settled: bool) -> Result:
-        """Fetch and store everything. Raises `CallError` where the call can't be archived now."""
-        survey = self._fetch()
+        """Fetch and store everything: 1. the call's own document, 2. the survey, 3. the recording,
+        4. the sidecars, 5. the result.
+
+        A document that cannot be had is a finding of the record. Until the window has `settled`,
+        the call waits for it instead, and its recording is not downloaded meanwhile.
+        Raises `CallError` where the call cannot be archived now.
+        """
+        # 1. and 2.
+        self._fetch()
+        self._files = self._carried(exclude={"recording"})
+        for error in self._errors.values() if not settled else ():
+            raise error
+        # 3.
         try:
             audio, findings = self._recording()
         except NoRecording as error:
             if not settled:
                 raise
-            self._sidecars(survey)
+            own = self._errors.get("transcript")
+            if own is not None and own.reason == "call_missing":
+                raise own from None  # the source knows nothing of the call: no word on a recording
+            # 4. and 5.
+            self._sidecars()
             return self._result("no_recording", reason=error.reason, status=error.status)
-        self._sidecars(survey)
+        # 4. and 5.
+        self._sidecars()
         return self._result("archived", audio=audio, findings=self._with_mismatch(findings, audio))
 
     def refresh(self) -> Result:
         """What an archived call's record would say now: the recording stays, call and survey are
-        fetched again. Raises `CallError`."""
+        fetched again."""
         told = self._told
-        survey = self._fetch()
+        self._fetch()
         self._source = {**told["source"], **self._source}
-        self._files = [_as_told(file) for file in told["files"] if file["kind"] == "recording"]
-        self._sidecars(survey)
-        findings = [code for code in told["findings"] if code != "duration_mismatch"]
+        self._files = self._carried()
+        self._sidecars()
+        again = {"duration_mismatch", "time_implausible", *record.INCOMPLETE}
+        findings = [code for code in told["findings"] if code not in again]
         audio = told["audio"]
         return self._result("archived", audio=audio, findings=self._with_mismatch(findings, audio))
 
     def failure(self, reason: str, status: int | None) -> Result:
         """The result for a call that is given up: what is known of it is kept."""
-        self._files = []
-        if self.call.document.get("transcript") is not None:
-            survey = self.call.document.get("epaResults")
-            self._sidecars(_merged(None, survey))
-        else:
-            self._files = [_as_told(file) for file in self._told["files"]]
+        self._files = self._carried(exclude={"recording"})
+        self._sidecars()
         return self._result("failed", reason=reason, status=status)
 
-    def _fetch(self) -> Survey | None:
-        """The call as the source tells it now; its survey."""
-        source = self._tools.source
-        self.call, self._source["request_id"] = source.call(self.call.id)
-        return _merged(source.survey(self.call.id), self.call.document.get("epaResults"))
+    @property
+    def unanswered(self) -> CallError | None:
+        """Why the source did not answer for a document, where that says nothing of the document
+        and the standing record does not say it already."""
+        for kind, error in self._errors.items():
+            if error.undecided:
+                return error
+            told = self._previous.why_unavailable(kind) if self._previous else None
+            if error.reason in UNSAID and error.reason != told:
+                return error
+        return None
 
-    def _result(self, outcome: record.Outcome, **fields: Any) -> Result:
-        attempts = None if outcome == "archived" else self._attempts
-        files = tuple(self._files)
-        return Result(outcome, files=files, source=self._source, attempts=attempts, **fields)
+    def _result(
+        self, outcome: record.Outcome, *, findings: Iterable[str] = (), **fields: Any
+    ) -> Result:
+        order = list(FILE_KINDS)
+        last = len(order)  # a kind of a newer release
+        _, is_plausible = lock_start(self.call, self._window, self._listed_at)
+        odd_time = () if is_plausible else ("time_implausible",)
+        self._files.sort(key=lambda f: order.index(f.kind) if f.kind in FILE_KINDS else last)
+        unavailable = {
+            kind: {"reason": error.reason, "status": error.status}
+            for kind, error in self._errors.items()
+            if record.UNAVAILABLE[kind] in self._findings
+        }
+        return Result(
+            outcome,
+            files=tuple(self._files),
+            source=self._source,
+            attempts=None if outcome == "archived" else self._attempts,
+            findings=(*findings, *self._findings, *odd_time),
+            unavailable=unavailable,
+            **fields,
+        )
 
-    # --- sidecars
+    # --- the documents
 
-    def _sidecars(self, survey: Survey | None) -> None:
-        document = dict(self.call.document)
-        if isinstance(document.get("epaResults"), dict | list | None):
-            document.pop("epaResults", None)  # anything else is no survey, and would be lost
-        self._sidecar("transcript", document)
-        if survey is not None:
-            self._sidecar("epa", survey)
-        elif (before := self._before("epa")) is not None:
-            self._files.append(before)  # that the source has lost it is no reason to lose it too
+    def _fetch(self) -> None:
+        """1. The call's own document: where it cannot be had, the listing says what is known of the
+        call. 2. The survey."""
+        source, call_id = self._tools.source, self._listed.id
+        # 1.
+        try:
+            self.call, self._source["request_id"] = source.call(call_id)
+            self._take("transcript", _without_survey(self.call))
+        except CallError as error:
+            self._could_not_have("transcript", error)
+            if self._listed.document.get("transcript") is not None:
+                self._take("transcript", _without_survey(self._listed))
+        if "transcript" in self._errors:
+            self.call = self._as_known()
+        # 2.
+        inline, survey = self.call.document.get("epaResults"), None
+        try:
+            survey = source.survey(call_id)
+        except CallError as error:
+            self._could_not_have("epa", error)
+        # Where one of the survey's two copies is missing today, what only that one had stays.
+        if survey is not None and inline is None and "transcript" in self._errors:
+            inline = self._standing_survey()
+        if survey is None and inline and "epa" not in self._errors:
+            survey, inline = _survey(inline), self._standing_survey()
+        merged = _merged(survey, inline)
+        if merged is not None:
+            self._take("epa", merged)
 
-    def _sidecar(self, kind: str, document: Survey) -> None:
+    def _take(self, kind: str, document: Survey) -> None:
+        """Keep a document in the archive's form; one that has no such form is none."""
         try:
             data = canonical.dump(document)
         except FormatError:
-            raise CallError("not representable as JSON", reason="bad_document") from None
-        before = self._before(kind)
-        if before is not None and self._stands(before, data, document):
-            self._files.append(before)
+            error = CallError("not representable as JSON", reason="bad_document")
+            self._could_not_have(kind, error)
             return
-        key = layout.recording_dir(self.day, self.call.id) + f"{kind}.json"
-        store, until = self._tools.store, self.retain_until
-        stored = put_beside(store, key, data, JSON, until, self.held, look=False)
-        self._add(kind, stored, JSON)
+        has_transcript = isinstance(document, dict) and bool(document.get("transcript"))
+        self._documents[kind] = Document(data, has_transcript)
 
-    def _add(self, kind: str, stored: Stored, content_type: str) -> None:
-        self._files.append(_file(kind, stored, content_type))
+    def _could_not_have(self, kind: str, error: CallError) -> None:
+        self._errors.setdefault(kind, error)
+        log.warning(
+            "call.document_unavailable", kind=kind, reason=error.reason, status=error.status
+        )
+
+    def _as_known(self) -> Call:
+        """The call as it is listed, and as the standing record tells what the listing does not."""
+        told = {name: self._told.get(field) for name, field in _RECORDED_AS.items()}
+        listed = {name: v for name, v in self._listed.document.items() if v is not None}
+        return Call(self._listed.id, {**told, **listed})
+
+    def _standing_survey(self) -> object:
+        """The survey that the standing record names."""
+        before = self._before("epa")
+        return self._load(before) if before is not None else None
+
+    def _carried(self, exclude: Set[str] = frozenset()) -> list[File]:
+        """The files of the standing record that this try does not fetch: the recording, and what a
+        newer release knows."""
+        leave = {*_SIDECARS, *exclude}
+        return [_as_told(file) for file in self._told["files"] if file["kind"] not in leave]
+
+    def _sidecars(self) -> None:
+        """Store the documents, and set down which ones could not be had.
+
+        A file that stands and is whole stays, whatever the source answers today.
+        """
+        for kind, code in record.UNAVAILABLE.items():
+            error, document, before = (
+                self._errors.get(kind), self._documents.get(kind), self._before(kind)
+            )  # fmt: skip
+            if error is not None and self._is_known(kind):
+                document = None
+            elif error is not None:
+                self._findings.add(code)
+                self._malformed(kind, error.body)
+            if document is not None:
+                self._sidecar(kind, document, before)
+            elif before is not None:
+                self._files.append(before)  # the source has lost it: no reason to lose it too
+
+    def _is_known(self, kind: str) -> bool:
+        """Whether the standing record has the whole document, or knows that there is none."""
+        if self._previous is None or record.UNAVAILABLE[kind] in self._told["findings"]:
+            return False
+        return self._previous.outcome == "archived" or self._before(kind) is not None
+
+    def _malformed(self, kind: str, body: bytes | None) -> None:
+        """Keep the bytes that came in place of a document; else those of an earlier revision."""
+        malformed = FILE_KINDS[kind].malformed
+        assert malformed is not None  # noqa: S101  (the kind of a document)
+        before = self._before(malformed)
+        if body and (before is None or before.sha256 != fixity.sha256_hex(body)):
+            self._store(malformed, body)
+        elif before is not None:
+            self._files.append(before)
+        else:
+            return
+        self._findings.add("document_malformed")
+
+    def _sidecar(self, kind: str, document: Document, before: File | None) -> None:
+        if before is not None and self._stands(before, document):
+            self._files.append(before)
+        else:
+            self._store(kind, document.data)
+
+    def _store(self, kind: str, data: bytes) -> None:
+        row = FILE_KINDS[kind]
+        key = layout.recording_dir(self.day, self.call.id) + row.name
+        stored = put_beside(
+            self._tools.store, key, data, row.content_type, self.retain_until, self.held, look=False
+        )
+        self._add(kind, stored)
+
+    def _add(self, kind: str, stored: Stored) -> None:
+        self._files.append(
+            File(
+                kind,
+                stored.key,
+                stored.size,
+                stored.sha256,
+                FILE_KINDS[kind].content_type,
+                stored.version_id,
+            )
+        )
         self.lock_modes |= {stored.lock_mode} if stored.lock_mode else set()
 
     def _before(self, kind: str) -> File | None:
@@ -183,24 +359,26 @@ class Job:
         found = (_as_told(file) for file in self._told["files"] if file["kind"] == kind)
         return next(found, None)
 
-    def _stands(self, before: File, data: bytes, document: Survey) -> bool:
+    def _stands(self, before: File, document: Document) -> bool:
         """Whether a standing sidecar is still the one to name: the same bytes, or the one that
         has a transcript where the source has none any more."""
-        if before.sha256 == fixity.sha256_hex(data):
+        if before.sha256 == fixity.sha256_hex(document.data):
             return True
-        if not isinstance(document, dict) or before.kind != "transcript":
+        if before.kind != "transcript" or document.has_transcript:
             return False
-        if document.get("transcript") or not self._had_transcript(before):
+        standing = self._load(before)
+        if not (isinstance(standing, dict) and standing.get("transcript")):
             return False
         log.warning("call.transcript_withdrawn")
         return True
 
-    def _had_transcript(self, before: File) -> bool:
-        data = self._tools.store.read(before.key, before.version_id, MAX_SIDECAR_BYTES)
+    def _load(self, file: File) -> object:
+        """The JSON of a standing sidecar; None for one that cannot be read."""
+        data = self._tools.store.read(file.key, file.version_id, MAX_SIDECAR_BYTES)
         try:
-            return bool(canonical.load_object(data or b"").get("transcript"))
+            return canonical.load(data or b"")
         except FormatError:
-            return False
+            return None
 
     # --- the recording
 
@@ -216,7 +394,7 @@ class Job:
             closing(tools.open(self._signed_url)) as recording,
         ):
             done = tools.download.run(recording, key, self.retain_until, self.held)
-        self._add("recording", done.stored, WAV)
+        self._add("recording", done.stored)
         self._source |= {
             "content_md5": done.info.content_md5,
             "etag": done.info.etag,
@@ -227,7 +405,7 @@ class Job:
 
     def _signed_url(self) -> SignedUrl:
         signed = self._tools.source.recording_url(self.call.id)
-        self._source["request_id"] = signed.request_id or self._source["request_id"]
+        self._source["request_id"] = signed.request_id or self._source.get("request_id")
         return signed
 
     def _with_mismatch(self, findings: list[str], audio: Mapping[str, Any]) -> tuple[str, ...]:
@@ -238,14 +416,23 @@ class Job:
         return tuple(findings)
 
 
-def _file(kind: str, stored: Stored, content_type: str) -> File:
-    return File(kind, stored.key, stored.size, stored.sha256, content_type, stored.version_id)
-
-
 def _as_told(file: Mapping[str, Any]) -> File:
     """A file as a record names it."""
     names = ("kind", "key", "bytes", "sha256", "content_type", "version_id")
     return File(**{name: file[name] for name in names})
+
+
+def _without_survey(call: Call) -> dict[str, Any]:
+    """The call as `transcript.json` has it."""
+    document = dict(call.document)
+    if isinstance(document.get("epaResults"), dict | list | None):
+        document.pop("epaResults", None)  # anything else is no survey, and would be lost
+    return document
+
+
+def _survey(inline: object) -> Survey | None:
+    """The inline copy of a survey, where it is one."""
+    return inline if isinstance(inline, dict | list) else None
 
 
 def _merged(survey: Survey | None, inline: object) -> Survey | None:

@@ -19,15 +19,14 @@ did, and its objects are kept for longer than that.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from functools import partial
 
 import structlog
 
 from archiver.clock import Clock
+from archiver.errors import Reach, StoreError
 from archiver.manifest import layout, seal
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
@@ -39,6 +38,7 @@ from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import Store
 from archiver.pipeline.promise import covered_date, is_behind, policy_date
+from archiver.store.objects import Head
 
 log = structlog.get_logger()
 
@@ -63,9 +63,6 @@ class Keeper:
         self._clock = clock
         self._held = held
         self._looked_at: float | None = None
-        self._lock = threading.Lock()
-        self.at_work = 0
-        """Windows whose locks are being extended right now."""
 
     def keep(self, window: Window, history: History, new: Iterable[Standing]) -> datetime | None:
         """Extend what a window has, where it is locked for less than today's policy gives: what its
@@ -80,7 +77,7 @@ class Keeper:
         late = []
         for one in new:
             found = one.record()
-            until = max_date(until, covered_date(found, self._retention))
+            until = max_date(until, covered_date(found, window, self._retention))
             if is_behind(found, window, self._retention):
                 late.append(one)
         self._extend_all(window, history, late)
@@ -89,10 +86,9 @@ class Keeper:
     def _extend_all(self, window: Window, history: History, late: list[Standing]) -> None:
         done, names = Done(), self._short(window, history)
         told = history.records.values() if names and history.behind else ()
-        with self._working():
-            self._workers.map(partial(self._keep_call, window, done), [*told, *late])
-            for name in names:
-                self._keep_segment(name, history.keep_until, window, done)
+        self._workers.map(partial(self._keep_call, window, done), [*told, *late])
+        for name in names:
+            self._keep_segment(name, history.keep_until, window, done)
         if done.extended or done.weaker:
             log.info(
                 "window.kept_longer",
@@ -120,11 +116,10 @@ class Keeper:
             layout.VERIFY_SCRIPT,
         ]
         for key in keys:
-            head = self._store.head(key)
+            head = self._head(key)
             if head is not None and self._extender.is_short(head, until - DAY):
-                self._store.extend(key, head.version_id, until)
-        with self._working():
-            self._keep_events()
+                self._extender.extend(key, head.version_id, until, Done())
+        self._keep_events()
         self._looked_at = now
 
     def _keep_events(self) -> None:
@@ -142,7 +137,7 @@ class Keeper:
         until = self._retention.until(now if one.holds else one.at)
         if until is None or until <= now:
             return
-        head = self._store.head(one.key)
+        head = self._head(one.key)
         if head is None:
             done.add(gone=True)
         elif self._extender.is_short(head, until - DAY if one.holds else until):
@@ -150,15 +145,15 @@ class Keeper:
             for key in (layout.pointer_key(one.key), layout.companion_key(one.key), one.key):
                 self._extender.extend(key, None, until, done)
 
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        with self._lock:
-            self.at_work += 1
+    def _head(self, key: str) -> Head | None:
+        """What the store says of an object; None, with an error in the log, where it refuses."""
         try:
-            yield
-        finally:
-            with self._lock:
-                self.at_work -= 1
+            return self._store.head(key)
+        except StoreError as error:
+            if error.reach is not Reach.ITEM:
+                raise
+            log.error("lock.unknown", key=key, error=str(error))
+            return None
 
     # --- a window's records and files
 
@@ -189,13 +184,18 @@ class Keeper:
         if history.records and not history.behind:
             return []
         names = [name for name, _ in self._segments.of(window.start)]
-        heads = (self._store.head(name.jsonl) for name in names)
+        heads = (self._head(name.jsonl) for name in names)
         return names if any(head and self._extender.is_short(head, until) for head in heads) else []
 
     def _keep_segment(
         self, name: SegmentName, until: datetime | None, window: Window, done: Done
     ) -> None:
-        data = self._store.read(name.seal, max_bytes=seal.POINTER_BYTES)
+        try:
+            data = self._store.read(name.seal, max_bytes=seal.POINTER_BYTES)
+        except StoreError as error:
+            if error.reach is not Reach.ITEM:
+                raise
+            data = b""  # the store refuses it: as good as a damaged one
         if data is not None:  # else it is not sealed yet: what it gets then has today's date
             number = seal.parse_pointer(data)
             if number is not None:

@@ -14,10 +14,10 @@ from datetime import date, datetime
 
 import structlog
 
-from archiver.errors import FormatError, StoreError
+from archiver.errors import FormatError, NewerFormat, Reach, StoreError
 from archiver.manifest import layout, record
 from archiver.manifest.layout import SegmentName
-from archiver.model import Call, Window, window_of
+from archiver.model import Call, Window, placing_time, window_of
 from archiver.pipeline.attempts import Attempts, Unarchived
 from archiver.pipeline.history import History, Standing
 from archiver.pipeline.index import RecordIndex, SegmentIndex
@@ -36,8 +36,9 @@ class Aim:
     looked at again, and those whose record says that there is no recording tried again; a round of
     the loop then writes its revision, be it empty.
 
-    `backfill`: those without a recording are tried again in any case, and a revision is written
-    only where something changed. `patient`: where the source is out, an aged window may wait.
+    `backfill`: those without a recording, or without a document that could not be had, are tried
+    again in any case, and a revision is written only where something changed. `patient`: where the
+    source is out, an aged window may wait.
     `look`: an age counts as unseen, though the window was listed since. `closes`: a window that has
     settled is closed, for which whoever asks then has to have it sealed.
     """
@@ -59,6 +60,8 @@ class Task:
     previous: Standing | None = None
     was_pending: bool = False
     """Whether a segment calls it pending: another try was made before."""
+    taken: int = 0
+    """The highest revision whose key is taken by bytes that are no record: the next one is free."""
 
 
 @dataclass
@@ -76,6 +79,19 @@ class Plan:
         """Calls that have no record yet, or one that says failed."""
         found = [task.previous for task in self.todo]
         return sum(1 for one in found if one is None or one.outcome == "failed")
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What lies under the key of a call's newest record, and is none that can be used here.
+
+    `foreign`: it is no record at all, so that the call is archived under the next revision. Else it
+    may be one (a newer release wrote it, or the store refuses to give it out): the call is left to
+    who can read it.
+    """
+
+    revision: int
+    foreign: bool
 
 
 NEVER: tuple[datetime | None, frozenset[str]] = (None, frozenset())
@@ -117,6 +133,8 @@ class Planner:
         self._attempts = attempts
         self.records = RecordIndex(store)
         self._lock = threading.Lock()
+        self._unreadable: set[str] = set()
+        """Keys of records that the log has named as unreadable."""
         self._recall = Recall(store, self.records, segments, workers, self._read_record)
         self.begins: datetime | None = None
         """Calls of windows before this are nobody's business here; None: of all windows beside the
@@ -138,15 +156,20 @@ class Planner:
         plan = Plan(listed)
         memory = memories.get(listed.window) or Memory()
         awaited = self._awaited(listed, history, memories, sighted.ids)
-        plan.standing = self._standing(listed, awaited, history, memory)
+        plan.standing, unreadable = self._standing(listed, awaited, history, memory)
         # A window is closed on fresh knowledge; else what failed a short while ago rests.
         fresh = aim.backfill or closing
         done = memory.refreshed[1] if memory.refreshed[0] == due else frozenset()
         done |= awaited.keys()  # they are worked at for want of a record, and for nothing else
         for call in [*awaited.values(), *listed.calls.values()]:
-            found = plan.standing.get(call.id)
+            found, bad = plan.standing.get(call.id), unreadable.get(call.id)
+            if bad is not None and not bad.foreign:
+                if found is None:
+                    plan.resting.append(Unarchived(call, "record_unreadable", 1, None))
+                continue
             if found is None or (call.id not in done and _is_wanted(found, aim, due)):
-                task = Task(call, found, call.id in history.pending)
+                taken = bad.revision if bad is not None else 0
+                task = Task(call, found, call.id in history.pending, taken)
                 self._add(plan, task, rest=not fresh)
         return plan
 
@@ -195,30 +218,44 @@ class Planner:
         awaited: Mapping[str, Call],
         history: History,
         memory: Memory,
-    ) -> dict[str, Standing]:
+    ) -> tuple[dict[str, Standing], dict[str, Unreadable]]:
         """The newest record of each call that is listed or awaited, and of any other that no
-        segment tells of yet, as segments, this process or the bucket know it."""
+        segment tells of yet, as segments, this process or the bucket know it; and what lies in the
+        place of such a record and cannot be read."""
         for call_id, told in history.records.items():
             if call_id in memory.untold and memory.untold[call_id].revision <= told.revision:
                 del memory.untold[call_id]  # another writer told of it, or of a later one
         standing = dict(memory.untold)
-        keys = {}
+        keys: dict[str, str] = {}
         for call_id, days in _days(listed, awaited, history):
             found = _newest(standing.get(call_id), history.records.get(call_id))
             day, revision = self._place(call_id, days)
+            if found is not None and (call_id in listed.calls or call_id in awaited):
+                standing[call_id] = found
             if revision > (found.revision if found else 0):
                 keys[call_id] = layout.record_key(day, call_id, revision)
-            elif found is not None and (call_id in listed.calls or call_id in awaited):
-                standing[call_id] = found
+        unreadable: dict[str, Unreadable] = {}
         read = self._workers.map(self._read_record, keys.values())
-        return {**standing, **dict(zip(keys, read, strict=True))}
+        for call_id, newest in zip(keys, read, strict=True):
+            if isinstance(newest, Unreadable):
+                unreadable[call_id] = newest
+            else:
+                standing[call_id] = newest
+        return standing, unreadable
 
-    def _read_record(self, key: str) -> Standing:
-        data = self._store.read(key)
+    def _read_record(self, key: str) -> Standing | Unreadable:
+        """A record; one that cannot be read stops nobody. It is an error in the log, once."""
         try:
-            return Standing.of(record.parse(data or b""))
-        except FormatError as error:
-            raise StoreError(f"{key} is damaged ({error}): run archiver verify") from None
+            return Standing.of(record.parse(self._store.read(key) or b""))
+        except (FormatError, StoreError) as error:
+            if error.reach is not Reach.ITEM:
+                raise
+            if key not in self._unreadable:
+                self._unreadable.add(key)
+                log.error("record.unreadable", key=key, error=str(error))
+            foreign = isinstance(error, FormatError) and not isinstance(error, NewerFormat)
+            parsed = layout.parse_record_key(key)
+            return Unreadable(parsed[2] if parsed else 1, foreign)
 
     # --- what other windows' listings and other processes know
 
@@ -230,24 +267,31 @@ class Planner:
         own = [*listed.calls.values(), *listed.glimpsed.values()]
         strays = {w: calls.values() for w, calls in listed.strays.items() if self._is_ours(w)}
         self._write_down(
-            {listed.window: own, **strays}, history.records, listed.window if afresh else None
+            {listed.window: own, **strays},
+            listed.listing.listed_at,
+            history.records,
+            listed.window if afresh else None,
         )
         return self._sightings.read(listed.window)
 
-    def note_cut_short(self, window: Window, calls: Iterable[Call], history: History) -> None:
-        """As `note`, of a listing that failed on the way. Whether the calls of other windows are
-        listed there it did not say: so they are this window's, until a listing says more."""
+    def note_cut_short(
+        self, window: Window, calls: Iterable[Call], history: History, listed_at: datetime
+    ) -> None:
+        """As `note`, of a listing that began at `listed_at` and failed on the way. It did not say
+        whether the calls of other windows are listed there: so they are this window's, until a
+        listing says more."""
         length = window.end - window.start
-        homes = ((window_of(call.own_time or window.start, length), call) for call in calls)
+        homes = ((window_of(placing_time(call, window, listed_at), length), call) for call in calls)
         ours = [call for home, call in homes if home == window or self._is_ours(home)]
         try:
-            self._write_down({window: ours}, history.records)
+            self._write_down({window: ours}, listed_at, history.records)
         except StoreError as error:
             log.warning("sighting.unwritten", window=str(window), error=str(error))
 
     def _write_down(
         self,
         shown: Mapping[Window, Collection[Call]],
+        listed_at: datetime,
         told: Collection[str] = (),
         afresh: Window | None = None,
     ) -> None:
@@ -258,7 +302,7 @@ class Planner:
             if afresh is not None:
                 self._sightings.read(afresh, afresh=True)
             for window, calls in shown.items():
-                missing[window] = self._unrecorded(window, calls, told)
+                missing[window] = self._unrecorded(window, calls, listed_at, told)
         finally:
             for window, ids in missing.items():
                 self._sightings.hold(window, ids)
@@ -276,15 +320,14 @@ class Planner:
         return any(layout.call_dir(call_id) not in told for call_id in loose)
 
     def _unrecorded(
-        self, window: Window, calls: Iterable[Call], told: Collection[str]
+        self, window: Window, calls: Iterable[Call], listed_at: datetime, told: Collection[str]
     ) -> list[str]:
         """The ids of those that have no record."""
-        start = window.start
         return [
             call.id
             for call in calls
             if call.id not in told
-            and not self.records.revision((call.own_time or start).date(), call.id)
+            and not self.records.revision(placing_time(call, window, listed_at).date(), call.id)
         ]
 
     def _is_ours(self, window: Window) -> bool:
@@ -333,7 +376,7 @@ class Planner:
             beside = Window(listed.window.start + by, listed.window.end + by)
             for home, calls in self._lister.glance(beside).items():
                 if self._is_ours(home):
-                    self._write_down({home: calls.values()})
+                    self._write_down({home: calls.values()}, listed.listing.listed_at)
                 with self._lock:
                     for call_id in calls.keys() & found.keys() - listed.calls.keys():
                         memories.setdefault(beside, Memory()).untold[call_id] = found.pop(call_id)
@@ -356,20 +399,28 @@ def _newest(one: Standing | None, other: Standing | None) -> Standing | None:
 
 def _is_wanted(found: Standing, aim: Aim, due: datetime | None) -> bool:
     """Whether a call that has a record is to be worked at again."""
-    return due is not None or (aim.backfill and found.outcome != "archived")
+    lacks = found.outcome != "archived" or found.incomplete
+    return due is not None or (aim.backfill and lacks)
 
 
 def _days(
     listed: Listed, awaited: Mapping[str, Call], history: History
 ) -> Iterator[tuple[str, list[date]]]:
-    """Every id that is known of the window, with the days below which its record may lie."""
-    start, near = listed.window.start, _days_near(listed.window)
-    for call in listed.calls.values():
+    """Every id that is known of the window, with the days below which its record may lie.
+
+    A time that is plausible now may have been too late to be true when the call was archived: then
+    its record lies below the window's day, which comes first.
+    """
+    window, listed_at = listed.window, listed.listing.listed_at
+    for call in [*listed.calls.values(), *awaited.values()]:
         told = history.records.get(call.id)
-        yield call.id, [told.day if told else (call.own_time or start).date()]
-    for call in awaited.values():
-        told = history.records.get(call.id)
-        yield call.id, [told.day] if told else [call.own_time.date()] if call.own_time else near
+        if told is not None:
+            yield call.id, [told.day]
+        elif call.own_time is None and call.id in awaited:
+            yield call.id, _days_near(window)
+        else:
+            day = placing_time(call, window, listed_at).date()
+            yield call.id, [window.start.date(), day] if day > window.start.date() else [day]
     for call_id, told in history.records.items():
         if call_id not in listed.calls:
             yield call_id, [told.day]

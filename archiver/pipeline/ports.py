@@ -59,6 +59,8 @@ class Store(Protocol):
     @property
     def read_back(self) -> bool: ...
 
+    def is_answering(self) -> bool: ...
+
     def put_once(
         self,
         key: str,

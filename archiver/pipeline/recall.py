@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 import structlog
 
 from archiver import hub
+from archiver.errors import Reach, StoreError
 from archiver.manifest import layout
 from archiver.manifest.layout import SegmentName
 from archiver.model import DAY, Window, parse_time, window_of
@@ -36,7 +37,7 @@ class Recall:
         records: RecordIndex,
         segments: SegmentIndex,
         workers: Workers,
-        read: Callable[[str], Standing],
+        read: Callable[[str], object],
     ) -> None:
         self._store = store
         self._records = records
@@ -86,12 +87,12 @@ class Recall:
             return False
         keys_of = [f"{layout.record_prefix(day)}{name}/r{n}.json" for name, n in untold.items()]
         for found in self._workers.map(self._read, keys_of):
-            record = found.record()
-            document = record.document
-            moment = parse_time(document.get("started_at")) or parse_time(document.get("ended_at"))
+            if not isinstance(found, Standing):
+                continue  # it cannot be read: the log names it, and `verify` does
+            moment = _placing_time(found)
             # Without any time of its own it may be any window's of the day: so it is this one's.
             home = window_of(moment, window.end - window.start) if moment else window
-            self._found.setdefault(home, {})[record.call_id] = found
+            self._found.setdefault(home, {})[found.record().call_id] = found
         return True
 
     def _names_around(self, day: date) -> Iterator[SegmentName]:
@@ -104,13 +105,32 @@ class Recall:
 
     def told_keys(self, name: SegmentName) -> list[tuple[date, str]]:
         """Day and call directory of a segment's records, from its companion: the cheaper one to
-        read."""
+        read. None of a companion that the store refuses: the window that has these records knows
+        them from its segment, so that nothing is said twice."""
         found = []
         with spool() as file:
-            self._store.read_into(name.sha256, file, MAX_SEGMENT_BYTES)
+            try:
+                self._store.read_into(name.sha256, file, MAX_SEGMENT_BYTES)
+            except StoreError as error:
+                if error.reach is not Reach.ITEM:
+                    raise
+                log.error("segment.unreadable", key=name.sha256, error=str(error))
+                return []
             file.seek(0)
             for line in file:
                 parsed = layout.parse_record_key(line[66:].decode("utf-8", "replace").rstrip("\n"))
                 if parsed is not None:
                     found.append(parsed[:2])
         return found
+
+
+def _placing_time(found: Standing) -> datetime | None:
+    """The time that says to which window a record's call belongs; None where the record tells none,
+    or one that was too late to be true when the call was listed: that lay ahead when the record was
+    written, and the record lies below an earlier day.
+    """
+    document = found.record().document
+    moment = parse_time(document.get("started_at")) or parse_time(document.get("ended_at"))
+    archived_at = parse_time(document.get("archived_at"))
+    ahead = moment is not None and archived_at is not None and moment > archived_at
+    return None if moment and ahead and moment.date() > found.day else moment

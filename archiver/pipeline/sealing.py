@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 import structlog
 
 from archiver import hub, metrics
 from archiver.clock import Clock
-from archiver.errors import FormatError, KeyTaken, StoreError, UsageError
+from archiver.errors import FormatError, KeyTaken, NewerFormat, Reach, StoreError, UsageError
 from archiver.manifest import layout, seal
 from archiver.manifest.seal import Seal, SegmentEntry
 from archiver.manifest.signing import SigningKey
@@ -28,6 +28,9 @@ from archiver.pipeline.ports import Store
 log = structlog.get_logger()
 
 REMEMBERED_SEGMENTS = 10_000
+REMEMBERED_SEALS = 256
+CLOCKS_DIFFER = timedelta(minutes=10)
+"""How far the clocks of two writers may lie apart: nothing is closed beyond 5 minutes."""
 
 
 class Unsealed(Protocol):
@@ -39,6 +42,11 @@ class Unsealed(Protocol):
 
     @property
     def retain_until(self) -> datetime | None: ...
+
+    @property
+    def found_since(self) -> datetime | None:
+        """Of a segment that was there already: no seal before this time can cover it. None where
+        this process has just written it."""
 
 
 class Chain:
@@ -65,6 +73,8 @@ class Chain:
         self._newly_sealed: dict[str, None] = {}
         """The segments that were sealed last, oldest first."""
         self._has_forgotten = False
+        self._read_back: dict[int, tuple[datetime, frozenset[str]]] = {}
+        """Of seals that were read again: when each was made, and the keys of its segments."""
 
     @property
     def head(self) -> Seal:
@@ -163,7 +173,7 @@ class Chain:
         with self._lock, metrics.stage("seal"):
             while True:
                 head = self.refresh()
-                todo = [s for s in segments if not self._is_sealed(s.entry.key)]
+                todo = [s for s in segments if not self._is_sealed(s)]
                 if not todo:
                     return
                 if check is not None:
@@ -195,6 +205,8 @@ class Chain:
             return None
         try:
             parsed = seal.parse_seal(data)
+        except NewerFormat as error:
+            raise StoreError(f"seal {number} was {error}") from None
         except FormatError as error:
             raise StoreError(f"seal {number} is damaged ({error}): run archiver verify") from None
         if parsed.seq != number:
@@ -213,32 +225,61 @@ class Chain:
         self._advance(sealed)
 
     def _complete(self, sealed: Seal, until: datetime | None) -> None:
-        """Signature, then pointers. Ed25519 is deterministic: everybody writes the same bytes."""
-        self._store.put_once(
-            layout.signature_key(sealed.seq),
-            self._key.sign(sealed.data),
-            content_type="application/octet-stream",
-            retain_until=until,
-        )
+        """Signature, then pointers. Ed25519 is deterministic: everybody writes the same bytes.
+
+        One that cannot be written, because foreign bytes have its key or the store refuses it, is
+        an error in the log and a finding of `verify`. The chain goes on without it.
+        """
+        signature = layout.signature_key(sealed.seq)
+        objects = [(signature, self._key.sign(sealed.data), "application/octet-stream")]
         for entry in sealed.segments:
-            self._store.put_once(
-                layout.pointer_key(entry.key),
-                seal.pointer(sealed.seq),
-                content_type="text/plain",
-                retain_until=until,
-            )
+            pointer = layout.pointer_key(entry.key)
+            objects.append((pointer, seal.pointer(sealed.seq), "text/plain"))
+        for key, data, content_type in objects:
+            try:
+                self._store.put_once(key, data, content_type=content_type, retain_until=until)
+            except StoreError as error:
+                if error.reach is not Reach.ITEM:
+                    raise
+                log.error("seal.incomplete", seq=sealed.seq, key=key, error=str(error))
 
     def _is_complete(self, sealed: Seal) -> bool:
         keys = [layout.pointer_key(entry.key) for entry in sealed.segments]
         keys.append(layout.signature_key(sealed.seq))
         return all(self._store.head(key) is not None for key in keys)
 
-    def _is_sealed(self, key: str) -> bool:
-        """Whether a segment was sealed since somebody read that it was not. Only the newest seal
-        can lack its pointers, and of that one all is remembered."""
+    def _is_sealed(self, segment: Unsealed) -> bool:
+        """Whether a segment was sealed since somebody read that it was not.
+
+        This process remembers what it sealed last. An older seal may lack a pointer that the store
+        refused: so a segment that was found without one is looked for in the seals themselves.
+        """
+        key = segment.entry.key
         if key in self._newly_sealed:
             return True
-        return self._has_forgotten and self._store.head(layout.pointer_key(key)) is not None
+        if self._has_forgotten and self._store.head(layout.pointer_key(key)) is not None:
+            return True
+        if segment.found_since is None:
+            return False
+        for number in range(self.head.seq, 0, -1):
+            sealed_at, keys = self._segments_of(number)
+            if key in keys:
+                return True
+            if sealed_at < segment.found_since - CLOCKS_DIFFER:
+                break
+        return False
+
+    def _segments_of(self, number: int) -> tuple[datetime, frozenset[str]]:
+        """When a seal was made, and the keys of its segments."""
+        if number not in self._read_back:
+            found = self.head if number == self.head.seq else self._read(number)
+            if found is None:
+                raise StoreError(f"seal {number} is missing: run archiver verify")
+            if len(self._read_back) >= REMEMBERED_SEALS:
+                self._read_back.clear()
+            keys = frozenset(entry.key for entry in found.segments)
+            self._read_back[number] = (found.sealed_at, keys)
+        return self._read_back[number]
 
     def _advance(self, sealed: Seal) -> None:
         self._head = sealed

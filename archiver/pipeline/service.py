@@ -8,7 +8,6 @@ they come of age, and while they have pending calls (`followups.py`).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -24,7 +23,8 @@ from archiver.model import Window, format_time, window_of, windows_between
 from archiver.pipeline.backfill import WINDOWS_AT_ONCE, Backfill, Summary
 from archiver.pipeline.followups import FollowUps
 from archiver.pipeline.index import SegmentIndex
-from archiver.pipeline.planning import OPEN, ROUND, Aim
+from archiver.pipeline.oldest_unarchived import OldestUnarchived
+from archiver.pipeline.planning import OPEN, ROUND
 from archiver.pipeline.sealing import Chain
 from archiver.pipeline.window import Outcome, Windows
 
@@ -50,21 +50,6 @@ class Schedule:
     relist: tuple[timedelta, ...] = ()
 
 
-class Heartbeat:
-    """When the loop last came on: a window done, a round ended well."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._at = clock.monotonic()
-
-    def beat(self) -> None:
-        self._at = self._clock.monotonic()
-
-    @property
-    def age_seconds(self) -> float:
-        return self._clock.monotonic() - self._at
-
-
 class Service:
     """The loop of `archiver run`. One thread runs it."""
 
@@ -75,7 +60,6 @@ class Service:
         segments: SegmentIndex,
         clock: Clock,
         schedule: Schedule,
-        heartbeat: Heartbeat | None = None,
         at_once: int = WINDOWS_AT_ONCE,
     ) -> None:
         """`at_once` is as `Backfill` has it."""
@@ -84,13 +68,12 @@ class Service:
         self._segments = segments
         self._clock = clock
         self._schedule = schedule
-        self._heartbeat = heartbeat or Heartbeat(clock)
         self._backfill = Backfill(windows, chain, segments, at_once=at_once)
         self._follow_ups = FollowUps(
             windows, segments, clock, schedule.relist, schedule.give_up, schedule.window
         )
         self._looked_at = clock.monotonic()
-        self._waiting: dict[Window, list[datetime]] = {}
+        self._unarchived = OldestUnarchived(clock)
 
     def run_forever(self) -> None:
         """Rounds, `poll_interval` apart. A round that fails is logged, and the next one tries.
@@ -104,17 +87,19 @@ class Service:
                 raise
             except ArchiverError as error:
                 log.error("round.failed", error=str(error))
+                self._unarchived.fail()
             give_back()
             self._clock.sleep(self._schedule.poll_interval_seconds)
 
     def round(self) -> Summary:
-        """List what is not sealed, archive what is new, seal what has settled."""
+        """List what is not sealed, archive what is new, seal what has settled. While our clock is
+        wrong, nothing is sealed."""
         summary = Summary()
+        self._unarchived.begin()
         self._segments.forget()
         head = self._chain.refresh()
         mark = head.watermark
         self._windows.held.look()
-        self._windows.keeper.keep_archive(head.key_id)
         if self._windows.planner.begins is None:
             self._windows.planner.begins = self._chain.genesis().watermark
         now = self._clock.now()
@@ -124,6 +109,12 @@ class Service:
             log.error("clock.behind", watermark=format_time(mark), now=format_time(now))
         first_open = due[-1].end if due else mark
         self._look_at_open(first_open, summary)
+        # What is dated by a wrong clock cannot be taken back. The answers of just now tell.
+        if not self._windows.may_close(remind=True):
+            self._archive_only(due, summary)
+            self._report(now)
+            return summary
+        self._windows.keeper.keep_archive(head.key_id)
         for batch in _batches(due, CLOSED_AT_A_TIME):
             mark = self._close(batch, mark, summary)
             self._look_in_time(first_open, summary)
@@ -142,9 +133,17 @@ class Service:
         for window in reversed(list(windows)):
             self._note(self._windows.process(window, OPEN), summary)
 
+    def _archive_only(self, due: list[Window], summary: Summary) -> None:
+        """Archive the calls of due windows, newest first, and close none: our clock is wrong. The
+        next round looks at it again."""
+        summary.clock_wrong += len(due)
+        for window in reversed(due):
+            if not self._segments.is_sealed(window.start):
+                self._note(self._windows.process(window, OPEN), summary)
+
     def _close(self, batch: list[Window], mark: datetime, summary: Summary) -> datetime:
         """Close due windows, oldest first; returns how far the run of sealed ones reaches."""
-        todo = [window for window in batch if not self._segments.is_sealed(window.start)]
+        todo = [window for window in batch if not self._backfill.is_sealed(window)]
         outcomes = {
             outcome.window: outcome
             for outcomes in self._backfill.batches((window, ROUND) for window in todo)
@@ -173,47 +172,27 @@ class Service:
         for tasks in _batches(self._follow_ups.due(), CLOSED_AT_A_TIME):
             if self._clock.monotonic() >= end:
                 return
-            for outcomes in self._backfill.batches(tasks, self._one_by_one):
+            for outcomes in self._backfill.batches(tasks):
                 self._backfill.seal(outcomes, None)
                 for outcome in outcomes:
                     self._note(outcome, summary)
                     self._follow_ups.note(outcome)
             self._look_in_time(first_open, summary)
 
-    def _one_by_one(self, window: Window, aim: Aim) -> Outcome:
-        """What is wrong with one old window must not keep the others, and the newest, waiting."""
-        try:
-            return self._windows.process(window, aim)
-        except Interrupted:
-            raise
-        except ArchiverError as error:
-            log.error("window.failed", window=str(window), error=str(error))
-            return Outcome(window, settled=True)
-
     def _note(self, outcome: Outcome, summary: Summary) -> None:
-        """Keep what the next round and the metrics need of a window."""
-        window = outcome.window
+        """Keep what the summary and the metrics need of a window."""
         summary.add(outcome)
-        self._heartbeat.beat()
-        if not outcome.tallied:
-            return  # nothing is known: what waited goes on waiting
-        waiting = [item.call.own_time or window.start for item in outcome.unarchived]
-        self._waiting.pop(window, None)
-        if waiting:
-            self._waiting[window] = waiting
+        self._unarchived.note(outcome, self._chain.head.watermark)
 
     def _report(self, started: datetime) -> None:
-        now = self._clock.now()
-        times = list(itertools.chain.from_iterable(self._waiting.values()))
-        metrics.PENDING.set(len(times))
-        oldest = (now - min(times)).total_seconds() if times else 0.0
-        metrics.OLDEST_UNARCHIVED.set(max(0.0, oldest))
+        now, watermark = self._clock.now(), self._chain.head.watermark
+        pending = self._unarchived.end(watermark)
+        metrics.PENDING.set(pending)
         metrics.LAST_ROUND.set(now.timestamp())
-        self._heartbeat.beat()
         log.info(
             "round.done",
-            watermark=format_time(self._chain.head.watermark),
-            pending=len(times),
+            watermark=format_time(watermark),
+            pending=pending,
             seconds=round((now - started).total_seconds(), 3),
         )
 

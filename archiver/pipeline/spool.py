@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO
 
+from archiver import liveness
 from archiver.errors import StoreError
 
 SPOOL_BYTES = 8 << 20
@@ -19,7 +20,8 @@ def spool(chunks: Iterable[bytes] = ()) -> Iterator[IO[bytes]]:
     temporary directory has no room, while it is written in here or by the caller."""
     with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as file:
         try:
-            for chunk in chunks:
+            for chunk in chunks:  # a large window takes its time
+                liveness.note()
                 file.write(chunk)
             file.seek(0)
             yield file

@@ -6,7 +6,6 @@ the next try adopts them where they hold the same bytes, and writes beside them 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -15,17 +14,18 @@ import structlog
 
 from archiver import metrics
 from archiver.clock import Clock
-from archiver.errors import CallError, KeyTaken, StoreError
+from archiver.errors import CallError, FormatError, KeyTaken, Reach, StoreError
 from archiver.manifest import record
 from archiver.manifest.record import Record, Result
 from archiver.model import Call, Retention, Window, parse_time
-from archiver.pipeline.attempts import UNSAID, Attempts, Unarchived
+from archiver.pipeline.attempts import Attempts, Unarchived
 from archiver.pipeline.download import PART_BYTES, Download, random_tag
 from archiver.pipeline.heldcalls import HeldCalls
 from archiver.pipeline.holding import refs_of
 from archiver.pipeline.job import Job, Tools
 from archiver.pipeline.ports import Recordings, Source, Store
 from archiver.pipeline.promise import promise, promises_less
+from archiver.pipeline.store_health import StoreHealth
 from archiver.pressure import Pressure
 from archiver.retry import Retry
 
@@ -44,6 +44,8 @@ WAS_THERE = {
     "url_refused",
 }
 """Reasons of a failure that say that the source had a recording once."""
+OUTAGES = ("source_unavailable", "store_refused")
+"""Reasons that an outage may have, of which nobody has seen the other failures yet."""
 BEGINNINGS = 4
 """How often a recording is begun that changes, or proves damaged, on the way."""
 
@@ -65,11 +67,12 @@ class Transfer:
         pressure: Pressure | None = None,
         tag: Callable[[], str] = random_tag,
     ) -> None:
+        self.store_health = StoreHealth(store.is_answering)
         self._tools = Tools(
             source,
             recordings,
             store,
-            Download(store, part_bytes, tag),
+            Download(store, part_bytes, tag, clock.monotonic),
             Retry(clock, attempts=BEGINNINGS),
             retention,
             clock,
@@ -80,8 +83,6 @@ class Transfer:
         self.held = HeldCalls(store, clock)
         self._give_up = give_up
         self.attempts = Attempts(clock, first_rest_seconds)
-        self._lock = threading.Lock()
-        self._in_flight = 0
 
     def archive(
         self,
@@ -89,84 +90,122 @@ class Transfer:
         window: Window,
         *,
         settled: bool,
+        listed_at: datetime | None = None,
         previous: Record | None = None,
         was_pending: bool = False,
+        taken: int = 0,
     ) -> Record | Unarchived:
         """Bring one listed call into the archive, as revision 1 or as the one after `previous`,
         which says `no_recording` or `failed`. `previous` itself where there is nothing new.
-        `was_pending` says that another process has tried before.
+        `was_pending` says that another process has tried before; `taken` is the highest revision
+        whose key foreign bytes have. `listed_at` is when the listing of the window began; now,
+        where the call is worked at without one.
 
         Until the window has settled, nothing but success is written down: what is missing may
         still come. After it, `no_recording` is a result, and what fails is pending until
-        `give_up` after the window's end, then `failed`.
-        Raises `SourceRefused`, `SourceError` (unreachable), `StoreError` and `Interrupted`.
+        `give_up` after the window's end, then `failed`. What the store refuses to keep for this
+        call alone is pending and given up in the same way.
+        Raises `SourceRefused`, `SourceError` and `StoreError` where they reach beyond the call, and
+        `Interrupted`.
         """
         with self._at_work(call) as attempt:
-            job = self._job(call, window, previous, attempt)
+            # 1. Fetch and store everything, the record last.
+            job = self._job(call, window, previous, attempt, listed_at, taken)
             try:
-                result = job.run(settled)
+                found = self._commit(job, job.run(settled), previous)
             except CallError as error:
                 unarchived = self._failed(call, error, attempt)
-                first = unarchived.attempts < 2 and not was_pending
-                if first and unarchived.reason == "source_unavailable":
-                    return unarchived  # an outage says nothing of the call
-                if not settled or not self._is_given_up(window, previous):
-                    return unarchived
+            except StoreError as error:
+                unarchived = self._store_refused(call, error, attempt)
+            else:
+                self.store_health.succeeded()
+                return self._look_again(call, window, job, found, listed_at)
+            # 2. It did not work: the call waits, unless its time is over. One failure that an
+            #    outage may have caused says nothing of the call: that takes two.
+            first = attempt < 2 and not was_pending
+            if (first and unarchived.reason in OUTAGES) or unarchived.undecided:
+                return unarchived
+            if not settled or not self._is_given_up(window, previous):
+                return unarchived
+            # 3. It is given up: a record says why, with what is known of it.
+            try:
                 result = job.failure(unarchived.reason, unarchived.status)
-            found = self._commit(job, result, previous)
-        return self._look_again(call, window, job, found)
+                return self._commit(job, result, previous)
+            except CallError as error:
+                return self._failed(call, error, attempt)
+            except StoreError as error:
+                return self._store_refused(call, error, attempt)
 
-    def _look_again(self, call: Call, window: Window, job: Job, found: Record) -> Record:
+    def _look_again(
+        self, call: Call, window: Window, job: Job, found: Record, listed_at: datetime | None
+    ) -> Record:
         """Another writer's record, made before we asked the source, may be of an older call."""
         made = parse_time(found.document.get("archived_at"))
         if not job.was_beaten or found.outcome != "archived" or made is None or made >= job.began:
             return found
-        again = self.refresh(call, window, found)
+        again = self.refresh(call, window, found, listed_at)
         return found if isinstance(again, Unarchived) else again
 
-    def refresh(self, call: Call, window: Window, previous: Record) -> Record | Unarchived:
+    def refresh(
+        self, call: Call, window: Window, previous: Record, listed_at: datetime | None = None
+    ) -> Record | Unarchived:
         """Look at an archived call again: the revision after `previous` where call or survey have
-        changed, else `previous` itself; `Unarchived` where the source does not say.
+        changed, or one can be had that could not before; else `previous` itself. `Unarchived` where
+        nothing has changed, as far as the source answered, and it did not answer for a document.
 
+        What `previous` says cannot be had, and still cannot for the same reason, is an answer.
         Raises as `archive` does.
         """
         with self._at_work(call) as attempt:
-            job = self._job(call, window, previous, attempt)
+            job = self._job(call, window, previous, attempt, listed_at)
             try:
                 result = job.refresh()
-            except CallError as error:
-                unarchived = self._failed(call, error, attempt)
-                if error.reason not in UNSAID:
-                    self.attempts.done(call.id)  # trying again would say the same
-                return unarchived
-            return self._commit(job, result, previous)
+                unanswered = job.unanswered
+                if unanswered is not None and _says_the_same(previous, result):
+                    return self._failed(call, unanswered, attempt)
+                found = self._commit(job, result, previous)
+            except StoreError as error:
+                return self._store_refused(call, error, attempt)
+            self.store_health.succeeded()
+            return found
 
-    def _job(self, call: Call, window: Window, previous: Record | None, attempt: int) -> Job:
-        held = self.held.is_held(call.id)
-        return Job(self._tools, call, window, previous, attempt, held=held)
-
-    @property
-    def in_flight(self) -> int:
-        """Calls that a worker is at right now."""
-        return self._in_flight
+    def _job(
+        self,
+        call: Call,
+        window: Window,
+        previous: Record | None,
+        attempt: int,
+        listed_at: datetime | None,
+        taken: int = 0,
+    ) -> Job:
+        held, when = self.held.is_held(call.id), listed_at or self._clock.now()
+        return Job(
+            self._tools, call, window, previous, attempt, listed_at=when, held=held, taken=taken
+        )
 
     @contextmanager
     def _at_work(self, call: Call) -> Iterator[int]:
         """Count a try, and the call in flight; which try it is."""
         with structlog.contextvars.bound_contextvars(call_id=call.id):
             self._clock.check()
-            with self._lock:
-                self._in_flight += 1
-            try:
-                with metrics.IN_FLIGHT.track_inprogress():
-                    yield self.attempts.begin(call.id)
-            finally:
-                with self._lock:
-                    self._in_flight -= 1
+            with metrics.IN_FLIGHT.track_inprogress():
+                yield self.attempts.begin(call.id)
 
     def _failed(self, call: Call, error: CallError, attempt: int) -> Unarchived:
         log.warning("call.unarchived", stage=error.stage, reason=error.reason, status=error.status)
-        unarchived = Unarchived(call, error.reason, attempt, error.status)
+        unarchived = Unarchived(
+            call, error.reason, attempt, error.status, undecided=error.undecided
+        )
+        self.attempts.failed(unarchived)
+        return unarchived
+
+    def _store_refused(self, call: Call, error: StoreError, attempt: int) -> Unarchived:
+        """The call stays behind; raises `error` where it is about the store as a whole."""
+        if self.store_health.is_outage(call.id, error):
+            raise error
+        own = error.reason if error.reason == "record_unreadable" else "store_refused"
+        log.error("call.store_refused", stage=error.stage, status=error.status, error=str(error))
+        unarchived = Unarchived(call, own, attempt, error.status)
         self.attempts.failed(unarchived)
         return unarchived
 
@@ -184,7 +223,7 @@ class Transfer:
         self.attempts.done(job.call.id)
         if previous is not None and _says_the_same(previous, result):
             return previous
-        revision = previous.revision + 1 if previous else 1
+        revision = max(previous.revision if previous else 0, job.taken) + 1
         until = job.retain_until
         if previous is not None:
             job.lock_modes |= self._keep(previous, result, until)
@@ -253,11 +292,15 @@ class Transfer:
     def _adopt(self, key: str, held: bool) -> Record:
         """Another writer committed the call first: its record is the record. It may not have known
         that the call is held."""
-        data = self._store.read(key)
-        if data is None:
-            raise StoreError(f"{key} was taken and cannot be read: run archiver verify")
+        try:
+            found = record.parse(self._store.read(key) or b"")
+        except FormatError as error:
+            raise StoreError(
+                f"{key} is taken by other bytes than a record ({error}): run archiver verify",
+                reason="record_unreadable",
+                reach=Reach.ITEM,
+            ) from None
         log.info("record.adopted")
-        found = record.parse(data)
         for one in refs_of(found) if held else ():
             self._store.set_hold(one.key, one.version_id, True)
         return found
@@ -282,9 +325,9 @@ def _count(result: Result, previous: Record | None) -> None:
 
 
 def _says_the_same(previous: Record, result: Result) -> bool:
-    """Whether a new revision would tell nothing new: the same outcome and files, and of a failure
-    the same reason. That a source has deleted a recording which could not be archived, or is out,
-    does not take back that there was one."""
+    """Whether a new revision would tell nothing new: the same outcome, files and findings about
+    documents, and of a failure the same reason. That a source has deleted a recording which could
+    not be archived, or is out, does not take back that there was one."""
     told = previous.document
     weaker = result.outcome == "no_recording" or result.reason not in WAS_THERE
     if told["reason"] in WAS_THERE and result.outcome != "archived" and weaker:
@@ -292,6 +335,8 @@ def _says_the_same(previous: Record, result: Result) -> bool:
     if previous.outcome != result.outcome:
         return False
     if result.outcome == "failed" and told["reason"] != result.reason:
+        return False
+    if previous.incomplete != record.INCOMPLETE.intersection(result.findings):
         return False
     files = {(file["kind"], file["sha256"]) for file in told["files"]}
     return files == {(file.kind, file.sha256) for file in result.files}

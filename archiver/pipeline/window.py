@@ -7,19 +7,22 @@ crash all run this same code. Sealing is the caller's, in the order of the windo
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 
 import structlog
 
 from archiver.clock import Clock, Interrupted
-from archiver.errors import SourceError, StoreError
+from archiver.errors import ArchiverError, Reach, StoreError
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
 from archiver.model import Call, Retention, Window
 from archiver.pipeline.attempts import UNSAID, Attempts, Unarchived
+from archiver.pipeline.clock_check import ClockCheck
 from archiver.pipeline.closing import Closing, Tally
 from archiver.pipeline.download import random_tag
 from archiver.pipeline.history import History, HistoryReader, Line, Standing, Unsealed
@@ -55,6 +58,8 @@ class Outcome:
     """Calls without a record."""
     settled: bool = False
     """Whether the window had settled when it was listed: else it is rightly open yet."""
+    clock_wrong: bool = False
+    """Whether it stays open because our clock is wrong, whether or not it has settled."""
     closed: bool = False
     """Whether every call of the window stands in a segment, sealed or about to be."""
     listed_at: datetime | None = None
@@ -66,6 +71,8 @@ class Outcome:
     unlooked: bool = False
     """Whether it was closed for the first time, past an age, with calls that had been archived
     before: it is to be listed again, because they may have changed since."""
+    error: ArchiverError | None = None
+    """What went wrong with this window alone: it stays as it is, and the others go on."""
 
 
 class Windows:
@@ -84,15 +91,18 @@ class Windows:
         settle: timedelta,
         relist: tuple[timedelta, ...] = (),
         progress: Progress | None = None,
+        clock_check: ClockCheck | None = None,
         tag: Callable[[], str] = random_tag,
     ) -> None:
-        """`relist` are the ages, counted from a window's end, at which it is listed again. `tag`
-        makes 16 hex digits that no other writer has."""
+        """`relist` are the ages, counted from a window's end, at which it is listed again. Without
+        a `clock_check` our clock is believed. `tag` makes 16 hex digits that no other writer has.
+        """
         self._lister = lister
         self._transfer = transfer
         self._store = store
         self._workers = workers
         self._clock = clock
+        self._clock_check = clock_check
         self._segments = segments
         self.reader = HistoryReader(store, segments, retention)
         self.held = transfer.held
@@ -110,30 +120,42 @@ class Windows:
         """Archive what the window lacks and, once it has settled, close it.
 
         Writes revision 1, or a later one where something changed since or `aim` says so.
-        A listing that is malformed leaves the window open, with an error in the log.
-        Raises `SourceRefused`, `SourceError` (unreachable), `StoreError` and `Interrupted`.
+        What goes wrong with this window alone (its listing, an object that it needs) leaves it
+        open, with an error in the log and in the outcome.
+        Raises `SourceRefused`, `SourceError` and `StoreError` where they reach beyond the window,
+        `UsageError` and `Interrupted`.
         """
         outcome = Outcome(window)
         try:
             return self._process(outcome, aim)
+        except ArchiverError as error:
+            if not self.is_about_one_window(window, error):
+                raise
+            outcome.error, outcome.closed = error, False
+            outcome.settled = aim.closes and self._clock.now() >= window.end + self._settle
+            log.error("window.failed", window=str(window), error=str(error))
+            return outcome
         finally:
             self.planner.tidy(window, self._memories)
+
+    def is_about_one_window(self, window: Window, error: ArchiverError) -> bool:
+        """Whether the harm of an error, met while working at a window, ends there."""
+        if isinstance(error, StoreError):
+            return not self._transfer.store_health.is_outage(str(window), error)
+        return error.reach in (Reach.ITEM, Reach.WINDOW)
 
     def _process(self, outcome: Outcome, aim: Aim) -> Outcome:
         window = outcome.window
         for _ in range(RIVAL_ROUNDS):
-            try:
-                if self._try(outcome, aim):
-                    return outcome
-            except SourceError as error:
-                if error.reason != "bad_document":
-                    raise
-                # One listing that cannot be read must not keep the other windows from sealing.
-                log.error("window.unreadable", window=str(window), error=str(error))
+            if self._try(outcome, aim):
                 return outcome
             log.info("window.rival", window=str(window))
             self._segments.forget()
-        raise StoreError(f"other writers keep changing the window {window}", reason="conflict")
+        raise StoreError(
+            f"other writers keep changing the window {window}",
+            reason="conflict",
+            reach=Reach.WINDOW,
+        )
 
     def plan(self, window: Window) -> Plan:
         """What a backfill would do; writes nothing."""
@@ -153,6 +175,11 @@ class Windows:
         passed = [window.end + age for age in self._ages if window.end + age <= now]
         return passed[-1] if passed else None
 
+    def may_close(self, *, remind: bool = False) -> bool:
+        """Whether our clock is right, so that windows may be closed and sealed now. The log tells
+        where that changes, and with `remind` again of a clock that is wrong."""
+        return self._clock_check is None or self._clock_check.is_right(remind=remind)
+
     @property
     def attempts(self) -> Attempts:
         return self._transfer.attempts
@@ -171,22 +198,28 @@ class Windows:
         history = self.reader.read(window)
         outcome.segments, outcome.listed_at = history.unsealed, history.listed_at
         # Judged before the listing: what settles or comes of age while we list was not then.
-        outcome.settled = aim.closes and self._clock.now() >= window.end + self._settle
+        settled = aim.closes and self._clock.now() >= window.end + self._settle
+        outcome.clock_wrong = aim.closes and not self.may_close()
+        outcome.settled = settled and not outcome.clock_wrong
+        if outcome.clock_wrong:
+            outcome.segments = []  # what a crash left unsealed waits for a clock that is right
         due = self._due(window, history, aim)
         memory = self._memories.setdefault(window, Memory())
         if history.revision and not (aim.backfill or due or self._has_work(window, history)):
-            outcome.closed = True
+            outcome.closed = not outcome.clock_wrong
             memory.refreshed = NEVER  # another writer saw to that age
             return True
         seen: dict[str, Call] = {}
+        began = self._clock.now()
         try:
             listed = self._lister.list(window, seen)
         except Interrupted:
             raise
         except Exception:
             # Were the source to hide them now, nobody else would know that they were listed.
-            self.planner.note_cut_short(window, seen.values(), history)
+            self.planner.note_cut_short(window, seen.values(), history, began)
             raise
+        outcome.error = listed.error
         sighted = self.planner.note(listed, history, afresh=outcome.settled)
         tally, unsure = self._work(listed, outcome, history, sighted, aim, due)
         if outcome.settled:
@@ -199,6 +232,7 @@ class Windows:
             return True
         written = self._closing.close(tally, history, evidence=due is not None and not aim.backfill)
         if isinstance(written, Unsealed):
+            self._transfer.store_health.succeeded()
             outcome.segments.append(written)
             outcome.listed_at = tally.listing.listed_at
         if written is not Closing.TAKEN:
@@ -266,7 +300,8 @@ class Windows:
 
     def _archive(self, plan: Plan, outcome: Outcome) -> list[Unarchived]:
         """Work at the calls of the plan; `plan.standing` then has their newest records."""
-        work = partial(self._work_at, outcome.window, outcome.settled)
+        listed_at = plan.listed.listing.listed_at
+        work = partial(self._work_at, outcome.window, outcome.settled, listed_at)
         failures = []
         results = self._workers.map(work, plan.todo)
         for task, (result, written) in zip(plan.todo, results, strict=True):
@@ -281,21 +316,39 @@ class Windows:
         return failures
 
     def _work_at(
-        self, window: Window, settled: bool, task: Task
+        self, window: Window, settled: bool, listed_at: datetime, task: Task
     ) -> tuple[Standing | Unarchived, int | None]:
-        """One call; what stands of it then, and the bytes that a new record brought."""
+        """One call; what stands of it then, and the bytes that a new record brought.
+
+        A mistake of ours that one call's data brings out leaves that call pending.
+        """
         call, previous = task.call, task.previous.record() if task.previous else None
         result: Record | Unarchived
-        if previous is not None and previous.outcome == "archived":
-            result = self._transfer.refresh(call, window, previous)
-        else:
-            result = self._transfer.archive(
-                call,
-                window,
-                settled=settled,
-                previous=previous,
-                was_pending=task.was_pending,
+        try:
+            if previous is not None and previous.outcome == "archived":
+                result = self._transfer.refresh(call, window, previous, listed_at)
+            else:
+                result = self._transfer.archive(
+                    call,
+                    window,
+                    settled=settled,
+                    listed_at=listed_at,
+                    previous=previous,
+                    was_pending=task.was_pending,
+                    taken=task.taken,
+                )
+        except ArchiverError:
+            raise
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            log.error(
+                "call.internal_error",
+                call_id=call.id,
+                error=type(error).__name__,
+                place=f"{place.name}, line {place.lineno} of {Path(place.filename).name}",
             )
+            result = Unarchived(call, "internal_error", 1, None)
+            self.attempts.failed(result)
         if isinstance(result, Unarchived):
             self._progress.call_done("pending", 0)
             return result, None

@@ -1,9 +1,19 @@
 """The source's JSON API: listing, call, survey, signed recording URL.
 
+What fails, and whom it harms:
+
+- One request is refused, or fails for good, and the control request (`JsonApi.control`) is
+  answered: the harm is that of the call (`CallError`) or of the window (a page with an `error`).
+- The control request fails too: `SourceError`, or `SourceRefused`; no call and no window is blamed.
+  For a listing's page and an unreachable source it is asked at once, for other failures of calls
+  once many in a row have failed (`outage.py`).
+- 403 to the request for a recording URL may be a missing scope: `scope.py` decides.
+
 Contract of `VoiceCallsClient`:
 - Retries: within (`http.py`). All requests are GETs.
-- Errors: `SourceRefused` (401/403: the credentials or a scope), `SourceError` (unreachable, or not
-  the API), `CallError` (one call's answer is of no use, or refused for it alone), `NoRecording`.
+- Errors: `SourceRefused` (401, 403: the credentials or a scope), `SourceError` (an outage),
+  `CallError` (one call's answer is of no use, or refused for it alone), `NoRecording`. None of them
+  is retryable.
 - Bounds: no page is read twice, no listing is without an end.
 - Threads share a client.
 """
@@ -11,16 +21,34 @@ Contract of `VoiceCallsClient`:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
 import structlog
 
-from archiver.errors import CallError, NoRecording, SourceError, SourceRefused
+from archiver.errors import (
+    CallError,
+    ListingError,
+    NoRecording,
+    Reach,
+    SourceError,
+    SourceRefused,
+)
+from archiver.manifest import canonical
 from archiver.metrics import stage
 from archiver.model import Call, Window, format_time
-from archiver.source.http import Answer, JsonApi
+from archiver.source.http import (
+    CONTROL_SCOPE,
+    MAX_JSON_BYTES,
+    MAX_KEPT_BYTES,
+    Answer,
+    JsonApi,
+    SourceOut,
+    Unreadable,
+)
+from archiver.source.outage import OutageDetector
+from archiver.source.scope import IMPOSSIBLE_ID, ScopeEvidence
 from archiver.source.signed import SignedUrl
 
 log = structlog.get_logger()
@@ -29,10 +57,16 @@ PAGE_SIZE = 100
 MAX_PAGES = 100_000
 IDLE_PAGES = 3
 """So many pages in a row that hold only repeats end a listing."""
+BAD_PAGES = 2
+"""So many pages in a row that cannot be had end a listing: one may be bad for itself, and the pages
+behind it are still to be listed; where two are, the listing is, and each costs all its tries."""
 ACCESS_SAMPLE = 5
-"""Calls asked for a recording URL before work begins: the first may have no recording."""
+"""Calls asked for a recording URL before work begins: the first may have no recording, or one on an
+odd host."""
+READ_SCOPE, AUDIO_SCOPE = CONTROL_SCOPE, "audio:download"
+NONE_STATUS = (204, 404, 410)
+"""Answers which say that there is none."""
 _ABSENT = object()
-READ_SCOPE, AUDIO_SCOPE = "voice:read", "audio:download"
 
 
 @dataclass(frozen=True)
@@ -79,6 +113,10 @@ class Page:
     size: int
     """How many calls a full page has: what was asked for, or less where the source says so."""
     filter_state: str
+    unreadable: int = 0
+    """Entries that are no calls."""
+    error: ListingError | None = None
+    """Why the page could not be had; it has no calls then."""
 
 
 class VoiceCallsClient:
@@ -87,8 +125,8 @@ class VoiceCallsClient:
     def __init__(self, api: JsonApi) -> None:
         self._api = api
         self.base_url = api.base_url
-        self._proved: dict[str, str] = {}
-        """What was answered last, by the name of the request: to tell one call from all."""
+        self._outages = OutageDetector(api.control)
+        self._audio = ScopeEvidence(self._is_audio_answered, api.clock)
 
     def close(self) -> None:
         self._api.close()
@@ -97,11 +135,20 @@ class VoiceCallsClient:
         """The source's `Date` less our time, or None where it sends none."""
         return self._api.clock_skew_seconds()
 
+    def latest_clock_skew_seconds(self) -> float | None:
+        """The `Date` of the latest answer less our time when it came. Sends no request; None before
+        any answer, and where it has no `Date`."""
+        return self._api.latest_clock_skew_seconds()
+
+    # --- listing
+
     def pages(self, window: Window, filters: Filter) -> Iterator[Page]:
         """One pass over the listing of a window, page by page, until there is nothing more.
 
         A page that is as the one before ends it (the source may ignore `page`, or clamp it), and
-        so do a few in a row without a new id.
+        so do a few in a row without a new id. One that cannot be had comes with its `error`, and is
+        passed over; a few of these in a row end the state's listing. Raises `SourceError` where the
+        source is out, `SourceRefused` where it refuses any listing.
         """
         for state in filters.states:
             query = {
@@ -114,140 +161,268 @@ class VoiceCallsClient:
                 query["campaignId"] = filters.campaign_id
             if filters.direction:
                 query["direction"] = filters.direction
-            yield from self._pages(query)
+            yield from self._pages(window, query)
 
-    def _pages(self, query: dict[str, str]) -> Iterator[Page]:
+    def _pages(self, window: Window, query: dict[str, str]) -> Iterator[Page]:
         seen: set[str] = set()
-        before: set[str] = set()
-        idle = 0
+        before: tuple[set[str], int] = set(), 0
+        idle = bad = unreadable = 0
         for number in range(1, MAX_PAGES + 1):
-            page = self._page_or_end({**query, "page": str(number)}, number)
+            page = self._page_or_error(window, {**query, "page": str(number)}, number)
+            if page.error is not None:
+                yield page
+                bad += 1
+                if bad == BAD_PAGES:
+                    return
+                continue
+            bad = 0
             ids = {call.id for call in page.calls}
+            entries = len(page.calls) + page.unreadable
+            # Pages that are full of what cannot be read may differ all the same.
+            repeats = (ids, page.unreadable) == before and (bool(ids) or entries < page.size)
+            if repeats:
+                page = replace(page, unreadable=0)
+            unreadable += page.unreadable
             idle = idle + 1 if ids <= seen else 0
             seen |= ids
             yield page
             # A page may hold nothing but repeats, and the one after it something new.
-            ends = idle and (not ids or ids == before or idle == IDLE_PAGES)
-            if ends or _is_last(page, number, len(seen)):
-                break
-            before = ids
-        else:
-            raise SourceError(f"the source's listing goes on after {MAX_PAGES} pages")
+            if not entries or (idle and (repeats or idle == IDLE_PAGES)):
+                return
+            if _is_last(page, number, entries, len(seen) + unreadable):
+                return
+            before = ids, page.unreadable
+        text = f"it goes on after {MAX_PAGES} pages"
+        yield Page((), None, None, 0, query["state"], error=_listing_error(window, text))
 
-    def _page_or_end(self, query: Mapping[str, str], number: int) -> Page:
-        """A page; one that the source answers with 404 lies beyond the end, so it is empty."""
+    def _page_or_error(self, window: Window, query: Mapping[str, str], number: int) -> Page:
+        """A page; one beyond the first that the source answers with 404 lies beyond the end, so it
+        is empty."""
+        state = query["state"]
         try:
             with stage("list"):
                 return self._page(query)
         except SourceError as error:
-            if error.status != 404 or number == 1:
+            if _is_everybodys(error):
                 raise
-            return Page((), None, None, 0, query["state"])
+            if error.status == 404 and number > 1:
+                return Page((), None, None, 0, state)
+            if error.status == 403 or _may_be_outage(error):
+                self._api.control()
+            failure = error
+        text = f"page {number} (state {state}) {_what_came(failure)}"
+        return Page(
+            (), None, None, 0, state, error=_listing_error(window, text, status=failure.status)
+        )
 
     def _page(self, query: Mapping[str, str]) -> Page:
         answer = self._api.get("list", "/voice-calls", query, scope=READ_SCOPE)
         if not isinstance(answer.body, list):
-            raise SourceError(
+            raise Unreadable(
                 "the source answered a listing with something else than a list: "
                 "check ARCHIVER_API_BASE_URL"
             )
-        calls = tuple(_call(item) for item in answer.body)
+        found = [_call(item) for item in answer.body]
+        calls = tuple(call for call in found if call is not None)
         told = (_count(answer.pagination.get(n)) for n in ("totalCount", "totalPages", "pageSize"))
         total, pages, size = told
         asked = int(query["pageSize"])
-        return Page(calls, total, pages, min(asked, size or asked), query.get("state", ""))
+        return Page(
+            calls,
+            total,
+            pages,
+            min(asked, size or asked),
+            query.get("state", ""),
+            unreadable=len(found) - len(calls),
+        )
+
+    # --- one call
 
     def call(self, call_id: str) -> tuple[Call, str | None]:
         """The call with its transcript, and the request's id.
 
-        Raises `CallError` where the source does not know it or answers with another call.
+        Raises `CallError`: `call_missing` where the source does not know it, `bad_document` where
+        the answer is no proper JSON (its bytes are in `body`) or another call.
         """
         with stage("call"):
-            answer = self._get_of_call("call", f"/voice-calls/{_segment(call_id)}")
-        if answer is None:
-            raise CallError("listed, but not found", reason="call_missing", status=404)
-        if not isinstance(answer.body, dict) or answer.body.get("id") != call_id:
-            raise CallError("the answer is not this call", reason="bad_document")
+            answer = self._get_of_call("call", call_id, "", max_bytes=MAX_KEPT_BYTES)
+        if answer.body is None:
+            raise CallError("listed, but not found", reason="call_missing", status=answer.status)
+        if not isinstance(answer.body, dict) or _id_of(answer.body) != call_id:
+            raise CallError("the answer is not this call", reason="bad_document", status=200)
         return Call(call_id, answer.body), answer.request_id
 
     def survey(self, call_id: str) -> dict[str, Any] | list[Any] | None:
-        """The post-call survey, or None where the source has none."""
+        """The post-call survey, or None where the source has none.
+
+        Raises `CallError`, `bad_document` with the bytes in `body` where they are no proper JSON.
+        """
         with stage("epa"):
-            answer = self._get_of_call("epa", f"/voice-calls/{_segment(call_id)}/epa-results")
-        if answer is None or answer.body in (None, {}, []):
+            answer = self._get_of_call("epa", call_id, "/epa-results", max_bytes=MAX_KEPT_BYTES)
+        if answer.body in (None, {}, []):
             return None
         rows = answer.body if isinstance(answer.body, list) else [answer.body]
         if not all(isinstance(row, dict) for row in rows):
-            raise CallError("the survey is no object or array of objects", reason="bad_document")
+            raise CallError(
+                "the survey is no object or array of objects", reason="bad_document", status=200
+            )
         survey: dict[str, Any] | list[Any] = answer.body
         return survey
 
     def recording_url(self, call_id: str) -> SignedUrl:
         """A fresh signed URL, to be used at once. Raises `NoRecording` where there is none."""
-        path = f"/voice-calls/{_segment(call_id)}/recording-url"
+        try:
+            return self._recording_url(call_id)
+        except SourceRefused as error:
+            if _is_everybodys(error):
+                raise
+            missing = self._audio.is_missing(call_id)
+            if missing:
+                raise
+            raise _refused_call(error, undecided=missing is None) from None
+
+    def _recording_url(self, call_id: str) -> SignedUrl:
+        """As `recording_url`, but a refusal is a `SourceRefused`, whomever it is about."""
         with stage("sas"):
-            answer = self._get_of_call("sas", path, scope=AUDIO_SCOPE)
-        if answer is None:
-            raise NoRecording("the source has no recording", reason="not_found", status=404)
-        if not isinstance(answer.body, dict):
-            raise CallError("the answer holds no recording URL", reason="bad_document")
-        url = answer.body.get("recordingUrl", _ABSENT)
+            answer = self._get_of_call("sas", call_id, "/recording-url", scope=AUDIO_SCOPE)
+        body = answer.body
+        if body is None or body == {}:
+            reason = {404: "not_found", 410: "gone"}.get(answer.status, "no_url")
+            raise NoRecording("the source has no recording", reason=reason, status=answer.status)
+        if not isinstance(body, dict):
+            raise CallError("the answer holds no recording URL", reason="bad_document", status=200)
+        # An object that does not have the field may speak of it by another name: that is no proof
+        # of absence, for a source that renames it would have all recordings reported as absent.
+        url = body.get("recordingUrl", _ABSENT)
         if url is None or url == "":
             raise NoRecording("the source has no recording", reason="no_url", status=200)
         if not isinstance(url, str):
-            raise CallError("the recording URL is no string", reason="bad_document")
-        return SignedUrl.told(url, answer.request_id, answer.body.get("expiresAt"))
+            raise CallError("the recording URL is no string", reason="bad_document", status=200)
+        return SignedUrl.told(url, answer.request_id, body.get("expiresAt"))
 
-    def check_access(self) -> SignedUrl | None:
-        """Ask once with each scope; raises `SourceRefused` or `SourceError`.
+    def _get_of_call(
+        self,
+        name: str,
+        call_id: str,
+        suffix: str,
+        *,
+        scope: str = READ_SCOPE,
+        max_bytes: int = MAX_JSON_BYTES,
+    ) -> Answer:
+        """The answer about one call; its `body` is None where the source says that there is none.
 
-        The audio scope is tried on calls of the source's where it lists any, else on an id that
-        it cannot know: 404 shows that the scope was not the obstacle. Returns a recording's URL
-        if one came, for a look at its host.
+        Raises `CallError` for what is this call's matter, `SourceError` for what is everybody's. A
+        refusal with the scope for audio is left to the caller: a `SourceRefused`.
         """
-        page = self._page({"page": "1", "pageSize": str(ACCESS_SAMPLE)})
-        for call_id in [call.id for call in page.calls] or ["access-check"]:
-            try:
-                return self.recording_url(call_id)
-            except CallError as error:
-                log.debug("source.access_checked", answer=error.reason)
-        return None
-
-    def _get_of_call(self, name: str, path: str, scope: str = READ_SCOPE) -> Answer | None:
-        """As `JsonApi.get`, but what goes wrong is this call's matter; None for 404."""
+        path = f"/voice-calls/{_segment(call_id)}{suffix}"
         try:
-            answer = self._api.get(name, path, {}, scope=scope)
+            answer = self._api.get(name, path, {}, scope=scope, max_bytes=max_bytes)
         except SourceRefused as error:
-            if error.status != 403 or not self._is_about_one_call(name, scope):
+            if scope == AUDIO_SCOPE:
                 raise
-            raise CallError(
-                "the source refuses this call", reason="call_refused", status=403
-            ) from None
+            if _is_everybodys(error):
+                raise
+            if error.status == 403:  # who may list may read calls, unless that has changed
+                self._api.control()
+            self._outages.answered()
+            raise _refused_call(error) from None
+        except Unreadable as error:
+            if error.body is None or error.body.strip():
+                if error.status is not None:
+                    self._note_answer(call_id, scope)
+                raise _unreadable_document(error, keep=scope != AUDIO_SCOPE) from None
+            answer = Answer(None, {}, None)
         except SourceError as error:
-            if error.reason == "unreachable":
-                raise  # no matter of this call: going on would blame every call for an outage
-            if error.status == 404:
-                return None
-            if error.status == 410 and name == "sas":
-                raise NoRecording(
-                    "the source has no recording", reason="gone", status=410
-                ) from None
-            reason = error.reason if error.reason == "bad_document" else "source_unavailable"
-            raise CallError(str(error), reason=reason, status=error.status) from None
-        self._proved[name] = path
+            if error.status in NONE_STATUS:
+                answer = Answer(None, {}, None, error.status)
+            else:
+                raise self._failed_call(call_id, scope, error) from None
+        self._note_answer(call_id, scope)
         return answer
 
-    def _is_about_one_call(self, name: str, scope: str) -> bool:
-        """Whether what was answered for another call is so still: then we have the scope."""
-        path = self._proved.get(name)
-        if path is None:
-            return False
+    def _failed_call(self, call_id: str, scope: str, error: SourceError) -> CallError:
+        """The error of a call whose request failed for good; raises `SourceError` for an outage."""
+        if _is_everybodys(error):
+            raise error
+        if _may_be_outage(error):
+            self._outages.failed(call_id, unreachable=error.reason == "unreachable")
+        else:
+            self._note_answer(call_id, scope)
+        return CallError(str(error), reason="source_unavailable", status=error.status)
+
+    def _note_answer(self, call_id: str, scope: str) -> None:
+        """The source answered a request about a call, and did not refuse it."""
+        self._outages.answered()
+        if scope == AUDIO_SCOPE:
+            self._audio.answered(call_id)
+
+    # --- access
+
+    def check_access(self) -> list[SignedUrl]:
+        """Ask with each scope before work begins. Returns the recording URLs that came, a few at
+        most, for a look at their hosts.
+
+        The audio scope is there once one call's request is not refused (401, 403), or that of an id
+        which cannot exist. Anything else that is wrong with a call or an entry of the listing is no
+        obstacle. Raises `SourceRefused` or `SourceError`.
+        """
+        urls: list[SignedUrl] = []
+        granted = False
+        for number, call_id in enumerate(self._sample()):
+            if number == ACCESS_SAMPLE and not granted:
+                granted = self._is_audio_answered(IMPOSSIBLE_ID) is True
+            if number >= ACCESS_SAMPLE and granted:
+                break
+            try:
+                urls.append(self._recording_url(call_id))
+            except SourceRefused as error:
+                if _is_everybodys(error):
+                    raise
+                log.debug("source.access_checked", answer="refused")
+                continue
+            except CallError as error:
+                log.debug("source.access_checked", answer=error.reason)
+            granted = True
+        if not granted and self._is_audio_answered(IMPOSSIBLE_ID) is False:
+            raise SourceRefused(
+                "the source refused access to recordings, whichever call they are of: give the "
+                f"token or key the scope {AUDIO_SCOPE}",
+                status=403,
+            )
+        return urls
+
+    def _sample(self) -> list[str]:
+        """The ids of the plain listing's first page."""
+        query = {**self._api.plain_query, "pageSize": str(PAGE_SIZE)}
         try:
-            self._api.get(name, path, {}, scope=scope)
-        except SourceRefused:
+            answer = self._api.get("list", "/voice-calls", query, scope=READ_SCOPE)
+        except SourceError as error:
+            if error.status not in (400, 422):
+                raise
+            # It may want dates, which the listings of windows have.
+            log.warning("source.plain_listing_refused", status=error.status)
+            return []
+        if not isinstance(answer.body, list):
+            log.warning("source.plain_listing_odd")
+            return []
+        calls = filter(None, map(_call, answer.body))
+        return [call.id for call in calls][:PAGE_SIZE]
+
+    def _is_audio_answered(self, call_id: str) -> bool | None:
+        """Whether a request with the scope for audio is not refused; None where the source fails.
+        Raises `SourceRefused` for credentials that are refused in general."""
+        path = f"/voice-calls/{_segment(call_id)}/recording-url"
+        try:
+            self._api.get("sas", path, {}, scope=AUDIO_SCOPE)
+        except SourceRefused as error:
+            if _is_everybodys(error):
+                raise
             return False
         except SourceError as error:
-            return error.status == 404
+            if _is_everybodys(error):
+                raise
+            if _may_be_outage(error) or error.status is None:
+                return None
         return True
 
 
@@ -255,21 +430,71 @@ def _folded(text: str | None) -> str | None:
     return text.casefold() if text is not None else None
 
 
-def _is_last(page: Page, number: int, seen: int) -> bool:
+def _is_last(page: Page, number: int, entries: int, seen: int) -> bool:
     """Believe the source that this was its last page only where all its numbers agree, and the
-    page is not full: totals that speak of the page alone would end every listing at its first."""
-    if not page.calls:
-        return True
-    if page.total is None or len(page.calls) >= page.size:
+    page is not full: totals that speak of the page alone would end every listing at its first.
+    `entries` of the page, and `seen` on all pages so far, count what cannot be read too."""
+    if page.total is None or entries >= page.size:
         return False
     return seen >= page.total and (page.pages is None or number >= page.pages)
 
 
-def _call(item: object) -> Call:
-    call_id = item.get("id") if isinstance(item, dict) else None
-    if not isinstance(item, dict) or not isinstance(call_id, str) or not call_id:
-        raise SourceError("the source lists a call without an id: nothing can be told of it")
-    return Call(call_id, item)
+def _call(item: object) -> Call | None:
+    """An entry of a listing as a call; None for one that is none."""
+    call_id = _id_of(item)
+    return Call(call_id, item) if call_id and isinstance(item, dict) else None
+
+
+def _id_of(item: object) -> str | None:
+    """A call's id, where it has one. A number is an id too: the text that JSON has for it."""
+    value = item.get("id") if isinstance(item, dict) else None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return canonical.dump(value).decode().strip()
+    return value if isinstance(value, str) else None
+
+
+def _is_everybodys(error: SourceError) -> bool:
+    """Whether a failure is known to be about more than the one request: the control request failed
+    too, or nothing can be sent at all."""
+    if isinstance(error, SourceRefused):
+        return error.status == 401 and error.reach is not Reach.ITEM
+    return isinstance(error, SourceOut) or error.reason == "invalid"
+
+
+def _may_be_outage(error: SourceError) -> bool:
+    """Whether a failure is of the kind that an outage brings: no answer, 5xx, throttled."""
+    return error.retryable or error.reason == "unreachable"
+
+
+def _refused_call(error: SourceRefused, *, undecided: bool = False) -> CallError:
+    refused = CallError("the source refuses this call", reason="call_refused", status=error.status)
+    refused.undecided = undecided
+    refused.stage = error.stage
+    return refused
+
+
+def _unreadable_document(error: Unreadable, *, keep: bool) -> CallError:
+    """`keep` for documents; an answer with a signed URL is a secret, readable or not."""
+    failure = CallError(str(error), reason="bad_document", status=error.status)
+    failure.body = error.body if keep else None
+    return failure
+
+
+def _listing_error(window: Window, text: str, status: int | None = None) -> ListingError:
+    return ListingError(
+        f"the listing of {window} cannot be had in full: {text}. This window stays open; the "
+        "others go on",
+        reason="listing",
+        status=status,
+    )
+
+
+def _what_came(error: SourceError) -> str:
+    if error.status not in (None, 200):
+        return f"answered {error.status}"
+    if isinstance(error, Unreadable):
+        return "was answered with what is no list of calls in JSON"
+    return "took too long" if error.reason == "too_slow" else "was not answered"
 
 
 def _count(value: object) -> int | None:

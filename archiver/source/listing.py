@@ -5,11 +5,15 @@
   says that there is more than a pass has seen, a third pass must agree too.
 - What one pass has seen and the passes that agreed have not is kept apart (`glimpsed`): it was
   listed, so it must not fall silent.
+- A page that cannot be had is passed over, and the listing is not complete then (`error`): the
+  calls of the other pages are archived, and the window is not closed. No further pass is made, for
+  each bad page costs all its tries. Entries that are no calls are counted (`Listing.unreadable`).
 - A call belongs to the window that holds its own time (start, else creation). Sources differ in
   which time their filter reads, whether its end is inclusive, whether it reads more than the
   date. So a call that is listed here with a time outside is left to the window of that time,
   *if the source lists it there* (`strays`), and kept here otherwise. None is dropped, none counted
-  twice.
+  twice. A time over a day after the listing is no time: such a call stays here
+  (`model.placing_time`).
 - Of a listed call only `LISTED_FIELDS` are kept: a window may have 100,000 of them.
 """
 
@@ -18,14 +22,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import structlog
 
 from archiver.clock import Clock
+from archiver.errors import ListingError
 from archiver.manifest.segment import Listing
-from archiver.model import Call, Window, window_of
+from archiver.metrics import UNREADABLE_ENTRIES
+from archiver.model import Call, Window, placing_time, window_of
 from archiver.source.client import Filter, Page
 
 log = structlog.get_logger()
@@ -55,9 +61,10 @@ class Pages(Protocol):
 class Listed:
     """What the source lists of a window, by id, and how the listing went.
 
-    `stable` is False where no two passes agreed: then the window must not be closed on it, and
-    `calls` is all that was seen. `strays` are calls of other windows, by their own window, that
-    were seen on the way.
+    `stable` is False where no two passes agreed, or a page could not be had: then the window must
+    not be closed on it, and `calls` is all that was seen. `strays` are calls of other windows, by
+    their own window, that were seen on the way. Where the listing is not `complete`, `error` says
+    in one line which page is missing, and why.
     """
 
     window: Window
@@ -66,6 +73,11 @@ class Listed:
     stable: bool
     glimpsed: Mapping[str, Call] = field(default_factory=dict)
     strays: Mapping[Window, Mapping[str, Call]] = field(default_factory=dict)
+    error: ListingError | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.error is None
 
 
 @dataclass
@@ -74,11 +86,19 @@ class _Pass:
     pages: int = 0
     total: int | None = None
     discarded: int = 0
+    unreadable: int = 0
+    error: ListingError | None = None
+    """Why the first page that is missing could not be had."""
+
+    @property
+    def listed(self) -> int:
+        """How many entries were seen, of whatever kind."""
+        return len(self.ids) + self.discarded + self.unreadable
 
     @property
     def is_short(self) -> bool:
         """Whether the source's total speaks of more than was seen."""
-        return self.total is not None and self.total > len(self.ids) + self.discarded
+        return self.total is not None and self.total > self.listed
 
 
 class Lister:
@@ -94,37 +114,44 @@ class Lister:
 
     def list(self, window: Window, seen: dict[str, Call] | None = None) -> Listed:
         """The calls of a window. `seen` gets every call as it comes, so that those are known that
-        came before an error. Raises `SourceRefused` or `SourceError`."""
+        came before an error. Raises `SourceRefused` or `SourceError` where the source is out or
+        refuses all listings; what is wrong with this one alone stands in `Listed.error`."""
         seen = {} if seen is None else seen
         began = self._clock.now()
         found = self._pass(window, seen)
         passes = agreeing = 1
-        while agreeing < (3 if found.is_short else 2) and passes < MAX_PASSES:
+        while (
+            found.error is None and agreeing < (3 if found.is_short else 2) and passes < MAX_PASSES
+        ):
             again = self._pass(window, seen)
             passes += 1
             agreeing = agreeing + 1 if again.ids == found.ids else 1
             found = again
-        stable = agreeing > 1
+        stable = agreeing > 1 and found.error is None
+        UNREADABLE_ENTRIES.inc(found.unreadable)
         self._warn(window, found, passes, stable)
-        own, strays = self._sort(window, seen)
+        own, strays = self._sort(window, seen, began)
         listing = Listing(
             listed_at=began,
             pages=found.pages,
             passes=passes,
             source_total=found.total,
             filter=self._filters.document(),
+            unreadable=found.unreadable,
         )
         # Where no two agreed, what one pass alone has seen is kept: it was listed, after all.
         gone = {i: own.pop(i) for i in sorted(own.keys() - found.ids)} if stable else {}
-        return Listed(window, own, listing, stable, gone, strays)
+        return Listed(window, own, listing, stable, gone, strays, found.error)
 
     def glance(self, window: Window) -> dict[Window, dict[str, Call]]:
-        """The calls that one pass over a window shows, by the windows of their own time."""
+        """The calls that one pass over a window shows, by the windows of their own time. Pages that
+        cannot be had are left out. Raises as `list`."""
         seen: dict[str, Call] = {}
+        began = self._clock.now()
         self._pass(window, seen)
         found: dict[Window, dict[str, Call]] = {}
         for call in seen.values():
-            found.setdefault(self._home(call, window), {})[call.id] = call
+            found.setdefault(self._home(call, window, began), {})[call.id] = call
         return found
 
     def _pass(self, window: Window, seen: dict[str, Call]) -> _Pass:
@@ -132,7 +159,11 @@ class Lister:
         result = _Pass()
         totals: dict[str, int] = {}
         for page in self._source.pages(window, self._filters):
+            if page.error is not None:
+                result.error = result.error or page.error
+                continue
             result.pages += 1
+            result.unreadable += page.unreadable
             for call in page.calls:
                 if not self._filters.admits(call):
                     result.discarded += 1
@@ -144,20 +175,25 @@ class Lister:
             if page.total is not None:
                 totals[page.filter_state] = page.total
         result.total = sum(totals.values()) if totals else None
+        if result.unreadable:
+            log.warning("source.entries_unreadable", window=str(window), count=result.unreadable)
         return result
 
     def _warn(self, window: Window, found: _Pass, passes: int, stable: bool) -> None:
         shown = str(window)
-        if not stable:
-            log.warning("window.unstable", window=shown, passes=passes)
         if found.discarded:
             log.warning("source.filter_ignored", window=shown, discarded=found.discarded)
-        listed = len(found.ids) + found.discarded
-        if found.total is not None and found.total != listed:
-            log.warning("source.total_disagrees", window=shown, total=found.total, listed=listed)
+        if found.error is not None:
+            log.error("listing.incomplete", window=shown, error=str(found.error))
+            return
+        if not stable:
+            log.warning("window.unstable", window=shown, passes=passes)
+        total, listed = found.total, found.listed
+        if total is not None and total != listed:
+            log.warning("source.total_disagrees", window=shown, total=total, listed=listed)
 
     def _sort(
-        self, window: Window, calls: Mapping[str, Call]
+        self, window: Window, calls: Mapping[str, Call], listed_at: datetime
     ) -> tuple[dict[str, Call], dict[Window, dict[str, Call]]]:
         """The calls that are this window's; and all that the source was seen to list in another
         one, the one of their own time, when that was looked at for the calls in question."""
@@ -165,8 +201,10 @@ class Lister:
         asked: dict[Window, dict[str, Call]] = {}
         beside: dict[Window, dict[str, Call]] = {}
         for call in calls.values():
-            home = self._home(call, window)
+            home = self._home(call, window, listed_at)
             if home != window and home not in asked:
+                # Where its listing is not complete, a call may be kept here and listed there later:
+                # counted twice, which `verify` tells of, and not by nobody.
                 shown = self.glance(home)
                 asked[home] = shown.get(home, {})
                 for other, found in shown.items():
@@ -177,8 +215,8 @@ class Lister:
             own.setdefault(call_id, call)  # seen on the way, and by no pass of its own window
         return own, beside
 
-    def _home(self, call: Call, window: Window) -> Window:
-        return window if call.own_time is None else window_of(call.own_time, self._length)
+    def _home(self, call: Call, window: Window, listed_at: datetime) -> Window:
+        return window_of(placing_time(call, window, listed_at), self._length)
 
 
 def _slim(call: Call, call_id: str) -> Call:

@@ -25,13 +25,25 @@ READ_BYTES = 256 << 10
 RATE_GRACE_SECONDS = 30.0
 """A download is not measured against the minimum rate before this long."""
 
-_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?|\[[0-9a-f:]+\](:\d{1,5})?")
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:\d{1,5})?|\[[0-9a-f:]+\](:\d{1,5})?")
 _LENGTH = re.compile(r"\d{1,15}", re.ASCII)
 _MD5 = re.compile(r"[A-Za-z0-9+/]{22}==")
 
 
 class Expired(CallError):
     """The blob store refused the signed URL (403): a fresh one may do."""
+
+
+class UrlNotAllowed(CallError):
+    """A recording URL that is not asked. `host` is whom a well-formed one names, else None;
+    `names_other_host` says that this host is not in the allowlist."""
+
+    def __init__(
+        self, message: str, host: str | None = None, *, names_other_host: bool = False
+    ) -> None:
+        super().__init__(message, reason="url_not_allowed")
+        self.host = host
+        self.names_other_host = names_other_host
 
 
 class StartOver(CallError):
@@ -128,26 +140,29 @@ class RecordingClient:
         return BlobStream(response, info, at, self._clock, *self._pace)
 
     def check_url(self, url: str) -> str:
-        """The URL's `host` or `host:port`; raises `CallError` where it is not allowed."""
-        refused = CallError(
-            "the recording URL is malformed or names a host outside ARCHIVER_RECORDING_HOSTS",
-            reason="url_not_allowed",
-        )
+        """The URL's `host` or `host:port`; raises `UrlNotAllowed` where it is not allowed."""
+        malformed = UrlNotAllowed("the recording URL is malformed")
         if not url.isascii() or not url.isprintable() or "\\" in url or " " in url:
-            raise refused
+            raise malformed
         try:
             parts = urlsplit(url)
             authority = parts.netloc.lower()
         except ValueError:
-            raise refused from None
-        if parts.scheme not in self._schemes or not _HOST.fullmatch(authority):
-            raise refused
+            raise malformed from None
+        if parts.scheme not in ("https", "http") or not _HOST.fullmatch(authority):
+            raise malformed
         # Two parsers must find the same host: `wire.py` takes what comes up to the first `/`.
         if not url.lower().startswith(f"{parts.scheme}://{authority}") or "#" in url:
-            raise refused
+            raise malformed
         default = ":443" if parts.scheme == "https" else ":80"
         if self._hosts.isdisjoint({authority, authority.removesuffix(default)}):
-            raise refused
+            raise UrlNotAllowed(
+                "the recording URL names a host that is not in ARCHIVER_RECORDING_HOSTS",
+                host=authority,
+                names_other_host=True,
+            )
+        if parts.scheme not in self._schemes:
+            raise UrlNotAllowed("the recording URL is plain http", host=authority)
         return authority
 
     def _get(self, url: str, more: dict[str, str]) -> Response:

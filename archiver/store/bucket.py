@@ -24,9 +24,9 @@ from typing import IO, Any
 
 from botocore.exceptions import BotoCoreError
 
-from archiver import fixity
+from archiver import fixity, liveness
 from archiver.clock import Clock
-from archiver.errors import KeyTaken, StoreError
+from archiver.errors import KeyTaken, Reach, StoreError
 from archiver.fixity import Buffer
 from archiver.heads import NoAnswer
 from archiver.manifest import layout
@@ -43,6 +43,8 @@ MAX_OBJECT_BYTES = 64 << 20
 """What `read` takes into memory unless it is told another limit."""
 
 JSON = "application/json"
+PROBE_BYTES = b"Written to learn whether this store refuses to overwrite it.\n"
+"""What `manifest/probe` holds, on which the store is tried out (`trial.py`)."""
 
 
 class Bucket:
@@ -61,6 +63,10 @@ class Bucket:
         """Whether the checksum in a write's answer is relied on: the store proved that it computes
         it."""
         self._protection = Protection(self.requests, self.has_object_lock)
+
+    def latest_clock_skew_seconds(self) -> float | None:
+        """The store's `Date` less our time, by its latest answer; None where it told none."""
+        return self.requests.remote.skew_seconds()
 
     # --- reading
 
@@ -96,7 +102,11 @@ class Bucket:
             for chunk in chunks or ():
                 file.write(chunk)
                 if file.tell() > max_bytes:
-                    raise StoreError(f"{key} is larger than {max_bytes} bytes", reason="too_large")
+                    raise StoreError(
+                        f"{key} is larger than {max_bytes} bytes",
+                        reason="too_large",
+                        reach=Reach.ITEM,
+                    )
             return chunks is not None
 
         return self.requests.again(once)
@@ -119,7 +129,9 @@ class Bucket:
     def _chunks(self, body: Any) -> Iterator[bytes]:
         """A body that was cut short raises."""
         try:
-            yield from body.iter_chunks(READ_BYTES)
+            for chunk in body.iter_chunks(READ_BYTES):
+                liveness.note()
+                yield chunk
         except (BotoCoreError, NoAnswer, OSError) as error:
             raise translate(error, "GetObject", self.options.bucket) from None
         finally:
@@ -172,7 +184,9 @@ class Bucket:
             }
             tokens = {name: value for name, value in following.items() if value}
             if not tokens or tokens.items() <= asked.items():
-                raise StoreError("the store says that a listing goes on, but not where")
+                raise StoreError(
+                    "the store says that a listing goes on, but not where", reach=Reach.ITEM
+                )
 
     def _page(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
         client = self.requests.objects if method == "list_objects_v2" else self.requests.s3
@@ -188,6 +202,7 @@ class Bucket:
                     "ARCHIVER_S3_ENDPOINT_URL",
                     retryable=True,
                     reason="odd",
+                    reach=Reach.ITEM,
                 )
             return page
 
@@ -244,6 +259,7 @@ class Bucket:
     def _put(self, key: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(arguments["Body"], Buffer):
             arguments["Body"].seek(0)
+            arguments = {**arguments, "Body": _Sent(arguments["Body"])}
         answer: dict[str, Any] = self.requests.objects.put_object(
             **self.requests.at(key), **arguments
         )
@@ -258,6 +274,7 @@ class Bucket:
                 "a key is taken and yet empty: another writer is at it, or it was deleted",
                 retryable=True,
                 reason="conflict",
+                reach=Reach.ITEM,
             )
         if head.size != wanted.size or self._digest(wanted.key, head) != wanted.sha256:
             raise KeyTaken(f"{wanted.key} holds other bytes", reason="taken")
@@ -281,7 +298,12 @@ class Bucket:
         def once() -> str:
             answer = self.requests.s3.create_multipart_upload(**self.requests.at(key), **arguments)
             if not answer.get("UploadId"):
-                raise StoreError("the store began an upload oddly", retryable=True, reason="odd")
+                raise StoreError(
+                    "the store began an upload oddly",
+                    retryable=True,
+                    reason="odd",
+                    reach=Reach.ITEM,
+                )
             return str(answer["UploadId"])
 
         upload_id = self.requests.again(lambda: self.requests.once("CreateMultipartUpload", once))
@@ -323,6 +345,35 @@ class Bucket:
         self._protection.hold(key, version_id, held)
 
     # --- the bucket itself
+
+    def is_answering(self) -> bool:
+        """Whether the store takes reads and writes: the control that tells an outage from one bad
+        object.
+
+        It sends a create-once write of `manifest/probe`, which is there, so that 412 is the answer
+        to expect. Writes nothing new where the archive was begun by `ensure_archive`.
+        """
+        try:
+            self.requests.once("PutObject", self._put_probe)
+        except KeyTaken:
+            return True
+        except StoreError as error:
+            return error.reason in ("conflict", "not_implemented")
+        return True
+
+    def _put_probe(self) -> None:
+        digest = fixity.hex_to_base64(fixity.sha256_hex(PROBE_BYTES))
+        arguments = {"ContentType": "text/plain", "ChecksumSHA256": digest}
+        if self.create_once:
+            arguments["IfNoneMatch"] = "*"
+        elif self.requests.head(layout.PROBE) is not None:
+            return
+        self.requests.s3.put_object(
+            **self.requests.at(layout.PROBE),
+            Body=PROBE_BYTES,
+            **arguments,
+            **self._protection.arguments(None),
+        )
 
     def check_access(self) -> None:
         """Raises `StoreError` where the bucket is missing, closed to us, or lacks the lock."""
@@ -389,6 +440,20 @@ class Bucket:
                 return {}
             raise
         return answer
+
+
+class _Sent:
+    """A file that boto3 sends, block by block: each of them shows that we live."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        liveness.note()
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def _measured(data: Buffer | IO[bytes]) -> tuple[str, int]:

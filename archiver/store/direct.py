@@ -31,6 +31,7 @@ from botocore.httpsession import get_cert_path
 from botocore.utils import get_environ_proxies
 
 from archiver import fixity
+from archiver.clock import RemoteClock
 from archiver.fixity import Buffer
 from archiver.heads import NoAnswer
 from archiver.hub import Lock, offload
@@ -102,8 +103,11 @@ class Direct:
         client: Any,
         session: botocore.session.Session,
         options: StoreOptions,
+        remote: RemoteClock | None = None,
     ) -> None:
+        """`remote` hears of the `Date` of each answer."""
         self._client = client
+        self._remote = remote
         self._session = session
         self._bucket = options.bucket
         self._lock = Lock()
@@ -126,6 +130,7 @@ class Direct:
         place = self._where()
         if place is not None:
             inflow = place.wire.open(*self._signed(place, "GET", *_object(place, arguments)))
+            self._hear(inflow.headers)
             if inflow.status < 300 and "content-length" in inflow.headers:
                 return {**_told(inflow.headers), "Body": Body(inflow)}
             if inflow.status < 300:
@@ -142,6 +147,7 @@ class Direct:
             path = place.path.rstrip("/") or "/"
             url, headers = self._signed(place, "GET", path, listing.query_of(arguments))
             answer = place.wire.ask("GET", url, headers, max_bytes=MAX_PAGE_BYTES)
+            self._hear(answer.headers)
             if answer.status < 300:
                 return listing.parse_page(answer.body)
             _check("list_objects_v2", "GET", answer)
@@ -160,11 +166,16 @@ class Direct:
                 place, method, *_object(place, arguments), _payload(place, arguments, body)
             )
             answer = place.wire.ask(method, *signed, body, max_bytes=MAX_ANSWER_BYTES)
+            self._hear(answer.headers)
             if answer.status < 300:
                 return _told(answer.headers)
             _check(name, method, answer)
         more = {} if body is None else {"Body": bytes(body)}
         return dict(getattr(self._client, name)(**arguments, **more))
+
+    def _hear(self, headers: Mapping[str, str]) -> None:
+        if self._remote is not None:
+            self._remote.tells(headers.get("date"))
 
     def _signed(
         self,

@@ -1,4 +1,9 @@
-"""What boto3 raises, in our words: one line, what to do, and whether to try again."""
+"""What boto3 raises, in our words: one line, what to do, whether to try again, and how far it
+reaches.
+
+A refusal of one request is about its object: another key, another prefix may be taken. What says
+that no request can succeed (credentials, clock, bucket, network) is about the store.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import botocore.exceptions as boto
 from botocore.exceptions import ClientError
 from urllib3.exceptions import HTTPError
 
-from archiver.errors import KeyTaken, StoreError
+from archiver.errors import KeyTaken, Reach, StoreError
 from archiver.heads import NoAnswer
 
 _UNREACHABLE = (
@@ -63,6 +68,7 @@ _REASONS = {
     **dict.fromkeys(("AccessDenied", "Forbidden", "403", "AllAccessDisabled"), "denied"),
     "NotImplemented": "not_implemented",
 }
+_ABOUT_THE_STORE = {"no_bucket", "clock", "credentials"}
 _READING = "s3:GetObject and s3:GetObjectVersion, and s3:ListBucket without conditions"
 _WRITING = (
     "s3:PutObject below the archive's prefix (with Object Lock s3:PutObjectRetention, for a held "
@@ -129,8 +135,14 @@ def _answered(error: ClientError, operation: str, bucket: str) -> StoreError:
         message = _TOLD[reason].format(
             operation=operation, bucket=bucket, code=code, permission=permission
         )
-        return StoreError(message, retryable=reason == "damaged", reason=reason, status=status)
+        return StoreError(
+            message,
+            retryable=reason == "damaged",
+            reason=reason,
+            status=status,
+            reach=Reach.STORE if reason in _ABOUT_THE_STORE else Reach.ITEM,
+        )
     retryable = code in _RETRYABLE or (isinstance(status, int) and status >= 500)
     reason = "throttled" if code in _THROTTLED else "status_5xx" if retryable else "refused"
     message = f"the store answered {operation} with {code}"
-    return StoreError(message, retryable=retryable, reason=reason, status=status)
+    return StoreError(message, retryable=retryable, reason=reason, status=status, reach=Reach.ITEM)

@@ -23,7 +23,7 @@ from typing import Any
 import structlog
 
 from archiver import hub
-from archiver.errors import StoreError
+from archiver.errors import Reach, StoreError
 from archiver.metrics import stage
 from archiver.model import format_second
 from archiver.store.objects import Head, Lock, Stored
@@ -88,9 +88,17 @@ class Protection:
         with stage("verify"), self._turn(stored.key):
             head = self._requests.head(stored.key, stored.version_id)
             if head is None or head.size != stored.size:
-                raise StoreError(f"{stored.key} is not what was written: the store is unsafe")
+                raise StoreError(
+                    f"{stored.key} is not what was written: the store is unsafe",
+                    reason="lost",
+                    reach=Reach.ITEM,
+                )
             if head.sha256 not in (None, stored.sha256):
-                raise StoreError(f"{stored.key} has another checksum: the store is unsafe")
+                raise StoreError(
+                    f"{stored.key} has another checksum: the store is unsafe",
+                    reason="lost",
+                    reach=Reach.ITEM,
+                )
             if not stored.adopted:
                 self._check_settings(stored.key, head)
             if held and not head.held:
@@ -126,6 +134,7 @@ class Protection:
                 "object must be there",
                 reason=error.reason,
                 status=error.status,
+                reach=error.reach,
             ) from None
         head = self._requests.head(key, version_id)
         if head is None or head.held != held:
@@ -139,7 +148,7 @@ class Protection:
     def _look(self, key: str, version_id: str | None) -> Head:
         head = self._requests.head(key, version_id)
         if head is None:
-            raise StoreError(f"{key} is gone: run archiver verify", reason="gone")
+            raise StoreError(f"{key} is gone: run archiver verify", reason="gone", reach=Reach.ITEM)
         return head
 
     def _check_settings(self, key: str, head: Head) -> None:

@@ -10,9 +10,9 @@ from botocore.client import BaseClient
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
-from archiver import fixity
-from archiver.clock import Clock
-from archiver.errors import StoreError
+from archiver import fixity, liveness
+from archiver.clock import Clock, RemoteClock
+from archiver.errors import Reach, StoreError
 from archiver.heads import NoAnswer
 from archiver.retry import Retry
 from archiver.store.aside import Aside
@@ -38,8 +38,9 @@ class Requests:
         self.prefix = options.key_prefix
         session = make_session() if client is None or isinstance(client, BaseClient) else None
         self.client = client or make_client(options, session)
-        self.s3 = Aside(self.client)
-        self.objects = Direct(self.s3, session, options) if session else self.s3
+        self.remote = RemoteClock(clock)
+        self.s3 = Aside(self.client, self.remote)
+        self.objects = Direct(self.s3, session, options, self.remote) if session else self.s3
         """As `s3`, for what is asked most."""
 
     def at(self, key: str, version_id: str | None = None) -> dict[str, Any]:
@@ -54,7 +55,9 @@ class Requests:
         """One try. Raises `StoreError`, or `Interrupted` once the process must end."""
         self.clock.check()
         try:
-            return request()
+            found = request()
+            liveness.note()
+            return found
         # An answer that botocore reads itself may break off in urllib3's own words.
         except (BotoCoreError, ClientError, HTTPError, NoAnswer, OSError) as error:
             raise translate(error, operation, self.options.bucket) from None
@@ -92,7 +95,9 @@ def etag_of(answer: dict[str, Any]) -> str:
     """The acknowledgement of a write: an HTML page with status 200 looks like success to boto3."""
     etag = answer.get("ETag")
     if not isinstance(etag, str) or not etag:
-        raise StoreError("the store acknowledged a write oddly", retryable=True, reason="odd")
+        raise StoreError(
+            "the store acknowledged a write oddly", retryable=True, reason="odd", reach=Reach.ITEM
+        )
     return etag
 
 
@@ -108,7 +113,7 @@ def _head(answer: dict[str, Any]) -> Head:
     if answer.get("ChecksumType") == "COMPOSITE" or "-" in (checksum or "") or "-" in etag:
         checksum = None
     if "ContentLength" not in answer:
-        raise StoreError("the store tells no size", retryable=True, reason="odd")
+        raise StoreError("the store tells no size", retryable=True, reason="odd", reach=Reach.ITEM)
     return Head(
         size=answer["ContentLength"],
         version_id=answer.get("VersionId"),

@@ -18,13 +18,12 @@ from archiver import fixity
 from archiver.errors import KeyTaken, StoreError
 from archiver.manifest import layout
 from archiver.retry import Retry
-from archiver.store.bucket import Bucket
+from archiver.store.bucket import PROBE_BYTES, Bucket
 from archiver.store.client import make_client
 from archiver.store.objects import Head, Stored, Version
 from archiver.store.protection import Protection
 from archiver.store.requests import etag_of
 
-PROBE_BYTES = b"Written to learn whether this store refuses to overwrite it.\n"
 TEXT, IN_PARTS = "text/plain", "text/x-uploaded-in-parts"
 """Content types: how a version of the object came about."""
 WRONG = fixity.hex_to_base64(fixity.sha256_hex(b"another"))

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from archiver import fixity
-from archiver.errors import StoreError
+from archiver.errors import Reach, StoreError
 from archiver.fixity import Buffer
 from archiver.store.objects import Stored
 from archiver.store.protection import Protection
 from archiver.store.requests import Requests, etag_of
+
+GIVEN_UP_AFTER = timedelta(days=6)
+"""Whoever uploads in parts ends by then, one way or the other: 2 GiB at 16 KiB/s take 36 h, and
+settings may allow more."""
+ORPHANED_AFTER = timedelta(days=7)
+"""An upload that is older has nobody any more, and each start aborts it. The day between the two is
+for clocks that differ and for the last part. Seven days are also what lifecycle rules of buckets
+give an upload, by custom (docs/bucket.md): a longer one could not rely on its parts anyway."""
 
 
 class Upload:
@@ -76,7 +84,11 @@ class Upload:
         requests.again(self._complete_once)
         head = requests.head(self._key)
         if head is None:
-            raise StoreError(f"{self._key} is not there after its upload: the store is unsafe")
+            raise StoreError(
+                f"{self._key} is not there after its upload: the store is unsafe",
+                reason="lost",
+                reach=Reach.ITEM,
+            )
         stored = Stored(self._key, head.version_id, self._bytes, sha256)
         lock = self._protection.check(stored, self._retain_until)
         return replace(stored, lock_mode=lock.mode)

@@ -11,7 +11,7 @@ from typing import Any
 
 from archiver.manifest import canonical, event, layout, record, seal, segment
 from archiver.manifest.event import Hold, ObjectRef
-from archiver.manifest.record import File, Record, Result
+from archiver.manifest.record import FILE_KINDS, File, FileKind, Record, Result
 from archiver.manifest.seal import Seal
 from archiver.manifest.segment import Balance, Listing, Segment
 from archiver.manifest.signing import SigningKey
@@ -24,11 +24,8 @@ FOREVER = {"mode": "COMPLIANCE", "until": "2099-01-01T00:00:00Z"}
 COMPLETED = {"state": ["Completed"]}
 """The filter that windows are listed with, unless a test says otherwise."""
 PAGES = {layout.VERIFY_PAGE: b"how to verify\n", layout.VERIFY_SCRIPT: b"exit 2\n"}
-KINDS = {
-    "recording": ("wav", "audio/wav"),
-    "transcript": ("json", "application/json"),
-    "epa": ("json", "application/json"),
-}
+UNKNOWN = FileKind("summary.md", "text/markdown", "what a later release may add")
+KINDS = {**FILE_KINDS, "summary": UNKNOWN}
 
 
 def hour(number: int) -> Window:
@@ -121,8 +118,8 @@ class Builder:
         return found
 
     def _file(self, call_id: str, window: Window, kind: str, audio: bytes | None) -> File:
-        extension, content_type = KINDS[kind]
-        key = layout.recording_dir(window.start.date(), call_id) + f"{kind}.{extension}"
+        row = KINDS[kind]
+        key = layout.recording_dir(window.start.date(), call_id) + row.name
         if kind == "recording":
             data = audio or hashlib.sha256(call_id.encode()).digest() * 50
         else:
@@ -133,7 +130,7 @@ class Builder:
         else:
             version_id = self.put(key, data)
         digest = hashlib.sha256(data).hexdigest()
-        return File(kind, key, len(data), digest, content_type, version_id)
+        return File(kind, key, len(data), digest, row.content_type, version_id)
 
     def segment(
         self,

@@ -38,6 +38,9 @@ class MemoryStore:
         self.versioned = versioned
         self.checksums = checksums
         self.refuse: dict[str, StoreError] = {}
+        """By key or prefix: each request for it is refused, for ever."""
+        self.refuse_all: dict[str, StoreError] = {}
+        """By operation (`read`, `stream`, `head`, `list`, `versions`): each is refused."""
         self.requests: list[str] = []
         self._entries: dict[str, list[Entry]] = {}
         self._ids = itertools.count(1)
@@ -174,5 +177,7 @@ class MemoryStore:
     def _note(self, operation: str, key: str) -> None:
         with self._lock:
             self.requests.append(f"{operation} {key}")
+        if operation in self.refuse_all:
+            raise self.refuse_all[operation]
         if key in self.refuse:
             raise self.refuse[key]

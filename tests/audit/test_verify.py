@@ -16,7 +16,7 @@ from archiver.audit.objects import Sample
 from archiver.audit.told import FileRef
 from archiver.audit.verify import Options, read_public_key, verify
 from archiver.errors import StoreError, UsageError
-from archiver.manifest import layout, record
+from archiver.manifest import canonical, layout, record
 from tests.audit.builder import DAY, Builder, hour, small_archive, unordered_archive
 from tests.audit.damage import (
     FIRST,
@@ -66,11 +66,38 @@ def test_pending_counts_what_the_newest_revision_leaves_open() -> None:
 def test_a_level_asks_for_no_more_than_it_says() -> None:
     builder = small_archive()
     audit(builder, level="manifest")
-    assert not [r for r in builder.store.requests if " record" in r]
+    assert [r for r in builder.store.requests if " record" in r] == ["list records/"]
 
     builder.store.requests.clear()
     audit(builder, level="objects")
     assert not [r for r in builder.store.requests if r.startswith("stream recordings/")]
+
+
+SIDE = "recordings/dt=2024-01-15/vc_a/"
+
+
+@pytest.mark.parametrize("name", ["transcript.bad", "epa.bad", "summary.md"])
+def test_files_of_every_kind_are_hashed_known_or_not(name: str) -> None:
+    """`summary` is a kind that this release does not know."""
+    builder = Builder().genesis()
+    kinds = ("recording", "transcript_malformed", "epa_malformed", "summary")
+    builder.seal(builder.segment(hour(10), [builder.call("vc_a", hour(10), kinds=kinds)]))
+    report = audit(builder, level="bytes")
+    assert [found for found in report.findings if found.severity != "info"] == []
+    assert report.counts.files_hashed == 4
+    builder.store.rot(SIDE + name, flip)
+    assert {found.code for found in audit(builder, level="bytes").findings} == {"file_hash"}
+
+
+def test_a_file_of_one_kind_by_the_name_of_another_is_found() -> None:
+    builder = Builder().genesis()
+    found = builder.call("vc_a", hour(10), kinds=("recording", "epa_malformed"))
+    odd = {**found.document, "files": [dict(file) for file in found.document["files"]]}
+    odd["files"][1]["kind"] = "transcript_malformed"
+    builder.store.delete(found.key)
+    line = record.parse(canonical.dump(odd))
+    builder.seal(builder.segment(hour(10), [line]))
+    assert "file_key" in {found.code for found in audit(builder).findings}
 
 
 def test_a_damage_below_the_level_is_not_seen() -> None:
@@ -93,7 +120,8 @@ def test_works_without_versions_and_checksums() -> None:
 
 def test_a_store_that_cannot_list_versions_is_noted() -> None:
     builder = small_archive()
-    builder.store.refuse["manifest/"] = StoreError("no", reason="refused", status=501)
+    no = StoreError("no", reason="refused", status=501)
+    builder.store.refuse_all["versions"] = no
 
     report = audit(builder)
 
@@ -103,7 +131,8 @@ def test_a_store_that_cannot_list_versions_is_noted() -> None:
 
 def test_a_missing_right_to_list_versions_ends_the_audit() -> None:
     builder = small_archive()
-    builder.store.refuse["manifest/"] = StoreError("give s3:ListBucketVersions", reason="denied")
+    denied = StoreError("give s3:ListBucketVersions", reason="denied")
+    builder.store.refuse_all["versions"] = denied
 
     with pytest.raises(StoreError, match="s3:ListBucketVersions"):
         audit(builder)

@@ -10,7 +10,7 @@ from archiver.demo.platform import BytesRecording, Platform, Reply
 from archiver.manifest.signing import SigningKey
 from tests.fakes.audio import wav
 from tests.fakes.command import Command
-from tests.fakes.population import a_call, call_of
+from tests.fakes.population import SECRET_WORDS, a_call, call_of
 from tests.fakes.rig import Archive
 
 Look = Callable[[], Archive]
@@ -40,6 +40,34 @@ def test_a_bad_blob_is_its_call_s_matter(
     reasons = {"missing": "recording_missing", "empty": "recording_empty", "no wav": "not_wav"}
     assert look.records["bad"]["reason"] == reasons.get(bad, "truncated")
     assert "1 failed" in done.out
+
+
+def test_a_document_that_is_no_json_is_kept_and_shown(
+    command: Command, platform: Platform, hour: list[str], archive: Look, key: SigningKey
+) -> None:
+    """For ever, and then not any more: a backfill asks for it again."""
+    bad = b'{"id":"vc_1","x":NaN,"text":"' + SECRET_WORDS.encode() + b'"}'
+    paths = ("/voice-calls/vc_1", "/voice-calls/vc_2/epa-results")
+    platform.hooks.append(lambda r: Reply(200, {}, bad) if r.path.endswith(paths) else None)
+    done = command.run("backfill", *hour, ARCHIVER_LOG_LEVEL="debug")
+    assert done.code == 0, done.err
+    assert SECRET_WORDS not in done.err + done.out
+    look = archive()
+    look.check(key)
+    assert {found["outcome"] for found in look.records.values()} == {"archived"}
+    assert look.read("recordings/dt=2024-01-15/vc_1/transcript.bad") == bad
+    shown = command.run("manifest", "show", "vc_1")
+    assert shown.code == 0, shown.err
+    assert "recordings/dt=2024-01-15/vc_1/transcript.bad" in shown.out
+    assert "document_malformed transcript_unavailable" in shown.out
+    checked = command.run("verify", "--level", "bytes")
+    assert checked.code == 0, checked.out
+    platform.hooks.clear()
+    assert command.run("backfill", *hour).code == 0
+    found = archive().records
+    assert [found[one]["revision"] for one in ("vc_1", "vc_2", "vc_3")] == [2, 2, 1]
+    assert {tuple(one["findings"]) for one in found.values()} == {()}
+    assert command.run("verify", "--level", "bytes").code == 0
 
 
 def test_no_recording_is_a_result(

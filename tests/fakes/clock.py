@@ -65,3 +65,17 @@ class HandClock:
 
     def turn_to(self, moment: datetime) -> None:
         self.forward(moment - self.now())
+
+
+class TurnedClock:
+    """The clock of one machine: as the world's, but off `by` so much."""
+
+    def __init__(self, world: HandClock, by: timedelta = timedelta(0)) -> None:
+        self._world = world
+        self.by = by
+        self.monotonic = world.monotonic
+        self.sleep = world.sleep
+        self.check = world.check
+
+    def now(self) -> datetime:
+        return self._world.now() + self.by

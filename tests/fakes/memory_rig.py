@@ -20,8 +20,10 @@ from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
 from archiver.model import Retention, Window, windows_between
 from archiver.pipeline.backfill import Backfill, Summary
+from archiver.pipeline.clock_check import ClockCheck
 from archiver.pipeline.genesis import found_archive
 from archiver.pipeline.index import SegmentIndex
+from archiver.pipeline.pool import Workers
 from archiver.pipeline.sealing import Chain
 from archiver.pipeline.service import Schedule, Service
 from archiver.pipeline.transfer import Transfer
@@ -82,6 +84,9 @@ class World:
     platform. `tick` numbers whatever happens to platform and bucket, one series for both."""
 
     retention = Retention()
+    workers = 1
+    """How many calls a process archives at a time; with more than one, a backfill works at some
+    windows at a time too."""
 
     def __init__(
         self, now: datetime, watermark: datetime, times: Times | None = None, **options: Any
@@ -134,7 +139,9 @@ class Writer:
         self.segments = segments = SegmentIndex(store)
         self._api = world.api_of(name)
         lister = Lister(self._api, COMPLETED, clock, times.window)
-        tags = itertools.count(1)
+        tags, many = itertools.count(1), world.workers > 1
+        self._workers = Workers(world.workers) if many else SerialWorkers()
+        at_once = 4 if many else 1
         transfer = Transfer(
             self._api, world.blobs_of(name), store, clock,
             retention=keep, give_up=times.give_up, part_bytes=part_bytes,
@@ -142,12 +149,15 @@ class Writer:
             tag=lambda: _tag(name, next(tags)),
         )  # fmt: skip
         self.windows = Windows(
-            lister, transfer, store, SerialWorkers(), clock,
+            lister, transfer, store, self._workers, clock,
             segments=segments, retention=keep, settle=times.settle, relist=times.relist,
+            clock_check=ClockCheck(
+                self._api.latest_clock_skew_seconds, store.latest_clock_skew_seconds
+            ),
             tag=lambda: _tag(name, next(tags)),
         )  # fmt: skip
         self.chain = Chain(store, world.key, clock, keep, remembered=REMEMBERED)
-        self.backfiller = Backfill(self.windows, self.chain, segments, at_once=1)
+        self.backfiller = Backfill(self.windows, self.chain, segments, at_once=at_once)
         schedule = Schedule(
             times.window, times.settle, times.give_up, times.poll_interval_seconds, times.relist
         )
@@ -197,6 +207,7 @@ class Writer:
         self.store.hooks.insert(0, dead)
 
     def close(self) -> None:
+        self._workers.close()
         self._api.close()
 
 

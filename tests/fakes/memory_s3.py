@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from email.utils import format_datetime
 from types import SimpleNamespace
 from typing import IO, Any, Protocol
 
@@ -111,7 +112,13 @@ class MemoryS3:
         self._store = store
         self._uploads = uploads
         self._now = now
-        self._carry = carrier
+        self._carrier = carrier
+
+    def _carry(self, operation: str, key: str, effect: Effect) -> Answer:
+        """The answer that comes, with the store's `Date`."""
+        answer = self._carrier(operation, key, effect)
+        date = format_datetime(self._now(), usegmt=True)
+        return {**answer, "ResponseMetadata": {"HTTPHeaders": {"date": date}}}
 
     # --- objects
 
@@ -173,6 +180,22 @@ class MemoryS3:
             return {}
 
         return self._carry("hold", Key, effect)
+
+    def get_object_retention(self, *, Key: str, **rest: Any) -> Answer:
+        def effect() -> Answer:
+            found = self._find(Key, rest, "NoSuchKey")
+            if found.lock_mode is None:
+                raise refusal("NoSuchObjectLockConfiguration", 404, "GetObjectRetention")
+            return {"Retention": {"Mode": found.lock_mode, "RetainUntilDate": found.lock_until}}
+
+        return self._carry("settings", Key, effect)
+
+    def get_object_legal_hold(self, *, Key: str, **rest: Any) -> Answer:
+        def effect() -> Answer:
+            held = self._find(Key, rest, "NoSuchKey").held
+            return {"LegalHold": {"Status": "ON" if held else "OFF"}}
+
+        return self._carry("settings", Key, effect)
 
     # --- listings
 

@@ -11,8 +11,9 @@ once the second listing page from now has been answered, so that it is seen by t
 from __future__ import annotations
 
 import itertools
+import json
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -38,6 +39,8 @@ API_HOST, BLOB_HOST = "api.test", "blobs.test"
 API_URL = f"https://{API_HOST}{BASE_PATH}"
 
 Hook = Callable[[Request], Reply | None]
+Spoilt = Callable[[Request, Callable[[], Reply]], Reply]
+"""The answer to a request, given the right one: what is bad for ever (`harm.py`)."""
 Change = Callable[[], None]
 Moment = Literal["page", "pass", "request"]
 Totals = Literal["right", "absent", "less", "more", "page"]
@@ -89,6 +92,7 @@ class MemoryPlatform:
         self.token = "a-token-for-tests"
         self.options.tokens[self.token] = ALL_SCOPES
         self.hooks: list[Hook] = []
+        self.spoilt: Spoilt | None = None
         self.violations: list[str] = []
         self.hidden: set[str] = set()
         self.gone: set[str] = set()
@@ -176,13 +180,18 @@ class MemoryPlatform:
         hooked = (hook(request) for hook in tuple(self.hooks))
         reply = next((one for one in hooked if one is not None), None) or self.answer(request)
         if lists:
-            self._remember(request, client)
+            self._remember(request, reply, client)
             self._came("page")
         self._came("request")
         return reply
 
     def answer(self, request: Request) -> Reply:
-        """The normal answer, hooks and drift aside."""
+        """The normal answer, hooks and drift aside; what is bad for ever is in it."""
+        if self.spoilt is not None:
+            return self.spoilt(request, lambda: self._right(request))
+        return self._right(request)
+
+    def _right(self, request: Request) -> Reply:
         if request.server == "api":
             *_, call_id, last = request.path.rsplit("/", 2)
             status = self.status["url"].get(unquote(call_id)) if last == "recording-url" else None
@@ -198,8 +207,12 @@ class MemoryPlatform:
         path = blob_path(call_id)
         return f"https://{BLOB_HOST}{path}?{self._key.sign(path, start, expiry)}", expiry
 
-    def _remember(self, request: Request, client: str) -> None:
-        for document in self._api.take_page():
+    def _remember(self, request: Request, reply: Reply, client: str) -> None:
+        page = self._api.take_page()
+        if self.spoilt is not None:
+            seen = _ids(reply)  # the page may not have come as it was made
+            page = [document for document in page if document["id"] in seen]
+        for document in page:
             if (document.get("state") or "Completed").casefold() == "completed":
                 seen = Sighting(
                     self._ticks(), self.options.clock(), client, document, request.query
@@ -242,6 +255,18 @@ class _Api(VoiceCallsApi):
         return data, _told(pagination, quirks.totals, len(data))
 
 
+def _ids(reply: Reply) -> set[str]:
+    """The ids in the listing that a client gets."""
+    try:
+        told = json.loads(_whole(reply))
+    except ValueError:
+        return set()
+    rows = told.get("data") if isinstance(told, dict) else told
+    if reply.status != 200 or not isinstance(rows, list):
+        return set()
+    return {str(row["id"]) for row in rows if isinstance(row, dict) and row.get("id")}
+
+
 def _told(pagination: dict[str, int], totals: Totals, shown: int) -> dict[str, int] | None:
     right = pagination["totalCount"]
     if totals == "absent":
@@ -269,7 +294,7 @@ class Asked(Request):
 
 class MemoryWire:
     """The network of a client: stands for `archiver.wire.Wire`. A reply of status 0 is a connection
-    that is refused."""
+    that is refused, or with `reset` one that breaks; -1 is an answer that does not come in time."""
 
     def __init__(self, platform: MemoryPlatform, client: str = "client") -> None:
         self._platform = platform
@@ -290,6 +315,8 @@ class MemoryWire:
         count = 0
         while got := answer.readinto(memoryview(body)[count:]):
             count += got
+        if count > max_bytes and answer.status < 300:
+            raise NoAnswer("the answer is too large", "too_large")
         return Answer(answer.status, answer.headers, bytes(body[:count]))
 
     def open(self, url: str, headers: Mapping[str, str]) -> MemoryInflow:
@@ -303,8 +330,10 @@ class MemoryWire:
         sent: Any = urllib3.HTTPHeaderDict(headers)
         asked = Asked(server, method, parts.path, parts.query, sent, b"")
         reply = self._platform.respond(asked, self._client)
-        if reply.status == 0:
+        if reply.status == 0 and not reply.reset:
             raise NoAnswer("connection refused", "unconnected")
+        if reply.status < 0:
+            raise NoAnswer("no answer in time", "too_slow")
         if reply.close_after is not None and reply.close_after < 0:
             raise NoAnswer("no answer", "broken")
         return MemoryInflow(reply)
@@ -313,17 +342,32 @@ class MemoryWire:
         pass
 
 
+@dataclass
+class Drip:
+    """The body of a reply that goes on for ever, a byte at a time. `wait` passes the time."""
+
+    wait: Callable[[float], object]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(())
+
+
 class MemoryInflow:
     """A reply as it is read: it may break off before it has all come."""
 
     def __init__(self, reply: Reply) -> None:
         self.status = reply.status
         self.headers = {name.lower(): value for name, value in _headers(reply).items()}
+        self._drip = reply.body if isinstance(reply.body, Drip) else None
         self.body = _whole(reply)[: reply.close_after]
         self._length = int(self.headers.get("content-length", len(_whole(reply))))
         self._at = 0
 
     def readinto(self, view: memoryview) -> int:
+        if self._drip is not None:
+            self._drip.wait(5.0)
+            view[:1] = b"x"
+            return 1
         count = min(len(view), len(self.body) - self._at)
         if not count and self._at < self._length:
             raise NoAnswer("the answer broke off", "truncated")

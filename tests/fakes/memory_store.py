@@ -18,9 +18,10 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import IO, Literal
 
-from archiver.clock import Clock
+from archiver.clock import Clock, RemoteClock
 from archiver.errors import KeyTaken, StoreError
 from archiver.fixity import Buffer
 from archiver.store.objects import Head, Listed, Lock, Stored, Version
@@ -78,6 +79,8 @@ class _Shelf:
     uploads: list[MemoryUpload] = field(default_factory=list)
     versions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     violations: list[str] = field(default_factory=list)
+    now: Callable[[], datetime] | None = None
+    """The store's own clock, as the `Date` of its answers has it; None where they have none."""
 
 
 class MemoryStore:
@@ -106,10 +109,11 @@ class MemoryStore:
         self._versioned = versioned
         self._lock_mode = lock_mode
         self._rules = rules
-        self._shelf = shelf or _Shelf(ticks or itertools.count(1).__next__)
+        self._shelf = shelf or _Shelf(ticks or itertools.count(1).__next__, now=clock.now)
+        self._remote = RemoteClock(clock)
 
     def by(self, writer: str, clock: Clock | None = None) -> MemoryStore:
-        """The same bucket in another writer's hands."""
+        """The same bucket in another writer's hands, whose clock may be another one."""
         return MemoryStore(
             clock or self._clock, writer=writer, versioned=self._versioned,
             lock_mode=self._lock_mode, rules=self._rules, shelf=self._shelf,
@@ -119,12 +123,16 @@ class MemoryStore:
         """A bucket of its own with the same objects in it. No upload is open there."""
         shelf = self._shelf
         ticks = itertools.count(shelf.ticks()).__next__
-        made = _Shelf(ticks, objects=dict(shelf.objects), keys=list(shelf.keys))
+        made = _Shelf(ticks, objects=dict(shelf.objects), keys=list(shelf.keys), now=clock.now)
         made.versions = itertools.count(10_000 + len(made.keys))
         return MemoryStore(
             clock, writer=self.writer, versioned=self._versioned, lock_mode=self._lock_mode,
             rules=self._rules, shelf=made,
         )  # fmt: skip
+
+    def is_answering(self) -> bool:
+        """This store is never out."""
+        return True
 
     # --- reading
 
@@ -300,11 +308,20 @@ class MemoryStore:
         with self._shelf.lock:
             return {one.version_id for one in self._shelf.uploads if one.version_id}
 
+    def show_date(self, now: Callable[[], datetime] | None) -> None:
+        """Let the store's clock be another one; without any, its answers have no `Date`."""
+        self._shelf.now = now
+
+    def latest_clock_skew_seconds(self) -> float | None:
+        return self._remote.skew_seconds()
+
     # --- who watches
 
     def _say(self, operation: str, key: str, moment: Literal["before", "after"]) -> None:
         if moment == "before":
             self._clock.check()
+        elif self._shelf.now is not None:
+            self._remote.tells(format_datetime(self._shelf.now(), usegmt=True))
         for hook in tuple(self.hooks):
             hook(Request(operation, key, moment, self.writer))  # type: ignore[arg-type]
 

@@ -18,12 +18,14 @@ from archiver.manifest import layout
 
 _FILE = re.compile(
     r"recordings/dt=(\d{4}-\d\d-\d\d)/([A-Za-z0-9_.-]+)/"
-    r"(recording(-[0-9a-f]{16})?\.wav|(transcript|epa)(-[0-9a-f]{16})?\.json)",
+    r"(recording(-[0-9a-f]{16})?\.wav|(transcript|epa)(-[0-9a-f]{16})?\.(json|bad))",
     re.ASCII,
 )
 _PART = re.compile(r"recordings/.*/recording-[0-9a-f]{16}\.wav", re.ASCII)
 _KEY = re.compile(r"manifest/keys/([0-9a-f]{16}\.pem|VERIFY\.md|verify\.sh)")
 _EVENT = re.compile(r"manifest/events/dt=\d{4}-\d\d-\d\d/\d{6}-[0-9a-f]{8}\.(jsonl|sha256|seal)")
+_SIGHTING = re.compile(r"manifest/sightings/dt=\d{4}-\d\d-\d\d/\d{4}-[0-9a-f]{16}\.json")
+STRANGER = "stranger"
 OUTCOMES = ("archived", "no_recording", "failed")
 
 
@@ -37,6 +39,8 @@ class Found(Protocol):
     data: bytes
     sha256: str
     version_id: str | None
+    writer: str
+    """Who wrote it: what a `STRANGER` wrote follows no rule."""
 
 
 Look = Callable[[str], Found | None]
@@ -58,7 +62,9 @@ def check(key: str, data: bytes, look: Look) -> None:
     elif key.startswith(layout.SIGHTINGS):
         _sighting(key, data)
     else:
-        known = key == layout.PROBE or any(p.fullmatch(key) for p in (_FILE, _KEY, _EVENT))
+        known = key == layout.PROBE or any(
+            p.fullmatch(key) for p in (_FILE, _KEY, _EVENT, _SIGHTING)
+        )
         _require(known, "a key outside the layout")
 
 
@@ -98,7 +104,8 @@ def _record(key: str, data: bytes, look: Look) -> None:
     if revision > 1:
         before = look(key.replace(f"/r{revision}.json", f"/r{revision - 1}.json"))
         _require(before is not None, "a revision before the one that it amends")
-        _amends(json.loads(before.data), document)
+        if before.writer != STRANGER:
+            _amends(json.loads(before.data), document)
 
 
 def _amends(before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -172,7 +179,10 @@ def _seal(number: int, data: bytes, look: Look) -> None:
         told = (entry["sha256"], entry["bytes"])
         _require(told == (segment.sha256, len(segment.data)), "a segment told wrongly")
         # The one before is complete, so whatever is sealed has its pointer.
-        _require(look(_pointer_of(entry)) is None, f"{entry['key']} sealed a second time")
+        # Somebody else may have put other bytes there.
+        pointer = look(_pointer_of(entry))
+        is_new = pointer is None or not pointer.data.strip().isdigit()
+        _require(is_new, f"{entry['key']} sealed a second time")
 
 
 def _pointer(key: str, data: bytes, look: Look) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from archiver.demo.platform import Platform, Reply, Request
 from archiver.errors import ArchiverError
-from archiver.manifest.record import FINDINGS, OUTCOMES
+from archiver.manifest.record import FILE_KINDS, FINDINGS, OUTCOMES
 from archiver.metrics import REGISTRY, STAGES
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
@@ -24,7 +24,7 @@ REASONS = {
 }  # fmt: skip
 ALLOWED = {
     "outcome": set(OUTCOMES),
-    "kind": {"recording", "transcript", "epa"},
+    "kind": set(FILE_KINDS),
     "stage": {*STAGES, "store"},
     "reason": REASONS,
     "code": set(FINDINGS),

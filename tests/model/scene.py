@@ -11,7 +11,10 @@ from typing import Any, Literal
 
 from archiver.demo.platform import BytesRecording
 from archiver.manifest import layout
+from archiver.model import window_of
+from tests.fakes import harm
 from tests.fakes.audio import wav
+from tests.fakes.harm import Harms
 from tests.fakes.memory_rig import HOUR, Crash, Times, World, Writer
 from tests.fakes.memory_source import Change, Moment, Sighting
 from tests.fakes.memory_store import Object
@@ -30,6 +33,8 @@ MOST_ROUNDS = 30
 When = tuple[Moment, int] | None
 """Drift: so many pages, passes or requests from now; None for at once."""
 Audio = Literal["there", "none", "gone", "no blob", "url down", "blob down", "broken"]
+Bad = Literal["listing", "entry", "call", "survey", "url"]
+"""What may be bad for ever: a window's listing, an entry of it, one request about a call."""
 HEALTHY: tuple[Audio, ...] = ("there", "none", "gone")
 """What the source itself says of a recording; all else is trouble with it."""
 
@@ -62,6 +67,8 @@ class Scene:
         self.ids: list[str] = []
         self.ended: set[str] = set()
         self._part_bytes = part_bytes
+        self.harms = Harms()
+        """What is bad for ever: until `heal`."""
         self._busy: set[str] = set()
         self._moves = False
         self.main = self._writer("main")
@@ -156,6 +163,31 @@ class Scene:
 
     def set_audio(self, number: int, audio: Audio, when: When = None) -> None:
         self._on(number, lambda call_id: self._set_audio(call_id, audio), when)
+
+    def spoil(self, number: int, kind: Bad) -> None:
+        """Something about a call, or its window's listing, is bad from now on; one such thing."""
+        if not self.ids or self.harms.all:
+            return
+        call_id = self.ids[number % len(self.ids)]
+        if not self._known(call_id):
+            return
+        placed = self.placed(call_id) or START
+        window = window_of(placed, self.world.times.window)
+        self.harms.all.append(
+            {
+                "listing": lambda: harm.listing(window, harm.status(500), "500"),
+                "entry": lambda: harm.entry(call_id, window, lambda row: None, "null"),
+                "call": lambda: harm.of_call(call_id, "call", harm.status(500), "500"),
+                "survey": lambda: harm.of_call(call_id, "epa", harm.status(403), "403"),
+                "url": lambda: harm.of_call(call_id, "url", harm.status(403), "403"),
+            }[kind]()
+        )
+        self.platform.spoilt = self.harms.answer
+
+    @property
+    def has_open_window(self) -> bool:
+        """Whether the listing of a window fails for ever."""
+        return any(one.kind.startswith("listing") and not one.healed for one in self.harms.all)
 
     def _do(self, when: When, change: Change) -> None:
         if when is None:
@@ -294,7 +326,9 @@ class Scene:
         return sum(1 for _ in store.list("records/")), pending
 
     def heal(self) -> None:
-        """Whatever was wrong with a recording is over; what has none has none."""
+        """Whatever was wrong with a recording is over, what has none has none; nothing is bad."""
+        for one in self.harms.all:
+            one.healed = True
         for call_id, audio in list(self.audio.items()):
             if audio not in HEALTHY:
                 self._set_audio(call_id, "there")

@@ -21,10 +21,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from archiver.model import windows_between
 from tests.fakes.memory_rig import HOUR, Times
 from tests.model.ledger import Ledger
 from tests.model.properties import examples, in_parts, seed_of
-from tests.model.scene import POSITIONS, START, Audio, Place, Scene, When
+from tests.model.scene import POSITIONS, START, Audio, Bad, Place, Scene, When
 
 MOST_CALLS = 15
 
@@ -177,6 +178,11 @@ class Completeness(RuleBasedStateMachine):
     def recording(self, number: int, audio: Audio, when: When) -> None:
         self.scene.set_audio(number, audio, when)
 
+    @has_calls
+    @rule(number=numbers, kind=st.sampled_from(("listing", "entry", "call", "survey", "url")))
+    def spoil(self, number: int, kind: Bad) -> None:
+        self.scene.spoil(number, kind)
+
     # --- the archiver
 
     @rule(minutes=st.sampled_from((0, 1, 5, 20, 61)))
@@ -219,7 +225,10 @@ class Completeness(RuleBasedStateMachine):
             return
         scene, times = self.scene, self.scene.world.times
         scene.come_to_rest()
-        self._check_silence(scene.ledger())
+        ledger = scene.ledger()
+        if not scene.has_open_window:
+            self._check_silence(ledger)
+        self._check_the_other_windows(ledger)
         scene.heal()
         # Windows whose source was out may have waited with their re-listing.
         scene.pass_time(16)
@@ -231,6 +240,14 @@ class Completeness(RuleBasedStateMachine):
         self._check_what_is_listed_now(ledger)
         for age in times.relist:
             ledger.check_listed_again(age, scene.clock.now() - HOUR)
+
+    def _check_the_other_windows(self, ledger: Ledger) -> None:
+        """What is bad for ever about one window, or one call, keeps no other window open."""
+        scene, times = self.scene, self.scene.world.times
+        sealed = {window.start for window in ledger.windows}
+        due = windows_between(START, scene.clock.now() - times.settle - HOUR, times.window)
+        still = [window.start for window in due if window.start not in sealed]
+        assert len(still) <= scene.has_open_window, f"not sealed: {still}"
 
     def _check_silence(self, ledger: Ledger) -> None:
         assert not ledger.pending, f"pending for ever: {ledger.pending}"

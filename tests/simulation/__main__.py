@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from tests.simulation import harms
 from tests.simulation.faults import KINDS
 from tests.simulation.judge import check
 from tests.simulation.story import Story, quiet
 
+EVERY_KIND = [*KINDS, *(f"permanent.{kind}" for kind in harms.KINDS)]
+"""Every kind of fault, and of what is bad for ever."""
 ENOUGH = 2000
 """So many seeds must hit every kind of fault."""
 PATIENCE = 10
@@ -38,10 +41,11 @@ class Tally:
         self.requests += len(story.wire.trace)
         self.turns += story.wire.turns.passed
         self.hit.update(story.wire.hit)
+        self.hit.update(f"permanent.{kind}" for kind, one in story.spoilt.items() if one.harm.met)
 
     @property
     def missing(self) -> list[str]:
-        return [kind for kind in KINDS if not self.hit[kind]]
+        return [kind for kind in EVERY_KIND if not self.hit[kind]]
 
 
 def tell(seed: int, verbose: bool = False) -> Story:
@@ -52,6 +56,8 @@ def tell(seed: int, verbose: bool = False) -> Story:
         check(story)
     finally:
         if verbose:
+            for kind, one in story.spoilt.items():
+                print(f"bad for ever: {kind}: {one.aim.plan.id}, window {one.aim.window}")
             print(*story.wire.trace, sep="\n")
     return story
 
@@ -81,7 +87,7 @@ def many(first: int, seeds: int) -> Tally:
 
 def report(tally: Tally, seconds: float) -> bool:
     """Print what was hit; whether all is well."""
-    for kind in KINDS:
+    for kind in EVERY_KIND:
         print(f"{tally.hit[kind]:8} {kind}")
     print(f"{tally.requests:8} requests, {tally.turns} times another process went on in between")
     pace = 60 * tally.seeds / seconds

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
@@ -16,11 +17,14 @@ from typing import Any
 from archiver.audit.reader import Reader
 from archiver.audit.result import Report
 from archiver.audit.verify import Options, verify
+from archiver.manifest import layout
 from archiver.manifest.signing import PublicKey
+from archiver.model import Window
 from tests.model.ledger import Ledger
 from tests.model.scene import is_unknowable
+from tests.simulation.harms import Aim, Spoilt
 from tests.simulation.plot import CallPlan
-from tests.simulation.story import SECRETS, Story
+from tests.simulation.story import LINES, SECRETS, Story
 from tests.simulation.wire import STOP
 from tests.simulation.world import SimWorld
 
@@ -56,52 +60,90 @@ def check(story: Story) -> None:
     check_silence(story, ledger)
     check_committed(story, ledger)
     check_manners(story)
-    check_audit(world)
-    if story.plot.seed % 8 == 0:
+    report = check_audit(world, story.spoilt.values())
+    check_told(story, ledger, report)
+    if story.plot.seed % 8 == 0 and report.ok:
         check_tampering(world, story.plot.seed)
 
 
 def read(world: SimWorld) -> Ledger:
-    """Invariants 1, 2, 3, 5 and 7, as far as the bucket alone tells."""
+    """Invariants 1, 2, 3, 5 and 7, as far as the bucket alone tells; without what somebody else has
+    put there, and without segments that wait for their seal where something is bad for ever."""
     world.finish()
-    ledger = Ledger(world.store.objects, Once(world.key.public))
+    objects = {one.key: one for one in world.store.objects}
+    for harm in world.wire.harms.all:
+        for key, data in harm.objects.items():
+            assert objects.pop(key).data == data, f"{key} was overwritten"
+    if world.wire.harms.all:
+        sealed = _sealed_keys(world)
+        for key in list(objects):
+            if key.startswith(layout.SEGMENTS) and key.endswith(".jsonl") and key not in sealed:
+                del objects[key]
+    ledger = Ledger(objects.values(), Once(world.key.public))
     ledger.check_tiling(world.watermark)
     assert len(world.store.keys) == len(list(world.store.versions(""))), "overwritten"
     return ledger
 
 
+def _sealed_keys(world: SimWorld) -> set[str]:
+    """The segments that stand in a seal."""
+    found = ((layout.parse_seal_key(one.key), one.data) for one in world.store.objects)
+    seals = [json.loads(data) for parsed, data in found if parsed is not None and not parsed[1]]
+    return {entry["key"] for seal in seals for entry in seal["segments"]}
+
+
 def check_time(story: Story, ledger: Ledger) -> None:
-    """Invariants 3 and 10: sealed as far as it must be, nothing pending for ever."""
+    """Invariants 3 and 10: sealed as far as it must be, nothing pending for ever; but for what is
+    bad for ever."""
     now, times = story.world.clock.now(), story.world.times
-    reach = sealed_to(story.world, ledger)
+    reach = sealed_to(story.world, ledger, story)
     assert reach + times.window + times.settle > now, f"sealed to {reach} only, at {now}"
-    pending = ledger.pending - (story.platform.gone if story.plot.is_patient else set())
+    harmed = harmed_calls(story)
+    pending = ledger.pending - harmed - (story.platform.gone if story.plot.is_patient else set())
     assert not pending, f"pending for ever: {pending}"
     for age in times.relist:
-        ledger.check_listed_again(age, now)
+        ledger.check_listed_again(age, now, [w.start for w in open_windows(story, ledger)])
     if story.plot.is_patient:
-        failed = [i for i, one in ledger.listed.items() if one and one["outcome"] == "failed"]
-        assert not failed or set(failed) <= _unsteady(story), f"given up too early: {failed}"
+        failed = {i for i, one in ledger.listed.items() if one and one["outcome"] == "failed"}
+        assert failed <= _unsteady(story) | harmed, f"given up too early: {failed}"
 
 
-def sealed_to(world: SimWorld, ledger: Ledger) -> datetime:
-    """The end of the unbroken run of sealed windows. The watermark follows with the next seal that
-    the loop has a reason to write."""
+def sealed_to(world: SimWorld, ledger: Ledger, story: Story | None = None) -> datetime:
+    """The end of the unbroken run of sealed windows, those that may stay open passed over. The
+    watermark follows with the next seal that the loop has a reason to write."""
     reach = world.watermark
-    for window in ledger.windows:
-        reach = window.end if window.start == reach else reach
-    return reach
+    sealed = {window.start: window.end for window in ledger.windows}
+    while True:
+        window = Window(reach, reach + world.times.window)
+        may_open = story is not None and any(one.opens(window) for one in story.spoilt.values())
+        if reach not in sealed and not (may_open and window.end <= world.clock.now()):
+            return reach
+        reach = window.end
+
+
+def harmed_calls(story: Story) -> set[str]:
+    """The calls that may come to something else than they would."""
+    spoilt = story.spoilt.values()
+    return {plan.id for plan in story.plot.calls if any(one.suffers(plan) for one in spoilt)}
+
+
+def open_windows(story: Story, ledger: Ledger) -> list[Window]:
+    """The windows that may stay open, sealed or not."""
+    windows = [Window(window.start, window.end) for window in ledger.windows]
+    spoilt = story.spoilt.values()
+    return [window for window in windows if any(one.opens(window) for one in spoilt)]
 
 
 def check_silence(story: Story, ledger: Ledger) -> None:
     """Invariant 2: what was listed has a record or is pending; no record falls between chairs."""
     told = ledger.recorded | ledger.pending
     for call_id, seen in story.platform.listed.items():
-        if call_id not in told:
+        if call_id not in told and not _in_open_window(story, call_id):
             unknowable = is_unknowable(call_id, seen, story.ended, story.world.store.objects)
             assert unknowable, f"listed, then silence: {call_id} {seen}"
     for key in sorted(ledger.unsealed):
-        assert _may_be_untold(story, ledger, key), f"{key} stands in no segment"
+        is_open = _in_open_window(story, key.split("/")[2])
+        assert is_open or _may_be_untold(story, ledger, key), f"{key} stands in no segment"
 
 
 def _may_be_untold(story: Story, ledger: Ledger, key: str) -> bool:
@@ -119,10 +161,11 @@ def _may_be_untold(story: Story, ledger: Ledger, key: str) -> bool:
 def check_committed(story: Story, ledger: Ledger) -> None:
     """Invariants 1 and 4: what the source lists stands in the archive as it would without faults,
     and nothing else does."""
-    found, reach = committed(ledger), sealed_to(story.world, ledger)
+    found, reach = committed(ledger), sealed_to(story.world, ledger, story)
+    passed = harmed_calls(story) | story.platform.gone | story.platform.hidden
     for plan in story.plot.calls:
         at = plan.start
-        if plan.id in story.platform.gone | story.platform.hidden or at >= reach:
+        if plan.id in passed or at >= reach:
             continue
         assert plan.id in found, f"{plan.id} is listed, and not told of"
         assert found[plan.id] in _expected(story, plan, ledger), f"{plan.id}: {found[plan.id]}"
@@ -199,11 +242,57 @@ def check_manners(story: Story) -> None:
             told[name] = 0
 
 
-def check_audit(world: SimWorld) -> Report:
-    """The package's own audit of the bucket, down to every byte, has nothing to say."""
+def check_audit(world: SimWorld, spoilt: Iterable[Spoilt] = ()) -> Report:
+    """The package's own audit of the bucket, down to every byte, has nothing to say; but of what is
+    bad for ever."""
     report = audit(world.store, world.clock.now())
-    assert report.ok, f"verify: {[vars(one) for one in report.findings]}"
+    findings = [one for one in report.findings if one.severity != "info"]
+    names = {name for harm in world.wire.harms.all for name in harm.names}
+    names |= {name for one in spoilt for name in (one.aim.plan.id, one.aim.stem)}
+    odd = [one for one in findings if not any(name in f"{one.key} {one.detail}" for name in names)]
+    assert not odd, f"verify: {[vars(one) for one in odd]}"
     return report
+
+
+def check_told(story: Story, ledger: Ledger, report: Report) -> None:
+    """Of everything that is bad, and that somebody met, the log tells, or the archive."""
+    named = {one.key for one in report.findings}
+    sealed = {window.start for window in ledger.windows}
+    for kind, one in story.spoilt.items():
+        for key in one.harm.objects:
+            there = one.harm in story.wire.harms.all
+            assert key in named or not there, f"{kind}: verify does not name {key}"
+        if not one.harm.met:
+            continue
+        said = any(name in line for line in LINES for name in one.harm.names)
+        found = ledger.listed.get(one.aim.plan.id)
+        said = said or bool(found and found["findings"])
+        assert said, f"{kind}: no line of the log names {one.harm.names}"
+        if one.must_open:
+            assert one.aim.window.start not in sealed, f"{kind}: {one.aim.window} was sealed"
+        if not one.window and kind != "entry null":
+            _check_told_of_call(story, ledger, kind, one.aim.plan)
+
+
+def _check_told_of_call(story: Story, ledger: Ledger, kind: str, plan: CallPlan) -> None:
+    """A harmed call that the source lists is pending, or its record says what it lacks."""
+    hidden = plan.id in story.platform.gone | story.platform.hidden
+    if hidden or plan.event not in ("none", "late", "changes") or _in_open_window(story, plan.id):
+        return
+    if plan.id in ledger.pending:
+        return
+    found = ledger.listed.get(plan.id)
+    assert found is not None, f"{kind}: {plan.id} was listed, then silence"
+    whole = committed(ledger)[plan.id] == truth(story.world, plan.id)
+    says = found["outcome"] != "archived" or bool(found["findings"])
+    assert says or whole, f"{kind}: {plan.id} lacks something, and nobody says so: {found}"
+
+
+def _in_open_window(story: Story, call_id: str) -> bool:
+    """Whether a call's window may stay open."""
+    plans = [plan for plan in story.plot.calls if plan.id == call_id]
+    spoilt = story.spoilt.values()
+    return any(one.opens(Aim(plan).window) for plan in plans for one in spoilt)
 
 
 def audit(reader: Reader, now: datetime, **options: Any) -> Report:

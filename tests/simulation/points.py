@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -24,9 +24,12 @@ import structlog
 from archiver.audit.holds import Told
 from archiver.clock import Interrupted
 from archiver.errors import ArchiverError, UsageError
+from archiver.manifest import layout
 from archiver.manifest.event import Action
-from archiver.model import Retention
+from archiver.model import Retention, Window
 from archiver.pipeline.holds import Holds
+from tests.fakes import harm
+from tests.fakes.harm import Harm
 from tests.fakes.memory_rig import HOUR, Crash, SerialWorkers, Times
 from tests.simulation.faults import possible
 from tests.simulation.judge import Committed, check_audit, committed, read
@@ -79,11 +82,19 @@ class At:
 @dataclass(frozen=True)
 class Scenario:
     """`prepare` makes a world ready, `act` works in it under the name of a process to be started,
-    and does again what `act` has left undone."""
+    and does again what `act` has left undone. `spoilt` is bad for ever meanwhile."""
 
     name: str
     prepare: Callable[[], SimWorld]
     act: Callable[[SimWorld, str], None]
+    spoilt: Callable[[], Harm] | None = None
+
+    def begin(self) -> SimWorld:
+        """The world, made ready, and what is bad in it."""
+        world = self.prepare()
+        if self.spoilt is not None:
+            world.spoil(self.spoilt())
+        return world
 
 
 # --- the worlds
@@ -178,6 +189,10 @@ def copied(world: SimWorld) -> SimWorld:
     platform.add(*world.platform.all.values())
     platform.hidden |= world.platform.hidden
     platform.gone |= world.platform.gone
+    if world.wire.harms.all:
+        # What somebody has put into the bucket lies in the copy too.
+        made.wire.harms.all = [replace(one, met=0) for one in world.wire.harms.all]
+        platform.spoilt = made.wire.harms.answer
     return made
 
 
@@ -243,6 +258,20 @@ def remove_hold(world: SimWorld, name: str) -> None:
     hold(world, name, "remove")
 
 
+WINDOW = Window(START, START + LENGTH)
+RECORD = layout.record_key(START.date(), "vc_1", 1)
+FILE = layout.recording_dir(START.date(), "vc_1") + "transcript"
+SPOILT: dict[str, Callable[[], Harm]] = {
+    "epa": lambda: harm.of_call("vc_1", "epa", harm.status(403), "403"),
+    "url": lambda: harm.of_call("vc_1", "url", harm.status(403), "403"),
+    "blob": lambda: harm.of_call("vc_1", "blob", harm.status(404), "404"),
+    "entry": lambda: harm.entry("vc_1", WINDOW, lambda row: None, "null"),
+    "record": lambda: harm.refused("record 400", 400, ("put",), RECORD, ("vc_1",)),
+    "file": lambda: harm.refused("file 403", 403, ("put",), FILE, ("vc_1",)),
+    "object": lambda: harm.foreign(RECORD, b"these are no bytes of ours\n", "foreign", "vc_1"),
+}
+"""What is bad for ever about one call of three: the others come to what they would."""
+
 SCENARIOS = {
     one.name: one
     for one in (
@@ -256,6 +285,13 @@ SCENARIOS = {
         Scenario("hold", lambda: sealed(30), add_hold),
         Scenario("hold taken off", held, remove_hold),
         Scenario("two at once", founded, rivals),
+        Scenario("loop, no survey for ever", in_time, two_rounds, SPOILT["epa"]),
+        Scenario("loop, no URL for ever", in_time, two_rounds, SPOILT["url"]),
+        Scenario("loop, an entry null for ever", in_time, two_rounds, SPOILT["entry"]),
+        Scenario("loop, a record refused for ever", in_time, two_rounds, SPOILT["record"]),
+        Scenario("loop, a foreign record for ever", in_time, two_rounds, SPOILT["object"]),
+        Scenario("backfill, no recording for ever", founded, backfill, SPOILT["blob"]),
+        Scenario("backfill, a file refused for ever", founded, backfill, SPOILT["file"]),
     )
 }
 
@@ -274,7 +310,7 @@ class Calmly:
 
 
 def calmly(scenario: Scenario) -> Calmly:
-    start = scenario.prepare()
+    start = scenario.begin()
     world = copied(start)
     scenario.act(world, "calm")
     return Calmly(start, len(world.wire.trace), *_state(world))
@@ -310,8 +346,10 @@ def _check(world: SimWorld, calm: Calmly, kind: str, met: Exchange) -> None:
 
 
 def _state(world: SimWorld) -> tuple[Committed, set[str]]:
+    """What the archive vouches for, and which calls are held. What is bad may be pending."""
     ledger = read(world)
-    assert not ledger.pending
+    harmed = {name for one in world.wire.harms.all for name in one.names}
+    assert ledger.pending <= harmed
     assert not ledger.unsealed, "records that no segment tells of"
     return committed(ledger), {one.key.split("/")[2] for one in world.store.objects if one.held}
 

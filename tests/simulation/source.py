@@ -88,7 +88,7 @@ def _what(request: Request) -> tuple[str, str]:
         return "range" if request.headers.get("Range") else "fetch", call_id
     rest = request.path.removeprefix(f"{BASE_PATH}/voice-calls").strip("/")
     if not rest:
-        return "list", request.query["dateFrom"]
+        return "list", request.query.get("dateFrom", "")
     call_id, _, last = rest.partition("/")
     return {"": "call", "epa-results": "epa", "recording-url": "url"}[last], unquote(call_id)
 

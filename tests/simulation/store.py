@@ -43,6 +43,9 @@ class StoreCarrier:
     def __call__(self, operation: str, key: str, effect: Effect) -> Answer:
         exchange, fault = self.wire.send(self.process, "store", operation, key)
         try:
+            refused = self.wire.harms.refusal(operation, key)
+            if refused is not None:
+                raise refused
             answer = self._carry(operation, fault, effect)
         except ClientError as error:
             self.wire.done(self.process, exchange, fault, error.response["Error"]["Code"])

@@ -13,18 +13,22 @@ import structlog
 from archiver.clock import Interrupted
 from archiver.errors import ArchiverError, UsageError
 from archiver.pipeline.followups import SCAN_SECONDS
+from archiver.store.upload import ORPHANED_AFTER
 from tests.fakes.memory_rig import HOUR, Crash
 from tests.fakes.population import PHONE, SECRET_WORDS
 from tests.simulation.faults import Weather
+from tests.simulation.harms import draw
 from tests.simulation.plot import LENGTH, MINUTE, PART_BYTES, START, CallPlan, Plot, Step, plot
 from tests.simulation.wire import WRITES, Calm
-from tests.simulation.world import DAY, SimWorld, SimWriter
+from tests.simulation.world import SimWorld, SimWriter
 
 SCAN = timedelta(seconds=SCAN_SECONDS) + MINUTE
 MOST_ROUNDS = 20
 """Everything must have come to rest after so many rounds without faults."""
 MOST_REQUESTS = 4000
 """No world has a history as long as that."""
+LINES: list[str] = []
+"""What the log told of at the level warning and above, since a story began."""
 SECRETS = (PHONE, SECRET_WORDS, "sig=", "a-token-for-tests")
 
 
@@ -38,6 +42,8 @@ class Story:
             lock_days=self.plot.lock_days, haste=self.plot.haste, **self.plot.options,
         )  # fmt: skip
         self.wire, self.platform = self.world.wire, self.world.platform
+        self.spoilt = draw(self.plot)
+        """What is bad for ever, by its kind."""
         self.ended: set[str] = set()
         """The processes that are no more."""
         self.changed: dict[str, datetime] = {}
@@ -49,6 +55,10 @@ class Story:
         """All of it but the last word, which is `judge.py`'s."""
         made = self.plot
         random.seed(made.seed)  # the jitter of tries, and nothing else
+        LINES.clear()
+        for one in self.spoilt.values():
+            if not one.harm.objects:
+                self.world.spoil(one.harm)
         self.wire.sky = Weather(made.chance, made.rate, made.faults)
         for number, step in enumerate(made.steps):
             self.world.clock.forward(step.wait)
@@ -128,7 +138,7 @@ class Story:
             with self._may_end("backfill"):
                 writer = self._start("backfill")
                 try:
-                    writer.found()
+                    self._found(writer)
                     start = START + first * LENGTH
                     end = min(self.plot.end, self.world.clock.now())
                     writer.backfill(start, max(end, start + HOUR))
@@ -161,10 +171,18 @@ class Story:
         """A loop that begins; one that does not get its archive open ends at once."""
         writer = self._start(who)
         self.ended.add(writer.name)
-        writer.found()
+        self._found(writer)
         self.ended.discard(writer.name)
         self._loops[who] = writer
         return writer
+
+    def _found(self, writer: SimWriter) -> None:
+        """Once there is an archive, somebody else may put something into it."""
+        writer.found()
+        for one in self.spoilt.values():
+            waits = bool(one.harm.objects) and one.harm not in self.wire.harms.all
+            if waits and one.harm.objects.keys().isdisjoint(self.world.store.keys):
+                self.world.spoil(one.harm)
 
     def _start(self, who: str) -> SimWriter:
         self._number += 1
@@ -199,20 +217,27 @@ class Story:
         raise AssertionError(f"no rest after {MOST_ROUNDS} rounds without faults")
 
     def _round(self) -> bool:
-        """A round of each loop; whether anything was written."""
-        before = len(self.wire.trace)
+        """A round of each loop; whether anything was written. Where something is bad for ever, that
+        is tried again and again, and only what is new counts."""
+        before, keys = len(self.wire.trace), self._lasting()
         for who in sorted(self._loops):
             (self._loops[who] or self._open(who)).round()
+        if self.spoilt:
+            return keys != self._lasting()
         return any(
             one.exchange.operation in WRITES and one.exchange.key != "manifest/probe"
             for one in self.wire.trace[before:]
         )
 
+    def _lasting(self) -> set[str]:
+        """The keys in the bucket, but for what a call leaves that is tried again."""
+        return {key for key in self.world.store.keys if "/recording-" not in key}
+
     def last(self) -> None:
-        """A day later somebody looks at every window once more, and at what was left lying."""
-        self.world.clock.forward(DAY + HOUR)
+        """A week later somebody looks at every window once more, and at what was left lying."""
+        self.world.clock.forward(ORPHANED_AFTER + HOUR)
         writer = self._start("last")
-        writer.found()
+        self._found(writer)
         writer.backfill(START, self.plot.end)
         writer.close()
         assert len(self.wire.trace) < MOST_REQUESTS, "no end of requests"
@@ -226,7 +251,10 @@ def quiet() -> dict[str, Any]:
     """structlog's settings for a simulation: nothing is printed, every line is looked at."""
 
     def look(logger: object, method: str, event: Any) -> Any:
-        _look_for_secrets(str(event))
+        told = str(event)
+        _look_for_secrets(told)
+        if method in ("warning", "error", "critical"):
+            LINES.append(told)
         raise structlog.DropEvent
 
     return {

@@ -1,4 +1,5 @@
-"""Nothing is lost, doubled or half done, wherever a process is cut off: each point in turn.
+"""Nothing is lost, doubled or half done, wherever a process is cut off: each point in turn; nor
+where one thing is bad for ever meanwhile.
 
 Here two of the mishaps, on the scenarios that differ most; `make crash-points` does all.
 """
@@ -9,7 +10,10 @@ import pytest
 
 from tests.simulation.points import KINDS, LEAST, SCENARIOS, all_of, calmly
 
-HERE = ("init and backfill", "loop", "listed again", "hold")
+HERE = (
+    "init and backfill", "loop", "listed again", "hold", "loop, no URL for ever",
+    "backfill, a file refused for ever",
+)  # fmt: skip
 MISHAPS = ("after", "applied")
 
 

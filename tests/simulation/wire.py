@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 
 from archiver.clock import Interrupted
 from tests.fakes.clock import HandClock
+from tests.fakes.harm import Harms
 from tests.fakes.memory_rig import Crash
 
 Side = Literal["store", "api", "blob"]
@@ -107,6 +108,8 @@ class Wire:
     sky: Sky = field(default_factory=Calm)
     trace: list[Passed] = field(default_factory=list)
     hit: Counter[str] = field(default_factory=Counter)
+    harms: Harms = field(default_factory=Harms)
+    """What is bad for ever, whatever else befalls a request."""
     _on_its_way: list[tuple[int, Effect]] = field(default_factory=list)
     _count: int = 0
 
@@ -133,6 +136,8 @@ class Wire:
         """Its answer is there, whatever it says; `Crash` where the process never hears of it."""
         if fault == CRASH_AFTER:
             self._die(process, exchange, fault)
+        if self.harms.last is not None:
+            fault, self.harms.last = f"for ever: {self.harms.last.kind}", None
         self.trace.append(Passed(self.clock.now(), exchange, fault, outcome))
 
     def later(self, requests: int, effect: Effect) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cache
 from typing import Any
 
@@ -22,6 +22,8 @@ from archiver.source.recording import RecordingClient
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions
 from archiver.store.probe import glance, require_safe
+from archiver.store.upload import ORPHANED_AFTER
+from tests.fakes.harm import Harm, put_there, take_away
 from tests.fakes.memory_rig import Times, World, Writer
 from tests.fakes.memory_s3 import MemoryS3, S3Uploads
 from tests.fakes.memory_store import MemoryStore
@@ -29,7 +31,6 @@ from tests.simulation.source import Front, api_of, blobs_of
 from tests.simulation.store import StoreCarrier
 from tests.simulation.wire import Process, ProcessClock, Turns, Wire
 
-DAY = timedelta(days=1)
 PAGES = {layout.VERIFY_PAGE: b"how to verify\n", layout.VERIFY_SCRIPT: b"exit 0\n"}
 
 
@@ -63,6 +64,20 @@ class SimWorld(World):
         self.uploads = S3Uploads()
         self.wire = Wire(self.clock, Turns(chance, haste))
         self.processes: dict[str, Process] = {}
+
+    def spoil(self, harm: Harm) -> Harm:
+        """From now on this is bad, until it is healed."""
+        self.wire.harms.all.append(harm)
+        self.platform.spoilt = self.wire.harms.answer
+        for key, data in harm.objects.items():
+            put_there(self.store, key, data)
+        return harm
+
+    def heal(self, harm: Harm) -> None:
+        """Somebody has seen to it."""
+        harm.healed = True
+        for key in harm.objects:
+            take_away(self.store, key)
 
     def start(self, name: str, part_bytes: int = 8 << 20) -> SimWriter:
         """A new process, which knows nothing. Its archive is not open yet: see `found`."""
@@ -121,4 +136,4 @@ class SimWriter(Writer):
         bucket.create_once, bucket.read_back = found.create_once, not found.checksums
         bucket.believed = found.whole_checksums
         with suppress(StoreError):
-            bucket.abort_uploads(layout.RECORDINGS, world.clock.now() - DAY)
+            bucket.abort_uploads(layout.RECORDINGS, world.clock.now() - ORPHANED_AFTER)

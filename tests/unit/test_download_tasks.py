@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime
+from datetime import datetime, timedelta
+
+import pytest
 
 from archiver import hub
+from archiver.errors import CallError
 from archiver.hub import Hub
 from archiver.pipeline.download import Download
 from archiver.source.recording import BlobInfo
 from archiver.store.objects import Stored
+from archiver.store.upload import GIVEN_UP_AFTER, ORPHANED_AFTER
 from tests.fakes.audio import wav
+from tests.fakes.clock import HandClock
+from tests.fakes.memory_store import MemoryStore, Request
 
 TASKS = 4
 
@@ -58,3 +64,30 @@ def test_tasks_do_not_share_a_buffer() -> None:
         future.result(10)
     tasks.shutdown()
     assert store.found == {key: hashlib.sha256(data).hexdigest() for key, data in audio.items()}
+
+
+@pytest.mark.parametrize("days", [1.9, 7.0])
+def test_a_slow_upload_is_nobodys_orphan(days: float) -> None:
+    """Two days are what the default settings allow; what takes longer than all starts wait is given
+    up before it would be taken for an orphan."""
+    clock = HandClock()
+    store = MemoryStore(clock, rules=False)
+    audio = wav(4.0, seed=1)
+
+    def slow(request: Request) -> None:
+        if request.operation == "part" and request.moment == "before":
+            clock.forward(timedelta(days=days) / (len(audio) // 4_000))
+
+    store.hooks.append(slow)
+    download = Download(store, 4_000, lambda: "0" * 16, clock.monotonic)
+    began = clock.now()
+    if days < 6:
+        download.run(Slow(audio), "recording.wav", None, False)  # type: ignore[arg-type]
+        assert store.object(f"recording-{'0' * 16}.wav").data == audio
+    else:
+        with pytest.raises(CallError) as caught:
+            download.run(Slow(audio), "recording.wav", None, False)  # type: ignore[arg-type]
+        assert caught.value.reason == "too_slow"
+        assert clock.now() - began < ORPHANED_AFTER
+    assert timedelta(hours=36) < GIVEN_UP_AFTER < ORPHANED_AFTER
+    store.finish()

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from archiver.clock import Interrupted
 from archiver.demo.platform import Platform, Reply, Request
 from archiver.errors import StoreError
 from archiver.manifest import layout
@@ -299,6 +300,57 @@ def test_gauges_keep_their_value_while_a_listing_cannot_be_read(
     assert value("archiver_pending_calls") == 1
     waited = value("archiver_oldest_unarchived_seconds") - (2 * HOUR + MINUTE).total_seconds()
     assert 0 <= waited <= sum(clock.sleeps), "it is counted from the call"
+
+
+OLDEST = "archiver_oldest_unarchived_seconds"
+
+
+def test_the_oldest_grows_while_the_loop_waits(
+    platform: Platform, rig: MakeRig, clock: HandClock
+) -> None:
+    loop = another(rig, give_up=DAY)
+    platform.add(a_call(audio=None))
+    loop.round()
+    before = value(OLDEST)
+    clock.forward(HOUR)
+    assert value(OLDEST) == before + HOUR.total_seconds()
+
+
+def test_the_oldest_grows_while_rounds_fail_though_no_call_is_known_to_wait(
+    platform: Platform, rig: MakeRig, clock: HandClock
+) -> None:
+    loop = another(rig, give_up=DAY)
+    platform.add(a_call())
+    began = clock.now()
+    loop.round()
+    assert value(OLDEST) == 0
+    platform.hooks.append(lambda _: Reply(503, {}, b""))
+    clock.when_asleep(18 * HOUR.total_seconds(), clock.stop)
+    with pytest.raises(Interrupted):
+        loop.run_forever()
+    clock.go_on()
+    assert value(OLDEST) >= 18 * HOUR.total_seconds()
+    assert value(OLDEST) == (clock.now() - began).total_seconds(), "from the last good round on"
+    platform.hooks.clear()
+    loop.round()
+    assert value(OLDEST) == 0
+
+
+def test_the_oldest_counts_a_window_that_cannot_be_listed(
+    platform: Platform, rig: MakeRig, clock: HandClock
+) -> None:
+    loop = another(rig, give_up=DAY)
+    platform.add(a_call())
+    unreadable = Reply(200, {"Content-Type": "application/json"}, b'{"data": [NaN]}')
+    platform.hooks.append(
+        lambda r: unreadable if "dateFrom=2024-01-15T10%3A00" in r.raw_query else None
+    )
+    loop.round()
+    assert value(OLDEST) == (clock.now() - TEN).total_seconds()
+    platform.hooks.clear()
+    clock.turn_to(SETTLED)
+    loop.round()
+    assert value(OLDEST) == 0
 
 
 def test_processes_of_one_round_each_give_a_call_up_that_was_pending_before(

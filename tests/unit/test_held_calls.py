@@ -36,6 +36,7 @@ class Entry:
 
     entry: seal.SegmentEntry
     retain_until: datetime | None = None
+    found_since: datetime | None = None
 
 
 @dataclass

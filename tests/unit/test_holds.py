@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from io import BytesIO
 from typing import Any, Literal
 
 import pytest
@@ -14,7 +18,7 @@ from archiver.audit.holds import Ledger, Told, standings
 from archiver.audit.verify import Options, verify
 from archiver.clock import Interrupted
 from archiver.errors import FormatError, StoreError, UsageError
-from archiver.manifest import event, layout
+from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Action
 from archiver.model import Retention
 from archiver.pipeline.holds import Holds, Result
@@ -120,6 +124,7 @@ def test_an_act_holds_every_object_and_stands_on_the_ledger(world: World, office
     [key] = [k for k in world.store.keys if k.startswith("manifest/events") and "jsonl" in k]
     data = world.store.object(key).data
     first, second = map(json.loads, data.splitlines())
+    assert re.fullmatch("[0-9a-f]{16}", first.pop("id"))
     assert first == {
         "action": "add",
         "at": "2024-01-15T14:01:00Z",
@@ -215,7 +220,7 @@ def test_a_large_day_is_not_listed_for_few_calls(world: World) -> None:
     world.store.hooks.append(asked.append)
     found = finder.find(["vc_2", "vc_3"], world.clock.now())
     finder.close()
-    assert {i: len(one.named) for i, one in found.items()} == {"vc_2": 3, "vc_3": 3}
+    assert {i: len(one.named) for i, one in found.calls.items()} == {"vc_2": 3, "vc_3": 3}
     listed = {one.key for one in asked if one.operation == "list"}
     assert {f"records/{DAY_DIR}/", f"records/{DAY_DIR}/vc_3/"} <= listed
 
@@ -348,6 +353,156 @@ def test_what_is_no_act_is_left_alone(world: World, officer: Officer) -> None:
     assert officer.ledger == {"vc_1": ["add"]}
 
 
+# --- what is wrong with one call
+
+
+def refuses(operation: str, key: Callable[[str], bool], **error: Any) -> Callable[[Request], None]:
+    """A hook: the store answers requests of a kind about some keys with an error, for ever."""
+
+    def hook(request: Request) -> None:
+        if request.operation == operation and request.moment == "before" and key(request.key):
+            raise StoreError(
+                "the store answered 403", **{"reason": "denied", "status": 403, **error}
+            )
+
+    return hook
+
+
+def anybody(world: World) -> MemoryStore:
+    """Who may write to the bucket, and is no archiver of this release."""
+    return MemoryStore(world.clock, rules=False, shelf=world.store._shelf)
+
+
+def of_vc_2(key: str) -> bool:
+    return "/vc_2/" in key
+
+
+BROKEN: dict[str, Any] = {"reason": "status_5xx", "status": 500, "retryable": True}
+
+
+@pytest.mark.parametrize("error", [{}, BROKEN], ids=["denied", "broken"])
+@pytest.mark.parametrize("operation", ["head", "get", "hold"])
+def test_a_call_whose_objects_the_store_refuses_keeps_no_other_from_being_held(
+    world: World, officer: Officer, operation: str, error: dict[str, Any]
+) -> None:
+    holds, store = officer.open()
+    store.hooks.append(refuses(operation, of_vc_2, **error))
+    result = holds.act("add", ["vc_1", "vc_2", "vc_3"], "J. Doe", "Case 1")
+    assert [one.hold.call_id for one in result.done] == ["vc_1", "vc_3"]
+    assert list(result.left) == ["vc_2"]
+    assert officer.ledger == {"vc_1": ["add"], "vc_3": ["add"]}
+    officer.check_promise()
+    assert verify(world.store, Options()).exit_code == 0
+    officer.add("vc_2")
+    assert officer.held == {"vc_1": True, "vc_2": True, "vc_3": True}
+
+
+@pytest.mark.parametrize("error", [{}, BROKEN], ids=["denied", "broken"])
+@pytest.mark.parametrize("operation", ["head", "get", "hold"])
+def test_a_call_whose_objects_the_store_refuses_keeps_no_other_from_being_released(
+    world: World, officer: Officer, operation: str, error: dict[str, Any]
+) -> None:
+    officer.add("vc_1", "vc_2", "vc_3")
+    officer.clock.forward(MINUTE)
+    holds, store = officer.open()
+    store.hooks.append(refuses(operation, of_vc_2, **error))
+    result = holds.act("remove", ["vc_1", "vc_2", "vc_3"], "J. Doe", "Case 1")
+    assert [one.hold.call_id for one in result.done] == ["vc_1", "vc_3"]
+    assert list(result.left) == ["vc_2"]
+    assert officer.held == {"vc_1": False, "vc_2": True, "vc_3": False}
+    officer.check_promise()
+    officer.remove("vc_2")
+    assert not any(officer.held.values())
+    assert verify(world.store, Options()).findings == []
+
+
+def test_of_a_call_with_a_refused_object_the_others_are_held(
+    world: World, officer: Officer
+) -> None:
+    holds, store = officer.open()
+    store.hooks.append(refuses("hold", lambda key: key.endswith("vc_2/recording.wav")))
+    holds.act("add", ["vc_1", "vc_2"], "J. Doe", "Case 1")
+    loose = [one.key for one in world.store.objects if "/vc_2/" in one.key and not one.held]
+    assert loose == [f"recordings/{DAY_DIR}/vc_2/recording.wav"]
+
+
+def test_a_store_that_is_out_ends_a_command(world: World, officer: Officer) -> None:
+    holds, store = officer.open()
+
+    def go_out() -> None:
+        for operation in ("hold", "head", "get", "put", "list"):
+            store.hooks.append(refuses(operation, lambda _: True, **BROKEN))
+
+    store.hooks.append(once(lambda r: r.operation == "hold", go_out))
+    with pytest.raises(StoreError, match="run the same command again"):
+        holds.act("add", ["vc_1", "vc_2", "vc_3"], "J. Doe", "Case 1")
+    assert officer.ledger == {}
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00\xff", b'{"v":1}\n', b"newer"])
+def test_a_record_that_cannot_be_read_is_held_with_its_call(
+    world: World, officer: Officer, data: bytes
+) -> None:
+    odd = f"records/{DAY_DIR}/vc_2/r2.json"
+    if data == b"newer":
+        data = canonical({**document(world.store, odd.replace("r2", "r1")), "v": 2})
+    anybody(world).put_once(odd, data or b" ")
+    result = officer.add("vc_1", "vc_2")
+    assert {one.hold.call_id: sorted(one.gone) for one in result.done} == {
+        "vc_1": [],
+        "vc_2": [odd],
+    }
+    assert officer.held == {"vc_1": True, "vc_2": True, "vc_3": False}
+
+
+EVENT = f"{layout.EVENTS}dt=2024-01-15/140100-"
+
+
+@pytest.mark.parametrize("what", [".jsonl", ".seal", "newer", "foreign"])
+def test_an_event_that_cannot_be_read_stops_neither_a_hold_nor_the_archiver(
+    world: World, officer: Officer, what: str
+) -> None:
+    officer.add("vc_1")
+    if what == "newer":
+        data = canonical({"at": "2024-01-15T14:01:00Z", "type": "hold", "v": 2})
+        seal_events(world, data)
+    elif what == "foreign":
+        anybody(world).put_once(f"{EVENT}00000000.jsonl", b"\x00\xff")
+    else:
+        harm = refuses("get", lambda key: key.startswith(layout.EVENTS) and key.endswith(what))
+        harm_too = refuses(
+            "get", lambda key: key.startswith(EVENT) and key.endswith(what), **BROKEN
+        )
+        world.store.hooks += [harm, harm_too]
+    holds, _ = officer.open()
+    officer.clock.forward(MINUTE)
+    result = holds.act("add", ["vc_2"], "J. Doe", "Case 2")
+    assert [one.hold.call_id for one in result.done] == ["vc_2"]
+    assert officer.held["vc_2"]
+    world.platform.add(a_call("vc_4", TEN + HOUR))
+    later = world.writer("later")
+    later.backfill(TEN + HOUR, TEN + 2 * HOUR)
+    later.round()
+    assert any("/vc_4/" in key for key in world.store.keys)
+
+
+def seal_events(world: World, data: bytes) -> None:
+    """A segment of events as a newer release would write and seal it."""
+    digest = hashlib.sha256(data).hexdigest()
+    key = f"{EVENT}{digest[:8]}.jsonl"
+    anybody(world).put_once(key, data)
+    anybody(world).put_once(layout.companion_key(key), event.companion(key, data))
+    chain = Chain(world.store, world.key, world.clock, Retention())
+    assert chain.open()
+    chain.append([Entry(seal.describe(key, BytesIO(data), window_lines=0))])
+
+
+@dataclass
+class Entry:
+    entry: seal.SegmentEntry
+    retain_until: datetime | None = None
+
+
 # --- beside others
 
 
@@ -406,6 +561,62 @@ def test_of_two_commands_at_a_time_the_one_sealed_last_holds(
     assert last == (first if moment == "before" else second)
     assert officer.held["vc_1"] == (last == "add")
     assert done.undone == (last != first)
+
+
+@pytest.mark.parametrize("acts", [("add", "add"), ("add", "remove"), ("remove", "remove")])
+def test_acts_of_the_same_words_in_one_second_are_two(
+    world: World, officer: Officer, acts: tuple[Action, Action]
+) -> None:
+    """Two people, or one script, give the same command twice: each has a segment of its own."""
+    before = ["add"] * (acts[0] == "remove")
+    if before:
+        officer.add("vc_1")
+        officer.clock.forward(MINUTE)
+    (holds, store), (other, _) = officer.open(), officer.open()
+    inner: list[Result] = []
+
+    def meanwhile() -> None:
+        inner.append(other.act(acts[1], ["vc_1"], "J. Doe", "Case 1"))
+
+    store.hooks.append(once(lambda r: seals(r) and r.moment == "after", meanwhile))
+    [done] = holds.act(acts[0], ["vc_1"], "J. Doe", "Case 1").done
+    assert done.hold.at == inner[0].done[0].hold.at
+    assert done.hold.line != inner[0].done[0].hold.line
+    assert officer.ledger["vc_1"] == [*before, *acts]
+    assert officer.held["vc_1"] == (officer.ledger["vc_1"][-1] == "add")
+    assert verify(world.store, Options()).findings == []
+
+
+def test_an_act_whose_key_holds_other_bytes_takes_another(world: World, officer: Officer) -> None:
+    """Eight digits of a hash may meet; whoever can write to the bucket may put anything there."""
+    for suffix in (".jsonl", ".sha256"):
+        holds, store = officer.open()
+        taken: list[str] = []
+
+        def take(request: Request, suffix: str = suffix, taken: list[str] = taken) -> None:
+            mine = request.operation == "put" and request.key.startswith(layout.EVENTS)
+            if mine and request.key.endswith(suffix) and request.moment == "before" and not taken:
+                taken.append(request.key)
+                world.store.put_once(request.key, b"other bytes\n")
+
+        store.hooks.append(take)
+        holds.act("add", ["vc_1"], "J. Doe", "Case 1")
+        assert taken
+    assert officer.ledger["vc_1"] == ["add", "add"]
+    assert officer.held["vc_1"]
+
+
+def test_an_event_of_an_older_release_has_no_id(world: World, officer: Officer) -> None:
+    officer.add("vc_1")
+    [key] = [k for k in world.store.keys if k.startswith(layout.EVENTS) and "jsonl" in k]
+    told = document(world.store, key)
+    assert len(told.pop("id")) == 16
+    older = event.parse(canonical(told))
+    assert older is not None
+    assert older.id is None
+    for wrong in ("", "X" * 16, "0" * 17, 7, None):
+        with pytest.raises(FormatError):
+            event.parse(canonical({**told, "id": wrong}))
 
 
 def test_it_runs_beside_the_loop(world: World, officer: Officer) -> None:

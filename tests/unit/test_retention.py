@@ -399,6 +399,7 @@ class Entry:
 
     entry: seal.SegmentEntry
     retain_until: datetime | None
+    found_since: datetime | None = None
 
 
 def put_act(rig: Rig, action: Action, call_id: str) -> list[str]:

@@ -27,7 +27,7 @@ MakeRig = Callable[..., Rig]
 Look = Callable[[], Archive]
 
 
-class Crash(Exception):
+class Crash(BaseException):
     """The process is gone."""
 
 

@@ -257,7 +257,7 @@ def test_a_listing_that_cannot_be_had_is_a_source_error(
     with pytest.raises(SourceError, match="502") as caught:
         listed(client)
     assert caught.value.exit_code == 3
-    assert len(clock.sleeps) == 4
+    assert len(clock.sleeps) == 4 + 2, "the page's tries, and the control request's"
 
 
 def test_an_unreachable_source_names_the_setting(platform: Platform, clock: HandClock) -> None:
@@ -293,7 +293,14 @@ def test_the_answers_about_one_call(platform: Platform, client: VoiceCallsClient
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
+        (Reply(404, {}, b"{}"), "not_found"),
         (Reply(410, {}, b"{}"), "gone"),
+        (Reply(204), "no_url"),
+        (Reply(200, {}, b""), "no_url"),
+        (Reply(200, {}, b"\n"), "no_url"),
+        (Reply(200, {}, b"null"), "no_url"),
+        (Reply(200, {}, b'{"data":null}'), "no_url"),
+        (Reply(200, {}, b"{}"), "no_url"),
         (Reply(200, {}, b'{"recordingUrl":null}'), "no_url"),
         (Reply(200, {}, b'{"data":{"recordingUrl":""}}'), "no_url"),
     ],
@@ -307,7 +314,9 @@ def test_the_ways_to_say_that_there_is_no_recording(
     assert caught.value.reason == reason
 
 
-@pytest.mark.parametrize("body", [b"{}", b'{"status":"processing"}', b'{"error":{"code":"X"}}'])
+@pytest.mark.parametrize(
+    "body", [b'{"url":"x"}', b'{"status":"processing"}', b'{"error":{"code":"X"}}']
+)
 def test_an_answer_that_says_nothing_of_the_url_is_no_proof_of_absence(
     platform: Platform, client: VoiceCallsClient, body: bytes
 ) -> None:
@@ -338,10 +347,29 @@ def test_an_answer_of_no_use_is_the_call_s_matter(
     assert not isinstance(caught.value, NoRecording)
 
 
-@pytest.mark.parametrize("body", [b"null", b"{}", b"[]", b'{"data":null}'])
-def test_an_empty_survey_is_none(platform: Platform, client: VoiceCallsClient, body: bytes) -> None:
-    platform.hooks.append(on("/epa-results", Reply(200, {}, body)))
+EMPTY = [b"", b" \n", b"null", b'{"data":null}']
+NONE = [*(Reply(200, {}, body) for body in EMPTY), *map(Reply, (204, 404, 410))]
+
+
+@pytest.mark.parametrize(
+    "reply", [*NONE, *(Reply(200, {}, body) for body in (b"{}", b"[]", b'{"data":{}}'))]
+)
+def test_an_empty_survey_is_none(
+    platform: Platform, client: VoiceCallsClient, reply: Reply
+) -> None:
+    platform.hooks.append(on("/epa-results", reply))
     assert client.survey("vc_001") is None
+
+
+@pytest.mark.parametrize("reply", NONE)
+def test_a_call_that_is_nothing_is_missing(
+    platform: Platform, client: VoiceCallsClient, reply: Reply
+) -> None:
+    platform.hooks.append(on("/vc_001", reply))
+    with pytest.raises(CallError) as caught:
+        client.call("vc_001")
+    assert (caught.value.reason, caught.value.status) == ("call_missing", reply.status)
+    assert caught.value.body is None
 
 
 def test_requests_are_paced(platform: Platform, clock: HandClock) -> None:
@@ -365,8 +393,30 @@ def test_requests_are_paced(platform: Platform, clock: HandClock) -> None:
 def test_the_clock_s_skew(
     platform: Platform, client: VoiceCallsClient, date: str, skew: float | None
 ) -> None:
+    assert client.latest_clock_skew_seconds() is None
     platform.hooks.append(lambda _: Reply(200, {"Date": date}, b"[]"))
     assert client.clock_skew_seconds() == skew
+    assert client.latest_clock_skew_seconds() == skew
+
+
+def test_the_latest_answer_tells_the_source_s_time(
+    platform: Platform, client: VoiceCallsClient, clock: HandClock
+) -> None:
+    """Whatever it is about, an error too, and without a request of its own."""
+    ahead = {"Date": "Mon, 15 Jan 2024 12:10:00 GMT"}
+    platform.hooks.append(on("vc_001", Reply(404, ahead, b"{}")))
+    client.call("vc_000")
+    assert client.latest_clock_skew_seconds() == 0
+    with pytest.raises(CallError):
+        client.call("vc_001")
+    clock.forward(timedelta(minutes=1))
+    asked = len(platform.served("api"))
+    assert client.latest_clock_skew_seconds() == 600
+    assert len(platform.served("api")) == asked
+    platform.hooks.append(on("vc_002", Reply(404, {}, b"{}")))
+    with pytest.raises(CallError):
+        client.call("vc_002")
+    assert client.latest_clock_skew_seconds() == 600, "an answer without a Date tells nothing new"
 
 
 # --- credentials that expire, calls that are refused

@@ -1,0 +1,104 @@
+"""One thing is bad, for ever or for a while, wherever that may be: it harms nothing but itself.
+
+Each place is tried in the loop and in backfills; with one worker, and with eight and the listing
+the other way round. `places.py` has the rows, `judge.py` says what must hold.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.permanent.judge import judge, judge_healed, result
+from tests.permanent.places import PLACES, Place
+from tests.permanent.scene import (
+    BACKFILL,
+    FIRST,
+    HEALED,
+    LOCK_DAYS,
+    LOOP,
+    PlaceWorld,
+    Run,
+    ids_of,
+    listening,
+)
+
+VARIANTS = ((1, "-startTime"), (8, "startTime"))
+"""How many workers there are, and the order of the listing."""
+
+places = pytest.mark.parametrize("place", PLACES.values(), ids=list(PLACES))
+
+
+def begin(place: Place, variant: tuple[int, str], now: object) -> Run:
+    random.seed(1)  # the jitter of tries
+    workers, sort = variant
+    world = PlaceWorld(
+        now, workers, sort, lock_days=LOCK_DAYS if place.locked else 0,
+        page_size=2 if place.ordered else 100,
+    )  # fmt: skip
+    return Run(world, world.spoil(place.make(world)))
+
+
+def loop(place: Place, variant: tuple[int, str], healed: int | None = None) -> Run:
+    run = begin(place, variant, LOOP[0])
+    with listening() as run.events:
+        return run.loop(healed=healed)
+
+
+def the_same(place: Place, runs: list[Run]) -> None:
+    """Neither the number of workers nor the order of a listing decides what comes of it."""
+    if not place.ordered:
+        one, other = map(result, runs)
+        assert one == other
+
+
+@places
+def test_for_ever_in_the_loop(place: Place) -> None:
+    runs = [loop(place, variant) for variant in VARIANTS]
+    for run in runs:
+        judge(place, run, loop=True)
+    the_same(place, runs)
+
+
+@places
+def test_for_a_while_in_the_loop(place: Place) -> None:
+    run = loop(place, VARIANTS[0], HEALED)
+    if place.window is None and place.calls & ids_of(FIRST):
+        # That window is closed beyond its last age: the loop does not come back to it.
+        with listening():
+            run.backfill()
+    judge_healed(run, loop=True)
+
+
+@places
+def test_in_backfills_for_ever_and_then_no_more(place: Place) -> None:
+    """Two of them while it is bad, a third one once it is well again."""
+    runs = [begin(place, variant, BACKFILL[0]) for variant in VARIANTS]
+    for run in runs:
+        with listening() as run.events:
+            for moment in BACKFILL[:2]:
+                run.world.clock.turn_to(max(run.world.clock.now(), moment))
+                run.backfill()
+                judge(place, run, loop=False)
+    the_same(place, runs)
+    for run in runs if place.comes_late else ():
+        with listening():
+            run.heal()
+            run.world.clock.turn_to(max(run.world.clock.now(), BACKFILL[2]))
+            judge_healed(run.backfill(), loop=False)
+
+
+def test_where_nothing_is_bad_all_is_well() -> None:
+    for variant in VARIANTS:
+        workers, sort = variant
+        run = Run(PlaceWorld(LOOP[0], workers, sort), None)
+        with listening():
+            judge_healed(run.loop(), loop=True)
+        run = Run(PlaceWorld(BACKFILL[0], workers, sort), None)
+        with listening():
+            judge_healed(run.backfill(), loop=False)
+
+
+def test_there_are_as_many_places_as_promised() -> None:
+    assert len(PLACES) >= 40

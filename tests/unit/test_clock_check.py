@@ -1,0 +1,397 @@
+"""A clock of ours that is wrong for a while: nothing is closed or sealed by it, calls are archived,
+and once it is right again all goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from archiver.audit.verify import Options, verify
+from archiver.cli.backfill import _tell
+from archiver.clock import RemoteClock
+from archiver.manifest import layout
+from archiver.metrics import REGISTRY
+from archiver.model import Retention, parse_time
+from archiver.pipeline.backfill import Summary
+from archiver.pipeline.clock_check import MAX_SKEW_SECONDS, ClockCheck
+from archiver.store.direct import Direct
+from tests.fakes.clock import NOON, HandClock, TurnedClock
+from tests.fakes.memory_rig import HOUR, World, Writer
+from tests.fakes.memory_source import MemoryWire, api_client
+from tests.fakes.memory_store import MemoryStore
+from tests.fakes.population import TEN, a_call
+
+MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
+AHEAD, BEHIND = 3 * DAY, -3 * DAY
+
+
+class TurnedWorld(World):
+    """One machine's clock may be off by `ours.by`; source and store have clocks of their own."""
+
+    def __init__(self, now: datetime = NOON) -> None:
+        super().__init__(now, TEN)
+        self.retention = Retention("COMPLIANCE", 100)
+        self.store = MemoryStore(self.clock, writer="test", ticks=self.tick, lock_mode="COMPLIANCE")
+        self.ours = TurnedClock(self.clock)
+
+    def clock_of(self, name: str) -> Any:
+        return self.ours
+
+    def store_of(self, name: str) -> Any:
+        return self.store.by(name, self.ours)
+
+    def source_shows(self, by: timedelta) -> None:
+        """The source's answers have a `Date` that is off by so much from now on."""
+
+        def answer(request: Any) -> Any:
+            reply = self.platform.answer(request)
+            reply.headers = {
+                **reply.headers,
+                "Date": format_datetime(self.clock.now() + by, usegmt=True),
+            }
+            return reply
+
+        self.platform.hooks[:] = [answer]
+
+    def store_shows(self, by: timedelta) -> None:
+        self.store.show_date(lambda: self.clock.now() + by)
+
+    @property
+    def seals(self) -> list[dict[str, Any]]:
+        keys = [key for key in self.store.keys if key.startswith(layout.SEALS)]
+        return [json.loads(self.store.object(key).data) for key in keys if key.endswith(".json")]
+
+    @property
+    def archived(self) -> set[str]:
+        keys = filter(None, map(layout.parse_record_key, self.store.keys))
+        return {call_dir for _, call_dir, _ in keys}
+
+    @property
+    def windows(self) -> list[datetime]:
+        """The windows that have a segment."""
+        parsed = filter(None, map(layout.parse_segment_key, self.store.keys))
+        return sorted({name.start for name, kind in parsed if kind == "jsonl"})
+
+    def mark(self) -> datetime:
+        found = parse_time(self.seals[-1]["watermark"])
+        assert found is not None
+        return found
+
+    def latest_lock(self) -> datetime:
+        return max(one.lock_until for one in self.store.objects if one.lock_until)
+
+    def audit(self) -> None:
+        found = verify(self.store, Options(level="objects"), now=self.clock.now()).findings
+        assert [one for one in found if one.severity != "info"] == []
+        self.finish()
+
+
+@pytest.fixture
+def world() -> Iterator[TurnedWorld]:
+    made = TurnedWorld()
+    yield made
+    made.audit()
+
+
+def events(logs: list[Any], *names: str) -> list[tuple[str, str]]:
+    return [(one["event"], one["log_level"]) for one in logs if one["event"] in names]
+
+
+CLOCK = ("clock.wrong", "clock.differs", "clock.right")
+
+
+def goes_on(world: TurnedWorld, writer: Writer) -> None:
+    """A new call is archived in the round that lists it, and sealed once its window has settled."""
+    began = world.clock.now()
+    world.platform.add(a_call("new", began))
+    world.clock.forward(MINUTE)
+    writer.round()
+    assert "new" in world.archived
+    world.clock.turn_to(began + 4 * HOUR)
+    writer.round()
+    assert world.mark() > began
+    assert world.windows[-1] <= began + 2 * HOUR
+
+
+# --- the loop
+
+
+@pytest.mark.parametrize("by", [AHEAD, BEHIND, timedelta(minutes=6)])
+def test_a_clock_that_is_wrong_for_a_round_closes_and_seals_nothing(
+    world: TurnedWorld, by: timedelta
+) -> None:
+    writer = world.writer("main")
+    world.platform.add(a_call("before", TEN + MINUTE))
+    writer.round()
+    world.clock.forward(MINUTE)
+    keys = set(world.store.keys)
+    world.platform.add(a_call("meanwhile", NOON))
+    world.clock.turn_to(NOON + 2 * HOUR)
+    world.ours.by = by
+    with capture_logs() as logs:
+        writer.round()
+        writer.round()
+    assert not [key for key in set(world.store.keys) - keys if key.startswith("manifest/")]
+    assert world.latest_lock() <= NOON + MINUTE + 100 * DAY
+    assert events(logs, "clock.wrong") == [("clock.wrong", "error")] * 2
+    line = next(one for one in logs if one["event"] == "clock.wrong")
+    for side in ("source", "store"):
+        if f"{side}_skew_seconds" in line:
+            assert abs(line[f"{side}_skew_seconds"] + by.total_seconds()) < 2
+    if by > timedelta(0):
+        assert world.archived == {"before", "meanwhile"}
+    world.ours.by = timedelta(0)
+    with capture_logs() as logs:
+        writer.round()
+    assert events(logs, *CLOCK) == [("clock.right", "info")]
+    assert world.archived == {"before", "meanwhile"}
+    assert world.mark() == NOON, "what was due is sealed in the first round that may"
+    goes_on(world, writer)
+
+
+def test_seventy_two_windows_are_not_sealed_into_the_future(world: TurnedWorld) -> None:
+    """The case that was seen: each window of three days was sealed empty, and a new call waited a
+    week for its window to be listed again."""
+    writer = world.writer("main")
+    world.ours.by = AHEAD
+    summary = writer.round()
+    assert world.windows == []
+    assert summary.closed == 0
+    assert summary.clock_wrong > 70
+    assert summary.needs_a_person
+    world.ours.by = timedelta(0)
+    goes_on(world, writer)
+
+
+def test_a_segment_that_a_crash_left_is_not_sealed_by_a_wrong_clock(world: TurnedWorld) -> None:
+    world.platform.add(a_call("vc_1", TEN + MINUTE))
+    world.clock.turn_to(TEN + 3 * HOUR)
+    first = world.writer("first")
+
+    def dies(request: Any) -> None:
+        if request.writes and request.key == layout.seal_key(1):
+            first.kill()
+            raise KeyboardInterrupt
+
+    first.store.hooks.append(dies)
+    with pytest.raises(KeyboardInterrupt):
+        first.round()
+    assert world.windows == [TEN]
+    second = world.writer("second")
+    world.ours.by = AHEAD
+    second.backfill(TEN, TEN + HOUR)
+    second.round()
+    assert len(world.seals) == 1
+    world.ours.by = timedelta(0)
+    second.round()
+    assert len(world.seals) == 2
+    goes_on(world, second)
+
+
+@pytest.mark.parametrize("side", ["source", "store"])
+def test_where_one_side_agrees_with_us_the_other_s_clock_is_wrong(
+    world: TurnedWorld, side: str
+) -> None:
+    writer = world.writer("main")
+    {"source": world.source_shows, "store": world.store_shows}[side](AHEAD)
+    world.platform.add(a_call("vc_1", TEN + MINUTE))
+    world.clock.turn_to(TEN + 3 * HOUR)
+    with capture_logs() as logs:
+        writer.round()
+        writer.round()
+    assert events(logs, *CLOCK) == [("clock.differs", "warning")], "once, and not each round"
+    line = next(one for one in logs if one["event"] == "clock.differs")
+    assert line["of"] == side
+    assert world.mark() == TEN + HOUR
+    shown = REGISTRY.get_sample_value("archiver_clock_skew_seconds", {"of": side})
+    assert shown is not None
+    assert abs(shown - AHEAD.total_seconds()) < 2
+    goes_on(world, writer)
+
+
+def test_where_one_side_tells_no_date_the_other_decides(world: TurnedWorld) -> None:
+    writer = world.writer("main")
+    world.store.show_date(None)
+    fresh = world.writer("fresh")  # it has never heard of the store's clock
+    world.clock.turn_to(TEN + 3 * HOUR)
+    world.source_shows(AHEAD)
+    with capture_logs() as logs:
+        fresh.round()
+    assert world.windows == []
+    assert events(logs, *CLOCK) == [("clock.wrong", "error")]
+    world.source_shows(timedelta(0))
+    goes_on(world, writer)
+
+
+def test_where_nobody_tells_a_date_our_clock_is_believed(world: TurnedWorld) -> None:
+    world.store.show_date(None)
+
+    def dateless(request: Any) -> Any:
+        reply = world.platform.answer(request)
+        reply.headers = {n: text for n, text in reply.headers.items() if n.lower() != "date"}
+        return reply
+
+    world.platform.hooks.append(dateless)
+    world.platform.add(a_call("vc_1", TEN + MINUTE))
+    world.clock.turn_to(TEN + 3 * HOUR)
+    with capture_logs() as logs:
+        writer = world.writer("main")
+        writer.round()
+    assert events(logs, *CLOCK) == []
+    assert world.mark() == TEN + HOUR
+
+
+# --- a backfill
+
+
+@pytest.mark.parametrize("by", [AHEAD, BEHIND])
+def test_a_backfill_with_a_wrong_clock_archives_and_closes_nothing(
+    world: TurnedWorld, by: timedelta
+) -> None:
+    world.platform.add(*(a_call(f"vc_{n}", TEN + n * HOUR) for n in range(4)))
+    world.clock.turn_to(TEN + DAY)
+    writer = world.writer("main")
+    world.ours.by = by
+    with capture_logs() as logs:
+        summary = writer.backfill(TEN, TEN + 4 * HOUR)
+    assert world.archived == {"vc_0", "vc_1", "vc_2", "vc_3"}
+    assert world.windows == []
+    assert (summary.closed, summary.unsettled, summary.clock_wrong) == (0, 4, 4)
+    assert summary.needs_a_person
+    assert ("clock.wrong", "error") in events(logs, *CLOCK)
+    world.ours.by = timedelta(0)
+    summary = writer.backfill(TEN, TEN + 4 * HOUR)
+    assert (summary.closed, summary.clock_wrong, summary.needs_a_person) == (4, 0, False)
+
+
+def test_a_clock_that_goes_wrong_within_a_backfill(world: TurnedWorld) -> None:
+    world.platform.add(*(a_call(f"vc_{n}", TEN + n * HOUR) for n in range(4)))
+    world.clock.turn_to(TEN + DAY)
+    writer = world.writer("main")
+
+    def turns(request: Any) -> None:
+        if request.key == layout.seal_key(2) and request.moment == "after":
+            world.ours.by = AHEAD
+
+    writer.store.hooks.append(turns)
+    summary = writer.backfill(TEN, TEN + 4 * HOUR)
+    assert (summary.closed, summary.clock_wrong) == (2, 2)
+    assert world.archived == {"vc_0", "vc_1", "vc_2", "vc_3"}
+    assert len(world.seals) == 3
+    world.ours.by = timedelta(0)
+
+
+def test_a_backfill_that_our_clock_kept_open_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = Summary(windows=4, unsettled=4, clock_wrong=4, committed={"archived": 4})
+    assert _tell(summary, 0) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "4 archived" in line
+    assert "4 WINDOWS STAY OPEN because this machine's clock is wrong" in line
+    assert "NTP" in line
+    assert _tell(Summary(windows=1, unsettled=1), 0) == 0
+    assert "clock" not in capsys.readouterr().out
+
+
+# --- the rule itself
+
+
+@pytest.mark.parametrize(
+    ("source", "store", "right"),
+    [
+        (None, None, True),
+        (0.0, 0.0, True),
+        (MAX_SKEW_SECONDS, -MAX_SKEW_SECONDS, True),
+        (MAX_SKEW_SECONDS + 1, None, False),
+        (None, -MAX_SKEW_SECONDS - 1, False),
+        (1e6, 1e6, False),
+        (1e6, -1e6, False),
+        (1e6, 0.0, True),
+        (0.0, 1e6, True),
+    ],
+)
+def test_the_rule(source: float | None, store: float | None, right: bool) -> None:
+    assert ClockCheck(lambda: source, lambda: store).is_right() is right
+
+
+def test_the_log_tells_of_changes_alone_unless_it_is_to_remind() -> None:
+    skews: dict[str, float | None] = {"source": 1e6, "store": None}
+    check = ClockCheck(lambda: skews["source"], lambda: skews["store"])
+    with capture_logs() as logs:
+        for remind in (False, False, True):
+            assert not check.is_right(remind=remind)
+        skews["store"] = 0.0
+        assert check.is_right()
+        assert check.is_right(remind=True)
+        skews["source"] = 0.0
+        assert check.is_right()
+    assert [one["event"] for one in logs] == [
+        "clock.wrong", "clock.wrong", "clock.differs", "clock.right",
+    ]  # fmt: skip
+
+
+# --- where the dates come from
+
+
+@pytest.mark.parametrize(
+    ("date", "skew"),
+    [
+        (None, None),
+        ("", None),
+        ("soon", None),
+        ("Mon, 15 Jan 2024 12:00:07 GMT", 7.0),
+        ("Mon, 15 Jan 2024 11:59:00 -0000", -60.0),
+        ("Mon, 15 Jan 2024 14:00:00 +0200", 0.0),
+        ("Mon, 99 Jan 2024 14:00:00 GMT", None),
+    ],
+)
+def test_a_remote_clock(date: str | None, skew: float | None) -> None:
+    remote = RemoteClock(HandClock())
+    remote.tells(date)
+    assert remote.skew_seconds() == skew
+
+
+def test_a_remote_clock_goes_on_while_nobody_asks() -> None:
+    """A clock of ours that is set after the latest answer is noticed without another one."""
+    world = HandClock()
+    ours = TurnedClock(world)
+    remote = RemoteClock(ours)
+    remote.tells("Mon, 15 Jan 2024 12:00:00 GMT")
+    world.forward(DAY)
+    assert remote.skew_seconds() == 0
+    ours.by = -HOUR
+    assert remote.skew_seconds() == 3600
+    remote.tells(None)
+    assert remote.skew_seconds() == 3600, "an answer without a date says nothing"
+
+
+def test_the_source_s_client_remembers_the_date_of_refusals_too() -> None:
+    world = TurnedWorld()
+    client = api_client(world.platform, world.clock, http=MemoryWire(world.platform))
+    assert client.latest_clock_skew_seconds() is None
+    world.source_shows(timedelta(hours=2))
+    world.platform.gone.add("vc_1")
+    assert client.survey("vc_1") is None
+    assert client.latest_clock_skew_seconds() == pytest.approx(7200, abs=1)
+    assert client.clock_skew_seconds() == pytest.approx(7200, abs=1)
+
+
+def test_the_bucket_remembers_the_date_of_each_answer(open_bucket: Callable[..., Any]) -> None:
+    """On a real store, over both ways: our own client and boto3."""
+    bucket = open_bucket()
+    skews = []
+    assert bucket.latest_clock_skew_seconds() is None
+    assert bucket.head("nothing") is None  # a refusal, by `Direct`
+    skews.append(bucket.latest_clock_skew_seconds())
+    other = open_bucket()
+    assert isinstance(other.requests.objects, Direct)
+    other.has_object_lock()  # boto3
+    skews.append(other.latest_clock_skew_seconds())
+    now = other.requests.clock.now()
+    real = [datetime.now(now.tzinfo) - now] * 2
+    assert skews == [pytest.approx(one.total_seconds(), abs=60) for one in real]

@@ -1,0 +1,233 @@
+"""What the store refuses for one call, one window or one object harms only that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from structlog.testing import capture_logs
+
+from archiver.audit.verify import Options, verify
+from archiver.errors import Reach, StoreError
+from archiver.manifest import layout
+from archiver.pipeline.store_health import HOPELESS, SUSPICIOUS, StoreHealth
+from tests.fakes.memory_rig import HOUR, World, Writer
+from tests.fakes.memory_store import MemoryStore, Request
+from tests.fakes.population import TEN, a_call
+from tests.fakes.store_rules import STRANGER
+from tests.model.ledger import Ledger
+
+DAY = timedelta(days=1)
+CALLS = ["vc_0", "vc_1", "vc_2", "vc_3"]
+
+
+@pytest.fixture
+def world() -> World:
+    """Four calls, one an hour from ten o'clock on; all windows have settled."""
+    made = World(TEN + 6 * HOUR, TEN)
+    for number, call_id in enumerate(CALLS):
+        made.platform.add(a_call(call_id, TEN + number * HOUR))
+    return made
+
+
+def refuse(store: MemoryStore, operation: str, part_of_key: str, status: int = 400) -> None:
+    """The store answers one kind of request to some keys with a refusal, for ever."""
+
+    def hook(request: Request) -> None:
+        moment = request.moment == "before"
+        if moment and request.operation == operation and part_of_key in request.key:
+            raise StoreError(
+                f"the store answered {operation} with {status}",
+                reason="refused",
+                status=status,
+                reach=Reach.ITEM,
+            )
+
+    store.hooks.append(hook)
+
+
+def run_loop(writer: Writer) -> None:
+    writer.round()
+
+
+def run_backfill(writer: Writer) -> None:
+    writer.backfill(TEN, TEN + 4 * HOUR)
+
+
+RUNS = pytest.mark.parametrize("run", [run_loop, run_backfill])
+
+
+def ledger(world: World, without: str = "no such key") -> Ledger:
+    """What the archive itself tells: no foreign objects, and none `without` this in their keys."""
+    objects = world.store.objects
+    own = [one for one in objects if one.writer != STRANGER and without not in one.key]
+    return Ledger(own, world.key.public)
+
+
+@RUNS
+@pytest.mark.parametrize("key", ["recording.wav", "transcript.json", "r1.json"])
+def test_a_call_whose_objects_the_store_refuses_stays_pending(
+    world: World, run: Callable[[Writer], None], key: str
+) -> None:
+    writer = world.writer("a")
+    refuse(writer.store, "put", f"/vc_1/{key}")
+    run(writer)
+    found = ledger(world)
+    assert found.recorded == {"vc_0", "vc_2", "vc_3"}
+    assert found.pending == {"vc_1"}
+    assert len(found.windows) == 4
+    assert verify(world.store, Options(level="bytes", workers=1), now=world.clock.now()).ok
+
+
+def test_a_call_that_the_store_goes_on_refusing_is_given_up(world: World) -> None:
+    writer = world.writer("a")
+    refuse(writer.store, "put", "/vc_1/recording.wav")
+    for _ in range(8):
+        writer.round()
+        world.clock.forward(HOUR)
+    record = ledger(world).listed["vc_1"]
+    assert record is not None
+    assert (record["outcome"], record["reason"]) == ("failed", "store_refused")
+
+
+@RUNS
+@pytest.mark.parametrize("kind", ["1100.r1.jsonl", "1100.r1.sha256"])
+def test_a_window_whose_segment_the_store_refuses_stays_open(
+    world: World, run: Callable[[Writer], None], kind: str
+) -> None:
+    writer = world.writer("a")
+    refuse(writer.store, "put", kind)
+    run(writer)
+    found = ledger(world, without="/1100.r1")
+    assert [window.start.hour for window in found.windows] == [10, 12, 13]
+    assert writer.chain.head.watermark in (TEN, TEN + HOUR)
+
+
+@RUNS
+def test_a_day_of_records_that_the_store_does_not_list_harms_that_day(
+    run: Callable[[Writer], None],
+) -> None:
+    midnight = TEN + 14 * HOUR
+    world = World(midnight + 6 * HOUR, midnight - 2 * HOUR)
+    world.platform.add(a_call("before", midnight - HOUR), a_call("after", midnight))
+    writer = world.writer("a")
+    refuse(writer.store, "list", layout.record_prefix(midnight.date()))
+    if run is run_loop:
+        writer.round()
+    else:
+        writer.backfill(midnight - 2 * HOUR, midnight + 2 * HOUR)
+    assert ledger(world).recorded == {"before"}
+
+
+@RUNS
+def test_a_pointer_that_the_store_refuses_does_not_seal_a_segment_twice(
+    world: World, run: Callable[[Writer], None]
+) -> None:
+    world.store._rules = False  # they do not let a seal lack its pointer
+    for name in ("a", "b", "c"):
+        writer = world.writer(name)
+        refuse(writer.store, "put", "1100.r1.seal")
+        run(writer)
+        world.clock.forward(HOUR)
+    found = verify(world.store, Options(level="bytes", workers=1), now=world.clock.now())
+    assert {one.code for one in found.findings} <= {"pointer_missing"}
+
+
+@RUNS
+@pytest.mark.parametrize("data", [b"", b"{}\n", b"no json", b"\xff" * 100])
+def test_foreign_bytes_in_the_place_of_a_record_stop_nothing(
+    world: World, run: Callable[[Writer], None], data: bytes
+) -> None:
+    foreign = [layout.record_key(TEN.date(), one, 1) for one in ("vc_1", "stranger")]
+    writer = world.writer("a")
+    put_foreign(world, dict.fromkeys(foreign, data))
+    run(writer)
+    found = ledger(world)
+    assert found.recorded == set(CALLS)
+    assert found.listed["vc_1"] is not None
+    assert found.listed["vc_1"]["revision"] == 2
+    assert [world.store.object(key).data for key in foreign] == [data, data]
+
+
+@RUNS
+def test_a_record_of_a_newer_release_is_left_alone(
+    world: World, run: Callable[[Writer], None]
+) -> None:
+    key = layout.record_key(TEN.date(), "vc_1", 1)
+    newer = json.dumps({"type": "call", "v": 2, "call_id": "vc_1"}).encode() + b"\n"
+    writer = world.writer("a")
+    put_foreign(world, {key: newer})
+    run(writer)
+    found = ledger(world)
+    assert found.recorded == {"vc_0", "vc_2", "vc_3"}
+    assert found.pending == {"vc_1"}
+    assert len(found.windows) == 4
+
+
+def put_foreign(world: World, objects: dict[str, bytes]) -> None:
+    """Somebody else writes into the bucket: none of the archive's rules hold for them."""
+    stranger = MemoryStore(world.clock, writer=STRANGER, rules=False, shelf=world.store._shelf)
+    for key, data in objects.items():
+        stranger.put_once(key, data)
+
+
+@RUNS
+def test_a_mistake_of_ours_that_one_call_brings_out_leaves_that_call_pending(
+    world: World, run: Callable[[Writer], None]
+) -> None:
+    writer = world.writer("a")
+
+    def hook(request: Request) -> None:
+        if "/vc_1/recording.wav" in request.key:
+            raise ZeroDivisionError
+
+    writer.store.hooks.append(hook)
+    with capture_logs() as logs:
+        run(writer)
+    assert ledger(world).pending == {"vc_1"}
+    [line] = [one for one in logs if one["event"] == "call.internal_error"]
+    assert (line["call_id"], line["error"]) == ("vc_1", "ZeroDivisionError")
+
+
+# --- an outage
+
+
+def refused(reason: str = "refused") -> StoreError:
+    return StoreError("refused", reason=reason, reach=Reach.ITEM)
+
+
+def test_refusals_of_many_items_are_an_outage_where_the_control_fails() -> None:
+    health = StoreHealth(lambda: False)
+    found = [health.is_outage(f"vc_{n}", refused()) for n in range(SUSPICIOUS)]
+    assert found == [False] * (SUSPICIOUS - 1) + [True]
+
+
+def test_one_item_that_is_refused_again_and_again_is_no_outage() -> None:
+    health = StoreHealth(lambda: False)
+    assert not any(health.is_outage("vc_1", refused()) for _ in range(HOPELESS * 2))
+
+
+def test_what_is_stored_in_between_clears_the_count() -> None:
+    health = StoreHealth(lambda: False)
+    for number in range(SUSPICIOUS * 2):
+        assert not health.is_outage(f"vc_{number}", refused())
+        if number % 5 == 0:
+            health.succeeded()
+
+
+def test_a_store_that_answers_the_control_and_stores_nothing_is_out_in_the_end() -> None:
+    health = StoreHealth(lambda: True)
+    found = [health.is_outage(f"vc_{n}", refused()) for n in range(HOPELESS)]
+    assert found == [False] * (HOPELESS - 1) + [True]
+
+
+def test_a_store_that_cannot_be_reached_is_out_where_the_control_fails_too() -> None:
+    assert StoreHealth(lambda: False).is_outage("vc_1", refused("unreachable"))
+    assert not StoreHealth(lambda: True).is_outage("vc_1", refused("unreachable"))
+
+
+def test_an_error_about_the_store_is_an_outage_at_once() -> None:
+    wrong_key = StoreError("the store refused the credentials", reason="credentials")
+    assert StoreHealth(lambda: True).is_outage("vc_1", wrong_key)
