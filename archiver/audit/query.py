@@ -160,9 +160,9 @@ class Query:
 
     # --- one call
 
-    def find(self, call_id: str, now: datetime) -> History | None:
+    def find(self, call_id: str) -> History | None:
         """All records of a call, sealed or not; None where there is none."""
-        keys = self._record_keys(layout.call_dir(call_id), now)
+        keys = self._record_keys(layout.call_dir(call_id))
         records = [self._record(key) for key in keys]
         if not records:
             return None
@@ -171,11 +171,11 @@ class Query:
         self._locate(history)
         return history
 
-    def _record_keys(self, call_dir: str, now: datetime) -> list[str]:
+    def _record_keys(self, call_dir: str) -> list[str]:
         """The keys of a call's records: of the newest day that has any."""
         probes = (
             f"{layout.RECORDS}{layout.day_dir(day)}/{call_dir}/"
-            for day in record_days(self._reader, now)
+            for day in record_days(self._reader.folders(layout.RECORDS))
         )
         with ThreadPoolExecutor(LISTS_AT_ONCE) as executor:
             for keys in ordered(executor, self._keys, probes, 2 * LISTS_AT_ONCE):

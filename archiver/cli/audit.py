@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,10 +137,10 @@ def show(call_id: str, as_json: bool) -> int:
 
     with _reading() as (bucket, _):
         bucket.check_access()
-        now, hidden = datetime.now(UTC), False
-        history = Query(bucket).find(call_id, now)
+        hidden = False
+        history = Query(bucket).find(call_id)
         if history is None:
-            hidden = bool(have_records(bucket, [call_id], now))
+            hidden = bool(have_records(bucket, [call_id]))
         else:
             history.standing = standing_of(bucket, call_id, history.objects)
     if history is None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
 from archiver.clock import Clock
 from archiver.manifest.layout import SegmentName
-from archiver.model import DAY, Window
+from archiver.model import Window
 from archiver.pipeline.history import Line
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.planning import Aim
@@ -146,20 +146,15 @@ class FollowUps:
         """The newest revision of each window within reach that is sealed, and whether all of its
         revisions are."""
         oldest = self._clock.now() - reach
-        for day in self._days(oldest.date()):
+        for day in self._segments.days():
+            if day < oldest.date():
+                continue
             windows: dict[datetime, dict[SegmentName, bool]] = {}
             for name, sealed in self._segments.look(day).items():
                 windows.setdefault(name.start, {})[name] = sealed
             for start, names in windows.items():
                 if start + self._length >= oldest and names.get(SegmentName(start, 1)):
                     yield max(names), all(names.values())
-
-    def _days(self, oldest: date) -> Iterator[date]:
-        first = self._segments.first_day()
-        day = max(oldest, first) if first else None
-        while day is not None and day <= self._clock.now().date():
-            yield day
-            day += DAY
 
 
 def _pending(outcome: Outcome) -> frozenset[str]:

@@ -68,7 +68,7 @@ class Told(Protocol):
     def readable(self) -> Sequence[Act]:
         """The same without what is damaged."""
 
-    def find(self, call_ids: Collection[str], now: datetime) -> Found:
+    def find(self, call_ids: Collection[str]) -> Found:
         """The objects of each call that has a record, and the calls whose objects cannot be asked
         for."""
 
@@ -143,7 +143,7 @@ class Holds:
         damaged and must be known: an `add` holds all the same.
         """
         wanted, now = list(dict.fromkeys(call_ids)), self._clock.now().replace(microsecond=0)
-        looked = self._told.find(wanted, now)
+        looked = self._told.find(wanted)
         found, left = looked.calls, dict(looked.left)
         _refuse_unknown(wanted, {*found, *left})
         wanted = [one for one in wanted if one in found]
