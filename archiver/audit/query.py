@@ -3,10 +3,11 @@
 Only what is sealed counts (`sealed.py`).
 
 What a question costs: `records` takes one LIST a day and three small GETs a segment. `find` does
-not know the call's day: it asks from tomorrow backwards whether the day has a record of the call
-(one LIST a day, several at a time), so a recent call is found at once, and an unknown one costs a
-LIST for each day back to the archive's oldest. Then the segments around that day are read, those
-nearest to the call's start first; all others only where the source placed the call far from it.
+not know the call's day: it asks which days there are (a LIST or two), and from the newest backwards
+whether the day has a record of the call (one LIST a day, several at a time), so a recent call is
+found at once, and an unknown one costs a LIST for each day that has records. Then the segments
+around that day are read, those nearest to the call's start first; all others only where the source
+placed the call far from it.
 """
 
 from __future__ import annotations
