@@ -53,11 +53,11 @@ class Finder:
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def find(self, call_ids: Collection[str], now: datetime) -> Found:
+    def find(self, call_ids: Collection[str]) -> Found:
         """Of each call that has a record, hidden or not, what there is. Raises `StoreError` where
         the store is out, or refuses to list."""
         found = Found()
-        days = self.days(call_ids, now)
+        days = self.days(call_ids)
         looked = ordered(
             self._executor, lambda one: self._try(*one), list(days.items()), self._ahead
         )
@@ -68,12 +68,12 @@ class Finder:
                 found.calls[call_id] = one
         return found
 
-    def days(self, call_ids: Collection[str], now: datetime) -> dict[str, set[str]]:
+    def days(self, call_ids: Collection[str]) -> dict[str, set[str]]:
         """Of each call that has a record, hidden or not, the days (`dt=…`) of its records. Raises
         `StoreError`."""
         dirs = {layout.call_dir(call_id): call_id for call_id in call_ids}
         days: dict[str, set[str]] = {}
-        looked_at = record_days(self._reader, now, self._first_day())
+        looked_at = record_days(self._every.folders(layout.RECORDS))
         for found_there in ordered(
             self._executor, lambda d: self._of_day(d, dirs), looked_at, self._ahead
         ):
@@ -96,11 +96,6 @@ class Finder:
         """What lies by now where the objects of an act lie: later revisions stay where the first
         one is. Many threads may call it. Raises `StoreError`."""
         return self._look(hold.call_id, {one.key.split("/")[1] for one in hold.objects})
-
-    def _first_day(self) -> date | None:
-        """The oldest day, even where all its records are hidden."""
-        every = self._every.below(layout.RECORDS)
-        return next((day for ref, _ in every if (day := record_day(ref.key))), None)
 
     def _of_day(self, day: date, dirs: Mapping[str, str]) -> set[tuple[str, str]]:
         """`(dt=<day>, directory)` of each of these calls that has a record on a day."""

@@ -120,8 +120,12 @@ class ItemReader:
         kind: Kind = "head" if version_id is None else "head_version"
         return self._asked(kind, key, lambda: self._reader.head(key, version_id))
 
-    def list(self, prefix: str, start_after: str = "") -> Iterator[Listed]:
-        return self._each("list", prefix, self._reader.list(prefix, start_after))
+    def list(self, prefix: str) -> Iterator[Listed]:
+        return self._each("list", prefix, self._reader.list(prefix))
+
+    def folders(self, prefix: str, *, hidden: bool = False) -> set[str]:
+        kind: Kind = "versions" if hidden else "list"
+        return self._asked(kind, prefix, lambda: self._reader.folders(prefix, hidden=hidden))
 
     def versions(self, prefix: str) -> Iterator[Version]:
         return self._each("versions", prefix, self._reader.versions(prefix))

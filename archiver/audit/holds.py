@@ -13,7 +13,6 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 from archiver.audit.callobjects import Finder, Found
@@ -199,8 +198,8 @@ class Told:
     def readable(self) -> list[Act]:
         return self._ledger.readable()
 
-    def find(self, call_ids: Collection[str], now: datetime) -> Found:
-        return self._finder.find(call_ids, now)
+    def find(self, call_ids: Collection[str]) -> Found:
+        return self._finder.find(call_ids)
 
     def beside(self, hold: Hold) -> CallObjects:
         return self._finder.beside(hold)
@@ -235,11 +234,11 @@ def standings(acts: Sequence[Act]) -> dict[str, Standing]:
     return {call_id: Standing(own) for call_id, own in event.by_call(acts).items()}
 
 
-def have_records(reader: Reader, call_ids: Collection[str], now: datetime) -> set[str]:
+def have_records(reader: Reader, call_ids: Collection[str]) -> set[str]:
     """Those of these calls that the archive has a record of, hidden or not."""
     finder = Finder(ItemReader(reader), AT_ONCE)
     try:
-        found = finder.find(call_ids, now) if call_ids else Found()
+        found = finder.find(call_ids) if call_ids else Found()
         return {*found.calls, *found.left}
     finally:
         finder.close()

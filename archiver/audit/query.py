@@ -4,10 +4,11 @@ Only what is sealed counts (`sealed.py`). What is damaged, cannot be read or was
 release is left out, and `damages` names it.
 
 What a question costs: `records` takes one LIST a day and three small GETs a segment. `find` does
-not know the call's day: it asks from tomorrow backwards whether the day has a record of the call
-(one LIST a day, several at a time), so a recent call is found at once, and an unknown one costs a
-LIST for each day back to the archive's oldest. Then the segments around that day are read, those
-nearest to the call's start first; all others only where the source placed the call far from it.
+not know the call's day: it asks which days there are (a LIST or two), and from the newest backwards
+whether the day has a record of the call (one LIST a day, several at a time), so a recent call is
+found at once, and an unknown one costs a LIST for each day that has records. Then the segments
+around that day are read, those nearest to the call's start first; all others only where the source
+placed the call far from it.
 """
 
 from __future__ import annotations
@@ -196,9 +197,9 @@ class Query:
 
     # --- one call
 
-    def find(self, call_id: str, now: datetime) -> History | None:
+    def find(self, call_id: str) -> History | None:
         """All records of a call, sealed or not; None where there is none that can be read."""
-        keys = self._record_keys(layout.call_dir(call_id), now)
+        keys = self._record_keys(layout.call_dir(call_id))
         records = [found for key in keys if (found := self._record(key)) is not None]
         if not records:
             return None
@@ -207,11 +208,11 @@ class Query:
         self._locate(history)
         return history
 
-    def _record_keys(self, call_dir: str, now: datetime) -> list[str]:
+    def _record_keys(self, call_dir: str) -> list[str]:
         """The keys of a call's records: of the newest day that has any."""
         probes = (
             f"{layout.RECORDS}{layout.day_dir(day)}/{call_dir}/"
-            for day in record_days(self._reader, now)
+            for day in record_days(self._reader.folders(layout.RECORDS))
         )
         with ThreadPoolExecutor(LISTS_AT_ONCE) as executor:
             for keys in ordered(executor, self._keys, probes, 2 * LISTS_AT_ONCE):

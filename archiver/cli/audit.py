@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -156,15 +156,15 @@ def show(call_id: str, as_json: bool) -> int:
 
     with _reading() as (bucket, _):
         bucket.check_access()
-        now, hidden = datetime.now(UTC), False
+        hidden = False
         query = Query(bucket)
-        history = query.find(call_id, now)
+        history = query.find(call_id)
         damages = query.damages
         if history is not None:
             history.standing, more = standing_of(bucket, call_id, history.objects)
             damages |= dict.fromkeys(more)
         elif not damages:
-            hidden = bool(have_records(bucket, [call_id], now))
+            hidden = bool(have_records(bucket, [call_id]))
     if history is None and damages:
         click.echo("archiver: the archive has no record of this call that can be read", err=True)
         return _left_out(damages)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -146,7 +145,7 @@ def list_holds(call_ids: tuple[str, ...], as_json: bool) -> int:
         ledger = Ledger(bucket)
         found = standings(ledger.readable())
         new = [one for one in call_ids if one not in found]
-        unknown = set(new) - have_records(bucket, new, datetime.now(UTC))
+        unknown = set(new) - have_records(bucket, new)
     if unknown:
         shown = ", ".join(ascii(one) for one in new if one in unknown)
         raise UsageError(f"the archive has no record of {shown}: check the id")

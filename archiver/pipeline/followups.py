@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
 from archiver.clock import Clock
 from archiver.errors import Reach, StoreError
 from archiver.manifest.layout import SegmentName
-from archiver.model import DAY, Window
+from archiver.model import Window
 from archiver.pipeline.history import Line
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.planning import Aim
@@ -198,12 +198,17 @@ class FollowUps:
                 if start + self._length >= oldest and official:
                     yield max(official), all(names.values())
 
-    def _days(self, oldest: date) -> Iterator[date]:
-        first = self._segments.first_day()
-        day = max(oldest, first) if first else None
-        while day is not None and day <= self._clock.now().date():
-            yield day
-            day += DAY
+    def _days(self, oldest: date) -> list[date]:
+        """The days from `oldest` on that have segments; where the store does not list them, all
+        days."""
+        try:
+            return [day for day in self._segments.days() if day >= oldest]
+        except StoreError as error:
+            if error.reach is not Reach.ITEM:
+                raise
+            log.error("day.unlistable", day="all", error=str(error))
+            count = (self._clock.now().date() - oldest).days + 1
+            return [oldest + number * DAY for number in range(count)]
 
 
 def _pending(outcome: Outcome) -> frozenset[str]:

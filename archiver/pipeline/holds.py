@@ -26,7 +26,7 @@ from io import BytesIO
 from typing import Protocol
 
 from archiver.clock import Clock, Interrupted
-from archiver.errors import KeyTaken, StoreError, UsageError
+from archiver.errors import ArchiverError, KeyTaken, StoreError, UsageError
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Act, Action, Hold
 from archiver.model import Retention, format_second
@@ -52,7 +52,7 @@ class Found(Protocol):
     def calls(self) -> Mapping[str, CallObjects]: ...
 
     @property
-    def left(self) -> Mapping[str, StoreError]: ...
+    def left(self) -> Mapping[str, ArchiverError]: ...
 
 
 class Told(Protocol):
@@ -68,7 +68,7 @@ class Told(Protocol):
     def readable(self) -> Sequence[Act]:
         """The same without what is damaged."""
 
-    def find(self, call_ids: Collection[str], now: datetime) -> Found:
+    def find(self, call_ids: Collection[str]) -> Found:
         """The objects of each call that has a record, and the calls whose objects cannot be asked
         for."""
 
@@ -144,7 +144,7 @@ class Holds:
         damaged and must be known: an `add` holds all the same.
         """
         wanted, now = list(dict.fromkeys(call_ids)), self._clock.now().replace(microsecond=0)
-        looked = self._told.find(wanted, now)
+        looked = self._told.find(wanted)
         found, left = looked.calls, dict(looked.left)
         _refuse_unknown(wanted, {*found, *left})
         wanted = [one for one in wanted if one in found]

@@ -39,6 +39,8 @@ from tests.fakes.clock import HandClock
 from tests.fakes.population import TEN, a_call, call_of
 from tests.fakes.rig import api_client, wired
 
+pytestmark = pytest.mark.usefixtures("any_order")
+
 Run = Callable[..., Result]
 TENTH = hour(10)
 

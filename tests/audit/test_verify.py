@@ -459,10 +459,10 @@ class Growing(MemoryStore):
         super().__init__()
         self.then: list = []
 
-    def list(self, prefix: str, start_after: str = "") -> Iterator:
+    def list(self, prefix: str) -> Iterator:
         if prefix == layout.SEGMENTS and self.then:
             self.then.pop()()
-        return super().list(prefix, start_after)
+        return super().list(prefix)
 
 
 def test_a_seal_made_meanwhile_is_no_finding() -> None:

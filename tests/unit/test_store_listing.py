@@ -64,6 +64,14 @@ def test_what_is_no_page_is_empty(body: bytes) -> None:
     assert parse_page(body) == {}
 
 
+def test_folders_are_decoded_too() -> None:
+    url = "<EncodingType>url</EncodingType>"
+    text = "<CommonPrefixes><Prefix>a%2Fdt%3D1%2F</Prefix></CommonPrefixes></ListBucketResult>"
+    body = page(encoding=url).replace(b"</ListBucketResult>", text.encode())
+    assert parse_page(body)["CommonPrefixes"] == [{"Prefix": "a/dt=1/"}]
+    assert query_of({"Delimiter": "/"}) == "delimiter=%2F&encoding-type=url&list-type=2"
+
+
 def test_what_is_asked() -> None:
     asked = {"Bucket": "b", "StartAfter": "é/=", "Prefix": "a b&c", "ContinuationToken": "+"}
     assert query_of(asked) == (
