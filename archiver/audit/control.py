@@ -30,6 +30,9 @@ CONTROL_KEYS = (
     layout.VERIFY_PAGE,
 )
 """Small objects that nearly every archive has. That there is none is an answer too."""
+OUTAGES = {"unreachable", "credentials", "tls", "settings", "clock", "no_bucket"}
+"""Reasons that hardly ever are about one object: two controls that fail so are enough. Each of them
+may take the store's client many seconds."""
 CONTROL_BYTES = 1 << 20
 CONTROL_ITEMS = 1000
 
@@ -58,12 +61,14 @@ class Control:
 
         `failed` is the key or the prefix that was asked for: it is no control for itself.
         """
+        silent = 0
         for key in CONTROL_KEYS:
-            if key == failed:
+            if key == failed or silent > 1:
                 continue
             try:
                 self._ask(kind if kind not in self._answered else _plain(kind), key)
             except StoreError as error:
+                silent += error.reason in OUTAGES
                 if error.reason != "too_large":
                     continue
             self.succeeded(kind)

@@ -32,6 +32,14 @@ class TooLarge(Exception):
     """More bytes came than were allowed."""
 
 
+class _StoreIsOut(Exception):
+    """The control was not answered either, so nobody need ask it again."""
+
+    def __init__(self, error: StoreError) -> None:
+        super().__init__()
+        self.error = error
+
+
 @dataclass(frozen=True)
 class Spooled:
     """An object on our side, to be read more than once. Close `file` after use."""
@@ -145,6 +153,8 @@ class Gate:
         except TooLarge:
             self.findings.add("too_large", key)
             return None
+        except _StoreIsOut as outage:
+            raise outage.error from None
         except StoreError as error:
             if error.reason == "too_large":
                 self.findings.add("too_large", key)
@@ -168,7 +178,7 @@ class Gate:
                 if not error.retryable:
                     raise
                 if attempt == TRIES - 1 and not self._control.is_answered(kind, key):
-                    raise
+                    raise _StoreIsOut(error) from None
                 self._pause(0.5 * attempt)
         return ask()
 
