@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from archiver.audit.result import Report
@@ -26,7 +26,6 @@ from tests.permanent.scene import (
     Run,
 )
 from tests.simulation.judge import Once, truth
-from tests.simulation.world import DAY
 
 MOST_REQUESTS = 3500
 """Nobody hammers at what is bad."""
@@ -200,7 +199,7 @@ def _must_be_open(place: Place, ledger: Ledger) -> None:
 
 def _locks(world: PlaceWorld) -> None:
     """Nothing is locked for longer than the policy from the time of listing, and a day."""
-    latest = world.clock.now() + (LOCK_DAYS + 1) * DAY
+    latest = world.clock.now() + timedelta(days=LOCK_DAYS + 1)
     for one in world.store.objects:
         assert one.lock_until is None or one.lock_until <= latest, f"{one.key}: {one.lock_until}"
 

@@ -450,7 +450,7 @@ def _foreign() -> None:
     ):
         there(
             f"{name} at a listed call's record", record_key("vc_b2"), data, *codes,
-            names=("vc_b2",), calls=frozenset({"vc_b2"}), left=("record_unreadable",),
+            names=("vc_b2",), calls=frozenset({"vc_b2"}), recorded=True, exits=frozenset({0, 1}),
         )  # fmt: skip
         # Nobody has a reason to read it.
         there(
