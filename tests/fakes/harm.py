@@ -23,7 +23,7 @@ from archiver.model import Window
 from tests.fakes.memory_s3 import refusal
 from tests.fakes.memory_source import Drip
 from tests.fakes.memory_store import MemoryStore, Object
-from tests.fakes.store_rules import sha256_hex
+from tests.fakes.store_rules import STRANGER, sha256_hex
 
 Answer = Callable[[Reply], Reply]
 """What is answered instead of what should have been."""
@@ -275,7 +275,7 @@ def put_there(store: MemoryStore, key: str, data: bytes, number: int = 0) -> Non
     shelf = store._shelf
     assert key not in shelf.objects
     version = f"foreign-{len(shelf.keys)}"
-    made = Object(key, data, sha256_hex(data), version, "text/plain", "somebody", number)
+    made = Object(key, data, sha256_hex(data), version, "text/plain", STRANGER, number)
     shelf.objects[key] = made
     bisect.insort(shelf.keys, key)
 

@@ -124,7 +124,7 @@ class World:
     def finish(self) -> None:
         """Nobody has done what nobody may do."""
         self.store.finish(frozenset(n for n, writer in self.writers.items() if writer.died))
-        assert self.platform.violations == []
+        assert self.platform.violations == [], self.platform.violations
 
 
 class Writer:

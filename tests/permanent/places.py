@@ -68,12 +68,16 @@ class Place:
     ordered: bool = False
     """Whether it depends on the order of the listing which calls are harmed."""
     always_met: bool = True
+    scars: frozenset[str] = frozenset()
+    """What `verify` goes on to say once it is well again."""
     comes_late: bool = True
     """Whether a backfill sees that it is well again; else only the loop does, at the ages of
     RELIST."""
 
 
 PLACES: dict[str, Place] = {}
+CALM = Place("nothing", lambda world: Harm("nothing"), Told(log=False), exits=frozenset({0}))
+"""Nothing is bad."""
 
 
 def _add(name: str, make: Make, told: Told, **options: Any) -> None:
@@ -254,6 +258,7 @@ def _recordings() -> None:
         "404": harm.status(404),
         "410": harm.status(410),
         "no url": harm.document({"expiresAt": None, "recordingUrl": None}),
+        **EMPTY,
     }.items():
         _add(f"url: {kind}", _of("url", answer, kind), none, exits=frozenset({0}), **one)
     odd = Told(left=("url_not_allowed", "url_refused", *GONE_WRONG))
@@ -262,7 +267,6 @@ def _recordings() -> None:
         "another host": harm.changed(_with_url(lambda url: url.replace("blobs.", "others."))),
         "a number": harm.document(7),
         "HTML": harm.html,
-        "nothing": harm.body(b""),
         "without the field": harm.document({"expiresAt": None}),
     }.items():
         _add(f"url: {kind}", _of("url", answer, kind), odd, **one)
@@ -444,17 +448,24 @@ def _foreign() -> None:
             **options,
         )  # fmt: skip
 
-    for name, data, codes in (
-        ("foreign bytes", bad, ("record_unreadable",)),
-        ("a newer format", newer["record"], ("newer_format",)),
+    at_record = record_key("vc_b2")
+    harmed: dict[str, Any] = {"names": ("vc_b2",), "calls": frozenset({"vc_b2"})}
+    there(
+        "foreign bytes at a listed call's record", at_record, bad, "record_unreadable",
+        recorded=True, exits=frozenset({0, 1}), **harmed,
+    )  # fmt: skip
+    # The newer release may have archived it: this one leaves it alone.
+    there(
+        "a newer format at a listed call's record", at_record, newer["record"], "newer_format",
+        left=(), **harmed,
+    )  # fmt: skip
+    for name, data, code in (
+        ("foreign bytes", bad, "record_unreadable"),
+        ("a newer format", newer["record"], "newer_format"),
     ):
-        there(
-            f"{name} at a listed call's record", record_key("vc_b2"), data, *codes,
-            names=("vc_b2",), calls=frozenset({"vc_b2"}), left=("record_unreadable",),
-        )  # fmt: skip
         # Nobody has a reason to read it.
         there(
-            f"{name} at another call's record", unlisted, data, *codes,
+            f"{name} at another call's record", unlisted, data, code,
             log=False, always_met=False, exits=frozenset({0, 1}),
         )  # fmt: skip
     for name, data, codes in (
@@ -462,15 +473,17 @@ def _foreign() -> None:
     ):  # fmt: skip
         there(
             f"{name} at one window's segment", segment.jsonl, data, *codes,
-            names=(str(SECOND),), window=SECOND, open="yes",
+            names=(str(SECOND),), window=SECOND, open="maybe", exits=frozenset({0, 1}),
+            scars=frozenset({"window_revision"}),
         )  # fmt: skip
     there(
         "foreign bytes at one window's sha256", segment.sha256, bad,
-        names=(str(SECOND),), window=SECOND, open="maybe",
+        names=(str(SECOND),), window=SECOND, open="maybe", exits=frozenset({0, 1}),
+        scars=frozenset({"companion_missing"}),
     )  # fmt: skip
     there(
         "foreign bytes at one window's pointer", segment.seal, bad,
-        names=(str(SECOND),), window=SECOND, open="maybe",
+        names=(str(SECOND),), window=SECOND, open="maybe", exits=frozenset({0, 1}),
     )  # fmt: skip
     there(
         "a newer format among the events", events, newer["event"],

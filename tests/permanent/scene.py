@@ -180,6 +180,8 @@ class Run:
             self.world.clock.turn_to(max(moment, self.world.clock.now()))
             if number == healed:
                 self.heal()
+                if self.spoilt.objects:
+                    self._end()  # nothing of the archiver's ever goes: it would miss it
             if number in RESTARTED:
                 self._end()
             self._round()

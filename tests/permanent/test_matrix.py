@@ -11,7 +11,7 @@ import random
 import pytest
 
 from tests.permanent.judge import judge, judge_healed, result
-from tests.permanent.places import PLACES, Place
+from tests.permanent.places import CALM, PLACES, Place
 from tests.permanent.scene import (
     BACKFILL,
     FIRST,
@@ -68,7 +68,7 @@ def test_for_a_while_in_the_loop(place: Place) -> None:
         # That window is closed beyond its last age: the loop does not come back to it.
         with listening():
             run.backfill()
-    judge_healed(run, loop=True)
+    judge_healed(place, run, loop=True)
 
 
 @places
@@ -86,7 +86,7 @@ def test_in_backfills_for_ever_and_then_no_more(place: Place) -> None:
         with listening():
             run.heal()
             run.world.clock.turn_to(max(run.world.clock.now(), BACKFILL[2]))
-            judge_healed(run.backfill(), loop=False)
+            judge_healed(place, run.backfill(), loop=False)
 
 
 def test_where_nothing_is_bad_all_is_well() -> None:
@@ -94,10 +94,10 @@ def test_where_nothing_is_bad_all_is_well() -> None:
         workers, sort = variant
         run = Run(PlaceWorld(LOOP[0], workers, sort), None)
         with listening():
-            judge_healed(run.loop(), loop=True)
+            judge_healed(CALM, run.loop(), loop=True)
         run = Run(PlaceWorld(BACKFILL[0], workers, sort), None)
         with listening():
-            judge_healed(run.backfill(), loop=False)
+            judge_healed(CALM, run.backfill(), loop=False)
 
 
 def test_there_are_as_many_places_as_promised() -> None:

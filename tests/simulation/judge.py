@@ -71,15 +71,15 @@ def read(world: SimWorld) -> Ledger:
     put there, and without segments that wait for their seal where something is bad for ever."""
     world.finish()
     objects = {one.key: one for one in world.store.objects}
-    for harm in world.wire.harms.all:
-        for key, data in harm.objects.items():
-            assert objects.pop(key).data == data, f"{key} was overwritten"
+    foreign = {key: data for one in world.wire.harms.all for key, data in one.objects.items()}
+    for key, data in foreign.items():
+        assert objects[key].data == data, f"{key} was overwritten"
     if world.wire.harms.all:
         sealed = _sealed_keys(world)
         for key in list(objects):
             if key.startswith(layout.SEGMENTS) and key.endswith(".jsonl") and key not in sealed:
                 del objects[key]
-    ledger = Ledger(objects.values(), Once(world.key.public))
+    ledger = Ledger(objects.values(), Once(world.key.public), foreign)
     ledger.check_tiling(world.watermark)
     assert len(world.store.keys) == len(list(world.store.versions(""))), "overwritten"
     return ledger

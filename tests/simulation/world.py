@@ -107,8 +107,8 @@ class SimWorld(World):
 
     def finish(self) -> None:
         """Nobody has done what nobody may do."""
-        assert self.store.violations == []
-        assert self.platform.violations == []
+        assert self.store.violations == [], self.store.violations
+        assert self.platform.violations == [], self.platform.violations
 
 
 class SimWriter(Writer):
