@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 import structlog
 
 from archiver.clock import Clock
 from archiver.errors import Reach, StoreError
 from archiver.manifest.layout import SegmentName
-from archiver.model import Window
+from archiver.model import DAY, Window
 from archiver.pipeline.history import Line
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.planning import Aim

@@ -95,7 +95,7 @@ class Result:
     done: Sequence[Done]
     damaged: Sequence[str] = ()
     """What of the ledger could not be read."""
-    left: Mapping[str, StoreError] = field(default_factory=dict)
+    left: Mapping[str, ArchiverError] = field(default_factory=dict)
     """The calls that are not done, each with what is in the way: on the ledger or not."""
 
 
@@ -202,7 +202,7 @@ class Holds:
         own: Sequence[Hold],
         until: datetime | None,
         check: Callable[[], None] | None,
-        left: dict[str, StoreError],
+        left: dict[str, ArchiverError],
     ) -> list[Done]:
         """From the first hold that is set to the last look:
 
@@ -259,7 +259,7 @@ class Holds:
 
     def _settle(
         self, own: Sequence[Hold]
-    ) -> tuple[list[Hold], dict[str, frozenset[str]], dict[str, StoreError]]:
+    ) -> tuple[list[Hold], dict[str, frozenset[str]], dict[str, ArchiverError]]:
         """Carry out what the ledger says of these calls, also for objects that they have got
         meanwhile, until it says nothing new. Of each call the newest act; and what is gone, or in
         the way."""
@@ -277,7 +277,7 @@ class Holds:
 
     def _carry_out_all(
         self, acts: Sequence[Hold]
-    ) -> tuple[dict[str, frozenset[str]], dict[str, StoreError]]:
+    ) -> tuple[dict[str, frozenset[str]], dict[str, ArchiverError]]:
         """Of each call the keys of objects that are not there, or what is in the way."""
         results = dict(
             zip(

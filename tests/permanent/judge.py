@@ -11,7 +11,6 @@ from typing import Any
 from archiver.audit.result import Report
 from archiver.audit.verify import Options, verify
 from archiver.manifest import layout
-from archiver.model import DAY
 from tests.fakes.harm import Harm
 from tests.fakes.store_rules import sha256_hex
 from tests.model.ledger import Ledger
