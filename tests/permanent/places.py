@@ -505,7 +505,7 @@ def _foreign() -> None:
     )  # fmt: skip
     there(
         "a foreign object among the segments", f"{SEGMENTS(SECOND.start.date())}notes.txt", bad,
-        "foreign_object", log=False, always_met=False, exits=frozenset({0, 1}),
+        "unexpected_object", log=False, always_met=False, exits=frozenset({0, 1}),
     )  # fmt: skip
 
 

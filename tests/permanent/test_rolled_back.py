@@ -87,7 +87,8 @@ def test_it_goes_on_and_overwrites_nothing(left: tuple[Leave, ...], goes_on: str
     named = {one.key for one in report.findings if one.code == "newer_format"}
     assert named >= set(keys), f"verify names {named} of {keys}"
     assert report.totals.keys() <= {"newer_format", "unnamed_object", "untold_record"} | {
-        "unsealed_segment"
+        "unsealed_segment",
+        "revision_skipped",
     }, report.totals
 
 
