@@ -126,7 +126,7 @@ def test_only_objects_are_objects() -> None:
 
 @pytest.mark.parametrize("tail", [b'"' + b'\\"' * 500_000, b'"' + b"\\" * 999_999, b'"' * 999_999])
 def test_the_time_to_refuse_grows_no_faster_than_the_input(tail: bytes) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(FormatError):
         canonical.load(b"[" * 65 + tail)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2

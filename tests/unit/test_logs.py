@@ -60,9 +60,9 @@ def test_redaction_takes_any_text(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["/" * 500_000, "a" * 500_000, "?" * 500_000, "bearer " * 50_000])
 def test_redaction_is_linear(text: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     logs.redact(text)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.usefixtures("_restored")
