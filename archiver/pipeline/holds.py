@@ -284,8 +284,14 @@ class Holds:
                 (one.call_id for one in acts), self._workers.map(self._carry_out, acts), strict=True
             )
         )
-        refused = {i: one for i, one in results.items() if isinstance(one, StoreError)}
-        return {i: one for i, one in results.items() if not isinstance(one, StoreError)}, refused
+        refused: dict[str, ArchiverError] = {}
+        gone: dict[str, frozenset[str]] = {}
+        for call_id, one in results.items():
+            if isinstance(one, StoreError):
+                refused[call_id] = one
+            else:
+                gone[call_id] = one
+        return gone, refused
 
     def _carry_out(self, hold: Hold) -> frozenset[str] | StoreError:
         """Have all objects of a call held, or none; the keys of those that are not there. An object

@@ -99,7 +99,14 @@ class Recall:
         """A call may be told of in a window of the day before or after its own, near midnight."""
         midnight = datetime.combine(day, datetime.min.time(), UTC)
         for number in (-1, 0, 1):
-            for name in self._segments.look(day + number * DAY):
+            try:
+                names = self._segments.look(day + number * DAY)
+            except StoreError as error:
+                if error.reach is not Reach.ITEM:
+                    raise
+                log.error("day.unlistable", day=str(day + number * DAY), error=str(error))
+                continue
+            for name in names:
                 if midnight - NEAR <= name.start < midnight + DAY + NEAR:
                     yield name
 

@@ -54,6 +54,10 @@ class Outcome:
     """What these brought with them."""
     failed: int = 0
     """Calls that this run tried and that stand as failed."""
+    incomplete: int = 0
+    """Calls that this run worked at and that are archived without their transcript or survey."""
+    unreadable: int = 0
+    """Entries of the listing that could not be told as calls."""
     unarchived: list[Unarchived] = field(default_factory=list)
     """Calls without a record."""
     settled: bool = False
@@ -219,7 +223,7 @@ class Windows:
             # Were the source to hide them now, nobody else would know that they were listed.
             self.planner.note_cut_short(window, seen.values(), history, began)
             raise
-        outcome.error = listed.error
+        outcome.error, outcome.unreadable = listed.error, listed.listing.unreadable
         sighted = self.planner.note(listed, history, afresh=outcome.settled)
         tally, unsure = self._work(listed, outcome, history, sighted, aim, due)
         if outcome.settled:
@@ -312,6 +316,7 @@ class Windows:
                 continue
             plan.standing[task.call.id] = result
             outcome.failed += result.outcome == "failed"
+            outcome.incomplete += result.incomplete
             if written is not None:
                 outcome.committed[result.outcome] = outcome.committed.get(result.outcome, 0) + 1
                 outcome.bytes += written

@@ -247,11 +247,11 @@ def test_an_archive_keeps_its_length_of_window(
     assert "ARCHIVER_WINDOW=60m" in done.complaint
 
 
-def test_a_manifest_that_is_damaged(
+def test_an_archive_whose_first_seal_is_damaged(
     command: Command, lone: Command, hour: list[str], s3: object, prefix: str
 ) -> None:
     assert command.run("backfill", *hour).code == 0
-    key = f"{prefix}/{layout.SegmentName(TEN, 1).jsonl}"
+    key = f"{prefix}/{layout.seal_key(0)}"
     s3.put_object(Bucket="locked", Key=key, Body=b"{}\n")  # type: ignore[attr-defined]
 
     done = lone.run("reconcile", *hour)

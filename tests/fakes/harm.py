@@ -19,6 +19,7 @@ from botocore.exceptions import ClientError
 
 from archiver.demo.api import BASE_PATH
 from archiver.demo.wire import Reply, Request
+from archiver.manifest.layout import SegmentName
 from archiver.model import Window
 from tests.fakes.memory_s3 import refusal
 from tests.fakes.memory_source import Drip
@@ -299,7 +300,8 @@ def about(request: Request) -> tuple[str, str]:
 
 
 def names_of(window: Window) -> tuple[str, ...]:
-    return (str(window),)
+    """What tells of a window: itself, or a key of its segments."""
+    return (str(window), SegmentName(window.start, 1).jsonl.removesuffix("1.jsonl"))
 
 
 def _lists(request: Request, window: Window) -> bool:

@@ -12,7 +12,7 @@ from archiver.audit.result import Report
 from archiver.audit.verify import Options, verify
 from archiver.manifest import layout
 from tests.fakes.harm import Harm
-from tests.fakes.store_rules import sha256_hex
+from tests.fakes.store_rules import STRANGER, sha256_hex
 from tests.model.ledger import Ledger
 from tests.permanent.places import Place
 from tests.permanent.scene import (
@@ -64,11 +64,14 @@ def read(run: Run) -> Ledger:
     world = run.world
     world.finish()
     assert len(world.store.keys) == len(list(world.store.versions(""))), "overwritten"
-    foreign = run.harm.objects if run.harm is not None else {}
-    for key, data in foreign.items() if run.harm and not run.harm.healed else ():
-        assert world.store.object(key).data == data, f"{key} was overwritten"
+    harm, there = run.harm, {one.key: one for one in world.store.objects}
+    taken = harm.objects if harm is not None else {}
+    for key, data in taken.items() if harm is not None and not harm.healed else ():
+        assert there[key].data == data, f"{key} was overwritten"
+    # Once somebody has taken them away, a key may be empty for ever, or hold what is ours.
+    foreign = {key for key in taken if key not in there or there[key].writer == STRANGER}
     sealed = {entry["key"] for seal in _seals(world) for entry in seal["segments"]}
-    own = [one for one in world.store.objects if _counts(one.key, sealed)]
+    own = [one for one in there.values() if _counts(one.key, sealed)]
     ledger = Ledger(own, Once(world.key.public), foreign)
     _check_tiling(ledger)
     return ledger

@@ -36,11 +36,6 @@ class Aim:
         return Window(start, start + LENGTH)
 
     @property
-    def stem(self) -> str:
-        """What the keys of the window's segments begin with."""
-        return layout.SegmentName(self.window.start, 1).jsonl.removesuffix("1.jsonl")
-
-    @property
     def record(self) -> str:
         return layout.record_key(self.plan.start.date(), self.plan.id, 1)
 
@@ -102,7 +97,7 @@ def _key(kind: str, code: int, key: Callable[[Aim], str]) -> Make:
 
 def _segment(aim: Aim) -> Spoilt:
     key = layout.SegmentName(aim.window.start, 1).jsonl
-    names = (key, str(aim.window))
+    names = (key, *harm.names_of(aim.window))
     made = harm.refused("segment 403", 403, PUT, key, names)
     return Spoilt(made, aim, window=True, must_open=True)
 
@@ -110,7 +105,8 @@ def _segment(aim: Aim) -> Spoilt:
 def _prefix(aim: Aim) -> Spoilt:
     prefix = layout.record_prefix(aim.window.start.date())
     starts = [aim.window.start + n * LENGTH for n in (-1, 0, 1)]
-    names = (prefix, *(str(Window(start, start + LENGTH)) for start in starts))
+    windows = [Window(start, start + LENGTH) for start in starts]
+    names = (prefix, *(name for window in windows for name in harm.names_of(window)))
     return Spoilt(harm.refused("prefix 403", 403, ("list",), prefix, names), aim, True, day=True)
 
 

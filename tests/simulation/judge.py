@@ -20,6 +20,7 @@ from archiver.audit.verify import Options, verify
 from archiver.manifest import layout
 from archiver.manifest.signing import PublicKey
 from archiver.model import Window
+from tests.fakes.harm import names_of
 from tests.model.ledger import Ledger
 from tests.model.scene import is_unknowable
 from tests.simulation.harms import Aim, Spoilt
@@ -248,7 +249,7 @@ def check_audit(world: SimWorld, spoilt: Iterable[Spoilt] = ()) -> Report:
     report = audit(world.store, world.clock.now())
     findings = [one for one in report.findings if one.severity != "info"]
     names = {name for harm in world.wire.harms.all for name in harm.names}
-    names |= {name for one in spoilt for name in (one.aim.plan.id, one.aim.stem)}
+    names |= {name for one in spoilt for name in (one.aim.plan.id, *names_of(one.aim.window))}
     odd = [one for one in findings if not any(name in f"{one.key} {one.detail}" for name in names)]
     assert not odd, f"verify: {[vars(one) for one in odd]}"
     return report
