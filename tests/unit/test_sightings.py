@@ -165,6 +165,21 @@ def test_a_second_loop_that_ends_right_after_the_first_one_closed_the_window(wor
     assert "late" in ledger_of(world).pending
 
 
+def test_who_closes_a_window_asks_for_what_others_have_written_down_meanwhile(
+    world: World,
+) -> None:
+    one, two = world.writer("one"), world.writer("two")
+    world.platform.add(a_call("vc_1"))
+    one.round()
+    world.platform.add(a_call("late", TEN + MINUTE))
+    killed_in_a_round(world, two)
+    one_is_hidden_by(404, world, "late")
+    world.clock.turn_to(SETTLED)
+    one.round()
+    [window] = [window for window in ledger_of(world).windows if window.start == TEN]
+    assert [each.pending for each in window.revisions] == [["late"]]
+
+
 # --- the objects
 
 
