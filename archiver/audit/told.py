@@ -112,8 +112,11 @@ def is_file_key(found: Record, file: Mapping[str, Any]) -> bool:
     if match is None or match["call"] != layout.call_dir(found.call_id):
         return False
     kind = record.FILE_KINDS.get(file["kind"])
-    name = rf"{kind.stem}(-[0-9a-f]{{16}})?\.[a-z0-9]{{1,8}}" if kind else ".*"
-    return re.fullmatch(name, match["name"]) is not None
+    if kind is None:
+        return True
+    # A recording's extension says what it is; a document's says that it is JSON, or `bad`.
+    suffix = r"\.[a-z0-9]{1,8}" if file["kind"] == "recording" else re.escape(kind.suffix)
+    return re.fullmatch(rf"{kind.stem}(-[0-9a-f]{{16}})?{suffix}", match["name"]) is not None
 
 
 def _is_well_formed(file: FileRef) -> bool:

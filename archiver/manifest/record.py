@@ -82,6 +82,10 @@ class FileKind:
     def stem(self) -> str:
         return self.name.partition(".")[0]
 
+    @property
+    def suffix(self) -> str:
+        return self.name.removeprefix(self.stem)
+
 
 FILE_KINDS = {
     "recording": FileKind("recording.wav", "audio/wav", "the recording, byte for byte"),

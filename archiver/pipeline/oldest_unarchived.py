@@ -49,8 +49,8 @@ class OldestUnarchived:
                 now = self._clock.now()
                 if times := [placing_time(one.call, window, now) for one in outcome.unarchived]:
                     self._waiting[window] = times
-            # A window that has settled and stays open was listed in part, or never twice the same.
-            unlisted = not outcome.tallied or outcome.settled
+            # A window that has settled and stays open was never listed twice the same.
+            unlisted = not outcome.tallied or outcome.settled or outcome.error is not None
             if unlisted and not outcome.closed and window.start >= watermark:
                 self._unlisted.add(window)
             else:

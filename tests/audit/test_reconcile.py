@@ -966,7 +966,7 @@ def test_a_window_that_cannot_be_listed_is_told_and_the_others_go_on(bent: Run) 
 def test_a_page_that_cannot_be_had_leaves_calls_unlisted_and_not_gone(bent: Run) -> None:
     def cut(lister: Lister, window: Window) -> Any:
         listed = lister.list(window)
-        return dataclasses.replace(listed, complete=False, error="page 2 cannot be had")
+        return dataclasses.replace(listed, error=ListingError("page 2 cannot be had"))
 
     result = bent(cut)
 

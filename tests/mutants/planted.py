@@ -282,21 +282,21 @@ BUGS = (
     Bug(
         "a page of repeats ends the listing",
         "source/client.py",
-        "ends = idle and (not ids or ids == before or idle == IDLE_PAGES)",
-        "ends = idle",
+        "if not entries or (idle and (repeats or idle == IDLE_PAGES)):",
+        "if not entries or idle:",
         "tests/unit/test_source_client.py tests/unit/test_listing.py",
     ),
     Bug(
         "a refused token is one call's matter",
         "source/client.py",
-        "if error.status != 403 or not self._is_about_one_call(name, scope):",
-        "if False:",
+        "return error.status == 401 and error.reach is not Reach.ITEM",
+        "return False",
         "tests/cli/test_expiry.py",
     ),
     Bug(
         "an expired token is not waited for",
         "source/http.py",
-        "if error.status != 401 or not self._were_replaced(used):",
+        "if is_last or not self._were_replaced(used):",
         "if True:",
         "tests/unit/test_source_client.py",
     ),
@@ -388,8 +388,8 @@ BUGS = (
     Bug(
         "a lost sidecar takes the old one with it",
         "pipeline/job.py",
-        'elif (before := self._before("epa")) is not None:',
-        "elif False:",
+        "elif before is not None:\n                self._files.append(before)  # the source",
+        "elif False:\n                self._files.append(before)  # the source",
         "tests/unit/test_relisting.py",
     ),
     # --- the chain
@@ -403,7 +403,7 @@ BUGS = (
     Bug(
         "a segment is sealed twice",
         "pipeline/sealing.py",
-        "todo = [s for s in segments if not self._is_sealed(s.entry.key)]",
+        "todo = [s for s in segments if not self._is_sealed(s)]",
         "todo = list(segments)",
         "tests/unit/test_sealing.py tests/model",
     ),

@@ -44,8 +44,6 @@ BAD = {
     "403": Reply(403, {}, b"{}"),
     "500": Reply(500, {}, b"{}"),
     "error": Reply(200, {}, b'{"error":{"code":"x"}}'),
-    "gzip": Reply(200, {"Content-Encoding": "gzip"}, b"{}"),
-    "huge": Reply(200, {}, b'"' + b"x" * (34 << 20) + b'"'),
     "text": Reply(200, {}, b'"text"'),
 }
 """Answers of which nothing can be kept."""
@@ -58,8 +56,10 @@ MALFORMED = {
     "twice": Reply(200, {}, b'{"id":"vc_1","id":"vc_1"}'),
     "cut": Reply(200, {}, b'{"id":"vc_1","transcript":[{"text":"' + SECRET_WORDS.encode()),
     "deep": Reply(200, {}, b'{"id":' + b"[" * 5000 + b"]" * 5000 + b"}"),
+    "gzip": Reply(200, {"Content-Encoding": "gzip"}, b"{}"),
+    "huge": Reply(200, {}, b'"' + b"x" * (34 << 20) + b'"'),
 }
-"""Answers that are no proper JSON: their bytes are kept."""
+"""Answers that cannot be read as JSON: their bytes are kept."""
 ALL = {**BAD, **MALFORMED}
 NONE = {
     "204": Reply(204, {}, b""),
@@ -332,7 +332,7 @@ def test_what_could_not_be_had_is_fetched_at_an_age(
     loop = another(rig)
     harm(platform, {kind: ALL[bad]})
     clock.turn_to(SETTLED)
-    assert not loop.round().needs_a_person
+    assert loop.round().incomplete == 1
     first = archive().records["vc_1"]
     assert FINDING[kind] in first["findings"]
     clock.turn_to(FIRST)

@@ -503,6 +503,7 @@ def seal_events(world: World, data: bytes) -> None:
 class Entry:
     entry: seal.SegmentEntry
     retain_until: datetime | None = None
+    found_since: datetime | None = None
 
 
 # --- beside others
