@@ -20,7 +20,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from queue import SimpleQueue
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from greenlet import getcurrent, greenlet
 
@@ -129,6 +130,46 @@ class Lock:
         tell()
 
 
+class _Runner:
+    """A thread that serves one hub after the other, and never ends.
+
+    When a thread that had tasks ends, greenlet clears up after it while other threads go on: one
+    command of some hundreds, with all said and done, crashed in that on a busy machine. A thread
+    that waits for its next hub is no hindrance: a process ends without it.
+    """
+
+    _free: ClassVar[list[_Runner]] = []
+    """Those without a hub; a list's `append` and `pop` are one step each."""
+
+    def __init__(self) -> None:
+        self._hubs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        threading.Thread(target=self._serve, name="tasks", daemon=True).start()
+
+    @classmethod
+    def start(cls, run: Callable[[], None]) -> threading.Event:
+        """Have a thread `run` a hub; what is set once that is over. Raises `RuntimeError` where no
+        more threads are to be had."""
+        try:
+            runner = cls._free.pop()
+        except IndexError:
+            runner = cls()
+        over = threading.Event()
+
+        def run_once() -> None:
+            try:
+                run()
+                cls._free.append(runner)
+            finally:
+                over.set()
+
+        runner._hubs.put(run_once)
+        return over
+
+    def _serve(self) -> None:
+        while True:
+            self._hubs.get()()
+
+
 class Hub(Executor):
     """A thread and its tasks. Any thread may `submit`; tasks wait by this module's functions."""
 
@@ -138,7 +179,8 @@ class Hub(Executor):
         self._most = most
         self._room = room or (lambda: most)
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._over: threading.Event | None = None
+        """Set once the thread has done its work; None while there was none."""
         self._todo: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._returned: deque[greenlet] = deque()  # from another thread
         self._under_way: set[Future[Any]] = set()
@@ -160,25 +202,23 @@ class Hub(Executor):
         with self._lock:
             if self._closing:
                 raise RuntimeError("the hub is closed")
-            if self._thread is None:
-                self._thread = self._start()
+            if self._over is None:
+                self._over = self._start()
             self._todo.append((future, lambda: function(*args, **kwargs)))
             self._rouse()
         return future
 
-    def _start(self) -> threading.Thread:
+    def _start(self) -> threading.Event:
         self._bell, self._ring = os.pipe()
         os.set_blocking(self._ring, False)
         self._poll.register(self._bell, select.POLLIN)
-        thread = threading.Thread(target=self._run, name="tasks", daemon=True)
         try:
-            thread.start()
+            return _Runner.start(self._run)
         except BaseException:  # no more threads to be had
             self._poll.unregister(self._bell)
             os.close(self._bell)
             os.close(self._ring)
             raise
-        return thread
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more; with `wait`, until all is done. What has begun is never cut off."""
@@ -189,8 +229,8 @@ class Hub(Executor):
                 if future.cancel():
                     future.set_running_or_notify_cancel()
             self._rouse()
-        if wait and self._thread is not None:
-            self._thread.join()
+        if wait and self._over is not None:
+            self._over.wait()
 
     def _rouse(self) -> None:
         """Where the thread listens; the lock is held, lest the pipe be closed meanwhile."""
@@ -250,6 +290,7 @@ class Hub(Executor):
                 os.close(self._bell)
                 os.close(self._ring)
             self._aside.shutdown()
+            _own.hub = None
 
     def _turn(self) -> None:
         """Have everybody go on who can, once."""

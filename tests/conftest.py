@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,24 @@ def open_bucket(weed: Weed, s3: Any, prefix: str, clock: HandClock) -> Callable[
         return Bucket(StoreOptions(name, **options), clock, Retry(clock), client=client)
 
     return make
+
+
+@pytest.fixture(params=["of keys", "reversed", "shuffled"])
+def any_order(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The stores in memory list in this order: some real ones do not list by keys."""
+    from tests.audit import store
+    from tests.fakes import memory_store
+
+    def shuffled(keys: list[str]) -> list[str]:
+        return random.Random(len(keys)).sample(keys, len(keys))
+
+    orders = {"of keys": list, "reversed": lambda keys: keys[::-1], "shuffled": shuffled}
+    kinds: tuple[Any, ...] = (store.MemoryStore, memory_store.MemoryStore)
+    for kind in kinds:
+        kind.order = staticmethod(orders[request.param])
+    yield
+    for kind in kinds:
+        kind.order = staticmethod(list)
 
 
 @pytest.fixture

@@ -14,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
+from archiver.audit.control import Unreadable
 from archiver.audit.everyversion import EveryVersion
 from archiver.audit.parallel import ordered
 from archiver.audit.reader import Reader
 from archiver.audit.recorddays import record_day, record_days
 from archiver.audit.segments import is_held_object
 from archiver.audit.told import MAX_RECORD_BYTES, parse_record
-from archiver.errors import FormatError, StoreError
+from archiver.errors import ArchiverError, FormatError, StoreError
 from archiver.manifest import layout
 from archiver.manifest.event import Hold, ObjectRef
 from archiver.store.control import is_of_one_object
@@ -36,7 +37,7 @@ class Found:
     be asked for, with the reason."""
 
     calls: dict[str, CallObjects] = field(default_factory=dict)
-    left: dict[str, StoreError] = field(default_factory=dict)
+    left: dict[str, ArchiverError] = field(default_factory=dict)
 
 
 class Finder:
@@ -52,32 +53,40 @@ class Finder:
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def find(self, call_ids: Collection[str], now: datetime) -> Found:
+    def find(self, call_ids: Collection[str]) -> Found:
         """Of each call that has a record, hidden or not, what there is. Raises `StoreError` where
         the store is out, or refuses to list."""
-        dirs = {layout.call_dir(call_id): call_id for call_id in call_ids}
-        days: dict[str, set[str]] = {}
-        looked_at = record_days(self._reader, now, self._first_day())
-        for found_there in ordered(
-            self._executor, lambda d: self._of_day(d, dirs), looked_at, self._ahead
-        ):
-            for day, call_dir in found_there:
-                days.setdefault(dirs[call_dir], set()).add(day)
         found = Found()
+        days = self.days(call_ids)
         looked = ordered(
             self._executor, lambda one: self._try(*one), list(days.items()), self._ahead
         )
         for call_id, one in zip(days, looked, strict=True):
-            if isinstance(one, StoreError):
+            if isinstance(one, ArchiverError):
                 found.left[call_id] = one
             else:
                 found.calls[call_id] = one
         return found
 
-    def _try(self, call_id: str, days: Iterable[str]) -> CallObjects | StoreError:
+    def days(self, call_ids: Collection[str]) -> dict[str, set[str]]:
+        """Of each call that has a record, hidden or not, the days (`dt=…`) of its records. Raises
+        `StoreError`."""
+        dirs = {layout.call_dir(call_id): call_id for call_id in call_ids}
+        days: dict[str, set[str]] = {}
+        looked_at = record_days(self._every.folders(layout.RECORDS))
+        for found_there in ordered(
+            self._executor, lambda d: self._of_day(d, dirs), looked_at, self._ahead
+        ):
+            for day, call_dir in found_there:
+                days.setdefault(dirs[call_dir], set()).add(day)
+        return days
+
+    def _try(self, call_id: str, days: Iterable[str]) -> CallObjects | ArchiverError:
         """As `_look`; what is wrong with one call's objects keeps no other call waiting."""
         try:
             return self._look(call_id, days)
+        except Unreadable as error:
+            return error
         except StoreError as error:
             if not is_of_one_object(self._reader, error):
                 raise
@@ -87,11 +96,6 @@ class Finder:
         """What lies by now where the objects of an act lie: later revisions stay where the first
         one is. Many threads may call it. Raises `StoreError`."""
         return self._look(hold.call_id, {one.key.split("/")[1] for one in hold.objects})
-
-    def _first_day(self) -> date | None:
-        """The oldest day, even where all its records are hidden."""
-        every = self._every.below(layout.RECORDS)
-        return next((day for ref, _ in every if (day := record_day(ref.key))), None)
 
     def _of_day(self, day: date, dirs: Mapping[str, str]) -> set[tuple[str, str]]:
         """`(dt=<day>, directory)` of each of these calls that has a record on a day."""

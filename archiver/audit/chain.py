@@ -14,8 +14,9 @@ from datetime import datetime, timedelta
 
 from archiver.audit.gate import Gate
 from archiver.audit.parallel import ordered
-from archiver.errors import FormatError, UsageError
+from archiver.errors import FormatError, NewerFormat, StoreError, UsageError
 from archiver.manifest import canonical, layout, seal
+from archiver.manifest.record import refuse_newer
 from archiver.manifest.seal import Seal, SegmentEntry
 from archiver.manifest.signing import PublicKey
 
@@ -131,12 +132,14 @@ class ChainCheck:
     def _numbers(self) -> list[int]:
         """The numbers of the seals that exist, ascending; gaps are reported."""
         seals, signatures = set[int](), set[int]()
-        for listed in self._gate.reader.list(layout.SEALS):
+        for listed in self._gate.list(layout.SEALS):
             parsed = layout.parse_seal_key(listed.key)
             if parsed is None or listed.key not in _keys(parsed[0]):
                 self._report("unexpected_object", listed.key)
                 continue
             (signatures if parsed[1] else seals).add(parsed[0])
+        if layout.SEALS in self._gate.unlistable:
+            seals.update(range(self._newest(max(seals, default=-1)) + 1))
         numbers = sorted(seals)
         self._view.last = numbers[-1] if numbers else -1
         if not seals and not signatures:
@@ -146,6 +149,25 @@ class ChainCheck:
             detail = "" if first == last else f"nor any up to {last}"
             self._report("seal_missing", layout.seal_key(first), detail)
         return numbers
+
+    def _newest(self, known: int) -> int:
+        """The number of the newest seal where seals cannot be listed, -1 without any: ask for each,
+        in steps that double and then halve."""
+
+        def is_there(number: int) -> bool:
+            try:
+                return self._gate.reader.head(layout.seal_key(number)) is not None
+            except StoreError:
+                return False  # some stores refuse what is not there; an outage shows soon enough
+
+        low, step = known, 1
+        while is_there(low + step):
+            low, step = low + step, step * 2
+        high = low + step
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if is_there(middle) else (low, middle)
+        return low
 
     def _fetch(self, seq: int) -> _Fetched:
         data = self._gate.read(layout.seal_key(seq), MAX_SEAL_BYTES, "seal_missing")
@@ -176,10 +198,13 @@ class ChainCheck:
 
     def _parse(self, key: str, data: bytes) -> Seal | None:
         try:
+            refuse_newer(canonical.load_object(data))
             parsed = seal.parse_seal(data)
             if canonical.dump(parsed.document) == data:
                 return parsed
             self._report("seal_invalid", key, "not in canonical form")
+        except NewerFormat as error:
+            self._report("newer_format", key, str(error))
         except FormatError as error:
             self._report("seal_invalid", key, str(error))
         return None

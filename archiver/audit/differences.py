@@ -1,7 +1,8 @@
 """What a reconciliation found: its counts, its calls, and how they are shown.
 
 Of each window `source = archived + no_recording + failed + pending + missing + unsealed`, but for
-pending calls that the source does not list (`listed` false); `gone` calls are beyond that sum, and
+pending calls that the source does not list (`listed` false), and for windows whose own segments
+cannot be read, of which only `source` is counted; `gone` calls are beyond that sum, and
 those that `differ` are among the archived and no_recording ones.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -75,6 +76,15 @@ class Result:
     differences: dict[Name, list[Difference]] = field(default_factory=dict)
     unstable: list[Window] = field(default_factory=list)
     """Windows whose listing kept changing: what is said of them is not certain."""
+    unlisted: list[tuple[Window, str]] = field(default_factory=list)
+    """Windows that the source does not list, and why: nothing is known of them."""
+    incomplete: list[tuple[Window, str]] = field(default_factory=list)
+    """Windows of which a page could not be had, and why."""
+    unreadable_entries: list[tuple[Window, int]] = field(default_factory=list)
+    """Windows with entries that are no calls, and how many."""
+    unreadable: dict[str, Window] = field(default_factory=dict)
+    """Objects of the archive that are damaged or cannot be read, a line each, with the window that
+    needed them first."""
     filter: str = "null"
     """What the source was asked for (`filters.as_text`)."""
     other_filters: Counter[str] = field(default_factory=Counter)
@@ -108,7 +118,10 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        return self.archive is not None and not (self.lacking or self.unstable or self.unasked)
+        bad = self.unlisted or self.incomplete or self.unreadable_entries or self.unreadable
+        return self.archive is not None and not (
+            self.lacking or self.unstable or self.unasked or bad
+        )
 
     @property
     def exit_code(self) -> int:
@@ -126,6 +139,13 @@ class Result:
             "days": [{"day": day, **_counts(row)} for day, row in sorted(self.days.items())],
             "total": _counts(self.total),
             "unstable": [format_time(window.start) for window in self.unstable],
+            "unlisted": _problems(self.unlisted),
+            "incomplete": _problems(self.incomplete),
+            "unreadable_entries": [
+                {"entries": count, "window": format_time(window.start)}
+                for window, count in self.unreadable_entries
+            ],
+            "unreadable_objects": _problems((w, text) for text, w in self.unreadable.items()),
             "filter": json.loads(self.filter),
             "other_filters": [
                 {"filter": json.loads(text), "windows": count}
@@ -133,6 +153,10 @@ class Result:
             ],
             **{name: [one.document() for one in self.differences.get(name, ())] for name in NAMES},
         }
+
+
+def _problems(rows: Iterable[tuple[Window, str]]) -> list[dict[str, str]]:
+    return [{"problem": text, "window": format_time(window.start)} for window, text in rows]
 
 
 def _counts(row: Mapping[str, int]) -> dict[str, int]:
@@ -170,6 +194,13 @@ def _calls(result: Result) -> Iterator[str]:
         )
     unstable = [(window, "its listing kept changing", "") for window in result.unstable]
     yield from _shown("unstable", unstable)
+    yield from _shown("unlisted", [(w, printable(text), "") for w, text in result.unlisted])
+    yield from _shown("partial", [(w, printable(text), "") for w, text in result.incomplete])
+    entries = [(w, f"{_entries_of(n)} could not be read", "") for w, n in result.unreadable_entries]
+    yield from _shown("entries", entries)
+    yield from _shown(
+        "damaged", [(w, printable(text), "") for text, w in result.unreadable.items()]
+    )
     yield ""
 
 
@@ -255,6 +286,21 @@ def _complaints(result: Result) -> Iterator[str]:
         )
     if result.unstable:
         yield f"the listing of {_windows_of(len(result.unstable))} kept changing"
+    if result.unlisted:
+        yield f"the source does not list {_windows_of(len(result.unlisted))}"
+    if result.incomplete:
+        yield f"the source lists {_windows_of(len(result.incomplete))} only in part"
+    if result.unreadable_entries:
+        count = sum(entries for _, entries in result.unreadable_entries)
+        yield f"{_entries_of(count)} of the listing could not be read as calls"
+    if result.unreadable:
+        count = len(result.unreadable)
+        objects = f"{count:,} objects" if count != 1 else "1 object"
+        yield f"{objects} of the archive could not be read: run archiver verify"
+
+
+def _entries_of(count: int) -> str:
+    return f"{count:,} " + ("entries" if count != 1 else "entry")
 
 
 def _calls_of(count: int) -> str:

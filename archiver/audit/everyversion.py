@@ -31,6 +31,10 @@ class EveryVersion:
             version_id = None if one.version_id == "null" and one.is_latest else one.version_id
             yield ObjectRef(one.key, version_id), one.is_delete_marker
 
+    def folders(self, prefix: str) -> set[str]:
+        """The names right below a prefix that a slash ends, hidden or not."""
+        return self._reader.folders(prefix, hidden=self._lists_versions())
+
     def _lists_versions(self) -> bool:
         """Every archive has a seal 0, hidden or not."""
         if self._are_listed is None:

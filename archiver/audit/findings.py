@@ -93,6 +93,12 @@ CODES: dict[str, Code] = {
     "companion_mismatch": Code(
         "error", "a `.sha256` is not the list of its segment, records and files", "Bucket"
     ),
+    "newer_format": Code(
+        "warning",
+        "written by a newer release, in a later format (`v`) than this release knows: verify with "
+        "that release; what is known of the object all the same, such as its hash, was checked",
+        "The JSON",
+    ),
     "unsealed_segment": Code(
         "info", "a segment waits for its seal: a writer is at work, or ended", "Order of writes"
     ),
@@ -101,6 +107,12 @@ CODES: dict[str, Code] = {
         "error", "a window line states another window or revision than its key", "Segment"
     ),
     "window_revision": Code("error", "a window's revisions have a gap", "Segment"),
+    "revision_skipped": Code(
+        "info",
+        "a window's revisions have a gap, because the key of the missing one is taken by an object "
+        "that is not ours, which has a finding of its own: the next number was used",
+        "Segment",
+    ),
     "window_balance": Code(
         "error", "listed is not archived + no_recording + failed + pending", "Segment"
     ),
@@ -112,6 +124,21 @@ CODES: dict[str, Code] = {
     ),
     "call_lost": Code(
         "error", "a call once pending is neither recorded, pending nor vanished", "Invariant 2"
+    ),
+    "listing_unreadable": Code(
+        "warning",
+        "the newest listing of a window had entries that could not be told as calls: they are not "
+        "archived, and nobody knows which calls they are",
+        "Segment",
+    ),
+    "sighting_lost": Code(
+        "error",
+        "a call that a sighting tells of has no record and is not pending, though a later listing "
+        "of its window is sealed (not looked for with `--from` or `--to`)",
+        "Invariant 2",
+    ),
+    "sighting_unreadable": Code(
+        "warning", "an object at the key of a sighting is none: foreign bytes, or cut", "Sightings"
     ),
     "call_in_two_windows": Code(
         "warning",
@@ -128,6 +155,12 @@ CODES: dict[str, Code] = {
     # records and files
     "record_incomplete": Code(
         "error", "a record says archived and names no recording", "Invariant 1"
+    ),
+    "record_unreadable": Code(
+        "error",
+        "an object at the key of a record is no record of that key (foreign bytes, empty, or cut), "
+        "and no sealed segment names it (not looked for with `--from` or `--to`)",
+        "Record",
     ),
     "record_missing": Code("error", "a record of a segment is not there", "Invariant 1"),
     "record_mismatch": Code("error", "a record is not the line of its segment", "Segment"),
@@ -167,8 +200,27 @@ CODES: dict[str, Code] = {
     "recreated": Code("error", "a key was deleted by a marker, then written again", "Invariant 7"),
     # the bucket
     "too_large": Code("error", "an object is larger than any of its kind can be", "Invariant 9"),
-    "unreadable": Code("error", "the store does not hand out an object", "Invariant 1"),
-    "unexpected_object": Code("info", "a key in the manifest that nothing explains", "Bucket"),
+    "unreadable": Code(
+        "error", "the store does not hand out an object, while it hands out others", "Invariant 1"
+    ),
+    "unlistable": Code(
+        "error",
+        "the store does not list what lies below a prefix, or not to its end, while it lists "
+        "others: what it did not list was not looked at",
+        "Invariant 1",
+    ),
+    "unexpected_object": Code(
+        "info",
+        "a key below `manifest/seals/`, `segments/`, `events/`, `keys/` or `log/` that nothing "
+        "explains",
+        "Bucket",
+    ),
+    "foreign_object": Code(
+        "warning",
+        "a key below `manifest/`, `records/` or `recordings/` that no rule of the layout makes: "
+        "somebody else has put it there",
+        "Bucket",
+    ),
     "unnamed_object": Code(
         "info",
         "no sealed record names an object under `recordings/`: its window is not sealed yet, or a "

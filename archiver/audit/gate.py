@@ -1,37 +1,43 @@
 """Reading what may be damaged, missing, huge or hostile: a bad object is a finding, never a crash.
 
-Of what the store refuses, some is about one object (a finding: `unreadable`, `too_large`), some
-about the store or our credentials (raised as it is). A refusal is the latter before the first
-success, after `PATIENCE` refusals in a row, and once access was denied `PATIENCE` times at all.
+Of what the store refuses, some is about one object or one listing (a finding: `unreadable`,
+`too_large`, `unlistable`), some about the store or our credentials (raised as it is). Which of them
+it is, a control decides (`control.py`): while the store answers the same question about another
+object, it is a finding, be it the first object that is asked for, and however many there are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, TypeVar
 
+from archiver.audit.control import Control, Kind
 from archiver.audit.findings import Findings
-from archiver.audit.reader import Head, Reader
+from archiver.audit.reader import Head, Listed, Reader, Version
 from archiver.errors import StoreError
 from archiver.hub import sleep
 
 T = TypeVar("T")
 
-PATIENCE = 10
 TRIES = 3
 LATE_TRIES = 4
 SPOOL_BYTES = 8 << 20
 """What a segment may take of memory; beyond it goes to a temporary file."""
 
-_NOT_ABOUT_ONE_OBJECT = {"unreachable", "credentials", "tls", "settings", "clock", "no_bucket"}
-
 
 class TooLarge(Exception):
     """More bytes came than were allowed."""
+
+
+class _StoreIsOut(Exception):
+    """The control was not answered either, so nobody need ask it again."""
+
+    def __init__(self, error: StoreError) -> None:
+        super().__init__()
+        self.error = error
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,9 @@ class Gate:
         self.reader = reader
         self.findings = findings
         self._pause = pause
-        self._lock = threading.Lock()
-        self._succeeded = False
-        self._refusals = 0
-        self._denials = 0
+        self._control = Control(reader)
+        self.unlistable: set[str] = set()
+        """The prefixes that could not be listed to their end."""
 
     def read(
         self, key: str, limit: int, missing: str | None, *, late: bool = False
@@ -73,13 +78,43 @@ class Gate:
                 data = self.reader.read(key, None, limit)
             return data
 
-        return self._tell(key, missing, ask, "there is none")
+        return self._tell("get", key, missing, ask, "there is none")
 
     def head(self, key: str, version_id: str | None, missing: str | None) -> Head | None:
         """What the store says of an object, or of a version of it. `missing` None: where there is
         none, that was said already."""
         detail = "there is none" if version_id is None else "not in the version that is recorded"
-        return self._tell(key, missing, lambda: self.reader.head(key, version_id), detail)
+        kind: Kind = "head" if version_id is None else "head_version"
+        return self._tell(kind, key, missing, lambda: self.reader.head(key, version_id), detail)
+
+    def is_there(self, key: str) -> bool | None:
+        """Whether there is such an object; None where the store does not say, and that has been
+        reported."""
+
+        def ask() -> bool:
+            return self.reader.head(key) is not None
+
+        return self._tell("head", key, None, ask, "")
+
+    def list(self, prefix: str) -> Iterator[Listed]:
+        """Every object below a prefix, as far as it can be listed: else that is reported."""
+        return self._listed("list", prefix, self.reader.list(prefix))
+
+    def versions(self, prefix: str) -> Iterator[Version]:
+        """Every version below a prefix, as far as they can be listed: else that is reported. Raises
+        `StoreError` also where the store does not list versions at all."""
+        return self._listed("versions", prefix, self.reader.versions(prefix))
+
+    def _listed(self, kind: Kind, prefix: str, items: Iterator[T]) -> Iterator[T]:
+        try:
+            yield from items
+        except StoreError as error:
+            if not self._control.is_answered(kind, prefix):
+                raise
+            self.unlistable.add(prefix)
+            self.findings.add("unlistable", prefix, str(error))
+            return
+        self._control.succeeded(kind)
 
     def spool(
         self, key: str, limit: int, missing: str | None, *, hashed: bool = True
@@ -89,7 +124,7 @@ class Gate:
         def ask() -> Spooled | None:
             return spool(self.reader, key, limit, hashed=hashed)
 
-        return self._tell(key, missing, ask, "there is none")
+        return self._tell("get", key, missing, ask, "there is none")
 
     def sha256(self, key: str, version_id: str | None, size: int, missing: str) -> str | None:
         """Hex digest of an object's bytes; of more than `size` bytes, a digest of nothing real."""
@@ -106,51 +141,46 @@ class Gate:
                 return "longer than its record says"
             return sha256.hexdigest()
 
-        return self._tell(key, missing, digest, "there is none")
+        kind: Kind = "get" if version_id is None else "get_version"
+        return self._tell(kind, key, missing, digest, "there is none")
 
     def _tell(
-        self, key: str, missing: str | None, ask: Callable[[], T | None], detail: str
+        self, kind: Kind, key: str, missing: str | None, ask: Callable[[], T | None], detail: str
     ) -> T | None:
         """Ask; whatever keeps us from an answer is reported or raised."""
         try:
-            answer = self._persist(ask)
+            answer = self._persist(kind, key, ask)
         except TooLarge:
             self.findings.add("too_large", key)
             return None
+        except _StoreIsOut as outage:
+            raise outage.error from None
         except StoreError as error:
-            self._refused(error)
             if error.reason == "too_large":
                 self.findings.add("too_large", key)
-            else:
+            elif self._control.is_answered(kind, key):
                 self.findings.add("unreadable", key, str(error))
+            else:
+                raise
             return None
-        with self._lock:
-            self._succeeded, self._refusals = True, 0
+        self._control.succeeded(kind)
         if answer is None and missing is not None:
             self.findings.add(missing, key, detail)
         return answer
 
-    def _persist(self, ask: Callable[[], T]) -> T:
-        """A stream that breaks is begun anew: the reader's own tries cannot cover its chunks."""
+    def _persist(self, kind: Kind, key: str, ask: Callable[[], T]) -> T:
+        """A stream that breaks is begun anew: the reader's own tries cannot cover its chunks. The
+        last try comes after a control was answered: an outage that has just ended harms nobody."""
         for attempt in range(1, TRIES):
             try:
                 return ask()
             except StoreError as error:
                 if not error.retryable:
                     raise
+                if attempt == TRIES - 1 and not self._control.is_answered(kind, key):
+                    raise _StoreIsOut(error) from None
                 self._pause(0.5 * attempt)
         return ask()
-
-    def _refused(self, error: StoreError) -> None:
-        """Raise the refusal where it is not about one object."""
-        if error.reason == "too_large":
-            return
-        with self._lock:
-            self._refusals += 1
-            self._denials += error.reason == "denied"
-            hopeless = not self._succeeded or max(self._refusals, self._denials) >= PATIENCE
-        if hopeless or error.reason in _NOT_ABOUT_ONE_OBJECT:
-            raise error
 
 
 def spool(reader: Reader, key: str, limit: int, *, hashed: bool = True) -> Spooled | None:

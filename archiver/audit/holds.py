@@ -13,11 +13,11 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 from archiver.audit.callobjects import Finder, Found
 from archiver.audit.chain import MAX_SEAL_BYTES
+from archiver.audit.control import ItemReader, Unreadable
 from archiver.audit.everyversion import EveryVersion
 from archiver.audit.reader import Head, Reader
 from archiver.audit.sealed import SealedSegments
@@ -26,7 +26,6 @@ from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Act, Hold, ObjectRef
 from archiver.manifest.seal import POINTER_BYTES, SegmentEntry, parse_pointer
 from archiver.model import format_second, format_time
-from archiver.store.control import is_of_one_object
 from archiver.store.objects import CallObjects
 
 AT_ONCE = 8
@@ -48,8 +47,8 @@ class Ledger:
     """Reads the acts of an archive. One thread uses it."""
 
     def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-        self._every = EveryVersion(reader)
+        self._reader = ItemReader(reader)
+        self._every = EveryVersion(self._reader)
         self._read: dict[str, tuple[Place, list[Act]]] = {}
         self._seals: dict[int, Entries] = {}
         self.unsealed: list[str] = []
@@ -59,8 +58,11 @@ class Ledger:
 
     def acts(self) -> list[Act]:
         """All acts that are sealed by now, oldest first. Raises `StoreError`, also where one is
-        not as it was sealed: then nobody can tell who is held."""
-        found = self.readable()
+        not as it was sealed or cannot be read: then nobody can tell who is held."""
+        try:
+            found = self.readable()
+        except Unreadable as error:
+            raise StoreError(str(error), reason="damaged") from None
         if self.damaged:
             raise StoreError(
                 f"{self.damaged[0]}: run archiver verify, and bring it back from a copy; until "
@@ -70,7 +72,8 @@ class Ledger:
         return found
 
     def readable(self) -> list[Act]:
-        """The same without those that are `damaged`."""
+        """The same without those that are `damaged`. Raises `Unreadable` where the events cannot
+        be listed."""
         todo = {
             key: found
             for key, found in sorted(self._versions(layout.EVENTS).items())
@@ -124,7 +127,10 @@ class Ledger:
     def _read_seal(self, number: int) -> Entries | None:
         """What it says of events; None where there is no such seal: anybody may write a pointer."""
         key = layout.seal_key(number)
+        before = len(self.damaged)
         data = self._bytes(ObjectRef(key, None), MAX_SEAL_BYTES)
+        if len(self.damaged) > before:
+            return None  # it cannot be read, and that was said
         if data is None and next(iter(self._every.below(key + ".sig")), None) is None:
             return None
         try:
@@ -150,8 +156,11 @@ class Ledger:
             self.unsealed += [key] if found.jsonl else []
             return
         place, entry = told
+        before = len(self.damaged)
         versions = (self._bytes(ref, entry.bytes) or b"" for ref in found.jsonl)
         data = next((d for d in versions if hashlib.sha256(d).hexdigest() == entry.sha256), None)
+        if data is None and len(self.damaged) > before:
+            return  # a version of it cannot be read, and that was said
         if data is None:
             self.damaged.append(f"{key} is not there as seal {place[0]} tells of it")
             return
@@ -163,16 +172,12 @@ class Ledger:
         self._read[key] = place, [Act(one, key, place[0]) for one in events]
 
     def _bytes(self, ref: ObjectRef, max_bytes: int) -> bytes | None:
-        """None where it is not there, or larger than that, or cannot be read while other objects
-        can: then it is `damaged`."""
+        """None where it is not there, larger than that, or cannot be read (`damaged`)."""
         try:
             return self._reader.read(ref.key, ref.version_id, max_bytes)
-        except StoreError as error:
-            if error.reason == "too_large":
-                return None
-            if not is_of_one_object(self._reader, error):
-                raise
-            self.damaged.append(f"{ref.key} cannot be read ({error})")
+        except Unreadable as error:
+            if error.reason != "too_large":
+                self.damaged.append(str(error))
             return None
 
 
@@ -193,8 +198,8 @@ class Told:
     def readable(self) -> list[Act]:
         return self._ledger.readable()
 
-    def find(self, call_ids: Collection[str], now: datetime) -> Found:
-        return self._finder.find(call_ids, now)
+    def find(self, call_ids: Collection[str]) -> Found:
+        return self._finder.find(call_ids)
 
     def beside(self, hold: Hold) -> CallObjects:
         return self._finder.beside(hold)
@@ -229,23 +234,36 @@ def standings(acts: Sequence[Act]) -> dict[str, Standing]:
     return {call_id: Standing(own) for call_id, own in event.by_call(acts).items()}
 
 
-def have_records(reader: Reader, call_ids: Collection[str], now: datetime) -> set[str]:
+def have_records(reader: Reader, call_ids: Collection[str]) -> set[str]:
     """Those of these calls that the archive has a record of, hidden or not."""
-    finder = Finder(reader, AT_ONCE)
+    finder = Finder(ItemReader(reader), AT_ONCE)
     try:
-        found = finder.find(call_ids, now) if call_ids else Found()
+        found = finder.find(call_ids) if call_ids else Found()
         return {*found.calls, *found.left}
     finally:
         finder.close()
 
 
-def standing_of(reader: Reader, call_id: str, objects: Collection[ObjectRef]) -> Standing:
-    """How a call stands whose records tell of these objects; an act may tell of more."""
-    acts = [act for act in Ledger(reader).acts() if act.hold.call_id == call_id]
+def standing_of(
+    reader: Reader, call_id: str, objects: Collection[ObjectRef]
+) -> tuple[Standing, list[str]]:
+    """How a call stands whose records tell of these objects; an act may tell of more. And what
+    could not be read, one line each: events, or what the store says of an object."""
+    ledger, items = Ledger(reader), ItemReader(reader)
+    acts = [act for act in ledger.readable() if act.hold.call_id == call_id]
     wanted = {*objects, *(acts[-1].hold.objects if acts else ())}
+    damages = list(ledger.damaged)
+
+    def head(one: ObjectRef) -> Head | None:
+        try:
+            return items.head(one.key, one.version_id)
+        except Unreadable as error:
+            damages.append(str(error))
+            return None
+
     with ThreadPoolExecutor(8) as executor:
-        heads = executor.map(lambda one: reader.head(one.key, one.version_id), wanted)
-        return Standing(acts, dict(zip(wanted, heads, strict=True)))
+        heads = executor.map(head, wanted)
+        return Standing(acts, dict(zip(wanted, heads, strict=True))), damages
 
 
 def act_document(act: Act) -> dict[str, Any]:

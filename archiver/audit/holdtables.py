@@ -15,25 +15,39 @@ WIDEST = 40
 """What a column takes before it only pushes the next one along."""
 
 
-def as_json(found: Mapping[str, Standing], call_ids: Sequence[str], unsealed: Sequence[str]) -> str:
-    """`type` holds, `v` 1, `calls` [{call_id, held, acts}], oldest act first, and the keys of what
-    is not sealed. Without `call_ids` the calls that are held now."""
+def as_json(
+    found: Mapping[str, Standing],
+    call_ids: Sequence[str],
+    unsealed: Sequence[str],
+    damaged: Sequence[str] = (),
+) -> str:
+    """`type` holds, `v` 1, `calls` [{call_id, held, acts}], oldest act first, the keys of what is
+    not sealed, and `damaged`, what could not be read, one line each. Without `call_ids` the calls
+    that are held now."""
     wanted = call_ids or [call_id for call_id, one in found.items() if one.is_held]
     calls = [
         {"call_id": call_id, **found.get(call_id, NO_ACTS).document()}
         for call_id in dict.fromkeys(wanted)
     ]
-    document = {"calls": calls, "type": "holds", "unsealed": list(unsealed), "v": 1}
+    document = {
+        "calls": calls,
+        "damaged": list(damaged),
+        "type": "holds",
+        "unsealed": list(unsealed),
+        "v": 1,
+    }
     return canonical.dump(document).decode()
 
 
-def held(found: Mapping[str, Standing]) -> str:
+def held(found: Mapping[str, Standing], damaged: Sequence[str] = ()) -> str:
     """The calls that are held now, longest held first: a line for each act that holds one."""
     standing = sorted(
         (one.last for one in found.values() if one.is_held), key=lambda acts: acts[0].hold.at
     )
     if not standing:
-        return "no call is held\n"
+        return (
+            "no call is held, as far as the acts can be read\n" if damaged else "no call is held\n"
+        )
     rows = [("call_id", "held since", "objects", "by", "reason")]
     rows += [_row(act.hold) for acts in standing for act in acts]
     widths = [min(max(len(row[column]) for row in rows), WIDEST) for column in range(4)]
@@ -84,6 +98,13 @@ def act_line(act: Act) -> str:
 
 def unsealed_line(key: str) -> str:
     return f"archiver: note: {key} is not sealed: it does not count, and nothing comes of it"
+
+
+def damaged_line(damage: str) -> str:
+    return (
+        f"archiver: left out: {printable(damage)}: run archiver verify; until then nobody can tell "
+        "for certain what is held"
+    )
 
 
 def done_json(

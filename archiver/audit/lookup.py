@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
 from archiver.audit.recorded import RecordObjects
-from archiver.audit.standing import Standing, Standings, standing_of
+from archiver.audit.standing import Standing, Standings, WindowStanding, standing_of
+from archiver.errors import FormatError
 from archiver.model import Call, Window, parse_time, window_of
 
 FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)
@@ -30,6 +31,10 @@ class View:
     told: set[str] = field(default_factory=set)
     filters: set[str] = field(default_factory=set)
     is_sealed: bool = False
+    is_known: bool = True
+    """False where the window's own segments could not all be read."""
+    damages: dict[str, None] = field(default_factory=dict)
+    """What could not be read on the way, one line each."""
 
     def take(self, call_id: str, new: Standing) -> None:
         """Keep the newer of two records; of two that are as new, the one with a result."""
@@ -48,8 +53,11 @@ class Lookup:
 
     def look(self, window: Window, calls: Mapping[str, Call]) -> View:
         """What is known of `calls`, which the source lists in `window`, and of all that the window
-        tells. Raises `FormatError`, `UsageError` and `StoreError` as its parts do."""
-        told = self._standings.of(window)
+        tells. What is damaged is in the view; raises `UsageError` and `StoreError`."""
+        try:
+            told = self._standings.of(window)
+        except FormatError as error:
+            return View(is_known=False, damages={str(error): None})
         view = View(
             dict(told.calls),
             set(told.pending),
@@ -64,10 +72,18 @@ class Lookup:
 
     def _look_beside(self, window: Window, calls: Mapping[str, Call], view: View) -> None:
         for other, ids in sorted(self._others(window, calls).items()):
-            standing = self._standings.of(other)
+            standing = self._of(other, view)
             for call_id in ids & standing.calls.keys():
                 view.take(call_id, standing.calls[call_id])
             view.pending |= ids & standing.pending
+
+    def _of(self, window: Window, view: View) -> WindowStanding:
+        """How the calls of another window stand; nothing is known of a damaged one."""
+        try:
+            return self._standings.of(window)
+        except FormatError as error:
+            view.damages[str(error)] = None
+            return WindowStanding()
 
     def _others(self, window: Window, calls: Mapping[str, Call]) -> dict[Window, set[str]]:
         """The windows to look into, each with the calls that may be told there."""
@@ -94,9 +110,13 @@ class Lookup:
     def _look_at_records(self, window: Window, calls: Mapping[str, Call], view: View) -> None:
         days = {call_id: _days(window, call) for call_id, call in calls.items()}
         known = {i: view.found[i].revision for i in days if i in view.found}
-        for call_id, found in self._records.newest(days, known).items():
+
+        def damage(line: str) -> None:
+            view.damages[line] = None
+
+        for call_id, found in self._records.newest(days, known, damage).items():
             home = self._home(parse_time(found.document.get("started_at")))
-            told = self._standings.of(home).calls.get(call_id) if home else None
+            told = self._of(home, view).calls.get(call_id) if home else None
             is_sealed = told is not None and told.key == found.key
             view.take(call_id, standing_of(found, is_sealed=is_sealed))
 

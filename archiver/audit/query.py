@@ -1,12 +1,14 @@
 """Questions to the manifest: which records a range has, and what is known of one call.
 
-Only what is sealed counts (`sealed.py`).
+Only what is sealed counts (`sealed.py`). What is damaged, cannot be read or was written by a newer
+release is left out, and `damages` names it.
 
 What a question costs: `records` takes one LIST a day and three small GETs a segment. `find` does
-not know the call's day: it asks from tomorrow backwards whether the day has a record of the call
-(one LIST a day, several at a time), so a recent call is found at once, and an unknown one costs a
-LIST for each day back to the archive's oldest. Then the segments around that day are read, those
-nearest to the call's start first; all others only where the source placed the call far from it.
+not know the call's day: it asks which days there are (a LIST or two), and from the newest backwards
+whether the day has a record of the call (one LIST a day, several at a time), so a recent call is
+found at once, and an unknown one costs a LIST for each day that has records. Then the segments
+around that day are read, those nearest to the call's start first; all others only where the source
+placed the call far from it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from datetime import UTC, date, datetime
 from itertools import groupby
 from typing import IO, Any
 
+from archiver.audit.control import ItemReader, Unreadable
 from archiver.audit.holds import Standing, object_document
 from archiver.audit.lines import lines_of
 from archiver.audit.parallel import ordered
@@ -98,8 +101,10 @@ class Query:
     """Asks one archive. One thread uses it."""
 
     def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-        self._sealed = SealedSegments(reader)
+        self._reader = ItemReader(reader)
+        self._sealed = SealedSegments(self._reader)
+        self.damages: dict[str, None] = {}
+        """What could not be read so far, one line each."""
 
     # --- the records of a range
 
@@ -108,7 +113,7 @@ class Query:
         by window: one that vanished is there with its record, and one that a source moved from one
         window to another is told by both.
 
-        Raises `FormatError` where a segment is not as its seal tells.
+        Raises `StoreError` where the store is out or refuses everything.
         """
         for names in self._windows(start, end):
             for row in self._window(names, start):
@@ -119,7 +124,7 @@ class Query:
         """The segments of each window that may touch the range, oldest revision first."""
         day, before = start.date(), list[SegmentName]()
         while datetime.combine(day, datetime.min.time(), UTC) < end:
-            for moment, group in groupby(self._sealed.names(day), key=lambda name: name.start):
+            for moment, group in groupby(self._names(day), key=lambda name: name.start):
                 if moment <= start:
                     before = list(group)  # the last of these is the one that may reach into it
                     continue
@@ -133,10 +138,29 @@ class Query:
                 before = []
             day += DAY
 
+    def _names(self, day: date) -> list[SegmentName]:
+        """The segments of a day; none where they cannot be listed."""
+        try:
+            return self._sealed.names(day)
+        except FormatError as error:
+            self._damaged(error)
+            return []
+
+    def _damaged(self, error: FormatError) -> None:
+        self.damages[str(error)] = None
+
+    def _entry(self, name: SegmentName) -> tuple[SegmentEntry, int] | None:
+        """As `SealedSegments.entry`; None also where the seal cannot be read."""
+        try:
+            return self._sealed.entry(name)
+        except FormatError as error:
+            self._damaged(error)
+            return None
+
     def _window(self, names: list[SegmentName], start: datetime) -> Iterator[Row]:
         """The newest record of each call of a window. Later revisions hold what has changed, and
         are kept in memory; the first one, which holds all the rest, passes through."""
-        sealed = [found for name in names if (found := self._sealed.entry(name)) is not None]
+        sealed = [found for name in names if (found := self._entry(name)) is not None]
         changed: dict[str, Row] = {}
         for entry, number in sealed[1:]:
             for row in self._rows(entry, number, start):
@@ -149,21 +173,34 @@ class Query:
         yield from sorted(changed.values(), key=lambda row: row.record.key)
 
     def _rows(self, entry: SegmentEntry, number: int, start: datetime) -> Iterator[Row]:
-        """The records of a segment; none where its window ends before `start`."""
-        with self._sealed.open(entry) as file:
-            if _window_of(file, entry).end <= start:
-                return
-            file.seek(0)
-            for at, line in enumerate(lines_of(file)):
-                if at < entry.records:
-                    yield Row(line, parse_record(line), entry.key, number)
+        """The records of a segment; none where its window ends before `start`. A segment that
+        cannot be read has none, and a line that cannot is left out."""
+        bad: FormatError | None = None
+        try:
+            with self._sealed.open(entry) as file:
+                if _window_of(file, entry).end <= start:
+                    return
+                file.seek(0)
+                for at, line in enumerate(lines_of(file)):
+                    if at >= entry.records:
+                        break
+                    try:
+                        record = parse_record(line)
+                    except FormatError as error:
+                        bad = bad or FormatError(f"{entry.key}: {error}")
+                    else:
+                        yield Row(line, record, entry.key, number)
+        except FormatError as error:
+            bad = bad or error
+        if bad is not None:
+            self._damaged(bad)
 
     # --- one call
 
-    def find(self, call_id: str, now: datetime) -> History | None:
-        """All records of a call, sealed or not; None where there is none."""
-        keys = self._record_keys(layout.call_dir(call_id), now)
-        records = [self._record(key) for key in keys]
+    def find(self, call_id: str) -> History | None:
+        """All records of a call, sealed or not; None where there is none that can be read."""
+        keys = self._record_keys(layout.call_dir(call_id))
+        records = [found for key in keys if (found := self._record(key)) is not None]
         if not records:
             return None
         records.sort(key=lambda found: (found.revision, found.key))
@@ -171,11 +208,11 @@ class Query:
         self._locate(history)
         return history
 
-    def _record_keys(self, call_dir: str, now: datetime) -> list[str]:
+    def _record_keys(self, call_dir: str) -> list[str]:
         """The keys of a call's records: of the newest day that has any."""
         probes = (
             f"{layout.RECORDS}{layout.day_dir(day)}/{call_dir}/"
-            for day in record_days(self._reader, now)
+            for day in record_days(self._reader.folders(layout.RECORDS))
         )
         with ThreadPoolExecutor(LISTS_AT_ONCE) as executor:
             for keys in ordered(executor, self._keys, probes, 2 * LISTS_AT_ONCE):
@@ -185,14 +222,20 @@ class Query:
         return []
 
     def _keys(self, prefix: str) -> list[str]:
-        return [item.key for item in self._reader.list(prefix) if record_day(item.key)]
-
-    def _record(self, key: str) -> Record:
-        data = self._reader.read(key, None, MAX_RECORD_BYTES)
         try:
-            return parse_record(data or b"")
+            return [item.key for item in self._reader.list(prefix) if record_day(item.key)]
         except FormatError as error:
-            raise FormatError(f"{key}: {error}; run archiver verify") from None
+            self._damaged(error)
+            return []
+
+    def _record(self, key: str) -> Record | None:
+        try:
+            return parse_record(self._reader.read(key, None, MAX_RECORD_BYTES) or b"")
+        except Unreadable as error:
+            self._damaged(error)
+        except FormatError as error:
+            self._damaged(FormatError(f"{key}: {error}; run archiver verify"))
+        return None
 
     # --- where a call's records are sealed
 
@@ -204,11 +247,18 @@ class Query:
         middle = parse_time(newest.document.get("started_at")) or datetime.combine(
             day, datetime.min.time(), UTC
         )
-        near = [name for n in (-1, 0, 1) for name in self._sealed.names(day + n * DAY)]
+        near = [name for n in (-1, 0, 1) for name in self._names(day + n * DAY)]
         self._search(history, wanted, near, middle)
         if wanted and self._may_be_sealed(wanted.values()):
-            rest = set(self._sealed.all_names()) - set(near)
-            self._search(history, wanted, rest, middle)
+            self._search(history, wanted, self._all_names() - set(near), middle)
+
+    def _all_names(self) -> set[SegmentName]:
+        found: set[SegmentName] = set()
+        try:
+            found.update(self._sealed.all_names())
+        except FormatError as error:
+            self._damaged(error)
+        return found
 
     def _search(
         self,
@@ -221,17 +271,24 @@ class Query:
         for name in sorted(names, key=lambda name: (abs(name.start - middle), name.revision)):
             if not wanted:
                 return
-            if (sealed := self._sealed.entry(name)) is None:
+            if (sealed := self._entry(name)) is None:
                 continue
             entry, number = sealed
-            with self._sealed.open(entry) as file:
-                for line in lines_of(file):
-                    if (found := wanted.pop(line, None)) is not None:
-                        history.sealed[found.key] = (name.jsonl, number)
+            try:
+                with self._sealed.open(entry) as file:
+                    for line in lines_of(file):
+                        if (found := wanted.pop(line, None)) is not None:
+                            history.sealed[found.key] = (name.jsonl, number)
+            except FormatError as error:
+                self._damaged(error)
 
     def _may_be_sealed(self, records: Iterable[Record]) -> bool:
         """Whether the newest seal is younger than some of them."""
-        sealed_at = self._sealed.newest().sealed_at
+        try:
+            sealed_at = self._sealed.newest().sealed_at
+        except FormatError as error:
+            self._damaged(error)
+            return True
         times = [parse_time(found.document.get("archived_at")) for found in records]
         return any(moment is None or moment <= sealed_at for moment in times)
 

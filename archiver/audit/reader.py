@@ -10,6 +10,8 @@ Contract:
   `retryable` error may be tried again with a new stream.
 - `list` and `versions` yield everything below a prefix in any order. `versions` yields nothing
   where the store keeps none, or one version `null` a key.
+- `folders` are the names right below a prefix that a slash ends; with `hidden` also those where all
+  that lies below is hidden by delete markers.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ class Reader(Protocol):
 
     def head(self, key: str, version_id: str | None = ...) -> Head | None: ...
 
-    def list(self, prefix: str, start_after: str = ...) -> Iterator[Listed]: ...
+    def list(self, prefix: str) -> Iterator[Listed]: ...
+
+    def folders(self, prefix: str, *, hidden: bool = ...) -> set[str]: ...
 
     def versions(self, prefix: str) -> Iterator[Version]: ...

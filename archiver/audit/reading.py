@@ -11,7 +11,8 @@ from archiver.audit.chain import Sealed
 from archiver.audit.companion import Companion
 from archiver.audit.glance import Batch
 from archiver.audit.told import Report, Told, of_record, parse_record
-from archiver.errors import FormatError
+from archiver.errors import FormatError, NewerFormat
+from archiver.manifest import canonical, layout
 from archiver.manifest.layout import SegmentName
 from archiver.model import Window
 
@@ -54,10 +55,19 @@ class Summary:
     """Whether its bytes are those that the seal tells of."""
     intact: bool = True
     """Whether every line could be read."""
+    newer_lines: int = 0
+    """Lines that a newer release wrote."""
+    unread_keys: list[str] = field(default_factory=list)
+    """The keys of the records in lines that could not be read, as far as they tell them."""
 
     @property
     def is_whole(self) -> bool:
         return self.as_sealed and self.intact
+
+
+def lines_in_words(count: int) -> str:
+    """How many lines are of a newer release, in words."""
+    return f"{count:,} lines" if count != 1 else "1 line"
 
 
 class Records(Protocol):
@@ -97,6 +107,28 @@ class Reading:
         self.summary.intact = False
         self._report("segment_invalid", self.summary.name.jsonl, f"{where}: {reason}")
 
+    def newer(self, line: bytes) -> None:
+        """A newer release wrote a line: what it says is not known, but for its record's key."""
+        self.summary.intact = False
+        self.summary.newer_lines += 1
+        self._keep_key(line)
+
+    def finish(self) -> None:
+        """Report the lines of a newer release, once for the segment."""
+        if self.summary.newer_lines:
+            self._report(
+                "newer_format", self.summary.name.jsonl, lines_in_words(self.summary.newer_lines)
+            )
+
+    def _keep_key(self, line: bytes) -> None:
+        """A line that cannot be read names its record all the same."""
+        try:
+            key = canonical.load_object(line).get("record")
+        except FormatError:
+            return
+        if isinstance(key, str) and layout.parse_record_key(key) is not None:
+            self.summary.unread_keys.append(key)
+
     def _take_batch(self, lines: Sequence[bytes]) -> bool:
         """Take lines of which there is nothing to report; False where it is not known of all."""
         found = glance.batch(lines) if lines else None
@@ -113,8 +145,12 @@ class Reading:
     def _take_line(self, line: bytes, number: int) -> None:
         try:
             found = of_record(parse_record(line), self._report)
+        except NewerFormat:
+            self.newer(line)
+            return
         except FormatError as error:
             self.invalid(f"line {number}", str(error))
+            self._keep_key(line)
             return
         if found.key <= self._before:
             self.invalid(f"line {number}", "out of order")

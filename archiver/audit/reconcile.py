@@ -9,6 +9,10 @@
   range lists it. Where its window was listed with another filter than this listing's, it may be
   there and not asked for.
 
+- What is bad harms only itself: a window that cannot be listed, an entry that is no call, a segment
+  or a record that cannot be read is told of, and all else is compared. A window whose segments
+  cannot be read is not judged.
+
 Nothing is written. In memory are the few windows that are listed ahead, the few whose segments were
 read last, and what is to be reported.
 """
@@ -21,9 +25,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Protocol
 
 from archiver.audit import filters
+from archiver.audit.control import ItemReader
 from archiver.audit.differences import Difference, Name, Result
 from archiver.audit.lookup import Lookup, View
 from archiver.audit.parallel import ordered
@@ -31,6 +37,7 @@ from archiver.audit.reader import Reader
 from archiver.audit.recorded import RecordObjects
 from archiver.audit.sealed import SealedSegments
 from archiver.audit.standing import Standing, Standings
+from archiver.errors import ArchiverError, Reach
 from archiver.manifest.seal import check_window_length
 from archiver.manifest.segment import Listing
 from archiver.model import Call, Window, window_of, windows_between
@@ -64,9 +71,17 @@ class Listed(Protocol):
     def stable(self) -> bool:
         """Whether two passes agreed."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether every page could be had; else `error` says why not."""
+
+    @property
+    def error(self) -> str | Exception | None: ...
+
 
 class Lister(Protocol):
-    """Lists windows; threads share it. Raises `SourceRefused` or `SourceError`."""
+    """Lists windows; threads share it. Raises `ListingError` where one window's listing fails, and
+    `SourceRefused` or `SourceError` where the source refuses everything or is out."""
 
     def list(self, window: Window) -> Listed: ...
 
@@ -91,9 +106,11 @@ def reconcile(
 ) -> Result:
     """Compare, window by window.
 
-    Raises what the lister raises, `StoreError`, `FormatError` where the manifest is not as it was
-    sealed, and `UsageError` where the archive has windows of another length.
+    Raises `SourceError` and `StoreError` where the source or the store is out, or refuses
+    everything, `FormatError` where seal 0 cannot be read, and `UsageError` where the archive has
+    windows of another length.
     """
+    reader = ItemReader(reader)
     segments = SealedSegments(reader)
     genesis = segments.genesis()
     if genesis is not None:
@@ -109,14 +126,35 @@ def reconcile(
         with closing(RecordObjects(reader, options.workers)) as records:
             lookup = Lookup(Standings(segments), records, options.length) if genesis else None
             comparison = _Comparison(lookup, result)
-            for done, listed in enumerate(ordered(pool, lister.list, windows, LISTED_AT_ONCE), 1):
-                comparison.take(listed)
+            listings = ordered(pool, partial(_list, lister), windows, LISTED_AT_ONCE)
+            for done, listed in enumerate(listings, 1):
+                if isinstance(listed, _Unlisted):
+                    result.unlisted.append((listed.window, listed.problem))
+                else:
+                    comparison.take(listed)
                 if progress is not None:
                     progress.windows(done, count)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     comparison.finish()
     return result
+
+
+@dataclass(frozen=True)
+class _Unlisted:
+    """A window whose listing fails, while the source answers others."""
+
+    window: Window
+    problem: str
+
+
+def _list(lister: Lister, window: Window) -> Listed | _Unlisted:
+    try:
+        return lister.list(window)
+    except ArchiverError as error:
+        if error.reach not in (Reach.ITEM, Reach.WINDOW):
+            raise
+        return _Unlisted(window, str(error))
 
 
 class _Comparison:
@@ -134,8 +172,14 @@ class _Comparison:
         view = self._lookup.look(window, calls) if self._lookup else View()
         row = self._result.row(window)
         row["source"] += len(calls)
-        if not listed.stable:
-            self._result.unstable.append(window)
+        self._tell(listed)
+        for problem in view.damages:
+            self._result.unreadable.setdefault(problem, window)
+        if not view.is_known:
+            for call_id in calls:
+                self._unlisted.pop(call_id, None)
+            self._listed_before = calls.keys()
+            return
         asked = listed.listing.filter
         self._result.filter = filters.as_text(asked)
         others = view.filters - {self._result.filter}
@@ -147,10 +191,23 @@ class _Comparison:
                 row[found.outcome] += 1
             if (difference := _difference(call, found, window, view)) is not None:
                 self._result.add(difference)
+        if not listed.complete:
+            self._listed_before = calls.keys()
+            return  # what is not listed may stand on the page that could not be had
         strays = {call_id for others in listed.strays.values() for call_id in others}
         for call_id in view.told - calls.keys() - strays - self._listed_before:
             self._unlisted[call_id] = _unlisted(call_id, window, view, asked if others else {})
         self._listed_before = calls.keys()
+
+    def _tell(self, listed: Listed) -> None:
+        """What the listing says of itself."""
+        window, result = listed.window, self._result
+        if not listed.stable:
+            result.unstable.append(window)
+        if not listed.complete:
+            result.incomplete.append((window, str(listed.error or "a page could not be had")))
+        if listed.listing.unreadable:
+            result.unreadable_entries.append((window, listed.listing.unreadable))
 
     def finish(self) -> None:
         """No window is left that could list what was not listed."""

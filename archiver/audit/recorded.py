@@ -6,7 +6,7 @@ of one day, one LIST of that day instead. And a GET for each record that is foun
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 
@@ -33,37 +33,60 @@ class RecordObjects:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def newest(
-        self, days: Mapping[str, Collection[date]], known: Mapping[str, int]
+        self,
+        days: Mapping[str, Collection[date]],
+        known: Mapping[str, int],
+        damage: Callable[[str], None],
     ) -> dict[str, Record]:
         """The newest record of each call that has one, by call id.
 
         `days` says for each call id on which days its record may lie, `known` which revision of
-        it is known already: one that is no newer is left out. Raises `FormatError` for a record
-        that is damaged, and `StoreError`.
+        it is known already: one that is no newer is left out. `damage` is told of each record
+        that is damaged or cannot be read, and the one before it counts. Raises `StoreError`.
         """
-        newest: dict[str, tuple[int, str]] = {}
+        keys: dict[str, list[tuple[int, str]]] = {}
         for day, ids in _by_day(days).items():
-            for key in self._keys(day, ids):
+            for key in self._keys(day, ids, damage):
                 parsed = layout.parse_record_key(key)
                 call_id = ids.get(parsed[1]) if parsed else None
                 if parsed and call_id is not None and parsed[2] > known.get(call_id, 0):
-                    newest[call_id] = max((parsed[2], key), newest.get(call_id, (0, "")))
-        keys = (key for _, key in newest.values())
-        records = ordered(self._executor, self._read, keys, self._ahead)
-        return dict(zip(newest, records, strict=True))
+                    keys.setdefault(call_id, []).append((parsed[2], key))
 
-    def _keys(self, day: date, ids: Mapping[str, str]) -> Iterator[str]:
+        def read(found: list[tuple[int, str]]) -> Record | None:
+            for _, key in sorted(found, reverse=True):
+                try:
+                    return self._read(key)
+                except FormatError as error:
+                    damage(str(error))
+            return None
+
+        records = ordered(self._executor, read, keys.values(), self._ahead)
+        return {
+            call_id: found
+            for call_id, found in zip(keys, records, strict=True)
+            if found is not None
+        }
+
+    def _keys(
+        self, day: date, ids: Mapping[str, str], damage: Callable[[str], None]
+    ) -> Iterator[str]:
         """The keys below that day, or of these calls alone."""
+
+        def listed(prefix: str) -> list[str]:
+            found: list[str] = []
+            try:
+                found.extend(item.key for item in self._reader.list(prefix))
+            except FormatError as error:
+                damage(str(error))
+            return found
+
         prefix = layout.record_prefix(day)
         if len(ids) > ASKED_ONE_BY_ONE:
-            yield from self._listed(prefix)
+            yield from listed(prefix)
             return
         prefixes = (f"{prefix}{call_dir}/" for call_dir in ids)
-        for keys in ordered(self._executor, lambda p: list(self._listed(p)), prefixes, self._ahead):
+        for keys in ordered(self._executor, listed, prefixes, self._ahead):
             yield from keys
-
-    def _listed(self, prefix: str) -> Iterator[str]:
-        return (item.key for item in self._reader.list(prefix))
 
     def _read(self, key: str) -> Record:
         data = self._reader.read(key, None, MAX_RECORD_BYTES)

@@ -13,10 +13,10 @@ from datetime import date
 from typing import IO
 
 from archiver.audit.chain import MAX_SEAL_BYTES
-from archiver.audit.gate import TooLarge, spool
+from archiver.audit.gate import TRIES, Spooled, TooLarge, spool
 from archiver.audit.reader import Reader
 from archiver.audit.segments import MAX_SEGMENT_BYTES, segment_name
-from archiver.errors import FormatError
+from archiver.errors import ArchiverError, FormatError
 from archiver.manifest import layout, seal
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.seal import POINTER_BYTES, Seal, SegmentEntry, parse_pointer
@@ -64,7 +64,7 @@ class SealedSegments:
         """A segment's bytes; raises `FormatError` unless they are those that the seal tells of."""
         damage = FormatError(f"{entry.key} is not as it was sealed: run archiver verify")
         try:
-            spooled = spool(self._reader, entry.key, min(entry.bytes, MAX_SEGMENT_BYTES))
+            spooled = self._spool(entry)
         except TooLarge:
             raise damage from None
         if spooled is None:
@@ -73,6 +73,16 @@ class SealedSegments:
             if spooled.sha256 != entry.sha256:
                 raise damage
             yield spooled.file
+
+    def _spool(self, entry: SegmentEntry) -> Spooled | None:
+        """A stream that breaks is begun anew."""
+        for _ in range(TRIES - 1):
+            try:
+                return spool(self._reader, entry.key, min(entry.bytes, MAX_SEGMENT_BYTES))
+            except ArchiverError as error:
+                if not error.retryable:
+                    raise
+        return spool(self._reader, entry.key, min(entry.bytes, MAX_SEGMENT_BYTES))
 
     def genesis(self) -> Seal | None:
         """Seal 0; None where nothing was sealed yet."""

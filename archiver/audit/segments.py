@@ -17,9 +17,9 @@ from archiver.audit.chain import Sealed
 from archiver.audit.companion import Companion
 from archiver.audit.gate import Gate, Spooled
 from archiver.audit.lines import blocks_of, lines_of
-from archiver.audit.reading import Reading, Records, Summary
-from archiver.audit.told import FILE_KEY
-from archiver.errors import FormatError
+from archiver.audit.reading import Reading, Records, Summary, lines_in_words
+from archiver.audit.told import FILE_KEY, of_record, parse_record
+from archiver.errors import FormatError, NewerFormat
 from archiver.manifest import canonical, event, layout, merkle, record, seal
 from archiver.manifest.event import Action, Hold, ObjectRef
 from archiver.manifest.layout import SegmentName
@@ -40,6 +40,18 @@ class Events:
     """The calls that were put on hold, or taken off, in order."""
     whole: bool = True
     """Whether it is as it was sealed, and every line could be read."""
+
+
+@dataclass(frozen=True)
+class Unsealed:
+    """What lies at the key of a segment that no seal names. `code` is what is wrong with it; None
+    where it is a segment of ours, or where there is nothing."""
+
+    is_there: bool = True
+    code: str | None = None
+    detail: str = ""
+    companion: Companion | None = None
+    """What its `.sha256` must hold."""
 
 
 def segment_name(key: str) -> SegmentName | None:
@@ -69,6 +81,8 @@ class SegmentCheck:
         # Where files are hashed, threads fetch side by side. At what holds the interpreter they
         # would only hinder each other: taking it away from one another costs a fifth more.
         self._at_work = threading.Lock()
+        self._unsealed: dict[str, Unsealed] = {}
+        self._unsealed_lock = threading.Lock()
 
     def window_segment(self, sealed: Sealed, name: SegmentName, records: Records) -> Summary | None:
         """Check the segment of a window; None where it is not there or not to be had."""
@@ -85,6 +99,7 @@ class SegmentCheck:
                 lines = self._against_seal(sealed, spooled, blocks, window_lines=1)
                 if lines is not None:
                     self._lines(blocks, lines, reading)
+            reading.finish()
             summary.intact = summary.intact and lines is not None
             self._companion(name.jsonl, companion, summary.is_whole)
             return summary
@@ -114,13 +129,68 @@ class SegmentCheck:
     def _events(self, spooled: Spooled, key: str, found: Events) -> Iterator[tuple[int, Hold]]:
         """The holds among the events, each with the number of its line."""
         spooled.file.seek(0)
+        newer = 0
         for number, line in enumerate(lines_of(spooled.file), 1):
             try:
                 if (hold := event.parse(line)) is not None:
                     yield number, hold
+            except NewerFormat:
+                newer += 1
             except FormatError as error:
                 found.whole = False
                 self._report("event_invalid", key, f"line {number}: {error}")
+        if newer:
+            found.whole = False
+            self._report("newer_format", key, lines_in_words(newer))
+
+    # --- what no seal names
+
+    def unsealed(self, key: str) -> Unsealed:
+        """What lies at the key of a segment that no seal names. Read once; nothing is reported but
+        that it cannot be read."""
+        with self._unsealed_lock:
+            if key not in self._unsealed:
+                self._unsealed[key] = self._read_unsealed(key)
+            return self._unsealed[key]
+
+    def is_taken(self, name: SegmentName) -> bool:
+        """Whether a revision that no seal names has its key taken by what is not ours."""
+        verdict = self.unsealed(name.jsonl)
+        if verdict.code is not None or not verdict.is_there:
+            beside = (name.sha256, name.seal)
+            return verdict.is_there or any(self._gate.is_there(key) for key in beside)
+        return False
+
+    def _read_unsealed(self, key: str) -> Unsealed:
+        is_there = self._gate.is_there(key)
+        if not is_there:
+            return Unsealed(is_there=False) if is_there is not None else Unsealed(code="unreadable")
+        spooled = self._gate.spool(key, MAX_SEGMENT_BYTES, None)
+        if spooled is None:
+            return Unsealed(code="unreadable")
+        with spooled.file:
+            try:
+                companion = Companion(spooled.sha256, key)
+                if (name := segment_name(key)) is not None:
+                    _read_window_segment(spooled, name, companion)
+                else:
+                    for line in lines_of(spooled.file):
+                        event.parse(line)
+            except NewerFormat as error:
+                return Unsealed(code="newer_format", detail=str(error))
+            except FormatError as error:
+                code = "segment_invalid" if segment_name(key) is not None else "event_invalid"
+                return Unsealed(code=code, detail=f"no seal names it; {error}")
+            return Unsealed(companion=companion)
+
+    def check_unsealed_companion(self, key: str, expected: Companion) -> None:
+        """Compare the `.sha256` beside a segment that no seal names, where it is there by now."""
+        beside = layout.companion_key(key)
+        spooled = self._gate.spool(beside, MAX_SEGMENT_BYTES, None, hashed=False)
+        if spooled is not None:
+            with spooled.file:
+                if not expected.equals(spooled.file, records_known=True):
+                    self._report("companion_mismatch", beside, "no seal names its segment")
 
     # --- against the seal
 
@@ -169,6 +239,9 @@ class SegmentCheck:
             summary.window = read_window(document)
             if canonical.dump(document) != line:
                 raise FormatError("a window line that is not in canonical form")
+        except NewerFormat:
+            reading.newer(line)
+            return
         except FormatError as error:
             reading.invalid("last line", str(error))
             return
@@ -213,12 +286,33 @@ def is_held_object(call_id: str, one: ObjectRef) -> bool:
     return named == layout.call_dir(call_id)
 
 
+def _read_window_segment(spooled: Spooled, name: SegmentName, companion: Companion) -> None:
+    """Read a window's segment that no seal names, line by line, into its companion. Raises
+    `FormatError` where it is none, or another one's."""
+    before, waiting = "", None
+    for line in lines_of(spooled.file):
+        if waiting is not None:
+            found = of_record(parse_record(waiting), lambda *_: None)
+            if found.key <= before:
+                raise FormatError("records that are out of order, or repeat")
+            before = found.key
+            companion.add(waiting, found)
+        waiting = line
+    document = canonical.load_object(waiting or b"")
+    window = read_window(document)
+    if canonical.dump(document) != waiting:
+        raise FormatError("a window line that is not in canonical form")
+    if window.start != name.start or document["revision"] != name.revision:
+        raise FormatError("a segment of another window or revision")
+
+
 def _is_as_sealed(sealed: Sealed, spooled: Spooled) -> bool:
     return (spooled.bytes, spooled.sha256) == (sealed.entry.bytes, sealed.entry.sha256)
 
 
 def read_window(document: Mapping[str, Any]) -> Window:
     """The window of a window line whose fields all have their type; raises `FormatError`."""
+    record.refuse_newer(document)
     if document.get("type") != "window" or document.get("v") != 1:
         raise FormatError("no window line of version 1")
     start, end = parse_time(document.get("from")), parse_time(document.get("to"))
@@ -227,6 +321,9 @@ def read_window(document: Mapping[str, Any]) -> Window:
     numbers = [document.get(name) for name in ("revision", "listed", *record.OUTCOMES)]
     if not all(type(number) is int and number >= 0 for number in numbers):
         raise FormatError("a window line without its counts")
+    unreadable = document.get("unreadable", 0)
+    if type(unreadable) is not int or unreadable < 0:
+        raise FormatError("a window line whose unreadable is no count")
     for name in ("pending", "vanished"):
         ids = document.get(name)
         if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):

@@ -50,6 +50,7 @@ _TABLE = (
 )
 _INDENT = " " * 16
 _TITLES = {"duration_seconds": "seconds", "recording_bytes": "bytes", "revision": "rev"}
+_LAST = "reason, findings"
 
 
 def render(rows: Iterable[Row], form: Format) -> Iterator[str]:
@@ -104,9 +105,11 @@ def _csv_line(values: Iterable[str]) -> str:
 
 
 def _table(rows: Iterable[Row]) -> Iterator[str]:
-    yield _table_line({name: _TITLES.get(name, name) for name, _ in _TABLE})
+    yield _table_line({name: _TITLES.get(name, name) for name, _ in _TABLE} | {"reason": _LAST})
     for row in rows:
-        yield _table_line(cells(row))
+        told = cells(row)
+        last = [str(told[name]) for name in ("reason", "findings") if told.get(name)]
+        yield _table_line(told | {"reason": " ".join(last) or None})
 
 
 def _table_line(told: Mapping[str, Any]) -> str:

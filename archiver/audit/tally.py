@@ -39,17 +39,23 @@ class Counting:
     Of a file a hash is kept, of what stands in the record: size, key, SHA-256, version.
     """
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: Tally, *, names: bool) -> None:
+        """With `names`, the records' keys are gathered."""
         self._counts = tally.counts
+        self._named = tally.named if names else None
         self._seen: set[int] = set()
 
     def take(self, line: bytes, found: Told) -> None:
         self._counts.records += 1
+        if self._named is not None:
+            self._named.append(hash(found.key))
         rows = [(str(f.bytes), f.key, f.sha256, f.version_id or "") for f in found.files]
         self._files(list(map(hash, rows)), [file.bytes for file in found.files])
 
     def take_batch(self, lines: Sequence[bytes], found: Batch) -> None:
         self._counts.records += len(lines)
+        if self._named is not None:
+            self._named.extend(map(hash, found.keys))
         for kind in found.files:
             there = kind.without_gaps()
             marks = list(map(hash, zip(*there, strict=True)))

@@ -19,9 +19,9 @@ MAX_RECORD_BYTES = 1 << 20
 
 FILE_KEY = re.compile(
     r"recordings/dt=[0-9]{4}-[0-9]{2}-[0-9]{2}/(?P<call>[A-Za-z0-9_.-]+)/"
-    r"(?P<stem>[A-Za-z0-9_]{1,64})(-[0-9a-f]{16})?\.[a-z0-9]{1,8}"
+    r"(?P<name>[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254})"
 )
-"""The key of any file of a call, also of a kind that this release does not know."""
+"""A file of a call, of whatever kind."""
 _VERSION = re.compile("[!-~]{1,1024}")
 
 Report = Callable[[str, str, str], None]
@@ -109,12 +109,11 @@ def is_file_key(found: Record, file: Mapping[str, Any]) -> bool:
     """Whether a record's file lies where files of its call and kind do. A kind that this release
     does not know may have any name."""
     match = FILE_KEY.fullmatch(file["key"])
+    if match is None or match["call"] != layout.call_dir(found.call_id):
+        return False
     kind = record.FILE_KINDS.get(file["kind"])
-    return (
-        match is not None
-        and match["call"] == layout.call_dir(found.call_id)
-        and (kind is None or match["stem"] == kind.stem)
-    )
+    name = rf"{kind.stem}(-[0-9a-f]{{16}})?\.[a-z0-9]{{1,8}}" if kind else ".*"
+    return re.fullmatch(name, match["name"]) is not None
 
 
 def _is_well_formed(file: FileRef) -> bool:

@@ -3,7 +3,8 @@
 Shares the formats with the writer, never its code paths: it takes nothing from the pipeline or the
 source, and reads through the `Reader` port alone. Levels, each with all of the one before:
 
-- `manifest`: the chain, and every segment: hashes, roots, balances, revisions, no gap in time.
+- `manifest`: the chain, and every segment: hashes, roots, balances, revisions, no gap in time;
+  sightings; what is not ours or cannot be read, be it a record that no segment names.
 - `objects`: every record equals its line; every file is there in its version, size, lock, hold;
   what covers records is locked as they are; what nothing names is counted.
 - `bytes`: every file's SHA-256, or those of a random sample.
@@ -40,6 +41,7 @@ from archiver.audit.parallel import Backlog, ordered
 from archiver.audit.reader import Reader
 from archiver.audit.result import Counts, Report
 from archiver.audit.segments import SegmentCheck, is_events, segment_name
+from archiver.audit.sightings import Sightings
 from archiver.audit.tally import Counting, Tally
 from archiver.audit.told import Told
 from archiver.audit.unnamed import NamedKeys, Unnamed
@@ -134,6 +136,9 @@ class _Read:
     span: Span
     counted: array[int]
     """The calls that its newest revision counts, as `hashes`."""
+    ids: array[int]
+    """All calls that it ever told of, as `hashes`; empty where nobody asks."""
+    listed_at: datetime | None
 
 
 class _Looking:
@@ -171,6 +176,11 @@ class _Audit:
         self._ahead = 4 * workers
         self._hashed = Hashed(progress.hashed)
         self._holds = HoldCheck(self._gate)
+        self._sightings = Sightings(self._gate, self._object_pool)
+        self._listed_at: dict[datetime, datetime] = {}
+        """When the newest listing of each window began, by the window's start."""
+        self._ids = NamedKeys()
+        """All calls that sealed segments tell of, where there are sightings."""
         self._objects = ObjectCheck(
             self._gate,
             Backlog(self._object_pool, self._ahead),
@@ -200,8 +210,10 @@ class _Audit:
         chain = check.check(options.public_key, options.head)
         self._counts.seals = chain.seals
         if chain.last >= 0:
-            self._segments(chain)
-            strays.check(self._gate, chain)
+            segments = SegmentCheck(self._gate, chain.last)
+            self._sightings.read(self._is_in_range)
+            self._segments(chain, segments)
+            strays.check(self._gate, chain, segments)
             self._bucket(chain)
             self._holds.finish(chain.last)
         self._note(chain)
@@ -209,8 +221,7 @@ class _Audit:
 
     # --- segments
 
-    def _segments(self, chain: ChainView) -> None:
-        check = SegmentCheck(self._gate, chain.last)
+    def _segments(self, chain: ChainView, check: SegmentCheck) -> None:
         windows, events = self._select(chain)
         self._events(chain, check, events)
         spans, counted, seals = [], CountedCalls(), dict[int, datetime]()
@@ -226,6 +237,9 @@ class _Audit:
             self._counts.add(read.tally.counts)
             spans.append(read.span)
             counted.add(read.span.key, read.counted)
+            self._ids.add(read.ids)
+            if read.listed_at is not None:
+                self._listed_at[read.span.start] = read.listed_at
             self._named.add(read.tally.named)
             self._all_read = self._all_read and read.tally.whole
             for segment, until in read.tally.covered.items():
@@ -282,25 +296,31 @@ class _Audit:
 
     def _window(self, window: _Window, check: SegmentCheck, chain_is_whole: bool) -> _Read:
         """Read all revisions of a window, in order."""
-        state = WindowState(self._findings.add, chain_is_whole)
+        state = WindowState(self._findings.add, chain_is_whole, check.is_taken)
         tally, end = Tally(WindowFiles(self._now)), None
-        counting = Counting(tally)
+        counting = Counting(tally, names=self._is_everything)
         for name, sealed in window.segments:
             looking = _Looking(partial(self._record, tally, name.jsonl))
             records = counting if self._options.level == "manifest" else looking
             summary = check.window_segment(sealed, name, records)
             tally.whole = tally.whole and summary is not None and summary.is_whole
             if summary is None:
-                state.lose()
+                state.lose(name)
                 continue
+            tally.named.extend(hashes(summary.unread_keys))
             tally.counts.segments += 1
             state.fold(summary)
             end = summary.window.end if summary.window is not None else end
         tally.counts.calls = Counter(call.outcome for call in state.calls.values())
         tally.counts.pending = len(state.pending)
+        if state.unreadable:
+            entries = f"{state.unreadable:,} entries" if state.unreadable != 1 else "1 entry"
+            detail = f"{entries} of the window from {format_time(window.start)}"
+            self._findings.add("listing_unreadable", window.segments[-1][0].jsonl, detail)
         seq = min(sealed.seq for _, sealed in window.segments)
         span = Span(window.start, end, seq, window.segments[0][0].jsonl)
-        return _Read(tally, span, hashes(state.listed))
+        ids = hashes(state.ids if self._sightings else ())
+        return _Read(tally, span, hashes(state.listed), ids, state.listed_at)
 
     def _record(self, tally: Tally, segment: str, line: bytes, found: Told) -> None:
         """Count a record of a segment, and have it and its files checked."""
@@ -312,7 +332,7 @@ class _Audit:
         if named.promise is not None and found.binds_covers:
             until = named.promise.until
             tally.covered[segment] = max(until, tally.covered.get(segment, until))
-        if self._seeks_unnamed:
+        if self._is_everything:
             tally.named.extend(hashes([found.key, *(file.key for file in found.named)]))
 
     def _covering(self, segment: str, until: datetime) -> None:
@@ -323,24 +343,54 @@ class _Audit:
     # --- all of the bucket
 
     def _bucket(self, chain: ChainView) -> None:
-        """Look for versions, and for what nothing names."""
-        sought = self._seeks_unnamed and chain.whole and self._all_read
-        if self._seeks_unnamed and not sought:
-            self._notes.append(
-                "seals or segments are damaged: what nothing names was not looked for"
-            )
-        unnamed = Unnamed(self._named) if sought else None
+        """Look for versions, for what is not ours, and for what nothing names."""
+        is_whole = chain.whole and self._all_read
+        looks_at_objects = self._options.level != "manifest"
+        unnamed = Unnamed(self._named if self._is_everything else None)
         note = versions.check(self._gate, list(self._version_prefixes()), unnamed)
         if note is not None:
             self._notes.append(note)
-        if unnamed is not None:
-            unnamed.report(self._findings)
+        if not looks_at_objects and self._is_everything:
+            for listed in self._gate.list(layout.RECORDS):
+                unnamed.look(listed.key)
+        note = unnamed.report(
+            self._gate, self._object_pool, self._ahead, leftovers=is_whole and looks_at_objects
+        )
+        if note is not None:
+            self._notes.append(note)
+        if self._is_everything and looks_at_objects and not is_whole:
+            self._notes.append(
+                "seals or segments are damaged, or of a newer release: what nothing names was not "
+                "looked for"
+            )
+        self._check_sightings(is_whole, unnamed)
+
+    def _check_sightings(self, is_whole: bool, unnamed: Unnamed) -> None:
+        """Only where all windows could be read: an id may be told of by any of them."""
+        if not self._sightings:
+            return
+        if not self._is_everything:
+            self._notes.append("a range was given: sightings were not held against the windows")
+        elif not is_whole or layout.RECORDS in self._gate.unlistable:
+            self._notes.append(
+                "not all of the manifest and the records could be read: sightings were not held "
+                "against the windows"
+            )
+        else:
+            self._sightings.check(self._listed_at, self._ids, unnamed.has_record)
 
     @property
-    def _seeks_unnamed(self) -> bool:
-        """Windows out of range may name objects of any day, so with a range it cannot be told."""
+    def _is_everything(self) -> bool:
+        """Windows out of range may name objects of any day, so with a range it is not known what
+        nothing names."""
+        return self._options.start is None and self._options.end is None
+
+    def _is_in_range(self, start: datetime) -> bool:
+        """Whether a window that starts then is looked into, or may be."""
         options = self._options
-        return options.level != "manifest" and options.start is None and options.end is None
+        return (options.start is None or start.date() >= options.start.date()) and (
+            options.end is None or start < options.end
+        )
 
     def _version_prefixes(self) -> Iterator[str]:
         options = self._options
@@ -372,7 +422,9 @@ class _Audit:
         if chain.last >= 0 and not chain.whole:
             notes.append("seals are missing or unreadable: gaps in time were not looked for")
         if self._options.level != "manifest" and chain.last >= 0 and not self._holds.known:
-            notes.append("seals or events are damaged: legal holds were not looked at")
+            notes.append(
+                "seals or events are damaged, or of a newer release: legal holds were not looked at"
+            )
 
     def _report(self, chain: ChainView) -> Report:
         options = self._options

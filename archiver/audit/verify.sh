@@ -242,7 +242,8 @@ lines() { # how many lines a file has
 
 # --- 5. each window balances, and none is left out
 
-# Input: all windows' segments, in order. Output: FAIL lines; LISTED with a SHA-256 and the ids that it
+# Input: all windows' segments, in order; in $passed the keys of those that are in no seal and are no
+# segments: a writer had to pass such a revision over. Output: FAIL lines; LISTED with a SHA-256 and the ids that it
 # must be of; SEGMENT, then its RECORD and FILE lines.
 # shellcheck disable=SC2016  # jq's variables, not the shell's
 windows_program='
@@ -256,7 +257,9 @@ def uncovered($until): if .covered < $until then
     "FAIL\tno window from \(.covered) to \($until), and the loop has passed it" else empty end;
 ($names | split("\n") | map(select(. != "") | split("\t")
   | {start: "\(.[0])T\(.[1][0:2]):\(.[1][2:4]):00Z", revision: (.[2] | tonumber),
-     records: (.[4] | tonumber), sum: .[5], key: .[6]})) as $names
+     records: (.[4] | tonumber), sum: .[5], key: .[6],
+     stem: (.[6] | sub("[0-9]+\\.jsonl$"; ""))})) as $names
+| ($passed | split("\n") | set) as $taken
 | foreach (range($names | length), null) as $i ({covered: $first, end: ""};
     if $i == null then .out = [uncovered($mark)]
     else
@@ -268,7 +271,7 @@ def uncovered($until): if .covered < $until then
             uncovered([$name.start, $mark] | min)]
           | .start = $name.start | .revision = 0 | .calls = {} | .told = {}
         end
-      | .revision += 1
+      | (.revision + 1) as $next | .revision = $name.revision
       | .end = $line.to | .covered = ([.covered, .end] | max)
       | .calls = reduce $records[] as $new (.calls;
           if (.[$new.call_id][0] // 0) <= $new.revision
@@ -282,7 +285,8 @@ def uncovered($until): if .covered < $until then
         .out += [
           fails($name; $line.from != $name.start or $line.revision != $name.revision;
             "is of another window"),
-          fails($name; .revision != $name.revision; "a revision before it is in no seal"),
+          fails($name; [range($next; $name.revision) | $name.stem + "\(.).jsonl"]
+              | any(.[]; $taken[.] | not); "a revision before it is in no seal"),
           fails($name; ($records | length) != $name.records; "its seal counts other records"),
           fails($name; $line.listed != $line.archived + $line.no_recording + $line.failed
               + ($line.pending | length); "does not balance"),
@@ -299,7 +303,7 @@ def uncovered($until): if .covered < $until then
                 "a call is archived without a recording"),
               (.files[]
                 | if (.key + "  " + .sha256 | test("^recordings/dt=[0-9-]{10}/[A-Za-z0-9_.-]+/"
-                    + "[a-z0-9.-]+  [0-9a-f]{64}$") | not)
+                    + "[A-Za-z0-9_.-]+  [0-9a-f]{64}$") | not)
                   then fails($name; true; "a file with an odd key or SHA-256")
                   else "FILE\t\(.sha256)  \(.key)" end))]
     end;
@@ -309,7 +313,8 @@ check_windows() {
   local before=$failures tag one two count=0
   mkdir "$tmp/ids"
   cut -f 7 "$tmp/windows" | each cat >"$tmp/lines" 2>/dev/null
-  jq -rn --rawfile names "$tmp/windows" --arg first "$first_watermark" --arg mark "$head_watermark" \
+  not_ours >"$tmp/passed"
+  jq -rn --rawfile passed "$tmp/passed" --rawfile names "$tmp/windows" --arg first "$first_watermark" --arg mark "$head_watermark" \
     "$windows_program" "$tmp/lines" >"$tmp/told" 2>/dev/null ||
     fail 'a segment is malformed: its SHA-256 above tells which'
   while IFS=$'\t' read -r tag one two; do
@@ -326,6 +331,51 @@ check_windows() {
     fail 'a listed_sha256 is not that of the ids that its window tells of'
   fi
   ended "$before" "$count listings balance, no id is lost, no window left out"
+}
+
+not_ours() { # the keys of segments that no seal names and that are none
+  local path
+  for path in manifest/segments/dt=*/*.jsonl; do printf '%s\n' "$path"; done | sort >"$tmp/there"
+  cut -f 7 "$tmp/windows" | sort | comm -13 - "$tmp/there" | while IFS= read -r path; do
+    jq -es 'all(.[]; .v == 1) and .[-1].type == "window"' "$path" >/dev/null 2>&1 ||
+      printf '%s\n' "$path"
+  done
+}
+
+# A sighting tells ids that were listed and had no record then. Once a later listing of its window is
+# sealed, each of them has a record, here or in another window, or stands in pending.
+check_sightings() {
+  local before=$failures path id count
+  for path in manifest/sightings/dt=*/*.json; do printf '%s\n' "$path"; done >"$tmp/sightings"
+  [ -s "$tmp/sightings" ] || return 0
+  jq -c 'if .type == "window" then .pending[] else .call_id end' "$tmp/lines" 2>/dev/null |
+    sort -u >"$tmp/known"
+  jq -c 'select(.type == "window") | {(.from): .listed_at}' "$tmp/lines" >"$tmp/listed" 2>/dev/null
+  while IFS= read -r path; do
+    jq -r --slurpfile listed "$tmp/listed" '($listed | add) as $newest
+      | if .v == 1 and .type == "sighting" then . else error("no sighting") end
+      | select(($newest[.from] // "") >= .at).ids[] | tojson' "$path" 2>/dev/null ||
+      echo "NOTE  $path is no sighting of this format" >&3
+  done <"$tmp/sightings" 3>"$tmp/notes" | sort -u >"$tmp/sighted"
+  cat "$tmp/notes"
+  comm -13 "$tmp/known" "$tmp/sighted" >"$tmp/unknown"
+  while IFS= read -r id; do
+    [ -n "$(record_of "$id")" ] || printf '%s\n' "$id"
+  done <"$tmp/unknown" >"$tmp/lost"
+  count=$(lines "$tmp/lost")
+  if [ "$count" -gt 0 ] && [ -n "$manifest_only" ]; then
+    echo "NOTE  $count sighted calls have no sealed record: whether they have any, records/ tells"
+  elif [ "$count" -gt 0 ]; then
+    fail "$count sighted calls have no record and are not pending"
+  fi
+  ended "$before" "$(lines "$tmp/sightings") sightings: each call has a record or is pending"
+}
+record_of() { # ID as JSON: a record of the call that no segment tells of yet
+  local name=${1:1:-1} path
+  [[ $name =~ ^[A-Za-z0-9_-]{1,128}$ ]] || name=id.$(jq -j . <<<"$1" | digest)
+  for path in records/dt=*/"$name"/r*.json; do
+    jq -e '.v == 1 and .type == "call"' "$path" >/dev/null 2>&1 && printf '%s\n' "$path"
+  done
 }
 
 # --- 6. the records are the lines of their segments; every file has its SHA-256
@@ -437,6 +487,7 @@ check_signatures
 [ -z "$head" ] || check_head
 check_segments
 check_windows
+check_sightings
 if [ -z "$manifest_only" ]; then
   check_records
   check_files

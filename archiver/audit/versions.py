@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from archiver.audit.control import has_no_versions
 from archiver.audit.gate import Gate
 from archiver.audit.unnamed import Unnamed
 from archiver.errors import StoreError
@@ -16,7 +17,7 @@ MAX_SUSPECTS = 100_000
 """Keys with more than one version that are told apart; beyond it they are all `overwritten`."""
 
 
-def check(gate: Gate, prefixes: Sequence[str], unnamed: Unnamed | None) -> str | None:
+def check(gate: Gate, prefixes: Sequence[str], unnamed: Unnamed) -> str | None:
     """Look through all versions below `prefixes`, and have `unnamed` see each key that is there.
 
     What an auditor must know where the store does not tell of versions; None where it does.
@@ -28,20 +29,17 @@ def check(gate: Gate, prefixes: Sequence[str], unnamed: Unnamed | None) -> str |
             return None
         how = "keeps no"
     except StoreError as error:
-        if error.reason != "refused" and error.status not in (405, 501):
+        if not has_no_versions(error):
             raise
-    if unnamed is not None and not listed:
+    if not listed:
         unnamed.clear()
         for prefix in prefixes:
-            if prefix.startswith((layout.RECORDS, layout.RECORDINGS)):
-                for item in gate.reader.list(prefix):
-                    unnamed.look(item.key)
+            for item in gate.list(prefix):
+                unnamed.look(item.key)
     return f"the store {how} versions: overwriting leaves no trace there"
 
 
-def _check_versions(
-    gate: Gate, prefixes: Sequence[str], unnamed: Unnamed | None
-) -> tuple[bool, bool]:
+def _check_versions(gate: Gate, prefixes: Sequence[str], unnamed: Unnamed) -> tuple[bool, bool]:
     """Report each key that has more than one version, or a delete marker.
 
     A version that is not the newest shows that something lies over it; what, is told once all
@@ -51,11 +49,10 @@ def _check_versions(
     suspects: dict[str, set[str]] = {}
     listed = kept = False
     for prefix in prefixes:
-        for version in gate.reader.versions(prefix):
+        for version in gate.versions(prefix):
             listed, kept = True, kept or version.version_id not in ("", "null")
             if version.is_latest and not version.is_delete_marker:
-                if unnamed is not None:
-                    unnamed.look(version.key)
+                unnamed.look(version.key)
                 continue
             if version.key == layout.PROBE:
                 continue

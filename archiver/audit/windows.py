@@ -16,11 +16,14 @@ from itertools import pairwise
 
 from archiver.audit.chain import Advance
 from archiver.audit.reading import CallState, Summary, take_all
+from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import OUTCOMES
 from archiver.manifest.segment import ids_sha256
-from archiver.model import Window, format_time
+from archiver.model import Window, format_time, parse_time
 
 Report = Callable[[str, str, str], None]
+MAX_PASSED = 100
+"""Revisions in a row whose keys are looked at, where they are in no seal."""
 
 
 @dataclass
@@ -30,11 +33,17 @@ class WindowState:
     report: Report
     chain_is_whole: bool = True
     """Else a missing revision is a missing seal's, and that was said."""
+    is_taken: Callable[[SegmentName], bool] = lambda _: False
+    """Whether a revision's key holds what is not ours, so that a writer had to pass it over."""
     calls: dict[str, CallState] = field(default_factory=dict)
     pending: set[str] = field(default_factory=set)
     """What the newest revision calls pending."""
     listed: Set[str] = frozenset()
     """What the newest revision counts; empty where it cannot be recomputed."""
+    unreadable: int = 0
+    """Entries that the newest listing could not tell as calls."""
+    listed_at: datetime | None = None
+    """When the newest listing began; None where its line could not be read."""
     _told: set[str] = field(default_factory=set)
     """Every id that was ever pending: it must not fall silent."""
     _revision: int = 0
@@ -42,23 +51,44 @@ class WindowState:
     _sound: bool = True
     """Whether all revisions so far could be read: else nothing can be recomputed."""
 
-    def lose(self) -> None:
-        """A revision could not be read."""
+    def lose(self, name: SegmentName) -> None:
+        """A revision could not be read, and that was said."""
         self._revision += 1
+        if name.revision != self._revision:
+            self._gap(name)
         self._sound, self.listed = False, frozenset()
+        self.listed_at, self.unreadable = None, 0
 
     def fold(self, summary: Summary) -> None:
         """Take in the next revision, and check what it says of itself and of those before."""
         self._revision += 1
         if summary.name.revision != self._revision:
-            if self.chain_is_whole:
-                detail = f"revision {self._revision} is in no seal"
-                self.report("window_revision", summary.name.jsonl, detail)
-            self._revision, self._sound = summary.name.revision, False
+            self._gap(summary.name)
+        self.listed_at, self.unreadable = None, 0
         take_all(self.calls, summary.calls.items())
         self._sound = self._sound and summary.intact
         self.listed = frozenset()
         self._line(summary)
+
+    def _gap(self, name: SegmentName) -> None:
+        """Revisions before this one are in no seal. Where each of their keys is taken by what is
+        not ours, a writer had to pass them over, and nothing is missing: a first revision carries
+        all calls of its window, whatever its number."""
+        missing = range(self._revision, name.revision)
+        shown = ", ".join(map(str, missing[:3])) + ("…" if len(missing) > 3 else "")
+        if all(self.is_taken(SegmentName(name.start, number)) for number in missing[:MAX_PASSED]):
+            detail = f"revision {shown} is not ours: its key was taken, so the next one was used"
+            self.report("revision_skipped", name.jsonl, detail)
+        else:
+            if self.chain_is_whole:
+                self.report("window_revision", name.jsonl, f"revision {shown} is in no seal")
+            self._sound = False
+        self._revision = name.revision
+
+    @property
+    def ids(self) -> Set[str]:
+        """Every id that any revision has told of: recorded, or pending."""
+        return self.calls.keys() | self._told
 
     def _line(self, summary: Summary) -> None:
         line, key = summary.line, summary.name.jsonl
@@ -67,6 +97,8 @@ class WindowState:
         if self._window is not None and summary.window != self._window:
             self.report("window_mismatch", key, "another length than the revision before")
         self._window = summary.window
+        self.listed_at = parse_time(line.get("listed_at"))
+        self.unreadable = line.get("unreadable", 0)
         self.pending = set(line["pending"])
         if line["listed"] != sum(line[name] for name in OUTCOMES) + len(self.pending):
             self.report("window_balance", key, "")

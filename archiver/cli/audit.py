@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,24 +112,43 @@ def manifest() -> None:
     help="jsonl prints the records' exact bytes",
 )
 def list_records(start: datetime, end: datetime, outcome: str | None, form: str) -> int:
-    """The newest record of each call, window by window."""
+    """The newest record of each call, window by window.
+
+    What cannot be read is left out and named on stderr; then it exits with 1.
+    """
     from archiver.audit import tables
     from archiver.audit.query import Query
 
     check_range(start, end)
     with _reading() as (bucket, _):
         bucket.check_access()
-        rows = Query(bucket).records(start, end, outcome)
+        query = Query(bucket)
+        rows = query.records(start, end, outcome)
         for text in tables.render(rows, form):  # type: ignore[arg-type]
             click.echo(text, nl=False)
-    return 0
+    return _left_out(query.damages)
+
+
+def _left_out(damages: Iterable[str]) -> int:
+    """Name what could not be read; the exit code."""
+    from archiver.audit.render import printable
+
+    code = 0
+    for line in damages:
+        click.echo(f"archiver: left out: {printable(line)}", err=True)
+        code = 1
+    return code
 
 
 @manifest.command("show")
 @click.argument("call_id")
 @click.option("--json", "as_json", is_flag=True, help="a stable format for programs")
 def show(call_id: str, as_json: bool) -> int:
-    """One call: holds, all revisions, files, seal. Exits with 1 where the archive has none."""
+    """One call: holds, all revisions, files, seal.
+
+    Exits with 1 where the archive has none, and where something cannot be read: that is left out
+    and named on stderr.
+    """
     from archiver.audit import tables
     from archiver.audit.holds import have_records, standing_of
     from archiver.audit.query import Query
@@ -137,12 +156,18 @@ def show(call_id: str, as_json: bool) -> int:
 
     with _reading() as (bucket, _):
         bucket.check_access()
-        now, hidden = datetime.now(UTC), False
-        history = Query(bucket).find(call_id, now)
-        if history is None:
-            hidden = bool(have_records(bucket, [call_id], now))
-        else:
-            history.standing = standing_of(bucket, call_id, history.objects)
+        hidden = False
+        query = Query(bucket)
+        history = query.find(call_id)
+        damages = query.damages
+        if history is not None:
+            history.standing, more = standing_of(bucket, call_id, history.objects)
+            damages |= dict.fromkeys(more)
+        elif not damages:
+            hidden = bool(have_records(bucket, [call_id]))
+    if history is None and damages:
+        click.echo("archiver: the archive has no record of this call that can be read", err=True)
+        return _left_out(damages)
     if history is None:
         told = "archiver: the archive has no record of this call"
         if hidden:
@@ -151,4 +176,4 @@ def show(call_id: str, as_json: bool) -> int:
         return 1
     text = canonical.dump(history.document()).decode() if as_json else tables.history_text(history)
     click.echo(text, nl=False)
-    return 0
+    return _left_out(damages)

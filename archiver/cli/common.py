@@ -158,6 +158,10 @@ def told(summary: Summary, seal: int) -> str:
             f", {summary.clock_wrong} WINDOWS STAY OPEN because this machine's clock is wrong: set "
             "it (NTP) and run this again"
         )
+    if summary.incomplete:
+        again += f", {summary.incomplete} without transcript or survey"
+    if summary.unreadable:
+        again += f", {summary.unreadable} entries of listings that are no calls"
     waiting = f", {summary.waiting} waiting in open windows" if summary.waiting else ""
     return (
         f"{summary.windows} windows, {summary.closed} closed: {counts}{again}, "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -128,7 +127,8 @@ def _act(
 def list_holds(call_ids: tuple[str, ...], as_json: bool) -> int:
     """The calls that are held now; of those given, all acts.
 
-    An id that the archive has no record of ends it with 2.
+    An id that the archive has no record of ends it with 2. Acts that cannot be read are left out
+    and named on stderr; then it exits with 1.
     """
     from archiver.allocator import start_is_over
     from archiver.audit import holdtables
@@ -143,17 +143,21 @@ def list_holds(call_ids: tuple[str, ...], as_json: bool) -> int:
         start_is_over()
         bucket.check_access()
         ledger = Ledger(bucket)
-        found = standings(ledger.acts())
+        found = standings(ledger.readable())
         new = [one for one in call_ids if one not in found]
-        unknown = set(new) - have_records(bucket, new, datetime.now(UTC))
+        unknown = set(new) - have_records(bucket, new)
     if unknown:
         shown = ", ".join(ascii(one) for one in new if one in unknown)
         raise UsageError(f"the archive has no record of {shown}: check the id")
     if as_json:
-        click.echo(holdtables.as_json(found, call_ids, ledger.unsealed), nl=False)
-        return 0
-    text = holdtables.acts(found, call_ids) if call_ids else holdtables.held(found)
+        text = holdtables.as_json(found, call_ids, ledger.unsealed, ledger.damaged)
+    else:
+        text = (
+            holdtables.acts(found, call_ids) if call_ids else holdtables.held(found, ledger.damaged)
+        )
     click.echo(text, nl=False)
-    for key in ledger.unsealed:
+    for key in ledger.unsealed if not as_json else ():
         click.echo(holdtables.unsealed_line(key), err=True)
-    return 0
+    for damage in ledger.damaged:
+        click.echo(holdtables.damaged_line(damage), err=True)
+    return 1 if ledger.damaged else 0

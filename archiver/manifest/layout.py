@@ -48,6 +48,16 @@ def day_dir(day: date) -> str:
     return f"dt={day.isoformat()}"
 
 
+def parse_day_dir(name: str) -> date | None:
+    """The day of a folder `dt=<day>`, or None."""
+    if not re.fullmatch(r"dt=\d{4}-\d\d-\d\d", name, re.ASCII):
+        return None
+    try:
+        return date.fromisoformat(name[3:])
+    except ValueError:
+        return None
+
+
 def call_dir(call_id: str) -> str:
     """The call id where its characters are harmless, else `id.<sha256 of its UTF-8>`."""
     if _SAFE_ID.fullmatch(call_id):

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from archiver.clock import Clock
+from archiver.manifest.record import Record
 from archiver.model import Call
 
 LONGEST_REST_SECONDS = 900.0
@@ -23,7 +24,8 @@ UNSAID = ("source_unavailable", "call_refused")
 
 @dataclass(frozen=True)
 class Unarchived:
-    """A call without a record as yet, and why."""
+    """A call without a record as yet, or an archived one that the source did not answer for in
+    full, and why."""
 
     call: Call
     reason: str
@@ -31,6 +33,8 @@ class Unarchived:
     status: int | None
     undecided: bool = False
     """Whether nobody can tell yet if the source refuses the call or the credentials."""
+    amended: Record | None = None
+    """The new record of an archived call, made of what the source did answer."""
 
 
 @dataclass

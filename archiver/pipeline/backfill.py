@@ -48,6 +48,10 @@ class Summary:
     bytes: int = 0
     failed: int = 0
     """Calls that this run tried and that stand as failed."""
+    incomplete: int = 0
+    """Calls that this run worked at and that are archived without their transcript or survey."""
+    unreadable: int = 0
+    """Entries of listings that could not be told as calls."""
     pending: int = 0
     """Calls without a record in windows that are closed."""
     waiting: int = 0
@@ -58,7 +62,8 @@ class Summary:
     @property
     def needs_a_person(self) -> bool:
         """What waits in windows that are rightly open is the caller's to judge."""
-        return bool(self.failed or self.pending or self.stuck or self.harmed or self.clock_wrong)
+        left = self.failed or self.pending or self.incomplete or self.unreadable
+        return bool(left or self.stuck or self.harmed or self.clock_wrong)
 
     def add(self, outcome: Outcome) -> None:
         self.windows += 1
@@ -69,6 +74,8 @@ class Summary:
         self.clock_wrong += outcome.clock_wrong
         self.segments += len(outcome.segments)
         self.failed += outcome.failed
+        self.incomplete += outcome.incomplete
+        self.unreadable += outcome.unreadable
         if outcome.closed:
             self.pending += len(outcome.unarchived)
         else:

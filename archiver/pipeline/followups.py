@@ -1,8 +1,10 @@
-"""Sealed windows that are to be listed again: they have come of age, or have pending calls.
+"""Sealed windows that are to be listed again: they have come of age, have pending calls, or do not
+tell of calls that a listing showed since.
 
 All of it is derived from the bucket: the line of a window's newest revision says when it was
-listed last and which calls were pending. All days within reach are looked at when the process
-starts and once a day, the newest ones every hour: another writer may have sealed something.
+listed last and which calls were pending, the sightings which calls were listed. All days within
+reach are looked at when the process starts and once a day, the newest ones every hour: another
+writer may have sealed something, or may have ended before it archived what it had listed.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from archiver.pipeline.history import Line
 from archiver.pipeline.index import SegmentIndex
 from archiver.pipeline.planning import Aim
 from archiver.pipeline.window import Outcome, Windows
+from archiver.store.objects import Listed
 
 log = structlog.get_logger()
 
@@ -29,6 +32,9 @@ SCAN_ALL_SECONDS = 86_400.0
 NEWEST = timedelta(days=3)
 LATE = timedelta(days=35)
 """How much longer than its last age a window is looked after, should the loop have been down."""
+SKEW = timedelta(minutes=15)
+"""A sighting that is so much older than the newest listing was known to whoever wrote that: clocks
+differ by less."""
 PAUSE_SECONDS = 900.0
 """How long a window rests whose listing would not settle, or whose source does not answer."""
 
@@ -42,6 +48,10 @@ class _Sealed:
     """Whether all its revisions have their seal."""
     unlooked: bool = False
     """Whether it must be looked at again, whatever its line says."""
+    sightings: int = 0
+    """So many of its sightings were held against it."""
+    silent: bool = False
+    """Whether one of these has an id that it does not tell of."""
     rests_until: float = 0.0
     patient_until: datetime | None = None
     """Until when it may wait for the source, since that was first of no use."""
@@ -97,6 +107,8 @@ class FollowUps:
         elif outcome.tallied or outcome.listed_at != known.line.listed_at:
             pending = _pending(outcome) if outcome.tallied else known.line.pending
             known.line = Line(known.line.name, window, outcome.listed_at, pending)
+        if outcome.closed and not outcome.postponed:
+            known.silent = False
         if outcome.postponed and known.patient_until is None:
             known.patient_until = self._clock.now() + self._give_up
         # A foreign object in the place of a revision will be there at the next look, too.
@@ -110,7 +122,7 @@ class FollowUps:
         if age is not None and (line.listed_at is None or line.listed_at < age or known.unlooked):
             return True
         waits = bool(line.pending) and not self._windows.attempts.all_resting(line.pending)
-        return waits or not known.complete or line.window in remembered
+        return waits or not known.complete or known.silent or line.window in remembered
 
     def _tell_of_late(self, known: _Sealed) -> None:
         """Another process would not find it."""
@@ -144,6 +156,27 @@ class FollowUps:
         for start, known in list(self._sealed.items()):
             if start + self._length < oldest and not known.line.pending:
                 del self._sealed[start]
+        for day in self._days((self._clock.now() - reach).date()):
+            for start, objects in self._windows.sightings.of_day(day).items():
+                if start in self._sealed and self._sealed[start].sightings != len(objects):
+                    self._hold_against(self._sealed[start], objects)
+
+    def _hold_against(self, known: _Sealed, sightings: list[Listed]) -> None:
+        """Whether a sealed window is silent of what was sighted since it was listed last. Most
+        sightings are older, which their dates in the store's listing say."""
+        line, known.sightings = known.line, len(sightings)
+        after = line.listed_at - SKEW if line.listed_at else None
+        keys = []
+        for one in sightings:
+            modified = one.modified_at
+            if after is None or modified is None or modified >= after:
+                keys.append(one.key)
+        try:
+            known.silent = self._windows.planner.is_silent(line.name, line.pending, keys)
+        except StoreError as error:
+            if error.reach is not Reach.ITEM:
+                raise
+            known.silent = True  # what cannot be read says nothing of them
 
     def _newest_names(self, reach: timedelta) -> Iterator[tuple[SegmentName, bool]]:
         """The newest revision of each window within reach that is sealed, and whether all of its
@@ -165,12 +198,17 @@ class FollowUps:
                 if start + self._length >= oldest and official:
                     yield max(official), all(names.values())
 
-    def _days(self, oldest: date) -> Iterator[date]:
-        first = self._segments.first_day()
-        day = max(oldest, first) if first else None
-        while day is not None and day <= self._clock.now().date():
-            yield day
-            day += DAY
+    def _days(self, oldest: date) -> list[date]:
+        """The days from `oldest` on that have segments; where the store does not list them, all
+        days."""
+        try:
+            return [day for day in self._segments.days() if day >= oldest]
+        except StoreError as error:
+            if error.reach is not Reach.ITEM:
+                raise
+            log.error("day.unlistable", day="all", error=str(error))
+            count = (self._clock.now().date() - oldest).days + 1
+            return [oldest + number * DAY for number in range(count)]
 
 
 def _pending(outcome: Outcome) -> frozenset[str]:

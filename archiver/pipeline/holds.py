@@ -26,7 +26,7 @@ from io import BytesIO
 from typing import Protocol
 
 from archiver.clock import Clock, Interrupted
-from archiver.errors import KeyTaken, StoreError, UsageError
+from archiver.errors import ArchiverError, KeyTaken, StoreError, UsageError
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Act, Action, Hold
 from archiver.model import Retention, format_second
@@ -52,7 +52,7 @@ class Found(Protocol):
     def calls(self) -> Mapping[str, CallObjects]: ...
 
     @property
-    def left(self) -> Mapping[str, StoreError]: ...
+    def left(self) -> Mapping[str, ArchiverError]: ...
 
 
 class Told(Protocol):
@@ -68,7 +68,7 @@ class Told(Protocol):
     def readable(self) -> Sequence[Act]:
         """The same without what is damaged."""
 
-    def find(self, call_ids: Collection[str], now: datetime) -> Found:
+    def find(self, call_ids: Collection[str]) -> Found:
         """The objects of each call that has a record, and the calls whose objects cannot be asked
         for."""
 
@@ -95,7 +95,7 @@ class Result:
     done: Sequence[Done]
     damaged: Sequence[str] = ()
     """What of the ledger could not be read."""
-    left: Mapping[str, StoreError] = field(default_factory=dict)
+    left: Mapping[str, ArchiverError] = field(default_factory=dict)
     """The calls that are not done, each with what is in the way: on the ledger or not."""
 
 
@@ -144,7 +144,7 @@ class Holds:
         damaged and must be known: an `add` holds all the same.
         """
         wanted, now = list(dict.fromkeys(call_ids)), self._clock.now().replace(microsecond=0)
-        looked = self._told.find(wanted, now)
+        looked = self._told.find(wanted)
         found, left = looked.calls, dict(looked.left)
         _refuse_unknown(wanted, {*found, *left})
         wanted = [one for one in wanted if one in found]
@@ -202,7 +202,7 @@ class Holds:
         own: Sequence[Hold],
         until: datetime | None,
         check: Callable[[], None] | None,
-        left: dict[str, StoreError],
+        left: dict[str, ArchiverError],
     ) -> list[Done]:
         """From the first hold that is set to the last look:
 
@@ -259,7 +259,7 @@ class Holds:
 
     def _settle(
         self, own: Sequence[Hold]
-    ) -> tuple[list[Hold], dict[str, frozenset[str]], dict[str, StoreError]]:
+    ) -> tuple[list[Hold], dict[str, frozenset[str]], dict[str, ArchiverError]]:
         """Carry out what the ledger says of these calls, also for objects that they have got
         meanwhile, until it says nothing new. Of each call the newest act; and what is gone, or in
         the way."""
@@ -277,15 +277,21 @@ class Holds:
 
     def _carry_out_all(
         self, acts: Sequence[Hold]
-    ) -> tuple[dict[str, frozenset[str]], dict[str, StoreError]]:
+    ) -> tuple[dict[str, frozenset[str]], dict[str, ArchiverError]]:
         """Of each call the keys of objects that are not there, or what is in the way."""
         results = dict(
             zip(
                 (one.call_id for one in acts), self._workers.map(self._carry_out, acts), strict=True
             )
         )
-        refused = {i: one for i, one in results.items() if isinstance(one, StoreError)}
-        return {i: one for i, one in results.items() if not isinstance(one, StoreError)}, refused
+        refused: dict[str, ArchiverError] = {}
+        gone: dict[str, frozenset[str]] = {}
+        for call_id, one in results.items():
+            if isinstance(one, StoreError):
+                refused[call_id] = one
+            else:
+                gone[call_id] = one
+        return gone, refused
 
     def _carry_out(self, hold: Hold) -> frozenset[str] | StoreError:
         """Have all objects of a call held, or none; the keys of those that are not there. An object

@@ -103,13 +103,11 @@ class SegmentIndex:
         """Look again: another writer may have been at it."""
         self._days.forget()
 
-    def first_day(self) -> date | None:
-        """The day of the oldest segment; None where there is none."""
-        for item in self._store.list(layout.SEGMENTS):
-            parsed = layout.parse_segment_key(item.key)
-            if parsed is not None:
-                return parsed[0].start.date()
-        return None
+    def days(self) -> list[date]:
+        """The days that have segments, oldest first. No order of a listing is relied on: stores
+        differ in it."""
+        names = self._store.folders(layout.SEGMENTS)
+        return sorted(day for name in names if (day := layout.parse_day_dir(name)) is not None)
 
     def look(self, day: date) -> dict[SegmentName, bool]:
         """The segments of a day as the bucket has them now, with whether they are sealed."""

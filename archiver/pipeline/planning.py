@@ -1,7 +1,8 @@
 """What is to be done about a window's calls: what stands of each, and which are to be worked at.
 
-Beside its listing, a window has calls that were listed before and have no record; those that
-another window's listing showed; and those that another process archived and never told of.
+Beside its listing, a window has calls that were listed before and have no record (`sightings.py`);
+those that another window's listing showed; and those that another process archived and never told
+of.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import structlog
 
 from archiver.errors import FormatError, NewerFormat, Reach, StoreError
 from archiver.manifest import layout, record
+from archiver.manifest.layout import SegmentName
 from archiver.model import Call, Window, placing_time, window_of
 from archiver.pipeline.attempts import Attempts, Unarchived
 from archiver.pipeline.history import History, Standing
 from archiver.pipeline.index import RecordIndex, SegmentIndex
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import Store
-from archiver.pipeline.recall import Recall
+from archiver.pipeline.recall import NEAR, Recall
+from archiver.pipeline.sightings import Sighted, Sightings
 from archiver.source.listing import Listed, Lister
 
 log = structlog.get_logger()
@@ -98,8 +101,6 @@ NEVER: tuple[datetime | None, frozenset[str]] = (None, frozenset())
 class Memory:
     """What this process knows of a window and no segment tells."""
 
-    awaited: dict[str, Call] = field(default_factory=dict)
-    """Listed at some time, and without a record."""
     untold: dict[str, Standing] = field(default_factory=dict)
     """Listed at some time, with a record that no segment has."""
     recalled: bool = False
@@ -110,7 +111,7 @@ class Memory:
     @property
     def is_empty(self) -> bool:
         """Whether nothing would be lost with it."""
-        return not (self.awaited or self.untold or self.refreshed[1])
+        return not (self.untold or self.refreshed[1])
 
 
 class Planner:
@@ -123,8 +124,10 @@ class Planner:
         workers: Workers,
         attempts: Attempts,
         segments: SegmentIndex,
+        sightings: Sightings,
     ) -> None:
         self._lister = lister
+        self._sightings = sightings
         self._store = store
         self._workers = workers
         self._attempts = attempts
@@ -141,7 +144,8 @@ class Planner:
         self,
         listed: Listed,
         history: History,
-        memory: Memory,
+        memories: Mapping[Window, Memory],
+        sighted: Sighted,
         aim: Aim,
         due: datetime | None,
         closing: bool,
@@ -150,7 +154,8 @@ class Planner:
         age to look at archived calls for; `closing` says that the window is about to be closed for
         the first time."""
         plan = Plan(listed)
-        awaited = _awaited(listed, history, memory)
+        memory = memories.get(listed.window) or Memory()
+        awaited = self._awaited(listed, history, memories, sighted.ids)
         plan.standing, unreadable = self._standing(listed, awaited, history, memory)
         # A window is closed on fresh knowledge; else what failed a short while ago rests.
         fresh = aim.backfill or closing
@@ -167,6 +172,38 @@ class Planner:
                 task = Task(call, found, call.id in history.pending, taken)
                 self._add(plan, task, rest=not fresh)
         return plan
+
+    def _awaited(
+        self,
+        listed: Listed,
+        history: History,
+        memories: Mapping[Window, Memory],
+        sighted: frozenset[str],
+    ) -> dict[str, Call]:
+        """The calls that were listed before and are not listed now, and that no segment of this
+        window has a record of: by what the manifest calls pending, by what was written down, by
+        another pass of this listing. Two windows may know of the same call. It is left to the other
+        one where this listing shows that the call is listed there, where this process will tell of
+        its record there, or where a segment there has it; else both answer for it."""
+        window, known = listed.window, {*listed.calls, *history.records, *listed.glimpsed}
+        loose = sighted - known - history.pending
+        loose -= {call_id for calls in listed.strays.values() for call_id in calls}
+        with self._lock:
+            untold = {i for memory in memories.values() for i in memory.untold.keys() & loose}
+        loose -= untold
+        places = {call_id: self._place(call_id, _days_near(window)) for call_id in loose}
+        recorded = {(day, layout.call_dir(i)) for i, (day, number) in places.items() if number}
+        told = self._recall.told_among(recorded, window) if recorded else set()
+        ids = {i for i in loose if (places[i][0], layout.call_dir(i)) not in told}
+        awaited = {call_id: Call(call_id, {}) for call_id in sorted(ids | history.pending)}
+        awaited = {**awaited, **listed.glimpsed}
+        return {call_id: call for call_id, call in awaited.items() if call_id not in listed.calls}
+
+    def _place(self, call_id: str, days: Iterable[date]) -> tuple[date, int]:
+        """The first of these days that has a record of the call, and the record's newest revision;
+        the first day and 0 where none has."""
+        found = [(day, self.records.revision(day, call_id)) for day in days]
+        return next((one for one in found if one[1]), found[0])
 
     def _add(self, plan: Plan, task: Task, rest: bool) -> None:
         resting = self._attempts.resting(task.call.id) if rest else None
@@ -190,9 +227,9 @@ class Planner:
                 del memory.untold[call_id]  # another writer told of it, or of a later one
         standing = dict(memory.untold)
         keys: dict[str, str] = {}
-        for call_id, day in _days(listed, awaited, history):
+        for call_id, days in _days(listed, awaited, history):
             found = _newest(standing.get(call_id), history.records.get(call_id))
-            revision = self.records.revision(day, call_id)
+            day, revision = self._place(call_id, days)
             if found is not None and (call_id in listed.calls or call_id in awaited):
                 standing[call_id] = found
             if revision > (found.revision if found else 0):
@@ -222,9 +259,83 @@ class Planner:
 
     # --- what other windows' listings and other processes know
 
+    def note(self, listed: Listed, history: History, *, afresh: bool) -> Sighted:
+        """Write down what this listing shows and what has no record: the window's own calls, and
+        those that are listed in the windows of their own times, for these. From here on a process
+        that ends leaves no call that nobody knows of. What was ever written down for the window;
+        `afresh` looks for what others wrote. Raises `StoreError`."""
+        own = [*listed.calls.values(), *listed.glimpsed.values()]
+        strays = {w: calls.values() for w, calls in listed.strays.items() if self._is_ours(w)}
+        self._write_down(
+            {listed.window: own, **strays},
+            listed.listing.listed_at,
+            history.records,
+            listed.window if afresh else None,
+        )
+        return self._sightings.read(listed.window)
+
+    def note_cut_short(
+        self, window: Window, calls: Iterable[Call], history: History, listed_at: datetime
+    ) -> None:
+        """As `note`, of a listing that began at `listed_at` and failed on the way. It did not say
+        whether the calls of other windows are listed there: so they are this window's, until a
+        listing says more."""
+        length = window.end - window.start
+        homes = ((window_of(placing_time(call, window, listed_at), length), call) for call in calls)
+        ours = [call for home, call in homes if home == window or self._is_ours(home)]
+        try:
+            self._write_down({window: ours}, listed_at, history.records)
+        except StoreError as error:
+            log.warning("sighting.unwritten", window=str(window), error=str(error))
+
+    def _write_down(
+        self,
+        shown: Mapping[Window, Collection[Call]],
+        listed_at: datetime,
+        told: Collection[str] = (),
+        afresh: Window | None = None,
+    ) -> None:
+        """Those of these calls, by window, that have no record; `told` have one, in a segment.
+        Where the bucket does not say who has, all of them stay in memory. Raises `StoreError`."""
+        missing = {window: [call.id for call in calls] for window, calls in shown.items()}
+        try:
+            if afresh is not None:
+                self._sightings.read(afresh, afresh=True)
+            for window, calls in shown.items():
+                missing[window] = self._unrecorded(window, calls, listed_at, told)
+        finally:
+            for window, ids in missing.items():
+                self._sightings.hold(window, ids)
+        self._sightings.write()
+
+    def is_silent(self, name: SegmentName, pending: Collection[str], keys: Iterable[str]) -> bool:
+        """Whether one of these sightings has an id that neither this newest revision of its window
+        calls pending nor any revision has a record of. Raises `StoreError`."""
+        found = self._sightings.read_objects(keys)
+        loose = {call_id for one in found for call_id in one.ids}.difference(pending)
+        if not loose:
+            return False
+        names = [SegmentName(name.start, number) for number in range(1, name.revision + 1)]
+        told = {one for keys in self._workers.map(self._recall.told_keys, names) for _, one in keys}
+        return any(layout.call_dir(call_id) not in told for call_id in loose)
+
+    def _unrecorded(
+        self, window: Window, calls: Iterable[Call], listed_at: datetime, told: Collection[str]
+    ) -> list[str]:
+        """The ids of those that have no record."""
+        return [
+            call.id
+            for call in calls
+            if call.id not in told
+            and not self.records.revision(placing_time(call, window, listed_at).date(), call.id)
+        ]
+
+    def _is_ours(self, window: Window) -> bool:
+        return self.begins is None or window.start >= self.begins
+
     def sort_out(self, listed: Listed, memories: dict[Window, Memory], aim: Aim) -> None:
-        """What is listed in the window of its own time is told of there: that window waits for such
-        calls as have no record, should it not list them any more."""
+        """What an earlier process had archived, and no segment tells, is told by the window that
+        lists it, or by the one of its start."""
         memory = memories.setdefault(listed.window, Memory())
         if not memory.recalled:
             found = self._recall.take(listed.window, few=aim.backfill)
@@ -232,28 +343,8 @@ class Planner:
             with self._lock:
                 memory.untold = {**found, **memory.untold}
                 memory.recalled = True
-        for home, calls in listed.strays.items():
-            self._expect(home, calls, memories)
         with self._lock:
             self._leave_to_others(listed, memories)
-
-    def expect(
-        self,
-        window: Window,
-        calls: Iterable[Call],
-        memories: dict[Window, Memory],
-        listed_at: datetime,
-    ) -> None:
-        """Calls were seen in a listing of `window` whose work was cut short: the windows of their
-        own times wait for them, as far as they have no record."""
-        length = window.end - window.start
-        homes: dict[Window, dict[str, Call]] = {}
-        for call in calls:
-            home = window_of(placing_time(call, window, listed_at), length)
-            homes.setdefault(home, {})[call.id] = call
-        for home, found in homes.items():
-            if self.begins is None or home.start >= self.begins:
-                self._await(home, found, memories)
 
     def told(
         self, window: Window, call_ids: Collection[str], memories: dict[Window, Memory]
@@ -263,7 +354,6 @@ class Planner:
         with self._lock:
             memory = memories[window]
             for call_id in call_ids:
-                memory.awaited.pop(call_id, None)
                 memory.untold.pop(call_id, None)
             memory.refreshed = NEVER
 
@@ -273,12 +363,6 @@ class Planner:
             memory = memories.get(window)
             if memory is not None and memory.is_empty:
                 del memories[window]
-
-    def _await(
-        self, home: Window, calls: Mapping[str, Call], memories: dict[Window, Memory]
-    ) -> None:
-        with self._lock:
-            memories.setdefault(home, Memory()).awaited.update(calls)
 
     def _hand_on(
         self, found: dict[str, Standing], listed: Listed, memories: dict[Window, Memory]
@@ -291,7 +375,8 @@ class Planner:
                 return
             beside = Window(listed.window.start + by, listed.window.end + by)
             for home, calls in self._lister.glance(beside).items():
-                self._expect(home, calls, memories)
+                if self._is_ours(home):
+                    self._write_down({home: calls.values()}, listed.listing.listed_at)
                 with self._lock:
                     for call_id in calls.keys() & found.keys() - listed.calls.keys():
                         memories.setdefault(beside, Memory()).untold[call_id] = found.pop(call_id)
@@ -305,23 +390,6 @@ class Planner:
             same = (other.untold.get(call_id) for other in others)
             if call_id not in listed.calls and any(one and one.key == found.key for one in same):
                 del memory.untold[call_id]
-        for call_id in list(memory.awaited):
-            if call_id not in listed.calls and any(call_id in one.awaited for one in others):
-                del memory.awaited[call_id]
-
-    def _expect(
-        self, home: Window, calls: Mapping[str, Call], memories: dict[Window, Memory]
-    ) -> None:
-        """A window's calls were seen elsewhere: it waits for those without a record."""
-        if self.begins is not None and home.start < self.begins:
-            return
-        missing = {
-            call.id: call
-            for call in calls.values()
-            if not self.records.revision(home.start.date(), call.id)
-        }
-        if missing:
-            self._await(home, missing, memories)
 
 
 def _newest(one: Standing | None, other: Standing | None) -> Standing | None:
@@ -335,18 +403,10 @@ def _is_wanted(found: Standing, aim: Aim, due: datetime | None) -> bool:
     return due is not None or (aim.backfill and lacks)
 
 
-def _awaited(listed: Listed, history: History, memory: Memory) -> dict[str, Call]:
-    """The calls that were listed before, are not listed now, and had no record then: by what the
-    manifest calls pending, by what this process saw, by another pass of this listing."""
-    known = {call_id: Call(call_id, {}) for call_id in sorted(history.pending)}
-    known = {**known, **memory.awaited, **listed.glimpsed}
-    return {call_id: call for call_id, call in known.items() if call_id not in listed.calls}
-
-
 def _days(
     listed: Listed, awaited: Mapping[str, Call], history: History
-) -> Iterator[tuple[str, date]]:
-    """Every id that is known of the window, with the day below which its record would lie.
+) -> Iterator[tuple[str, list[date]]]:
+    """Every id that is known of the window, with the days below which its record may lie.
 
     A time that is plausible now may have been too late to be true when the call was archived: then
     its record lies below the window's day, which comes first.
@@ -354,10 +414,20 @@ def _days(
     window, listed_at = listed.window, listed.listing.listed_at
     for call in [*listed.calls.values(), *awaited.values()]:
         told = history.records.get(call.id)
-        day = told.day if told else placing_time(call, window, listed_at).date()
-        if told is None and day > window.start.date():
-            yield call.id, window.start.date()
-        yield call.id, day
+        if told is not None:
+            yield call.id, [told.day]
+        elif call.own_time is None and call.id in awaited:
+            yield call.id, _days_near(window)
+        else:
+            day = placing_time(call, window, listed_at).date()
+            yield call.id, [window.start.date(), day] if day > window.start.date() else [day]
     for call_id, told in history.records.items():
         if call_id not in listed.calls:
-            yield call_id, told.day
+            yield call_id, [told.day]
+
+
+def _days_near(window: Window) -> list[date]:
+    """The days of a window's calls: its own first, then those of calls that were listed in it by
+    another time than their start."""
+    moments = (window.start, window.start - NEAR, window.end + NEAR)
+    return list(dict.fromkeys(moment.date() for moment in moments))

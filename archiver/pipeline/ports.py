@@ -93,6 +93,8 @@ class Store(Protocol):
 
     def list(self, prefix: str, start_after: str = ...) -> Iterator[Listed]: ...
 
+    def folders(self, prefix: str) -> set[str]: ...
+
 
 class Progress(Protocol):
     """Somebody who watches. Called from many threads."""

@@ -6,7 +6,7 @@ of: so a process that starts anew looks for them, once for each day of records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from datetime import UTC, date, datetime, timedelta
 
 import structlog
@@ -47,6 +47,7 @@ class Recall:
         self._lock = hub.Lock()
         self._days: set[date] = set()
         self._found: dict[Window, dict[str, Standing]] = {}
+        self._told: set[tuple[date, str]] = set()
 
     def take(self, window: Window, *, few: bool) -> dict[str, Standing]:
         """The records of a window that no segment tells of, by call id; they are handed out once.
@@ -61,10 +62,23 @@ class Recall:
                 self._days.add(day)
             return self._found.pop(window, {})
 
+    def told_among(self, wanted: Set[tuple[date, str]], window: Window) -> set[tuple[date, str]]:
+        """Those of these records, given by day and call directory, that a segment of the windows
+        near this one tells of. Raises `StoreError`."""
+        with self._lock:
+            left = wanted - self._told
+            if left:
+                if len(self._told) > MANY:
+                    self._told.clear()
+                names = self._names_around(window.start.date())
+                for keys in self._workers.map(self.told_keys, names):
+                    self._told |= left & set(keys)
+            return {one for one in wanted if one in self._told}
+
     def _look(self, day: date, window: Window, few: bool) -> bool:
         untold = self._records.revisions(day)
         if untold:
-            for keys in self._workers.map(self._told_keys, self._names_around(day)):
+            for keys in self._workers.map(self.told_keys, self._names_around(day)):
                 for told_day, call_dir in keys:
                     if told_day == day:
                         untold.pop(call_dir, None)
@@ -85,11 +99,18 @@ class Recall:
         """A call may be told of in a window of the day before or after its own, near midnight."""
         midnight = datetime.combine(day, datetime.min.time(), UTC)
         for number in (-1, 0, 1):
-            for name in self._segments.look(day + number * DAY):
+            try:
+                names = self._segments.look(day + number * DAY)
+            except StoreError as error:
+                if error.reach is not Reach.ITEM:
+                    raise
+                log.error("day.unlistable", day=str(day + number * DAY), error=str(error))
+                continue
+            for name in names:
                 if midnight - NEAR <= name.start < midnight + DAY + NEAR:
                     yield name
 
-    def _told_keys(self, name: SegmentName) -> list[tuple[date, str]]:
+    def told_keys(self, name: SegmentName) -> list[tuple[date, str]]:
         """Day and call directory of a segment's records, from its companion: the cheaper one to
         read. None of a companion that the store refuses: the window that has these records knows
         them from its segment, so that nothing is said twice."""

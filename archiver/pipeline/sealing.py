@@ -115,7 +115,10 @@ class Chain:
         return all(next(iter(self._store.list(prefix)), None) is None for prefix in prefixes)
 
     def _refuse_a_gap(self, number: int) -> None:
-        """A seal beyond the first missing number means that one was lost: never fill its place."""
+        """A seal beyond the first missing number means that one was lost: never fill its place.
+
+        `start_after` only saves pages: any seal that is listed counts, in whatever order.
+        """
         for item in self._store.list(layout.SEALS, start_after=layout.signature_key(number)):
             parsed = layout.parse_seal_key(item.key)
             if parsed is None or parsed[0] <= number + 1:

@@ -144,14 +144,14 @@ class Transfer:
         if not job.was_beaten or found.outcome != "archived" or made is None or made >= job.began:
             return found
         again = self.refresh(call, window, found, listed_at)
-        return found if isinstance(again, Unarchived) else again
+        return (again.amended or found) if isinstance(again, Unarchived) else again
 
     def refresh(
         self, call: Call, window: Window, previous: Record, listed_at: datetime | None = None
     ) -> Record | Unarchived:
         """Look at an archived call again: the revision after `previous` where call or survey have
         changed, or one can be had that could not before; else `previous` itself. `Unarchived` where
-        nothing has changed, as far as the source answered, and it did not answer for a document.
+        the source did not answer for a document; what it did answer is written down all the same.
 
         What `previous` says cannot be had, and still cannot for the same reason, is an answer.
         Raises as `archive` does.
@@ -159,15 +159,14 @@ class Transfer:
         with self._at_work(call) as attempt:
             job = self._job(call, window, previous, attempt, listed_at)
             try:
-                result = job.refresh()
-                unanswered = job.unanswered
-                if unanswered is not None and _says_the_same(previous, result):
-                    return self._failed(call, unanswered, attempt)
-                found = self._commit(job, result, previous)
+                found = self._commit(job, job.refresh(), previous)
             except StoreError as error:
                 return self._store_refused(call, error, attempt)
             self.store_health.succeeded()
-            return found
+            if job.unanswered is None:
+                return found
+            amended = None if found is previous else found
+            return self._failed(call, job.unanswered, attempt, amended)
 
     def _job(
         self,
@@ -191,11 +190,11 @@ class Transfer:
             with metrics.IN_FLIGHT.track_inprogress():
                 yield self.attempts.begin(call.id)
 
-    def _failed(self, call: Call, error: CallError, attempt: int) -> Unarchived:
+    def _failed(
+        self, call: Call, error: CallError, attempt: int, amended: Record | None = None
+    ) -> Unarchived:
         log.warning("call.unarchived", stage=error.stage, reason=error.reason, status=error.status)
-        unarchived = Unarchived(
-            call, error.reason, attempt, error.status, undecided=error.undecided
-        )
+        unarchived = Unarchived(call, error.reason, attempt, error.status, error.undecided, amended)
         self.attempts.failed(unarchived)
         return unarchived
 

@@ -8,7 +8,7 @@ crash all run this same code. Sealing is the caller's, in the order of the windo
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from archiver.clock import Clock
+from archiver.clock import Clock, Interrupted
 from archiver.errors import ArchiverError, Reach, StoreError
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
@@ -24,6 +24,7 @@ from archiver.model import Call, Retention, Window
 from archiver.pipeline.attempts import UNSAID, Attempts, Unarchived
 from archiver.pipeline.clock_check import ClockCheck
 from archiver.pipeline.closing import Closing, Tally
+from archiver.pipeline.download import random_tag
 from archiver.pipeline.history import History, HistoryReader, Line, Standing, Unsealed
 from archiver.pipeline.holding import Holding
 from archiver.pipeline.index import SegmentIndex
@@ -31,6 +32,7 @@ from archiver.pipeline.keeping import Keeper
 from archiver.pipeline.planning import BACKFILL, NEVER, ROUND, Aim, Memory, Plan, Planner, Task
 from archiver.pipeline.pool import Workers
 from archiver.pipeline.ports import NoProgress, Progress, Store
+from archiver.pipeline.sightings import Sighted, Sightings
 from archiver.pipeline.transfer import Transfer
 from archiver.source.listing import Listed, Lister
 
@@ -52,6 +54,10 @@ class Outcome:
     """What these brought with them."""
     failed: int = 0
     """Calls that this run tried and that stand as failed."""
+    incomplete: int = 0
+    """Calls that this run worked at and that are archived without their transcript or survey."""
+    unreadable: int = 0
+    """Entries of the listing that could not be told as calls."""
     unarchived: list[Unarchived] = field(default_factory=list)
     """Calls without a record."""
     settled: bool = False
@@ -90,9 +96,11 @@ class Windows:
         relist: tuple[timedelta, ...] = (),
         progress: Progress | None = None,
         clock_check: ClockCheck | None = None,
+        tag: Callable[[], str] = random_tag,
     ) -> None:
         """`relist` are the ages, counted from a window's end, at which it is listed again. Without
-        a `clock_check` our clock is believed."""
+        a `clock_check` our clock is believed. `tag` makes 16 hex digits that no other writer has.
+        """
         self._lister = lister
         self._transfer = transfer
         self._store = store
@@ -108,7 +116,8 @@ class Windows:
         self._settle = settle
         self._ages = sorted(relist)
         self._progress = progress or NoProgress()
-        self.planner = Planner(lister, store, workers, transfer.attempts, segments)
+        self.sightings = Sightings(store, workers, clock, tag)
+        self.planner = Planner(lister, store, workers, transfer.attempts, segments, self.sightings)
         self._memories: dict[Window, Memory] = {}
 
     def process(self, window: Window, aim: Aim = ROUND) -> Outcome:
@@ -155,9 +164,8 @@ class Windows:
     def plan(self, window: Window) -> Plan:
         """What a backfill would do; writes nothing."""
         history = self.reader.read(window, complete=False)
-        return self.planner.plan(
-            self._lister.list(window), history, Memory(), BACKFILL, None, closing=True
-        )
+        listed, sighted = self._lister.list(window), self.sightings.read(window)
+        return self.planner.plan(listed, history, {}, sighted, BACKFILL, None, closing=True)
 
     def newest_lines(self, names: Iterable[SegmentName]) -> list[Line]:
         """The window lines of these segments; one that cannot be read is left out, with an error in
@@ -185,13 +193,8 @@ class Windows:
         """The windows of which this process knows something that it has not told of, and may do so
         now: where such a window is sealed, another writer closed it, or listed it without them."""
         known = list(self._memories.items())
-        return {
-            window
-            for window, memory in known
-            if memory.untold
-            or memory.refreshed[1]
-            or (memory.awaited and not self.attempts.all_resting(list(memory.awaited)))
-        }
+        untold = {w for w, memory in known if memory.untold or memory.refreshed[1]}
+        return untold | self.sightings.unaccounted
 
     def _try(self, outcome: Outcome, aim: Aim) -> bool:
         """One attempt; False where another writer closed the window meanwhile."""
@@ -206,7 +209,7 @@ class Windows:
             outcome.segments = []  # what a crash left unsealed waits for a clock that is right
         due = self._due(window, history, aim)
         memory = self._memories.setdefault(window, Memory())
-        if history.revision and not (aim.backfill or due or _has_work(history, memory)):
+        if history.revision and not (aim.backfill or due or self._has_work(window, history)):
             outcome.closed = not outcome.clock_wrong
             memory.refreshed = NEVER  # another writer saw to that age
             return True
@@ -214,12 +217,15 @@ class Windows:
         began = self._clock.now()
         try:
             listed = self._lister.list(window, seen)
-            tally, unsure = self._work(listed, outcome, history, memory, aim, due)
-        except BaseException:
-            # Were the source to hide them now, nobody else would know that they were listed.
-            self.planner.expect(window, seen.values(), self._memories, began)
+        except Interrupted:
             raise
-        outcome.error = listed.error
+        except Exception:
+            # Were the source to hide them now, nobody else would know that they were listed.
+            self.planner.note_cut_short(window, seen.values(), history, began)
+            raise
+        outcome.error, outcome.unreadable = listed.error, listed.listing.unreadable
+        sighted = self.planner.note(listed, history, afresh=outcome.settled)
+        tally, unsure = self._work(listed, outcome, history, sighted, aim, due)
         if outcome.settled:
             self._holding.see_to(window, tally.standing, history.records)
         if not outcome.settled or not listed.stable:
@@ -235,6 +241,7 @@ class Windows:
             outcome.listed_at = tally.listing.listed_at
         if written is not Closing.TAKEN:
             self.planner.told(window, {*tally.standing, *tally.pending}, self._memories)
+            self.sightings.closed(window, sighted, pending=bool(tally.pending))
         return written is not Closing.TAKEN
 
     def _due(self, window: Window, history: History, aim: Aim) -> datetime | None:
@@ -248,16 +255,16 @@ class Windows:
         listed: Listed,
         outcome: Outcome,
         history: History,
-        memory: Memory,
+        sighted: Sighted,
         aim: Aim,
         due: datetime | None,
     ) -> tuple[Tally, bool]:
         """Work at a window's calls: how they stand then, and whether the source did not answer for
         an archived one."""
-        window = outcome.window
+        window, memory = outcome.window, self._memories[outcome.window]
         self.planner.sort_out(listed, self._memories, aim)
         closing = outcome.settled and not history.revision
-        plan = self.planner.plan(listed, history, memory, aim, due, closing)
+        plan = self.planner.plan(listed, history, self._memories, sighted, aim, due, closing)
         self._progress.window_listed(window, len(plan.todo))
         before = any(found.outcome == "archived" for found in plan.standing.values())
         outcome.unlooked = before and not history.revision and bool(self.newest_age(window))
@@ -268,22 +275,30 @@ class Windows:
             for item in failures
             if item.call.id in plan.standing and item.reason in UNSAID
         }
-        self._remember(plan, outcome, history, memory)
+        self._remember(plan, history, memory)
         memory.refreshed = (due, frozenset(listed.calls) - unsure if unsure else frozenset())
         outcome.tallied = True
         pending = {item.call.id for item in outcome.unarchived}
         tally = Tally(window, listed.listing, set(listed.calls), plan.standing, pending)
         return tally, bool(unsure)
 
-    def _remember(self, plan: Plan, outcome: Outcome, history: History, memory: Memory) -> None:
+    def _remember(self, plan: Plan, history: History, memory: Memory) -> None:
         """What no segment tells is kept until one does: the window may not be closed now."""
-        for item in outcome.unarchived:
-            memory.awaited[item.call.id] = item.call
         for call_id, found in plan.standing.items():
-            memory.awaited.pop(call_id, None)
             told = history.records.get(call_id)
             if told is None or told.key != found.key:
                 memory.untold[call_id] = found
+
+    def _has_work(self, window: Window, history: History) -> bool:
+        """Whether a window that has a segment has calls without a record, or some that no segment
+        of it tells of."""
+        if history.pending or self._memories[window].untold:
+            return True
+        sighted = self.sightings.read(window)
+        if sighted.ids - history.records.keys():
+            return True
+        self.sightings.closed(window, sighted, pending=False)
+        return False
 
     # --- archiving
 
@@ -296,9 +311,12 @@ class Windows:
         for task, (result, written) in zip(plan.todo, results, strict=True):
             if isinstance(result, Unarchived):
                 failures.append(result)
+                if result.amended is not None:
+                    plan.standing[task.call.id] = Standing.of(result.amended)
                 continue
             plan.standing[task.call.id] = result
             outcome.failed += result.outcome == "failed"
+            outcome.incomplete += result.incomplete
             if written is not None:
                 outcome.committed[result.outcome] = outcome.committed.get(result.outcome, 0) + 1
                 outcome.bytes += written
@@ -340,6 +358,8 @@ class Windows:
             self.attempts.failed(result)
         if isinstance(result, Unarchived):
             self._progress.call_done("pending", 0)
+            if result.amended is not None:
+                self.planner.records.add(result.amended.key)
             return result, None
         if result is previous and task.previous is not None:
             self._progress.call_done(result.outcome, 0)
@@ -355,7 +375,3 @@ def _new_sizes(found: Record, previous: Record | None) -> dict[str, int]:
     known = {file["key"] for file in previous.document["files"]} if previous else set()
     files = found.document["files"]
     return {file["kind"]: file["bytes"] for file in files if file["key"] not in known}
-
-
-def _has_work(history: History, memory: Memory) -> bool:
-    return bool(history.pending or memory.awaited or memory.untold)

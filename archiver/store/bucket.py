@@ -39,6 +39,8 @@ from archiver.store.requests import Requests, etag_of
 from archiver.store.upload import Upload
 
 READ_BYTES = 256 << 10
+_LISTED = ("Contents", "Versions", "DeleteMarkers")
+"""What a page of a listing has keys in."""
 MAX_OBJECT_BYTES = 64 << 20
 """What `read` takes into memory unless it is told another limit."""
 
@@ -148,8 +150,24 @@ class Bucket:
             arguments["StartAfter"] = self.requests.prefix + start_after
         for page in self._pages("list_objects_v2", arguments):
             for item in page.get("Contents", ()):
-                yield Listed(self.requests.relative(item["Key"]), item["Size"])
+                key = self.requests.relative(item["Key"])
+                yield Listed(key, item["Size"], item.get("LastModified"))
             arguments.pop("StartAfter", None)
+
+    def folders(self, prefix: str, *, hidden: bool = False) -> set[str]:
+        """The names right below a prefix that a slash ends: what there are of days, in a page or
+        two and in whatever order the store lists. `hidden`: also where delete markers hide all that
+        lies below, in a store that keeps versions."""
+        whole = self.requests.prefix + prefix
+        method = "list_object_versions" if hidden else "list_objects_v2"
+        found = set[str]()
+        for page in self._pages(method, {"Prefix": whole, "Delimiter": "/"}):
+            # A store that knows no delimiter lists all keys.
+            keys = [item["Prefix"] for item in page.get("CommonPrefixes", ())]
+            keys += [i["Key"] for n in _LISTED for i in page.get(n, ())]
+            rests = (key.removeprefix(whole).partition("/") for key in keys)
+            found |= {name for name, slash, _ in rests if slash}
+        return found
 
     def versions(self, prefix: str) -> Iterator[Version]:
         """Every version and delete marker below a prefix; nothing where the store has none."""

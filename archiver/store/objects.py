@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from archiver.manifest.event import ObjectRef
+from archiver.model import parse_time
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,14 @@ class Listed:
 
     key: str
     size: int
+    modified: datetime | str | None = field(default=None, compare=False)
+    """When it was written, by the store's clock, as the store said it."""
+
+    @property
+    def modified_at(self) -> datetime | None:
+        """None where the store does not say."""
+        told = self.modified
+        return told if isinstance(told, datetime) else parse_time(told)
 
 
 @dataclass(frozen=True)

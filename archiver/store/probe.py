@@ -219,7 +219,7 @@ def _is_locked(trial: Trial, version: str | None) -> bool:
 def _lock_holds(trial: Trial) -> bool:
     """Lock a version for a minute, try to get round that, and look. A lock that the bucket itself
     gave it may be longer, and its mode cannot be changed."""
-    version, head = _oldest(trial)
+    version, head = _put_version(trial)
     if version is None or head is None or trial.lock_mode is None:
         return False
     now = trial.bucket.requests.clock.now()
@@ -240,7 +240,7 @@ def _lock_holds(trial: Trial) -> bool:
 
 def _hold_works(trial: Trial) -> bool | None:
     """Whether a legal hold can be set, is shown, and can be taken off; None where we may not."""
-    version, _ = _oldest(trial)
+    version, _ = _put_version(trial)
 
     def holds(status: bool) -> bool:
         trial.hold(version, status)
@@ -259,8 +259,10 @@ def _hold_works(trial: Trial) -> bool | None:
         raise
 
 
-def _oldest(trial: Trial) -> tuple[str | None, Head | None]:
-    """The version that was not made for `_multipart`; the newest one where we may not list them."""
-    versions = trial.versions()
-    head = trial.head(versions[-1].version_id if versions else None)
+def _put_version(trial: Trial) -> tuple[str | None, Head | None]:
+    """A version that was not made for `_multipart`; the newest one where we may not list them.
+    Stores differ in the order in which they list a key's versions."""
+    versions = [one.version_id for one in trial.versions() or ()]
+    put = (one for one in versions if trial.content_type(one) != IN_PARTS)
+    head = trial.head(next(put, None))
     return head.version_id if head else None, head

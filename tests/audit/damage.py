@@ -521,7 +521,7 @@ DAMAGES = [
     Damage(
         "flip in a segment of events",
         {"segment_mismatch", "event_invalid"},
-        lambda b: b.store.rot(held(b) + ".jsonl", replace(b'"v":1', b'"v":2')),
+        lambda b: b.store.rot(held(b) + ".jsonl", replace(b'"v":1', b'"v":0')),
     ),
     Damage(
         "another reason for a hold",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import ClassVar
 
 from archiver.errors import StoreError
 from archiver.store.objects import Head, Listed, Version
@@ -34,10 +35,16 @@ class Entry:
 class MemoryStore:
     """Satisfies `archiver.audit.reader.Reader`."""
 
+    order: ClassVar[Callable[[list[str]], list[str]]] = staticmethod(list)
+    """How it sorts the keys of a listing: stores differ in it."""
+
     def __init__(self, *, versioned: bool = True, checksums: bool = True) -> None:
         self.versioned = versioned
         self.checksums = checksums
         self.refuse: dict[str, StoreError] = {}
+        """By key or prefix: each request for it is refused, for ever."""
+        self.refuse_all: dict[str, StoreError] = {}
+        """By operation (`read`, `stream`, `head`, `list`, `versions`): each is refused."""
         self.requests: list[str] = []
         self._entries: dict[str, list[Entry]] = {}
         self._ids = itertools.count(1)
@@ -148,16 +155,22 @@ class MemoryStore:
             held=entry.held,
         )
 
-    def list(self, prefix: str, start_after: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str) -> Iterator[Listed]:
         self._note("list", prefix)
-        for key in self.all_keys(prefix):
+        for key in MemoryStore.order(self.all_keys(prefix)):
             data = self._entries[key][-1].data
-            if data is not None and key > start_after:
+            if data is not None:
                 yield Listed(key, len(data))
+
+    def folders(self, prefix: str, *, hidden: bool = False) -> set[str]:
+        self._note("folders", prefix)
+        keys = [k for k in self.all_keys(prefix) if hidden or self._entries[k][-1].data is not None]
+        rests = (key.removeprefix(prefix).partition("/") for key in keys)
+        return {name for name, slash, _ in rests if slash}
 
     def versions(self, prefix: str) -> Iterator[Version]:
         self._note("versions", prefix)
-        for key in self.all_keys(prefix):
+        for key in MemoryStore.order(self.all_keys(prefix)):
             *_, last = entries = self._entries[key]
             for entry in entries:
                 size = len(entry.data or b"")
@@ -174,5 +187,7 @@ class MemoryStore:
     def _note(self, operation: str, key: str) -> None:
         with self._lock:
             self.requests.append(f"{operation} {key}")
+        if operation in self.refuse_all:
+            raise self.refuse_all[operation]
         if key in self.refuse:
             raise self.refuse[key]

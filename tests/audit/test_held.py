@@ -13,6 +13,8 @@ from tests.audit.builder import Builder, hour, small_archive
 from tests.audit.damage import RECORD, WAV, lose_seal
 from tests.audit.store import MemoryStore
 
+pytestmark = pytest.mark.usefixtures("any_order")
+
 
 def found(builder: Builder, **options) -> list[tuple[str, str]]:
     report = verify(builder.store, Options(**options), pause=lambda _: None)

@@ -17,6 +17,7 @@ from tests.audit.store import MemoryStore
 
 ARCHIVE = small_archive()
 KEYS = ARCHIVE.store.all_keys()
+OPERATIONS = ("read", "stream", "head", "list", "versions")
 ODD_KEYS = [
     "manifest/seals/٠٠٠٠٠٠٠٠٠٠٠٧.json",
     "manifest/seals/7.json",
@@ -189,10 +190,23 @@ def test_an_object_that_the_store_refuses_is_a_finding(key: str) -> None:
 )
 def test_a_store_that_is_gone_ends_the_audit(reason: str) -> None:
     builder = fresh()
-    builder.store.refuse[RECORD] = StoreError("gone", reason=reason)
+    builder.store.refuse_all = dict.fromkeys(OPERATIONS, StoreError("gone", reason=reason))
 
     with pytest.raises(StoreError, match="gone"):
         audit(builder)
+
+
+@pytest.mark.parametrize("key", [layout.seal_key(0), layout.seal_key(2), RECORD, WAV])
+@pytest.mark.parametrize("reason", ["unreachable", "credentials", "denied", "status_5xx"])
+def test_whatever_one_object_answers_is_its_own(key: str, reason: str) -> None:
+    """While the store answers others, be it the first object that is asked for."""
+    builder = fresh()
+    builder.store.refuse[key] = StoreError("gone", reason=reason)
+
+    report = audit(builder)
+
+    assert ("unreadable", key) in [(f.code, f.key) for f in report.findings]
+    assert report.exit_code == 1
 
 
 def test_a_store_that_refuses_from_the_first_object_on_ends_the_audit() -> None:
@@ -205,22 +219,88 @@ def test_a_store_that_refuses_from_the_first_object_on_ends_the_audit() -> None:
 
 
 def test_a_store_that_denies_all_of_a_kind_ends_the_audit() -> None:
-    builder = fresh()
-    denied = StoreError("give the credentials s3:GetObject", reason="denied")
-    builder.store.refuse = dict.fromkeys([k for k in KEYS if k.startswith("record")], denied)
+    """A right that the credentials lack, such as the one to ask for versions."""
+    for operation in ("read", "stream", "head", "list"):
+        builder = fresh()
+        denied = StoreError("give the credentials s3:GetObject", reason="denied")
+        builder.store.refuse_all[operation] = denied
 
-    with pytest.raises(StoreError, match="s3:GetObject"):
+        if operation == "stream":  # the right to read is the same, and reading is answered
+            assert "unreadable" in audit(builder).totals
+            continue
+        with pytest.raises(StoreError, match="s3:GetObject"):
+            audit(builder)
+
+
+def test_a_store_that_denies_versions_ends_the_audit() -> None:
+    builder = fresh()
+    head = MemoryStore.head
+
+    def deny(key: str, version_id: str | None = None):
+        if version_id is not None:
+            raise StoreError("give the credentials s3:GetObjectVersion", reason="denied")
+        return head(builder.store, key)
+
+    builder.store.head = deny  # type: ignore[method-assign]
+
+    with pytest.raises(StoreError, match="s3:GetObjectVersion"):
         audit(builder)
+
+
+def test_many_objects_that_cannot_be_read_are_so_many_findings() -> None:
+    builder = Builder().genesis()
+    builder.seal(*(builder.segment(hour(number), []) for number in range(10, 20)))
+    odd = StoreError("odd", reason="status_5xx")
+    keys = builder.store.all_keys("manifest/segments/")
+    builder.store.refuse = dict.fromkeys(keys, odd)
+
+    report = verify(builder.store, Options(workers=1), pause=lambda _: None)
+
+    assert report.totals["unreadable"] >= 20
+    assert report.exit_code == 1
 
 
 def test_a_store_that_stops_answering_ends_the_audit() -> None:
     builder = Builder().genesis()
     builder.seal(*(builder.segment(hour(number), []) for number in range(10, 20)))
-    odd = StoreError("odd", reason="status_5xx")
-    builder.store.refuse = dict.fromkeys(builder.store.all_keys("manifest/segments/"), odd)
+    gone = StoreError("gone", reason="status_5xx")
+    stream = MemoryStore.stream
 
-    with pytest.raises(StoreError, match="odd"):
+    def stop(key: str, version_id: str | None = None):
+        if "1300" in key:
+            builder.store.refuse_all = dict.fromkeys(OPERATIONS, gone)
+        return stream(builder.store, key, version_id)
+
+    builder.store.stream = stop  # type: ignore[method-assign]
+
+    with pytest.raises(StoreError, match="gone"):
         verify(builder.store, Options(workers=1), pause=lambda _: None)
+
+
+@pytest.mark.parametrize("level", ["manifest", "objects", "bytes"])
+@pytest.mark.parametrize(
+    "prefix", [layout.SEALS, layout.SEGMENTS, layout.EVENTS, layout.KEYS, layout.SIGHTINGS]
+)
+def test_a_prefix_that_cannot_be_listed_is_a_finding(prefix: str, level: str) -> None:
+    builder = fresh()
+    builder.store.refuse[prefix] = StoreError("odd", reason="status_5xx")
+    builder.store.put("manifest/evil.json", b"x")
+
+    report = audit(builder, level)
+
+    assert report.totals == {"unlistable": 1, "foreign_object": 1}
+    assert report.counts.records == 8, "the rest goes on"
+
+
+@pytest.mark.parametrize("prefix", ["manifest/", "records/", "recordings/"])
+def test_versions_that_cannot_be_listed_below_a_prefix_are_a_finding(prefix: str) -> None:
+    builder = fresh()
+    builder.store.refuse[prefix] = StoreError("odd", reason="denied")
+    builder.store.put(WAV, builder.store.data(WAV))
+
+    totals = set(audit(builder).totals)
+
+    assert totals == {"unlistable"} | ({"overwritten"} if prefix != "recordings/" else set())
 
 
 def test_a_stream_that_breaks_is_begun_again() -> None:

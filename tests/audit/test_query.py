@@ -12,10 +12,13 @@ import pytest
 from archiver.audit import tables
 from archiver.audit.query import Query
 from archiver.audit.sealed import SealedSegments
-from archiver.errors import FormatError, UsageError
+from archiver.errors import FormatError, StoreError, UsageError
 from archiver.manifest import layout, record
 from tests.audit.builder import DAY, Builder, hour, small_archive, unordered_archive
-from tests.audit.damage import THIRD, edit_seal, flip, lose_seal
+from tests.audit.damage import FIRST, THIRD, edit_seal, flip, lose_seal
+from tests.audit.foreign import THIRTEEN, kinds, newer, sealed_segment
+
+pytestmark = pytest.mark.usefixtures("any_order")
 
 ALL = (DAY, DAY + timedelta(days=1))
 
@@ -37,7 +40,7 @@ def test_the_newest_is_the_one_with_the_highest_number() -> None:
 
     assert ids(builder) == [("vc_a", 10), ("vc_b", 10), ("vc_c", 2), ("vc_d", 1), ("vc_p", 1)]
     assert ids(builder, outcome="failed") == []
-    history = Query(builder.store).find("vc_a", builder.now)
+    history = Query(builder.store).find("vc_a")
     assert history is not None
     assert [found.revision for found in history.revisions] == [2, 3, 10]
 
@@ -90,8 +93,16 @@ def test_what_is_not_sealed_is_not_listed() -> None:
     builder.store.lose(built.name.seal)  # a crash came between: the newest seal still says so
     assert "vc_e" in dict(ids(builder))
     builder.store.put(built.name.seal, f"{sealed.seq - 1}\n".encode())
-    with pytest.raises(FormatError, match="run archiver verify"):
-        ids(builder)
+    assert "vc_e" not in dict(ids(builder))
+    [damage] = damages(builder)
+    assert built.name.seal in damage
+
+
+def damages(builder: Builder) -> list[str]:
+    """What a query over the whole day names as left out."""
+    query = Query(builder.store)
+    list(query.records(DAY, DAY + timedelta(days=1)))
+    return list(query.damages)
 
 
 def test_a_later_window_alone_has_no_first_revision() -> None:
@@ -111,15 +122,53 @@ def test_a_later_window_alone_has_no_first_revision() -> None:
         lambda b: edit_seal(b, 3, segments=[]),
         lambda b: b.store.rot(THIRD + ".seal", lambda _: "٣".encode()),
         lambda b: b.store.rot(THIRD + ".seal", lambda _: b"-1"),
+        lambda b: refuse(b, THIRD + ".jsonl"),
+        lambda b: refuse(b, THIRD + ".seal"),
+        lambda b: refuse(b, layout.seal_key(3)),
     ],
 )
-def test_damage_is_one_clear_line(damage) -> None:
+def test_damage_is_one_clear_line_and_the_rest_is_listed(damage) -> None:
     builder = small_archive()
     damage(builder)
 
-    with pytest.raises(FormatError, match="run archiver verify") as caught:
+    [problem] = damages(builder)
+
+    assert "\n" not in problem
+    assert [call_id for call_id, _ in ids(builder)] == ["vc_a", "vc_b", "vc_g", "vc_x"]
+
+
+def refuse(builder: Builder, key: str) -> None:
+    builder.store.refuse[key] = StoreError("odd", reason="denied")
+
+
+def test_a_day_that_cannot_be_listed_is_left_out() -> None:
+    builder = small_archive()
+    refuse(builder, "manifest/segments/dt=2024-01-15/")
+
+    assert damages(builder) == ["manifest/segments/dt=2024-01-15/ cannot be listed (odd)"]
+
+
+def test_a_store_that_is_out_ends_it() -> None:
+    builder = small_archive()
+    gone = StoreError("gone", reason="unreachable")
+    builder.store.refuse_all = dict.fromkeys(("read", "stream", "head", "list", "versions"), gone)
+
+    with pytest.raises(StoreError, match="gone"):
         ids(builder)
-    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("lines", "listed"), [((0,), ["vc_f"]), ((2,), []), ((0, 1, 2), [])])
+def test_lines_of_a_newer_release_are_left_out(lines: tuple[int, ...], listed: list[str]) -> None:
+    builder = small_archive()
+    sealed_segment(*lines)(builder)
+
+    new = [call_id for call_id, _ in ids(builder)]
+
+    assert [one for one in new if one in ("vc_e", "vc_f")] == listed
+    assert len(new) == 7 + len(listed)
+    [problem] = damages(builder)
+    assert problem.startswith(f"{THIRTEEN}.jsonl: ")
+    assert "newer release" in problem
 
 
 # --- forms
@@ -171,7 +220,7 @@ def test_another_form_is_a_usage_error() -> None:
 
 def test_all_revisions_with_files_and_seals() -> None:
     builder = small_archive()
-    history = Query(builder.store).find("vc_a", builder.now)
+    history = Query(builder.store).find("vc_a")
 
     assert history is not None
     document = history.document()
@@ -184,7 +233,7 @@ def test_all_revisions_with_files_and_seals() -> None:
 
 
 def test_a_call_that_vanished_keeps_its_record() -> None:
-    history = Query(small_archive().store).find("vc_g", DAY)
+    history = Query(small_archive().store).find("vc_g")
 
     assert history is not None
     assert [(row["key"], row["seal"]) for row in history.document()["revisions"]] == [
@@ -194,23 +243,22 @@ def test_a_call_that_vanished_keeps_its_record() -> None:
 
 def test_an_odd_id_is_found_and_shown_harmless() -> None:
     builder = small_archive()
-    history = Query(builder.store).find("../önd\n=1", builder.now)
+    history = Query(builder.store).find("../önd\n=1")
 
     assert history is not None
     assert "call ../önd\\n=1\n" in tables.history_text(history)
 
 
-@pytest.mark.parametrize("days_later", [0, 1, 40, 3000])
-def test_an_unknown_call_is_none(days_later: int) -> None:
+def test_an_unknown_call_is_none() -> None:
     builder = small_archive()
 
-    assert Query(builder.store).find("vc_no", builder.now + timedelta(days=days_later)) is None
-    assert Query(Builder().genesis().store).find("vc_no", builder.now) is None
+    assert Query(builder.store).find("vc_no") is None
+    assert Query(Builder().genesis().store).find("vc_no") is None
 
 
 def test_a_recent_call_costs_little() -> None:
     builder = small_archive()
-    Query(builder.store).find("vc_a", builder.now)
+    Query(builder.store).find("vc_a")
 
     assert len(builder.store.requests) < 80
 
@@ -222,7 +270,7 @@ def test_a_call_of_tomorrow_and_one_of_another_century_are_found() -> None:
         builder.call(f"vc_{days}", window)
 
     for days in (400, -20_000):
-        history = Query(builder.store).find(f"vc_{days}", builder.now)
+        history = Query(builder.store).find(f"vc_{days}")
         assert history is not None
         assert history.document()["revisions"][0]["seal"] is None
 
@@ -231,7 +279,7 @@ def test_a_call_that_is_not_sealed_yet_says_so() -> None:
     builder = small_archive()
     builder.now += timedelta(days=1)
     builder.call("vc_e", hour(13))
-    history = Query(builder.store).find("vc_e", builder.now)
+    history = Query(builder.store).find("vc_e")
 
     assert history is not None
     assert "sealed    " in tables.history_text(history)
@@ -242,7 +290,7 @@ def test_a_record_that_was_amended_before_any_segment_told_of_it_says_so() -> No
     builder = small_archive()
     builder.call("vc_e", hour(13), outcome="failed")
     sealed = builder.seal(builder.segment(hour(13), [builder.call("vc_e", hour(13), revision=2)]))
-    history = Query(builder.store).find("vc_e", builder.now)
+    history = Query(builder.store).find("vc_e")
 
     assert history is not None
     first, second = history.document()["revisions"]
@@ -257,18 +305,60 @@ def test_a_call_in_a_window_far_from_its_start_is_found() -> None:
     found = builder.call("vc_e", hour(13))
     far = type(hour(0))(hour(0).start + timedelta(days=90), hour(1).start + timedelta(days=90))
     sealed = builder.seal(builder.segment(far, [found]), watermark=hour(12).end)
-    history = Query(builder.store).find("vc_e", builder.now)
+    history = Query(builder.store).find("vc_e")
 
     assert history is not None
     assert history.sealed[found.key][1] == sealed.seq
 
 
-def test_a_damaged_record_is_one_clear_line() -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b, key: b.store.rot(key, lambda _: b"{}"),
+        lambda b, key: b.store.rot(key, newer),
+        lambda b, key: b.store.rot(key, lambda _: b" " * (2 << 20)),
+        lambda b, key: b.store.refuse.update({key: StoreError("odd", reason="denied")}),
+    ],
+)
+def test_a_damaged_record_is_one_clear_line_and_the_others_are_shown(damage) -> None:
     builder = small_archive()
-    builder.store.rot("records/dt=2024-01-15/vc_a/r1.json", lambda _: b"{}")
+    damage(builder, "records/dt=2024-01-15/vc_a/r1.json")
 
-    with pytest.raises(FormatError, match="run archiver verify"):
-        Query(builder.store).find("vc_a", builder.now)
+    query = Query(builder.store)
+    history = query.find("vc_a")
+
+    assert history is not None
+    assert [found.revision for found in history.revisions] == [2]
+    [problem] = query.damages
+    assert "records/dt=2024-01-15/vc_a/r1.json" in problem
+
+
+def test_a_segment_that_cannot_be_read_hides_no_call() -> None:
+    builder = small_archive()
+    refuse(builder, FIRST + ".jsonl")
+
+    query = Query(builder.store)
+    history = query.find("vc_a")
+
+    assert history is not None
+    assert [found.key in history.sealed for found in history.revisions] == [False, True]
+    [problem] = query.damages
+    assert FIRST in problem
+
+
+def test_findings_stand_in_every_form() -> None:
+    builder = small_archive()
+    kinds(("transcript_malformed", "transcript.bad"))(builder)
+
+    rows = list(Query(builder.store).records(hour(13).start, hour(13).end))
+
+    told = "document_malformed survey_unavailable transcript_unavailable"
+    for form in ("table", "csv"):
+        assert told in "".join(tables.render(rows, form))
+    history = Query(builder.store).find("vc_e")
+    assert history is not None
+    assert f"findings      {told}\n" in tables.history_text(history)
+    assert "transcript_malformed" in tables.history_text(history)
 
 
 def test_the_head_is_found_in_chains_of_any_length() -> None:

@@ -5,6 +5,7 @@ The source is the simulated platform, asked over HTTP by the real client and lis
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import random
@@ -23,7 +24,7 @@ from archiver.audit.reconcile import Options, reconcile
 from archiver.audit.sealed import SealedSegments
 from archiver.audit.standing import Standings
 from archiver.demo.platform import Platform, Reply, Request
-from archiver.errors import FormatError, SourceRefused, StoreError, UsageError
+from archiver.errors import FormatError, ListingError, SourceRefused, StoreError, UsageError
 from archiver.manifest import canonical, layout, record, seal
 from archiver.manifest.signing import SigningKey
 from archiver.model import Call, Window
@@ -32,10 +33,13 @@ from archiver.source.listing import Lister
 from archiver.store.bucket import Bucket
 from tests.audit.builder import COMPLETED, DAY, HOUR, Builder, hour
 from tests.audit.damage import seal_bytes
+from tests.audit.foreign import newer
 from tests.audit.store import MemoryStore
 from tests.fakes.clock import HandClock
 from tests.fakes.population import TEN, a_call, call_of
 from tests.fakes.rig import api_client, wired
+
+pytestmark = pytest.mark.usefixtures("any_order")
 
 Run = Callable[..., Result]
 TENTH = hour(10)
@@ -856,23 +860,48 @@ def test_what_one_pass_alone_has_seen_is_not_gone(platform: Platform, run: Run) 
         lambda b: b.store.lose("manifest/segments/dt=2024-01-15/1000.r1.jsonl"),
         lambda b: b.store.rot("manifest/segments/dt=2024-01-15/1000.r1.seal", lambda _: b"0\n"),
         lambda b: b.store.lose(layout.seal_key(1)),
-        lambda b: b.store.rot(layout.seal_key(0), lambda _: b"{}"),
         lambda b: b.store.rot(r1("vc_u"), lambda _: b"{}"),
+        lambda b: b.store.rot(r1("vc_u"), newer),
+        lambda b: refuse(b, "manifest/segments/dt=2024-01-15/1000.r2.jsonl"),
+        lambda b: refuse(b, "manifest/segments/dt=2024-01-15/1000.r1.seal"),
+        lambda b: refuse(b, layout.seal_key(1)),
+        lambda b: refuse(b, r1("vc_u")),
+        lambda b: refuse(b, "records/dt=2024-01-15/vc_u/"),
     ],
 )
-def test_damage_is_one_clear_line(
+def test_damage_is_one_clear_line_and_the_other_windows_go_on(
     platform: Platform, run: Run, damage: Callable[[Builder], None]
 ) -> None:
     source_has(platform, "vc_a", "vc_u")
+    source_has(platform, "vc_n", window=hour(11))
+    source_has(platform, "vc_m", window=hour(20))
     builder = archive(("vc_a", "archived"))
     builder.call("vc_u", hour(10))
     builder.seal(builder.segment(hour(10), [], revision=2, outcomes={"vc_a": "archived"}))
-    run(builder.store)
+    builder.seal(builder.segment(hour(11), [builder.call("vc_n", hour(11))]))
+    assert run(builder.store, hour(10), hour(20)).unreadable == {}
     damage(builder)
 
-    with pytest.raises(FormatError, match="run archiver verify") as caught:
-        run(builder.store)
-    assert "\n" not in str(caught.value)
+    result = run(builder.store, hour(10), hour(20))
+
+    [problem] = result.unreadable
+    assert "\n" not in problem
+    assert (result.ok, result.exit_code) == (False, 1)
+    assert result.total["source"] == 4
+    lost = {one.call_id for one in result.differences["missing"]}
+    assert lost <= {"vc_m", "vc_u"}
+    assert "vc_m" in lost, "the others go on"
+    assert result.total["archived"] >= 1
+    assert result.document()["unreadable_objects"] == [
+        {"problem": problem, "window": "2024-01-15T10:00:00Z"}
+    ]
+    text = differences.as_text(result)
+    assert f"damaged   2024-01-15T10:00:00Z  {problem}" in text
+    assert "1 object of the archive could not be read: run archiver verify" in text
+
+
+def refuse(builder: Builder, key: str) -> None:
+    builder.store.refuse[key] = StoreError("odd", reason="denied")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}\n", b"[]\n"])
@@ -887,8 +916,108 @@ def test_a_sealed_segment_without_its_window_line(run: Run, content: bytes) -> N
     )  # fmt: skip
     builder.put_seal(data)
 
-    with pytest.raises(FormatError, match="run archiver verify"):
-        run(builder.store)
+    [problem] = run(builder.store).unreadable
+
+    assert "run archiver verify" in problem
+
+
+class _Bent:
+    """A lister whose listing of one hour is bad."""
+
+    def __init__(self, lister: Lister, bad: Callable[[Lister, Window], Any]) -> None:
+        self._lister, self._bad = lister, bad
+
+    def list(self, window: Window) -> Any:
+        return self._bad(self._lister, window) if window == TENTH else self._lister.list(window)
+
+
+@pytest.fixture
+def bent(platform: Platform, clock: HandClock) -> Iterator[Run]:
+    """Reconciles hours 10 and 11 with a source that has something bad in hour 10."""
+    api = api_client(platform, clock)
+    source_has(platform, "vc_a")
+    source_has(platform, "vc_m", window=hour(11))
+
+    def now(bad: Callable[[Lister, Window], Any]) -> Result:
+        lister = _Bent(Lister(api, Filter(("Completed",)), clock, HOUR), bad)
+        store = archive(("vc_a", "archived"), ("vc_b", "archived")).store
+        return reconcile(lister, store, Options(hour(10).start, hour(11).end, HOUR, 2))
+
+    yield now
+    api.close()
+
+
+def test_a_window_that_cannot_be_listed_is_told_and_the_others_go_on(bent: Run) -> None:
+    def fail(_: Lister, window: Window) -> None:
+        raise ListingError("the source answers 500 to this listing", reason="status_5xx")
+
+    result = bent(fail)
+
+    assert told(result) == {"missing": [{"id": "vc_m", "window_sealed": False}]}
+    assert result.document()["unlisted"] == [
+        {"problem": "the source answers 500 to this listing", "window": "2024-01-15T10:00:00Z"}
+    ]
+    text = differences.as_text(result)
+    assert "unlisted  2024-01-15T10:00:00Z  the source answers 500 to this listing\n" in text
+    assert "the source does not list 1 window" in text
+    assert result.exit_code == 1
+
+
+def test_a_page_that_cannot_be_had_leaves_calls_unlisted_and_not_gone(bent: Run) -> None:
+    def cut(lister: Lister, window: Window) -> Any:
+        listed = lister.list(window)
+        return dataclasses.replace(listed, complete=False, error="page 2 cannot be had")
+
+    result = bent(cut)
+
+    assert set(result.differences) == {"missing"}, "vc_b may stand on that page"
+    assert result.document()["incomplete"] == [
+        {"problem": "page 2 cannot be had", "window": "2024-01-15T10:00:00Z"}
+    ]
+    assert "the source lists 1 window only in part" in differences.as_text(result)
+
+
+def test_entries_that_are_no_calls_are_counted(bent: Run) -> None:
+    def odd(lister: Lister, window: Window) -> Any:
+        listed = lister.list(window)
+        return dataclasses.replace(
+            listed, listing=dataclasses.replace(listed.listing, unreadable=2)
+        )
+
+    result = bent(odd)
+
+    assert result.document()["unreadable_entries"] == [
+        {"entries": 2, "window": "2024-01-15T10:00:00Z"}
+    ]
+    text = differences.as_text(result)
+    assert "entries   2024-01-15T10:00:00Z  2 entries could not be read\n" in text
+    assert not result.ok
+
+
+def test_an_older_record_counts_where_the_newest_cannot_be_read(
+    platform: Platform, run: Run
+) -> None:
+    source_has(platform, "vc_u")
+    builder = Builder().genesis()
+    builder.call("vc_u", hour(10))
+    builder.store.put("records/dt=2024-01-15/vc_u/r2.json", b"not ours")
+
+    result = run(builder.store)
+
+    assert [one.name for found in result.differences.values() for one in found] == ["unsealed"]
+    [problem] = result.unreadable
+    assert problem.startswith("records/dt=2024-01-15/vc_u/r2.json: ")
+
+
+def test_a_day_of_segments_that_cannot_be_listed_is_told(platform: Platform, run: Run) -> None:
+    source_has(platform, "vc_a")
+    builder = archive(("vc_a", "archived"))
+    refuse(builder, "manifest/segments/dt=2024-01-15/")
+
+    result = run(builder.store)
+
+    assert list(result.unreadable) == ["manifest/segments/dt=2024-01-15/ cannot be listed (odd)"]
+    assert result.exit_code == 1
 
 
 def _sha256(data: bytes) -> str:
@@ -899,7 +1028,8 @@ def _sha256(data: bytes) -> str:
 
 def test_a_source_or_store_that_refuses_ends_it(platform: Platform, run: Run) -> None:
     builder = archive()
-    builder.store.refuse[layout.seal_key(1)] = StoreError("no")
+    gone = StoreError("no", reason="unreachable")
+    builder.store.refuse_all = dict.fromkeys(("read", "stream", "head", "list", "versions"), gone)
     with pytest.raises(StoreError):
         run(builder.store)
 
@@ -987,6 +1117,10 @@ def test_the_json_form_is_stable(platform: Platform, run: Run) -> None:
             {"call_id": "vc_d", "window": ten, "record": r1("vc_d"),
              "differences": {"duration_seconds": {"archive": 312, "source": 1}}}
         ],
+        "unlisted": [],
+        "incomplete": [],
+        "unreadable_entries": [],
+        "unreadable_objects": [],
         "unsealed": [
             {"call_id": "vc_u", "window": eleven, "outcome": "archived", "record": r1("vc_u")}
         ],

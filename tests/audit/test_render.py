@@ -17,6 +17,7 @@ from archiver.audit.verify import Options, verify
 from archiver.manifest import layout
 from tests.audit.builder import small_archive
 from tests.audit.damage import WAV, flip
+from tests.audit.foreign import sight
 
 
 def report(level: str = "bytes", *, damaged: bool = False):
@@ -94,6 +95,7 @@ def test_the_commands_of_the_page_run_as_they_stand(tmp_path: Path) -> None:
     builder = small_archive()
     builder.seal(events=[builder.hold("add", "vc_c", "vc_d")])
     builder.seal(events=[builder.hold("remove", "vc_c")])
+    sight("vc_c", "vc_a", "vc_x", "vc_lost")(builder)
     builder.store.save(tmp_path)
     page = Path(audit.__file__).with_name("VERIFY.md").read_text()
     blocks = re.findall(r"```\n(.*?)```", page, re.DOTALL)
@@ -107,11 +109,12 @@ def test_the_commands_of_the_page_run_as_they_stand(tmp_path: Path) -> None:
 
     assert (done.returncode, done.stderr) == (0, "")
     told = done.stdout.split("---\n")
-    pages, _, chain, signatures, segments, held, balance, listing, times, sums, records = told
+    pages, _, chain, signatures, segments, held, balance, listing, times, lost, sums, records = told
     rows = [line.split() for line in chain.splitlines()]
     assert [row[1] for row in rows[:-1]] == [row[0] for row in rows[1:]]
     assert signatures == "Signature Verified Successfully\n" * 7
     assert (pages, segments, held, balance, sums) == ("", "", "vc_d\n", "", "")
+    assert lost == "2024-01-15T12:00:00Z\tvc_lost\n"
     assert len(set(listing.replace("  -", "").split())) == 1
     assert times.splitlines()[0] == "2024-01-15T10:00:00Z 2024-01-15T11:00:00Z"
     assert len(set(records.split())) == 2  # the hash, and sha256sum's "-"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
 from tests.audit.builder import Builder, hour, small_archive, unordered_archive
 from tests.audit.damage import DAMAGES, TRANSCRIPT, WAV, Damage, damaged, flip
+from tests.audit.foreign import (
+    FOREIGN_BYTES,
+    SIGHTING,
+    SOUND,
+    at,
+    passed_over,
+    sight,
+    unreadable_entries,
+)
 
 SCRIPT = Path(audit.__file__).with_name("verify.sh")
 
@@ -102,6 +112,65 @@ def test_events_and_many_revisions_hold(tmp_path: Path) -> None:
         builder.seal(builder.segment(hour(12), [], revision=revision, outcomes=known))
     builder.seal(events=[builder.hold("add", "vc_c", "vc_d")])
     builder.seal(events=[builder.hold("remove", "vc_c")])
+
+    assert check(builder, tmp_path / "archive")[0] == 0
+
+
+@pytest.mark.parametrize(("name", "do"), SOUND, ids=[name for name, _ in SOUND])
+def test_what_is_sound_holds(name: str, do: Callable[[Builder], object], tmp_path: Path) -> None:
+    builder = small_archive()
+    do(builder)
+    code, rest = check(builder, tmp_path / "archive")
+
+    assert code == 0, rest
+
+
+def test_a_revision_whose_key_is_taken_was_passed_over(tmp_path: Path) -> None:
+    builder = small_archive()
+    passed_over(FOREIGN_BYTES)(builder)
+    assert check(builder, tmp_path / "one")[0] == 0
+
+    builder = small_archive()
+    passed_over(None)(builder)
+    code, rest = check(builder, tmp_path / "other")
+    assert code == 1
+    assert "a revision before it is in no seal" in rest[0]
+
+
+def test_a_sighted_call_that_is_lost_is_found(tmp_path: Path) -> None:
+    builder = small_archive()
+    sight("vc_d", "vc_lost", "../odd\nid")(builder)
+    code, rest = check(builder, tmp_path / "archive")
+
+    told = "2 sighted calls have no record and are not pending"
+    assert (code, rest[0]) == (1, f"FAIL  {told}")
+    for key in builder.store.all_keys("record"):
+        builder.store.lose(key)
+    code, rest = check(builder, tmp_path / "other", "--manifest-only")
+    assert code == 0
+    assert rest[0].startswith("NOTE  2 sighted calls have no sealed record: ")
+
+
+def test_a_sighted_call_with_an_odd_id_may_have_its_record(tmp_path: Path) -> None:
+    builder = small_archive()
+    sight("../odd\nid", "vc_p")(builder)
+    builder.call("../odd\nid", hour(13))
+    builder.seal(builder.segment(hour(13), [], pending=["vc_p"]))
+
+    assert check(builder, tmp_path / "archive")[0] == 0
+
+
+def test_a_sighting_that_cannot_be_read_is_noted(tmp_path: Path) -> None:
+    builder = small_archive()
+    at(SIGHTING, b"{}")(builder)
+    code, rest = check(builder, tmp_path / "archive")
+
+    assert (code, rest[0]) == (0, f"NOTE  {SIGHTING} is no sighting of this format")
+
+
+def test_entries_that_are_no_calls_are_outside_of_the_balance(tmp_path: Path) -> None:
+    builder = small_archive()
+    unreadable_entries(builder, 3)
 
     assert check(builder, tmp_path / "archive")[0] == 0
 

@@ -121,6 +121,46 @@ def test_the_chain_is_not_completed(
     assert bucket.read(pointer) is None
 
 
+def test_what_cannot_be_read_is_left_out_and_named(
+    command: Command, lone: Command, hour: list[str], bucket: Bucket, s3: object, prefix: str
+) -> None:
+    """Foreign bytes on top of a segment: one line each, exit code 1, and never 4."""
+    assert command.run("backfill", *hour).code == 0
+    segment = layout.SegmentName(TEN, 1).jsonl
+    s3.put_object(Bucket="locked", Key=f"{prefix}/{segment}", Body=b"x")  # type: ignore[attr-defined]
+
+    done = lone.run("reconcile", *hour)
+    assert (done.code, done.err) == (1, "")
+    assert f"damaged   2024-01-15T10:00:00Z  {segment} is not as it was sealed" in done.out
+    assert "1 object of the archive could not be read" in done.out.splitlines()[-1]
+
+    listed = command.run("manifest", "list", *hour, "--format", "jsonl")
+    assert (listed.code, listed.out, listed.err.count("\n")) == (1, "", 1)
+    assert segment in listed.err
+
+    shown = command.run("manifest", "show", "vc_1")
+    assert (shown.code, shown.err.count("\n")) == (1, 1)
+    assert shown.out.startswith("call vc_1\n")
+    assert segment in shown.err
+
+
+def test_a_foreign_record_hides_no_other_call(
+    command: Command, hour: list[str], s3: object, prefix: str
+) -> None:
+    assert command.run("backfill", *hour).code == 0
+    key = "records/dt=2024-01-15/vc_1/r2.json"
+    s3.put_object(Bucket="locked", Key=f"{prefix}/{key}", Body=b"x")  # type: ignore[attr-defined]
+
+    shown = command.run("manifest", "show", "vc_1")
+    assert (shown.code, shown.err.count("\n"), key in shown.err) == (1, 1, True)
+    assert "revision 1: archived" in shown.out
+    for level in ("manifest", "objects"):
+        done = command.run("verify", "--level", level)
+        assert done.code == 1
+        assert f"record_unreadable  {key}" in done.out
+    assert command.run("manifest", "list", *hour).code == 0
+
+
 def test_without_an_archive_everything_is_missing(
     lone: Command, hour: list[str], versions: Callable[[], Versions]
 ) -> None:
@@ -207,11 +247,11 @@ def test_an_archive_keeps_its_length_of_window(
     assert "ARCHIVER_WINDOW=60m" in done.complaint
 
 
-def test_a_manifest_that_is_damaged(
+def test_an_archive_whose_first_seal_is_damaged(
     command: Command, lone: Command, hour: list[str], s3: object, prefix: str
 ) -> None:
     assert command.run("backfill", *hour).code == 0
-    key = f"{prefix}/{layout.SegmentName(TEN, 1).jsonl}"
+    key = f"{prefix}/{layout.seal_key(0)}"
     s3.put_object(Bucket="locked", Key=key, Body=b"{}\n")  # type: ignore[attr-defined]
 
     done = lone.run("reconcile", *hour)

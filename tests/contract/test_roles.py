@@ -123,6 +123,8 @@ def test_each_role_does_its_work_and_nothing_more(
     crew = Crew(scene, platform, tmp_path, key)
     platform.add(a_call("vc_late", TEN, audio=None))
     crew.act("writer", "backfill", *HOUR)  # begins the archive as `init` does
+    sighted = scene.admin.client.list_objects_v2(Bucket=BUCKET, Prefix=scene.key(layout.SIGHTINGS))
+    assert sighted["KeyCount"] == 1, "written below the role's own prefix"
     crew.act("holder", "hold", "add", "vc_1", "vc_late", "--by", "A. N. Other", "--reason", "test")
     crew.act("holder", "hold", "remove", "vc_1", "--by", "A. N. Other", "--reason", "test")
     platform.add(a_call("vc_late", TEN))

@@ -219,6 +219,24 @@ def test_listings_go_on_beyond_a_page(bucket: Bucket, known: Known) -> None:
             assert sorted(version.key for version in bucket.versions("many/")) == keys
 
 
+def test_folders_are_told_from_keys_beyond_a_page(bucket: Bucket, known: Known) -> None:
+    for number in range(12):
+        bucket.put_once(f"many/d={number:02}/b/x", b"x")
+    bucket.put_once("many/plain", b"x")
+    folders = {f"d={number:02}" for number in range(12)}
+    with short_pages(bucket, 5) as asked:
+        assert bucket.folders("many/") == folders
+        assert len(asked) >= 3, "the store kept to short pages"
+        assert bucket.folders("many/d=01/") == {"b"}
+        assert bucket.folders("many/none/") == set()
+        if known.locked:
+            requests = bucket.requests
+            requests.s3.delete_object(**requests.at("many/d=03/b/x"))
+            # Some stores show a folder whose objects are all hidden: it costs a LIST, and no more.
+            assert folders - {"d=03"} <= bucket.folders("many/") <= folders
+            assert bucket.folders("many/", hidden=True) == folders
+
+
 def test_any_key_is_listed_as_boto3_lists_it(bucket: Bucket, known: Known) -> None:
     requests = bucket.requests
     for key in ("many/plain", "many/dt=1 +%20&<>\"'é", "many/%2F+a", "many/\u4e2d\U0001f44b"):

@@ -154,6 +154,7 @@ class Writer:
             clock_check=ClockCheck(
                 self._api.latest_clock_skew_seconds, store.latest_clock_skew_seconds
             ),
+            tag=lambda: _tag(name, next(tags)),
         )  # fmt: skip
         self.chain = Chain(store, world.key, clock, keep, remembered=REMEMBERED)
         self.backfiller = Backfill(self.windows, self.chain, segments, at_once=at_once)

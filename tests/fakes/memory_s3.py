@@ -202,7 +202,10 @@ class MemoryS3:
     def list_objects_v2(self, *, Prefix: str, StartAfter: str = "", **rest: Any) -> Answer:
         def effect() -> Answer:
             found = self._store.list(Prefix, start_after=StartAfter)
-            contents = [{"Key": item.key, "Size": item.size} for item in found]
+            contents = [
+                {"Key": item.key, "Size": item.size, "LastModified": item.modified}
+                for item in found
+            ]
             return {"Contents": contents, "IsTruncated": False, "KeyCount": len(contents)}
 
         return self._carry("list", Prefix, effect)

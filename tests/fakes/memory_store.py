@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import IO, Literal
+from typing import IO, ClassVar, Literal
 
 from archiver.clock import Clock, RemoteClock
 from archiver.errors import KeyTaken, StoreError
@@ -46,6 +46,7 @@ class Object:
     lock_mode: str | None = None
     lock_until: datetime | None = None
     held: bool = False
+    made_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,18 @@ class _Shelf:
     """The store's own clock, as the `Date` of its answers has it; None where they have none."""
 
 
+Order = Callable[[list[str]], list[str]]
+
+
 class MemoryStore:
     """One writer's hands on a bucket. Threads share it.
 
     `rules=False` takes any key and any bytes: for what is no archive. `ticks` numbers what happens,
     across the fakes that share it. `create_once` and `read_back` are the archiver's to set.
     """
+
+    order: ClassVar[Order] = staticmethod(list)
+    """How it sorts the keys of a listing: stores differ in it."""
 
     def __init__(
         self,
@@ -175,15 +182,20 @@ class MemoryStore:
             held=found.held,
         )
 
+    def folders(self, prefix: str, *, hidden: bool = False) -> set[str]:
+        rests = (item.key.removeprefix(prefix).partition("/") for item in self.list(prefix))
+        return {name for name, slash, _ in rests if slash}
+
     def list(self, prefix: str, start_after: str = "") -> Iterator[Listed]:
-        """In the order of the keys; what is written meanwhile is not in it."""
+        """In the store's `order`; what is written meanwhile is not in it."""
         self._say("list", prefix, "before")
         with self._shelf.lock:
             keys = self._shelf.keys
             first = max(bisect.bisect_left(keys, prefix), bisect.bisect_right(keys, start_after))
             rest = itertools.islice(keys, first, None)
             below = list(itertools.takewhile(lambda key: key.startswith(prefix), rest))
-            found = [Listed(key, len(self._shelf.objects[key].data)) for key in below]
+            objects = [self._shelf.objects[key] for key in MemoryStore.order(below)]
+        found = [Listed(one.key, len(one.data), one.made_at) for one in objects]
         self._say("list", prefix, "after")
         yield from found
 
@@ -248,6 +260,7 @@ class MemoryStore:
             content_type, self.writer, self._shelf.ticks(),
             self._lock_mode if locks else None,
             _second(retain_until) if locks else None,
+            made_at=self._clock.now(),
         )  # fmt: skip
         self._shelf.objects[key] = made
         bisect.insort(self._shelf.keys, key)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, Protocol
 
 from archiver.manifest import layout
@@ -58,11 +59,23 @@ def check(key: str, data: bytes, look: Look) -> None:
             _require(len(data) == 64, "a signature of an odd length")
         else:
             _seal(sealed[0], data, look)
+    elif key.startswith(layout.SIGHTINGS):
+        _sighting(key, data)
     else:
         known = key == layout.PROBE or any(
             p.fullmatch(key) for p in (_FILE, _KEY, _EVENT, _SIGHTING)
         )
         _require(known, "a key outside the layout")
+
+
+def _sighting(key: str, data: bytes) -> None:
+    document = json.loads(data)
+    start = layout.parse_sighting_key(key)
+    _require(start is not None, "a key outside the layout")
+    told = datetime.fromisoformat(document["from"])
+    _require(told == start, "a sighting under the key of another window")
+    ids = document["ids"]
+    _require(ids == sorted(set(ids)) and len(ids) > 0, "ids that repeat, or none at all")
 
 
 def check_parts(key: str) -> None:

@@ -10,12 +10,14 @@ from functools import cache
 from typing import Any, Literal
 
 from archiver.demo.platform import BytesRecording
+from archiver.manifest import layout
 from archiver.model import window_of
 from tests.fakes import harm
 from tests.fakes.audio import wav
 from tests.fakes.harm import Harms
 from tests.fakes.memory_rig import HOUR, Crash, Times, World, Writer
 from tests.fakes.memory_source import Change, Moment, Sighting
+from tests.fakes.memory_store import Object
 from tests.fakes.population import a_call, stamp
 from tests.model.ledger import Ledger, moment
 
@@ -358,18 +360,14 @@ class Scene:
 
     def silent(self, ledger: Ledger) -> dict[str, list[str]]:
         """The ids that were listed as completed and of which the archive tells nothing, with who
-        saw them in which window; without those that nobody can know of (`_is_unknowable`)."""
+        saw them in which window; without those that nobody can know of (`is_unknowable`)."""
         told = ledger.recorded | ledger.pending
         return {
             call_id: [f"{one.at:%H:%M:%S} {one.client} {one.asked['dateFrom']}" for one in seen]
             for call_id, seen in self.platform.listed.items()
-            if call_id not in told and not self._is_unknowable(seen, ledger)
+            if call_id not in told
+            and not is_unknowable(call_id, seen, self.ended, self.world.store.objects)
         }
-
-    def _is_unknowable(self, seen: list[Sighting], ledger: Ledger) -> bool:
-        """Whether only processes saw the call that ended before they closed the window that it
-        would have stood in: then nobody was left who knew of it, and nobody was shown it since."""
-        return all(one.client in self.ended and not was_told_of(one, ledger) for one in seen)
 
     def orphans(self, ledger: Ledger) -> set[str]:
         """Keys of records that no segment carries, though somebody could have told of them."""
@@ -407,18 +405,15 @@ class Scene:
         return found | ({("failed", None)} if past - {*HEALTHY} else set())
 
 
-def was_told_of(seen: Sighting, ledger: Ledger) -> bool:
-    """Whether who saw the call went on to tell of the window that it was listed in, and of that of
-    its own time: it belongs to one of them."""
-    own = seen.document.get("startTime") or seen.document.get("createdAt")
-    windows = {
-        window.start: window
-        for text in (own, seen.asked["dateFrom"])
-        if text
-        for window in ledger.windows
-        if window.start <= moment(text) < window.end
+def is_unknowable(
+    call_id: str, seen: list[Sighting], ended: set[str], objects: list[Object]
+) -> bool:
+    """Whether only processes saw the call that ended before they could write down that they had:
+    they wrote nothing any more, but sightings that do not name it."""
+    last = {
+        made.writer: made.number for made in objects if not made.key.startswith(layout.SIGHTINGS)
     }
-    return len(windows) > 0 and all(
-        any(one.writer == seen.client and one.number > seen.number for one in window.revisions)
-        for window in windows.values()
-    )
+    if any(one.client not in ended or last.get(one.client, 0) > one.number for one in seen):
+        return False
+    named = (json.loads(made.data) for made in objects if made.key.startswith(layout.SIGHTINGS))
+    return not any(call_id in document["ids"] for document in named)

@@ -46,6 +46,7 @@ _KEYS = [
         rf"manifest/segments/{_DAY}/[0-2]\d[0-5]\d\.r[1-9]\d*\.(jsonl|sha256|seal)",
         r"manifest/seals/\d{12}\.json(\.sig)?",
         r"manifest/keys/([0-9a-f]{16}\.pem|VERIFY\.md|verify\.sh)",
+        r"manifest/sightings/dt=\d{4}-\d\d-\d\d/[0-2]\d[0-5]\d-[0-9a-f]{16}\.json",
         r"manifest/probe",
     )
 ]
@@ -150,12 +151,20 @@ class _Check:
             self.segments[key] = self.read(key)
             self.segment(key)
         self.windows()
+        self.sightings(keys)
         assert self.records.keys() == self.wanted.keys(), "records are not those of the calls"
         seals, head = self.chain(
             sum(re.fullmatch(r".*/\d{12}\.json", key) is not None for key in keys)
         )
         self.nothing_else(keys)
         return Checked(self.records, seals, len(self.segments), head)
+
+    def sightings(self, keys: set[str]) -> None:
+        """Each id that was listed and written down has a record."""
+        for key in sorted(key for key in keys if key.startswith("manifest/sightings/")):
+            document = json.loads(self.read(key))
+            assert document.keys() == {"at", "from", "ids", "to", "type", "v"}, key
+            assert set(document["ids"]) <= self.records.keys(), f"listed, then silence: {key}"
 
     def read(self, key: str) -> bytes:
         return (self.directory / key).read_bytes()
@@ -420,6 +429,7 @@ class _Check:
         beside = {"manifest/keys/VERIFY.md", "manifest/keys/verify.sh", "manifest/probe"}
         assert beside <= keys, f"missing: {sorted(beside - keys)}"
         left = keys - self.named - beside
+        left = {key for key in left if not key.startswith("manifest/sightings/")}
         if self.expected.leftovers:
             left = {key for key in left if not key.startswith("recordings/")}
         assert not left, f"named by nobody: {sorted(left)[:5]}"

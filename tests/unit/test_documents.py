@@ -117,6 +117,14 @@ def refreshed(made: Rig, previous: Record) -> Record:
     return found
 
 
+def amended(made: Rig, previous: Record) -> Record:
+    """The next revision, though the source may not have answered for all of it."""
+    found = made.transfer.refresh(Call("vc_1", {"id": "vc_1"}), WINDOW, previous)
+    record = found.amended if isinstance(found, Unarchived) else found
+    assert record is not None
+    return record
+
+
 @pytest.mark.parametrize("bad", ALL)
 @pytest.mark.parametrize("kinds", [["transcript"], ["epa"], ["transcript", "epa"]], ids="+".join)
 def test_a_recording_is_archived_whatever_becomes_of_the_documents(
@@ -392,7 +400,7 @@ def test_one_document_changes_while_the_other_cannot_be_had(
     reply = NONE["404"] if bad == "404" else ALL[bad]
     harm(platform, {"epa": reply})
     amend(platform, "vc_1", outcome="changed")
-    second = refreshed(made, first)
+    second = amended(made, first)
     now = files_of(dict(second.document))
     assert (now["epa"], now["recording"]) == (was["epa"], was["recording"])
     assert now["transcript"]["sha256"] != was["transcript"]["sha256"]
@@ -400,7 +408,7 @@ def test_one_document_changes_while_the_other_cannot_be_had(
     archived(made, "good")
     harm(platform, {"transcript": reply})
     call_of(platform, "vc_1").epa = {"state": "Later"}
-    third = refreshed(made, second)
+    third = amended(made, second)
     assert files_of(dict(third.document))["transcript"] == now["transcript"]
     assert files_of(dict(third.document))["epa"]["sha256"] != was["epa"]["sha256"]
     assert third.document["started_at"] == second.document["started_at"]
@@ -440,3 +448,27 @@ def test_an_open_window_closes_with_the_finding(
     loop.round()
     assert archive().records["vc_1"]["findings"] == ["survey_unavailable"]
     assert lines_of(archive())[0]["archived"] == 2
+
+
+@pytest.mark.usefixtures("audited")
+@pytest.mark.parametrize("kind", PATHS)
+def test_what_changes_while_the_other_document_is_out_for_a_while_is_all_found(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, kind: str
+) -> None:
+    """What is answered is written down at once, and the window waits for the rest."""
+    loop = another(rig)
+    clock.turn_to(SETTLED)
+    loop.round()
+    amend(platform, "vc_1", outcome="changed")
+    call_of(platform, "vc_1").epa = {"state": "Later"}
+    harm(platform, {kind: ALL["500"]})
+    clock.turn_to(FIRST)
+    loop.round()
+    assert archive().records["vc_1"]["revision"] == 2
+    assert len(lines_of(archive())) == 1
+    platform.hooks.clear()
+    clock.forward(16 * MINUTE)
+    loop.round()
+    found = archive().records["vc_1"]
+    assert (found["revision"], found["findings"]) == (3, [])
+    assert len(lines_of(archive())) == 2

@@ -24,6 +24,8 @@ from tests.fakes.memory_rig import HOUR, Crash, World
 from tests.fakes.memory_store import MemoryStore, Request
 from tests.fakes.population import TEN, a_call, stamp
 
+pytestmark = pytest.mark.usefixtures("any_order")
+
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
 SETTLED = TEN + 3 * HOUR
 FIRST, SECOND = TEN + 4 * HOUR, TEN + 7 * HOUR

@@ -28,6 +28,8 @@ from tests.fakes.memory_rig import HOUR, Crash, SerialWorkers, World
 from tests.fakes.memory_store import MemoryStore, Request
 from tests.fakes.population import TEN, a_call
 
+pytestmark = pytest.mark.usefixtures("any_order")
+
 MINUTE = timedelta(minutes=1)
 DAY_DIR = "dt=2024-01-15"
 RECORD = f"records/{DAY_DIR}/vc_1/r1.json"
@@ -218,7 +220,7 @@ def test_a_large_day_is_not_listed_for_few_calls(world: World) -> None:
     finder = Finder(world.store, 1, page=1)
     asked: list[Request] = []
     world.store.hooks.append(asked.append)
-    found = finder.find(["vc_2", "vc_3"], world.clock.now())
+    found = finder.find(["vc_2", "vc_3"])
     finder.close()
     assert {i: len(one.named) for i, one in found.calls.items()} == {"vc_2": 3, "vc_3": 3}
     listed = {one.key for one in asked if one.operation == "list"}

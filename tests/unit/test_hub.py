@@ -404,10 +404,27 @@ def test_at_its_end_all_is_done_that_is_not_cancelled() -> None:
     assert all(future.done() for future in futures)
 
 
+def whose_thread() -> int:
+    """A hub comes and goes: the thread that served it."""
+    tasks = Hub(1)
+    found = tasks.submit(threading.get_ident).result(10)
+    tasks.shutdown()
+    return found
+
+
+def test_a_thread_that_had_tasks_never_ends_and_serves_the_next_hub() -> None:
+    """Its end is where greenlet has crashed, with everything else done."""
+    first = whose_thread()
+    assert first in {thread.ident for thread in threading.enumerate()}
+    assert first in {whose_thread() for _ in range(20)}
+    assert [thread.name for thread in threading.enumerate()].count("tasks") < 20
+
+
 def test_a_hub_leaves_nothing_behind() -> None:
     def left() -> tuple[int, int]:
         return threading.active_count(), len(list(Path("/dev/fd").iterdir()))
 
+    whose_thread()  # there may be none that waits for a hub yet
     before = left()
     tasks = Hub(TASKS)
     results([tasks.submit(hub.offload, time.sleep, 0.001) for _ in range(20)])  # type: ignore[misc]

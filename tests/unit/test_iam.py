@@ -59,7 +59,8 @@ def test_only_the_holder_may_take_a_hold_off() -> None:
 
 
 def test_writers_write_where_the_archive_has_its_keys_and_the_holder_on_the_ledger() -> None:
-    folders = {layout.SEALS, layout.SEGMENTS, layout.EVENTS, layout.PROBE, layout.VERIFY_PAGE}
+    folders = {layout.SEALS, layout.SEGMENTS, layout.EVENTS, layout.SIGHTINGS, layout.PROBE}
+    folders |= {layout.VERIFY_PAGE}
     ledger = {f"{BUCKET}/{folder.split('/')[0]}/*" for folder in folders}
     written = {
         role: {

@@ -28,7 +28,10 @@ def test_the_last_page(namespace: str, more: str) -> None:
     assert parse_page(page(namespace=namespace, more=more)) == {
         "Name": "b",
         "IsTruncated": False,
-        "Contents": [{"Key": "a", "Size": 5}, {"Key": "b", "Size": 6}],
+        "Contents": [
+            {"Key": "a", "Size": 5, "LastModified": "2024-01-15T10:00:00Z"},
+            {"Key": "b", "Size": 6, "LastModified": None},
+        ],
     }
 
 
@@ -59,6 +62,14 @@ def test_keys_are_decoded_where_they_are_encoded() -> None:
 )
 def test_what_is_no_page_is_empty(body: bytes) -> None:
     assert parse_page(body) == {}
+
+
+def test_folders_are_decoded_too() -> None:
+    url = "<EncodingType>url</EncodingType>"
+    text = "<CommonPrefixes><Prefix>a%2Fdt%3D1%2F</Prefix></CommonPrefixes></ListBucketResult>"
+    body = page(encoding=url).replace(b"</ListBucketResult>", text.encode())
+    assert parse_page(body)["CommonPrefixes"] == [{"Prefix": "a/dt=1/"}]
+    assert query_of({"Delimiter": "/"}) == "delimiter=%2F&encoding-type=url&list-type=2"
 
 
 def test_what_is_asked() -> None:

@@ -1,0 +1,299 @@
+"""Objects that are not ours, or not readable, are findings at every level, and no more."""
+
+from __future__ import annotations
+
+import pytest
+
+from archiver.audit import unnamed
+from archiver.audit.findings import CODES
+from archiver.audit.result import Report
+from archiver.audit.verify import Options, verify
+from archiver.errors import StoreError
+from archiver.manifest import layout
+from tests.audit.builder import Builder, hour, small_archive
+from tests.audit.damage import SEGMENTS, Damage
+from tests.audit.foreign import (
+    FOREIGN,
+    FOREIGN_BYTES,
+    SIGHTING,
+    SOUND,
+    STRANGE,
+    THIRTEEN,
+    at,
+    kinds,
+    passed_over,
+    sealed_segment,
+    sight,
+    unreadable_entries,
+)
+from tests.audit.store import MemoryStore
+
+LEVELS = ["manifest", "objects", "bytes"]
+
+
+def audit(builder: Builder, level: str = "objects", **options) -> Report:
+    return verify(
+        builder.store,
+        Options(level=level, **options),  # type: ignore[arg-type]
+        pause=lambda _: None,
+    )
+
+
+def without_leftovers(report: Report) -> set[str]:
+    """The codes, but for what a window that is not sealed leaves behind at the higher levels."""
+    return set(report.totals) - {"untold_record", "unnamed_object"}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("damage", FOREIGN, ids=lambda damage: damage.name)
+def test_what_is_foreign_has_its_code(damage: Damage, level: str) -> None:
+    builder = small_archive()
+    damage.do(builder)
+
+    report = audit(builder, level)
+
+    if "recordings/" in damage.name and level == "manifest":
+        assert report.totals == {}, "what lies there is looked at from level objects on"
+        return
+    assert set(report.totals) == damage.codes
+    assert all(count == 1 for count in report.totals.values()), "told of once"
+    assert report.exit_code == 1
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("name", "do"), SOUND, ids=[name for name, _ in SOUND])
+def test_what_is_sound_is_no_damage(name: str, do, level: str) -> None:
+    builder = small_archive()
+    do(builder)
+
+    report = audit(builder, level)
+
+    assert without_leftovers(report) == set()
+    assert report.ok
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("versioned", [True, False])
+def test_in_a_bucket_without_versions_too(versioned: bool, level: str) -> None:
+    builder = small_archive(MemoryStore(versioned=versioned))
+    at(STRANGE, FOREIGN_BYTES)(builder)
+    at("manifest/evil.json", FOREIGN_BYTES)(builder)
+
+    assert audit(builder, level).totals == {"foreign_object": 1, "record_unreadable": 1}
+
+
+# --- records
+
+
+def test_records_that_a_segment_names_are_not_read_at_level_manifest() -> None:
+    builder = small_archive()
+    at(STRANGE, FOREIGN_BYTES)(builder)
+
+    audit(builder, "manifest")
+
+    asked = [one for one in builder.store.requests if " records/dt" in one]
+    assert asked == [f"read {STRANGE}"]
+
+
+def test_very_many_records_are_read_as_far_as_it_goes(monkeypatch) -> None:
+    monkeypatch.setattr(unnamed, "MAX_READ", 5)
+    builder = small_archive()
+    for number in range(8):
+        builder.store.put(f"records/dt=2024-01-16/vc_{number}/r1.json", b"x")
+
+    report = audit(builder)
+
+    assert report.totals == {"record_unreadable": 5, "untold_record": 3}
+    assert "3 records that no sealed segment names were not read" in report.notes
+
+
+def test_very_many_foreign_keys_are_counted() -> None:
+    builder = small_archive()
+    for number in range(30):
+        builder.store.put(f"records/{number:02}", b"x")
+
+    report = audit(builder)
+
+    assert report.totals == {"foreign_object": 30}
+    assert len(report.findings) == unnamed.SHOWN
+
+
+def test_an_unreadable_record_is_found_beside_damage_too() -> None:
+    builder = small_archive()
+    at(STRANGE, FOREIGN_BYTES)(builder)
+    builder.store.lose(f"{SEGMENTS}1200.r1.jsonl")
+
+    assert set(audit(builder, "manifest").totals) == {"record_unreadable", "segment_missing"}
+
+
+def test_what_another_archive_keeps_beside_is_nothing_of_ours() -> None:
+    builder = small_archive()
+    builder.store.put("elsewhere/records/x", b"x")
+
+    assert audit(builder).totals == {}
+
+
+def test_a_log_of_a_newer_release_is_information() -> None:
+    builder = small_archive()
+    builder.store.put("manifest/log/checkpoint", b"x")
+
+    assert audit(builder).totals == {"unexpected_object": 1}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_record_that_cannot_be_read_is_a_finding(level: str) -> None:
+    builder = small_archive()
+    builder.call("vc_e", hour(13), kinds=())
+    key = "records/dt=2024-01-15/vc_e/r1.json"
+    builder.store.refuse[key] = StoreError("odd", reason="denied")
+
+    report = audit(builder, level)
+
+    assert [(f.code, f.key) for f in report.findings] == [("unreadable", key)]
+
+
+# --- a newer release
+
+
+def test_what_is_known_of_a_newer_segment_is_checked() -> None:
+    builder = small_archive()
+    sealed_segment(0, 1, 2)(builder)
+    builder.store.rot(THIRTEEN + ".jsonl", lambda data: data.replace(b"novelty", b"NOVELTY"))
+    builder.store.rot(THIRTEEN + ".seal", lambda _: b"7\n")
+
+    codes = {"newer_format", "segment_mismatch", "pointer_mismatch"}
+    assert set(audit(builder, "manifest").totals) == codes
+
+
+def test_a_newer_release_is_named_in_words() -> None:
+    builder = small_archive()
+    sealed_segment(0, 1, 2)(builder)
+
+    [finding] = audit(builder).findings
+
+    assert (finding.severity, finding.detail) == ("warning", "3 lines")
+    assert "verify with that release" in CODES["newer_format"].meaning
+
+
+# --- revisions
+
+
+def test_a_revision_that_was_passed_over_is_explained() -> None:
+    builder = small_archive()
+    passed_over(FOREIGN_BYTES)(builder)
+
+    report = audit(builder)
+
+    skipped = next(f for f in report.findings if f.code == "revision_skipped")
+    assert (skipped.key, skipped.severity) == (f"{SEGMENTS}1300.r2.jsonl", "info")
+    assert "not ours" in skipped.detail
+    assert report.counts.records == 9
+
+
+def test_the_balance_of_a_revision_that_was_passed_over_is_checked() -> None:
+    builder = small_archive()
+    passed_over(FOREIGN_BYTES, outcomes={"vc_e": "archived", "vc_more": "archived"})(builder)
+
+    codes = {"revision_skipped", "segment_invalid", "window_counts", "listed_mismatch"}
+    assert set(audit(builder).totals) == codes
+
+
+def test_a_revision_whose_key_cannot_be_read_was_passed_over() -> None:
+    builder = small_archive()
+    passed_over(FOREIGN_BYTES)(builder)
+    builder.store.refuse[THIRTEEN + ".jsonl"] = StoreError("odd", reason="denied")
+
+    assert set(audit(builder).totals) >= {"revision_skipped", "unreadable"}
+
+
+# --- listings
+
+
+def test_entries_that_are_no_calls_are_counted_by_window() -> None:
+    builder = small_archive()
+    unreadable_entries(builder, 1, 3)
+
+    [finding] = audit(builder, "manifest").findings
+
+    assert finding.key == f"{SEGMENTS}1300.r2.jsonl"
+    assert finding.detail == "3 entries of the window from 2024-01-15T13:00:00Z"
+
+
+# --- sightings
+
+
+def test_a_lost_call_is_told_with_its_window() -> None:
+    builder = small_archive()
+    sight("vc_d", "vc_lost", "../\n")(builder)
+
+    [finding] = audit(builder).findings
+
+    assert finding.key == SIGHTING
+    assert finding.detail == (
+        "2 calls of the window 2024-01-15T12:00:00Z/2024-01-15T13:00:00Z, for instance vc_lost"
+    )
+
+
+def test_an_id_that_is_not_safe_is_not_printed() -> None:
+    builder = small_archive()
+    sight("../\n")(builder)
+
+    [finding] = audit(builder).findings
+
+    assert finding.detail == "1 call of the window 2024-01-15T12:00:00Z/2024-01-15T13:00:00Z"
+
+
+def test_a_record_that_is_foreign_saves_no_sighted_call() -> None:
+    builder = small_archive()
+    sight("vc_strange")(builder)
+    at(STRANGE, FOREIGN_BYTES)(builder)
+
+    assert audit(builder, "manifest").totals == {"record_unreadable": 1, "sighting_lost": 1}
+
+
+def test_a_range_does_not_hold_sightings_against_windows() -> None:
+    builder = small_archive()
+    sight("vc_lost")(builder)
+
+    report = audit(builder, start=hour(10).start)
+
+    assert report.totals == {}
+    assert any("sightings were not held" in note for note in report.notes)
+
+
+def test_without_all_segments_no_call_is_called_lost() -> None:
+    builder = small_archive()
+    sight("vc_a", "vc_lost")(builder)
+    builder.store.lose(f"{SEGMENTS}1000.r1.jsonl")
+
+    report = audit(builder, "manifest")
+
+    assert set(report.totals) == {"segment_missing"}
+    assert any("sightings were not held" in note for note in report.notes)
+
+
+def test_a_sighting_that_cannot_be_read_is_a_finding() -> None:
+    builder = small_archive()
+    sight("vc_lost")(builder)
+    builder.store.refuse[SIGHTING] = StoreError("odd", reason="denied")
+
+    assert audit(builder).totals == {"unreadable": 1}
+
+
+# --- files
+
+
+def test_files_of_kinds_that_are_not_known_are_hashed() -> None:
+    builder = small_archive()
+    kinds(("summary", "summary.json"))(builder)
+    builder.store.rot("recordings/dt=2024-01-15/vc_e/summary.json", lambda _: b"y")
+
+    assert set(audit(builder, "bytes").totals) == {"file_hash"}
+
+
+def test_files_of_kinds_that_are_not_known_lie_below_their_call() -> None:
+    builder = small_archive()
+    kinds(("transcript_malformed", "transcript.json5"))(builder)
+
+    assert set(audit(builder).totals) >= {"file_key"}
+    assert layout.parse_sighting_key(SIGHTING) == hour(12).start
