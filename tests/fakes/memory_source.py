@@ -210,7 +210,7 @@ class MemoryPlatform:
     def _remember(self, request: Request, reply: Reply, client: str) -> None:
         page = self._api.take_page()
         if "dateFrom" not in request.query:
-            return  # somebody asks for access, and lists no window
+            return  # whoever only asks whether the source answers lists no window
         if self.spoilt is not None:
             seen = _ids(reply)  # the page may not have come as it was made
             page = [document for document in page if document["id"] in seen]

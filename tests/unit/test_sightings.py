@@ -126,13 +126,17 @@ def test_a_late_call_that_another_window_showed_before_a_kill(world: World) -> N
 
 
 def test_what_a_listing_showed_that_was_cut_short_and_a_restart(world: World) -> None:
-    """The second page never comes, and the process is replaced."""
+    """The source is out from the second page on, and the process is replaced."""
     world.platform.options.page_size_cap = 2
     calls = [a_call(f"vc_{n}", TEN + n * MINUTE) for n in range(3)]
     world.platform.add(*calls)
 
+    since: list[Request] = []
+
     def out(request: Request) -> Reply | None:
-        return Reply(503) if request.query.get("page") == "2" else None
+        if since or request.query.get("page") == "2":
+            since.append(request)
+        return Reply(0) if since else None
 
     world.platform.hooks.append(out)
     one = world.writer("one")
@@ -159,6 +163,21 @@ def test_a_second_loop_that_ends_right_after_the_first_one_closed_the_window(wor
     one_is_hidden_by(404, world, "late")
     rounds(world, one, SETTLED + 90 * MINUTE)
     assert "late" in ledger_of(world).pending
+
+
+def test_who_closes_a_window_asks_for_what_others_have_written_down_meanwhile(
+    world: World,
+) -> None:
+    one, two = world.writer("one"), world.writer("two")
+    world.platform.add(a_call("vc_1"))
+    one.round()
+    world.platform.add(a_call("late", TEN + MINUTE))
+    killed_in_a_round(world, two)
+    one_is_hidden_by(404, world, "late")
+    world.clock.turn_to(SETTLED)
+    one.round()
+    [window] = [window for window in ledger_of(world).windows if window.start == TEN]
+    assert [each.pending for each in window.revisions] == [["late"]]
 
 
 # --- the objects
