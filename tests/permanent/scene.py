@@ -63,8 +63,7 @@ LOOP = tuple(
         61, 80,  # the second window has settled
         125, 145,  # its calls are given up
         185, 305,  # it comes of its two ages
-        421, 485, 545, 665,  # the same of the third
-        690,
+        421, 545, 665, 690,  # the same of the third
     )
 )  # fmt: skip
 """When the loop has its rounds."""

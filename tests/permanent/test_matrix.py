@@ -49,13 +49,15 @@ def loop(place: Place, variant: tuple[int, str], healed: int | None = None) -> R
 def the_same(place: Place, runs: list[Run]) -> None:
     """Neither the number of workers nor the order of a listing decides what comes of it."""
     if not place.ordered:
-        one, other = map(result, runs)
-        assert one == other
+        first, *others = map(result, runs)
+        assert [first] * len(others) == others
 
 
 @places
 def test_for_ever_in_the_loop(place: Place) -> None:
-    runs = [loop(place, variant) for variant in VARIANTS]
+    # Of the many ways in which a document may be bad, the backfills below compare the variants.
+    variants = VARIANTS[:1] if place.recorded else VARIANTS
+    runs = [loop(place, variant) for variant in variants]
     for run in runs:
         judge(place, run, loop=True)
     the_same(place, runs)
