@@ -57,6 +57,10 @@ demo: $(VENV)/.demo-installed ## the main job on embedded parts; ARGS="--calls 2
 test: $(VENV)/.dev-installed ## all tests but tests/system; ARGS="-k window" passes options
 	$(CLEAN_ENV) $(BIN)/python -m pytest --ignore=tests/system -n 3 --dist worksteal $(ARGS)
 
+.PHONY: permanent
+permanent: $(VENV)/.dev-installed ## all places where one thing may be bad for ever; make test has half
+	PERMANENT=all $(CLEAN_ENV) $(BIN)/python -m pytest tests/permanent -n 3 --dist worksteal $(ARGS)
+
 REPLAYED := $(SEED)
 EXAMPLES ?= 2000
 SEED ?= 1

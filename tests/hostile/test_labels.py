@@ -23,6 +23,7 @@ REASONS = {
     "broken_off", "damaged", "recording_changed", "bad_document",
 }  # fmt: skip
 ALLOWED = {
+    "of": {"source", "store"},
     "outcome": set(OUTCOMES),
     "kind": set(FILE_KINDS),
     "stage": {*STAGES, "store"},

@@ -10,10 +10,7 @@ import pytest
 
 from tests.simulation.points import KINDS, LEAST, SCENARIOS, all_of, calmly
 
-HERE = (
-    "init and backfill", "loop", "listed again", "hold", "loop, no URL for ever",
-    "backfill, a file refused for ever",
-)  # fmt: skip
+HERE = ("init and backfill", "loop", "listed again", "hold", "loop, no URL for ever")
 MISHAPS = ("after", "applied")
 
 
