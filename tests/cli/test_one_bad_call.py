@@ -30,14 +30,14 @@ def with_null(platform: Platform, request: Request) -> Reply | None:
     return Reply(200, {}, json.dumps({**document, "data": [None, *document["data"]]}).encode())
 
 
-@pytest.mark.parametrize("harm", ["401", "403", "500 for one", "odd url", "null", "400 at first"])
+@pytest.mark.parametrize("harm", ["401", "403", "422 for one", "odd url", "null", "400 at first"])
 def test_a_backfill_goes_on_to_the_others(
     command: Command, platform: Platform, hour: list[str], harm: str
 ) -> None:
     hooks = {
         "401": lambda r: url_of_first(Reply(401), r),
         "403": lambda r: url_of_first(Reply(403), r),
-        "500 for one": lambda r: url_of_first(Reply(501, {}, b"{}"), r),
+        "422 for one": lambda r: url_of_first(Reply(422, {}, b"{}"), r),
         "odd url": lambda r: url_of_first(odd_url(platform), r),
         "null": lambda r: with_null(platform, r),
         "400 at first": lambda r: (

@@ -114,7 +114,3 @@ def test_where_nothing_is_bad_all_is_well() -> None:
         run = Run(PlaceWorld(BACKFILL[0], workers, sort), None)
         with listening():
             judge_healed(CALM, run.backfill(), loop=False)
-
-
-def test_there_are_as_many_places_as_promised() -> None:
-    assert len(PLACES) >= 40
