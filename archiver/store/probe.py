@@ -260,9 +260,11 @@ def _hold_works(trial: Trial) -> bool | None:
 
 
 def _put_version(trial: Trial) -> tuple[str | None, Head | None]:
-    """A version that was not made for `_multipart`; the newest one where we may not list them.
-    Stores differ in the order in which they list a key's versions."""
-    versions = [one.version_id for one in trial.versions() or ()]
-    put = (one for one in versions if trial.content_type(one) != IN_PARTS)
-    head = trial.head(next(put, None))
+    """The oldest version that was not made for `_multipart`; the newest one where we may not list
+    them. A later one may be a race's, and has to be taken away again: so it gets no lock. Stores
+    differ in the order in which they list a key's versions, so the dates say which is the oldest;
+    of one second, the last that is listed."""
+    put = trial.put_versions()
+    oldest = min(enumerate(put), key=lambda one: (one[1][1], -one[0]), default=(0, (None, None)))
+    head = trial.head(oldest[1][0])
     return head.version_id if head else None, head

@@ -115,10 +115,19 @@ class Trial:
         return [v for v in found if v.key == layout.PROBE and not v.is_delete_marker]
 
     def times_put(self) -> int:
-        """How many versions came about by a PUT; 0 where we may not list them. Those uploaded in
-        parts are another trial's: several processes may begin an archive at one moment."""
-        found = self.versions() or ()
-        return sum(self.content_type(version.version_id) != IN_PARTS for version in found)
+        """How many versions came about by a PUT; 0 where we may not list them."""
+        return len(self.put_versions())
+
+    def put_versions(self) -> list[tuple[str, datetime]]:
+        """The versions that came about by a PUT, as they are listed, and when each was made. Those
+        uploaded in parts are another trial's: several processes may begin an archive at one
+        moment."""
+        heads = [(one.version_id, self._raw_head(one.version_id)) for one in self.versions() or ()]
+        return [
+            (version, head.get("LastModified") or datetime.min.replace(tzinfo=UTC))
+            for version, head in heads
+            if head.get("ContentType") != IN_PARTS
+        ]
 
     def lock(self, version: str, mode: str, until: datetime) -> None:
         self._requests.again(lambda: self._lock(version, mode, until))
