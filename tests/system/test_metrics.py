@@ -24,6 +24,7 @@ METRICS = {
     "archiver_stage_seconds": ("histogram", {"stage"}),
     "archiver_retries_total": ("counter", {"stage", "reason"}),
     "archiver_sas_renewals_total": ("counter", set()),
+    "archiver_clock_skew_seconds": ("gauge", {"of"}),
     "archiver_unreadable_entries_total": ("counter", set()),
     "archiver_in_flight": ("gauge", set()),
     "archiver_pending_calls": ("gauge", set()),
