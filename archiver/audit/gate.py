@@ -3,7 +3,7 @@
 Of what the store refuses, some is about one object or one listing (a finding: `unreadable`,
 `too_large`, `unlistable`), some about the store or our credentials (raised as it is). Which of them
 it is, a control decides (`control.py`): while the store answers the same question about another
-object, it is a finding, be it the first object that is asked for, and however many there are.
+object, it is a finding: also of the first object that is asked for, and of however many.
 """
 
 from __future__ import annotations

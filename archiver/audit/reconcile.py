@@ -10,7 +10,7 @@
   there and not asked for.
 
 - What is bad harms only itself: a window that cannot be listed, an entry that is no call, a segment
-  or a record that cannot be read is told of, and all else is compared. A window whose segments
+  or a record that cannot be read is reported, and all else is compared. A window whose segments
   cannot be read is not judged.
 
 Nothing is written. In memory are the few windows that are listed ahead, the few whose segments were

@@ -41,7 +41,7 @@ class RecordObjects:
         """The newest record of each call that has one, by call id.
 
         `days` says for each call id on which days its record may lie, `known` which revision of
-        it is known already: one that is no newer is left out. `damage` is told of each record
+        it is known already: one that is no newer is left out. `damage` hears of each record
         that is damaged or cannot be read, and the one before it counts. Raises `StoreError`.
         """
         keys: dict[str, list[tuple[int, str]]] = {}

@@ -12,7 +12,7 @@ from archiver.audit.segments import SegmentCheck, is_events, segment_name
 from archiver.manifest import layout, seal
 
 MAX_READ = 1000
-"""Unsealed segments that are read; the others are only told of. In a sound archive there are as
+"""Unsealed segments that are read; the others are only reported. In a sound archive there are as
 many as windows that are being sealed just now."""
 _EXTENSIONS = (".jsonl", ".sha256", ".seal")
 

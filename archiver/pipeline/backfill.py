@@ -136,9 +136,9 @@ class Backfill:
     def run(self, todo: Iterable[Window], aim: Aim = BACKFILL) -> Summary:
         """Archive, close and seal; while our clock is wrong, only archive.
 
-        A window that stays open is tried once more at the end; so are
-        one with a call that was refused before another call of its kind was answered, and, of the
-        sealed ones, any other window to which belongs what turned up.
+        At the end three kinds of windows are tried once more: those that stay open, those with a
+        call that was refused before any call of its kind was answered, and sealed ones to which
+        belongs what turned up elsewhere.
 
         Raises what `Windows.process` and `Chain.append` raise.
         """

@@ -138,7 +138,7 @@ class Service:
         next round looks at it again."""
         summary.clock_wrong += len(due)
         for window in reversed(due):
-            if not self._segments.is_sealed(window.start):
+            if not self._backfill.is_sealed(window):
                 self._note(self._windows.process(window, OPEN), summary)
 
     def _close(self, batch: list[Window], mark: datetime, summary: Summary) -> datetime:

@@ -45,6 +45,8 @@ class StoreHealth:
         with self._lock:
             self._refused.add(item)
             count = len(self._refused)
-        if count >= HOPELESS:
-            return True
+            if count >= HOPELESS:
+                # Who tries again later starts counting anew: else one refusal would end it.
+                self._refused.clear()
+                return True
         return count % SUSPICIOUS == 0 and not self._is_answering()

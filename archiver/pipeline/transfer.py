@@ -45,7 +45,7 @@ WAS_THERE = {
 }
 """Reasons of a failure that say that the source had a recording once."""
 OUTAGES = ("source_unavailable", "store_refused")
-"""Reasons that an outage may have, of which nobody has seen the other failures yet."""
+"""Reasons of a failure that an outage may have caused: one such failure gives no call up."""
 BEGINNINGS = 4
 """How often a recording is begun that changes, or proves damaged, on the way."""
 
@@ -130,11 +130,13 @@ class Transfer:
             # 3. It is given up: a record says why, with what is known of it.
             try:
                 result = job.failure(unarchived.reason, unarchived.status)
-                return self._commit(job, result, previous)
+                found = self._commit(job, result, previous)
             except CallError as error:
                 return self._failed(call, error, attempt)
             except StoreError as error:
                 return self._store_refused(call, error, attempt)
+            self.store_health.succeeded()
+            return found
 
     def _look_again(
         self, call: Call, window: Window, job: Job, found: Record, listed_at: datetime | None

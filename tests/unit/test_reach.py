@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -90,6 +91,29 @@ def test_a_call_that_the_store_goes_on_refusing_is_given_up(world: World) -> Non
     record = ledger(world).listed["vc_1"]
     assert record is not None
     assert (record["outcome"], record["reason"]) == ("failed", "store_refused")
+
+
+def test_calls_that_are_given_up_are_no_outage_however_many(world: World) -> None:
+    """Their records are stored, so the store is well. Before that, so many refusals in a row end a
+    round, and the next one goes on."""
+    for number in range(HOPELESS + 10):
+        world.platform.add(a_call(f"bad_{number:03}", TEN))
+    world.platform.add(a_call("zz_last", TEN))
+    writer = world.writer("a")
+    refuse(writer.store, "put", "/bad_")
+    writer.store.hooks[:] = [only_recordings(hook) for hook in writer.store.hooks]
+    for _ in range(8):
+        with suppress(StoreError):  # as the loop does
+            writer.round()
+        world.clock.forward(HOUR)
+    found = ledger(world)
+    assert found.recorded >= {*CALLS, "bad_000", "zz_last"}
+    assert not found.pending
+
+
+def only_recordings(hook: Callable[[Request], None]) -> Callable[[Request], None]:
+    """The same refusal, of recordings alone."""
+    return lambda request: hook(request) if "recording" in request.key.split("/")[-1] else None
 
 
 @RUNS
