@@ -14,6 +14,7 @@ from datetime import date, datetime
 
 import structlog
 
+from archiver.clock import Interrupted
 from archiver.errors import FormatError, NewerFormat, Reach, StoreError
 from archiver.manifest import layout, record
 from archiver.manifest.layout import SegmentName
@@ -275,16 +276,25 @@ class Planner:
         return self._sightings.read(listed.window)
 
     def note_cut_short(
-        self, window: Window, calls: Iterable[Call], history: History, listed_at: datetime
+        self,
+        window: Window,
+        calls: Iterable[Call],
+        beside: Iterable[Call],
+        listed_at: datetime,
+        told: Collection[str] = (),
     ) -> None:
         """As `note`, of a listing that began at `listed_at` and failed on the way. It did not say
         whether the calls of other windows are listed there: so they are this window's, until a
-        listing says more."""
+        listing says more. Those `beside` it, which the listings of other windows showed, are for
+        the windows of their own times."""
+        shown: dict[Window, list[Call]] = {window: []}
         length = window.end - window.start
-        homes = ((window_of(placing_time(call, window, listed_at), length), call) for call in calls)
-        ours = [call for home, call in homes if home == window or self._is_ours(home)]
+        for call, is_listed_here in [*((c, True) for c in calls), *((c, False) for c in beside)]:
+            home = window_of(placing_time(call, window, listed_at), length)
+            if home == window or self._is_ours(home):
+                shown.setdefault(window if is_listed_here else home, []).append(call)
         try:
-            self._write_down({window: ours}, listed_at, history.records)
+            self._write_down(shown, listed_at, told)
         except StoreError as error:
             log.warning("sighting.unwritten", window=str(window), error=str(error))
 
@@ -339,10 +349,12 @@ class Planner:
         memory = memories.setdefault(listed.window, Memory())
         if not memory.recalled:
             found = self._recall.take(listed.window, few=aim.backfill)
-            self._hand_on(found, listed, memories)
-            with self._lock:
-                memory.untold = {**found, **memory.untold}
+            try:
+                self._hand_on(found, listed, memories)
                 memory.recalled = True
+            finally:  # they are handed out once
+                with self._lock:
+                    memory.untold = {**found, **memory.untold}
         with self._lock:
             self._leave_to_others(listed, memories)
 
@@ -374,12 +386,23 @@ class Planner:
             if not found.keys() - listed.calls.keys():
                 return
             beside = Window(listed.window.start + by, listed.window.end + by)
-            for home, calls in self._lister.glance(beside).items():
+            for home, calls in self._glance(listed, beside).items():
                 if self._is_ours(home):
                     self._write_down({home: calls.values()}, listed.listing.listed_at)
                 with self._lock:
                     for call_id in calls.keys() & found.keys() - listed.calls.keys():
                         memories.setdefault(beside, Memory()).untold[call_id] = found.pop(call_id)
+
+    def _glance(self, listed: Listed, beside: Window) -> dict[Window, dict[str, Call]]:
+        """As `Lister.glance`; what it shows before it fails is written down."""
+        seen: dict[str, Call] = {}
+        try:
+            return self._lister.glance(beside, seen)
+        except Interrupted:
+            raise
+        except Exception:
+            self.note_cut_short(listed.window, (), seen.values(), listed.listing.listed_at)
+            raise
 
     def _leave_to_others(self, listed: Listed, memories: dict[Window, Memory]) -> None:
         """Forget what is not listed here and what another window has in mind too: one of them tells
