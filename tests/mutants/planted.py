@@ -360,8 +360,8 @@ BUGS = (
     Bug(
         "what other processes wrote down is not asked for before a window is closed",
         "pipeline/planning.py",
-        "self._sightings.read(afresh, afresh=True)",
-        "self._sightings.read(afresh)",
+        "self._sightings.read(at, afresh=True)",
+        "self._sightings.read(at)",
         "tests/unit/test_sightings.py",
     ),
     Bug(
