@@ -442,6 +442,13 @@ BUGS = (
         "if True:",
         "tests/unit/test_windows.py tests/unit/test_reviewed.py tests/model",
     ),
+    Bug(
+        "a day of segments that cannot be listed ends a round under a wrong clock",
+        "pipeline/service.py",
+        "if not self._backfill.is_sealed(window):",
+        "if not self._segments.is_sealed(window.start):",
+        "tests/unit/test_clock_check.py",
+    ),
     # --- the audit
     Bug(
         "the audit takes any signature",
