@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
 
+import structlog
+
 from archiver import fixity, metrics, wav
-from archiver.errors import CallError, FormatError, KeyTaken, StoreError
+from archiver.errors import CallError, FormatError, KeyTaken, Reach, StoreError
 from archiver.manifest import layout
 from archiver.pipeline.ports import Store
 from archiver.source.recording import BlobInfo
@@ -20,11 +24,16 @@ from archiver.source.resume import Resumed
 from archiver.store.objects import Stored
 from archiver.store.upload import GIVEN_UP_AFTER
 
+log = structlog.get_logger()
+
 WAV = "audio/wav"
 PART_BYTES = 5 << 20
 """The least that S3 takes as a part: this much memory each worker has, whatever it moves."""
 HASHED_BYTES = 256 << 10
 """So much is read and then hashed, while a core's cache still has it."""
+KEPT_UPLOADS = 1024
+"""Uploads remembered whose calls have no record yet: so many calls at a time whose records the
+store refuses are uploaded once; of more, the oldest ones again."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +65,68 @@ class Download:
         self._tag = tag
         self._monotonic = monotonic
         self._buffers: list[bytearray] = []
+        self._uploads: OrderedDict[str, tuple[Downloaded, datetime | None]] = OrderedDict()
+        """What this process uploaded in parts and no record names yet, by the key that was asked
+        for, and until when it is locked."""
+        self._lock = threading.Lock()
 
     def run(
         self, recording: Resumed, key: str, retain_until: datetime | None, held: bool
     ) -> Downloaded:
         """Store a recording under `key`, or beside it; `held` puts a legal hold on it.
 
+        An upload in parts has a key of its own each time, and nothing is deleted. So the one that
+        an earlier try made, before something else of the call failed, is used again while the
+        source has the same blob and the lock is to be the same: else a call whose record the store
+        refuses for ever would leave a whole recording with each try. `forget` it once a record
+        names it.
+
         Raises `CallError` where the blob is not what was announced, `StoreError`, `Interrupted`.
         """
-        with self._buffer(min(self._part_bytes, recording.info.length)) as view:
-            return self._run(view, recording, key, retain_until, held)
+        info = recording.info
+        in_parts = info.length > self._part_bytes
+        done = self._uploaded(key, info, retain_until) if in_parts else None
+        if done is None:
+            with self._buffer(min(self._part_bytes, info.length)) as view:
+                done = self._run(view, recording, key, retain_until, held)
+        if in_parts:
+            self._keep(key, done, retain_until)
+            if held:
+                self._store.set_hold(done.stored.key, done.stored.version_id, True)
+        self._read_back(done.stored)
+        return done
+
+    def forget(self, key: str) -> None:
+        """The call has its record."""
+        with self._lock:
+            self._uploads.pop(key, None)
+
+    def _keep(self, key: str, done: Downloaded, retain_until: datetime | None) -> None:
+        with self._lock:
+            self._uploads[key] = done, retain_until
+            self._uploads.move_to_end(key)
+            if len(self._uploads) > KEPT_UPLOADS:
+                self._uploads.popitem(last=False)
+
+    def _uploaded(
+        self, key: str, info: BlobInfo, retain_until: datetime | None
+    ) -> Downloaded | None:
+        """The upload of an earlier try, if it is of this very blob and the store still shows it."""
+        with self._lock:
+            done, until = self._uploads.get(key, (None, None))
+        # Which of its hosts the source names says nothing of the blob.
+        if done is None or until != retain_until or replace(done.info, host=info.host) != info:
+            return None
+        try:
+            head = self._store.head(done.stored.key, done.stored.version_id)
+        except StoreError as error:
+            if error.reach is not Reach.ITEM:
+                raise
+            return None
+        if head is None or head.size != done.stored.size:
+            return None
+        log.info("recording.upload_reused", key=done.stored.key)
+        return done
 
     def _run(
         self,
@@ -93,9 +154,6 @@ class Download:
             )
         else:
             stored = self._multipart(recording, view, digests, key, retain_until)
-            if held:
-                self._store.set_hold(stored.key, stored.version_id, True)
-        self._read_back(stored)
         return Downloaded(stored, header, info)
 
     @contextmanager

@@ -40,6 +40,11 @@ class _Days(Generic[V]):
             self._days.move_to_end(day)
             return self._days[day]
 
+    def known(self, day: date) -> V | None:
+        """What is remembered of a day; asks nobody."""
+        with self.lock:
+            return self._days.get(day)
+
     def forget(self) -> None:
         with self.lock:
             self._days.clear()
@@ -62,13 +67,14 @@ class RecordIndex:
             return dict(self._days.of(day))
 
     def add(self, key: str) -> None:
-        """Remember a record that was just written."""
+        """Remember a record that was just written; a day that is not known yet will list it."""
         parsed = layout.parse_record_key(key)
         if parsed is None:
             return
         with self._days.lock:
-            revisions = self._days.of(parsed[0])
-            revisions[parsed[1]] = max(parsed[2], revisions.get(parsed[1], 0))
+            revisions = self._days.known(parsed[0])
+            if revisions is not None:
+                revisions[parsed[1]] = max(parsed[2], revisions.get(parsed[1], 0))
 
     def _load(self, day: date) -> dict[str, int]:
         revisions: dict[str, int] = {}

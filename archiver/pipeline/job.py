@@ -137,6 +137,11 @@ class Job:
         return placing_time(self.call, self._window, self._listed_at).date()
 
     @property
+    def recording_key(self) -> str:
+        """Where the recording is to lie; it may lie beside it."""
+        return layout.recording_dir(self.day, self.call.id) + "recording.wav"
+
+    @property
     def retain_until(self) -> datetime | None:
         start, _ = lock_start(self.call, self._window, self._listed_at)
         return self._tools.retention.until(start)
@@ -387,8 +392,7 @@ class Job:
         return self._tools.retry.call("transfer", self._recording_once)
 
     def _recording_once(self) -> tuple[dict[str, Any], list[str]]:
-        tools = self._tools
-        key = layout.recording_dir(self.day, self.call.id) + "recording.wav"
+        tools, key = self._tools, self.recording_key
         with (
             metrics.stage("transfer"),
             closing(tools.open(self._signed_url)) as recording,

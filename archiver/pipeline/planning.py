@@ -8,12 +8,13 @@ of.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 
 import structlog
 
+from archiver.clock import Interrupted
 from archiver.errors import FormatError, NewerFormat, Reach, StoreError
 from archiver.manifest import layout, record
 from archiver.manifest.layout import SegmentName
@@ -28,6 +29,9 @@ from archiver.pipeline.sightings import Sighted, Sightings
 from archiver.source.listing import Listed, Lister
 
 log = structlog.get_logger()
+
+Revision = Callable[[date, str], int]
+"""The newest revision of a call's record below a day, 0 where there is none."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,8 @@ class Planner:
         with self._lock:
             untold = {i for memory in memories.values() for i in memory.untold.keys() & loose}
         loose -= untold
-        places = {call_id: self._place(call_id, _days_near(window)) for call_id in loose}
+        revision = self._revisions(window)
+        places = {call_id: _place(revision, call_id, _days_near(window)) for call_id in loose}
         recorded = {(day, layout.call_dir(i)) for i, (day, number) in places.items() if number}
         told = self._recall.told_among(recorded, window) if recorded else set()
         ids = {i for i in loose if (places[i][0], layout.call_dir(i)) not in told}
@@ -199,11 +204,25 @@ class Planner:
         awaited = {**awaited, **listed.glimpsed}
         return {call_id: call for call_id, call in awaited.items() if call_id not in listed.calls}
 
-    def _place(self, call_id: str, days: Iterable[date]) -> tuple[date, int]:
-        """The first of these days that has a record of the call, and the record's newest revision;
-        the first day and 0 where none has."""
-        found = [(day, self.records.revision(day, call_id)) for day in days]
-        return next((one for one in found if one[1]), found[0])
+    def _revisions(self, window: Window) -> Revision:
+        """As `RecordIndex.revision`, for one look at a window. Another day than the window's own
+        that the store does not list is taken for empty: harm done there is not this window's, and
+        not to know of a record costs work done twice, for records are created once."""
+        unlistable = set[date]()
+
+        def revision(day: date, call_id: str) -> int:
+            if day in unlistable:
+                return 0
+            try:
+                return self.records.revision(day, call_id)
+            except StoreError as error:
+                if day == window.start.date() or error.reach is not Reach.ITEM:
+                    raise
+                unlistable.add(day)
+                log.error("day.unlistable", day=day.isoformat(), error=str(error))
+                return 0
+
+        return revision
 
     def _add(self, plan: Plan, task: Task, rest: bool) -> None:
         resting = self._attempts.resting(task.call.id) if rest else None
@@ -227,9 +246,10 @@ class Planner:
                 del memory.untold[call_id]  # another writer told of it, or of a later one
         standing = dict(memory.untold)
         keys: dict[str, str] = {}
+        newest_of = self._revisions(listed.window)
         for call_id, days in _days(listed, awaited, history):
             found = _newest(standing.get(call_id), history.records.get(call_id))
-            day, revision = self._place(call_id, days)
+            day, revision = _place(newest_of, call_id, days)
             if found is not None and (call_id in listed.calls or call_id in awaited):
                 standing[call_id] = found
             if revision > (found.revision if found else 0):
@@ -267,42 +287,61 @@ class Planner:
         own = [*listed.calls.values(), *listed.glimpsed.values()]
         strays = {w: calls.values() for w, calls in listed.strays.items() if self._is_ours(w)}
         self._write_down(
+            listed.window,
             {listed.window: own, **strays},
             listed.listing.listed_at,
             history.records,
-            listed.window if afresh else None,
+            afresh=afresh,
         )
         return self._sightings.read(listed.window)
 
     def note_cut_short(
-        self, window: Window, calls: Iterable[Call], history: History, listed_at: datetime
+        self,
+        window: Window,
+        calls: Iterable[Call],
+        beside: Iterable[Call],
+        listed_at: datetime,
+        told: Collection[str] = (),
     ) -> None:
         """As `note`, of a listing that began at `listed_at` and failed on the way. It did not say
         whether the calls of other windows are listed there: so they are this window's, until a
-        listing says more."""
+        listing says more. Those `beside` it, which the listings of other windows showed, are for
+        the windows of their own times."""
+        shown: dict[Window, list[Call]] = {window: []}
         length = window.end - window.start
-        homes = ((window_of(placing_time(call, window, listed_at), length), call) for call in calls)
-        ours = [call for home, call in homes if home == window or self._is_ours(home)]
+        for call, is_listed_here in [*((c, True) for c in calls), *((c, False) for c in beside)]:
+            home = window_of(placing_time(call, window, listed_at), length)
+            if home == window or self._is_ours(home):
+                shown.setdefault(window if is_listed_here else home, []).append(call)
         try:
-            self._write_down({window: ours}, listed_at, history.records)
+            self._write_down(window, shown, listed_at, told)
         except StoreError as error:
             log.warning("sighting.unwritten", window=str(window), error=str(error))
 
     def _write_down(
         self,
+        at: Window,
         shown: Mapping[Window, Collection[Call]],
         listed_at: datetime,
         told: Collection[str] = (),
-        afresh: Window | None = None,
+        *,
+        afresh: bool = False,
     ) -> None:
-        """Those of these calls, by window, that have no record; `told` have one, in a segment.
-        Where the bucket does not say who has, all of them stay in memory. Raises `StoreError`."""
+        """Those of these calls, by window, that have no record; `told` have one, in a segment. `at`
+        is the window that is worked at. Where the bucket does not say who has, all of them stay in
+        memory. Raises `StoreError`."""
+        revision = self._revisions(at)
         missing = {window: [call.id for call in calls] for window, calls in shown.items()}
         try:
-            if afresh is not None:
-                self._sightings.read(afresh, afresh=True)
+            if afresh:
+                self._sightings.read(at, afresh=True)
             for window, calls in shown.items():
-                missing[window] = self._unrecorded(window, calls, listed_at, told)
+                missing[window] = [
+                    call.id
+                    for call in calls
+                    if call.id not in told
+                    and not revision(placing_time(call, window, listed_at).date(), call.id)
+                ]
         finally:
             for window, ids in missing.items():
                 self._sightings.hold(window, ids)
@@ -319,17 +358,6 @@ class Planner:
         told = {one for keys in self._workers.map(self._recall.told_keys, names) for _, one in keys}
         return any(layout.call_dir(call_id) not in told for call_id in loose)
 
-    def _unrecorded(
-        self, window: Window, calls: Iterable[Call], listed_at: datetime, told: Collection[str]
-    ) -> list[str]:
-        """The ids of those that have no record."""
-        return [
-            call.id
-            for call in calls
-            if call.id not in told
-            and not self.records.revision(placing_time(call, window, listed_at).date(), call.id)
-        ]
-
     def _is_ours(self, window: Window) -> bool:
         return self.begins is None or window.start >= self.begins
 
@@ -339,10 +367,12 @@ class Planner:
         memory = memories.setdefault(listed.window, Memory())
         if not memory.recalled:
             found = self._recall.take(listed.window, few=aim.backfill)
-            self._hand_on(found, listed, memories)
-            with self._lock:
-                memory.untold = {**found, **memory.untold}
+            try:
+                self._hand_on(found, listed, memories)
                 memory.recalled = True
+            finally:  # they are handed out once
+                with self._lock:
+                    memory.untold = {**found, **memory.untold}
         with self._lock:
             self._leave_to_others(listed, memories)
 
@@ -374,12 +404,24 @@ class Planner:
             if not found.keys() - listed.calls.keys():
                 return
             beside = Window(listed.window.start + by, listed.window.end + by)
-            for home, calls in self._lister.glance(beside).items():
+            for home, calls in self._glance(listed, beside).items():
                 if self._is_ours(home):
-                    self._write_down({home: calls.values()}, listed.listing.listed_at)
+                    shown = {home: calls.values()}
+                    self._write_down(listed.window, shown, listed.listing.listed_at)
                 with self._lock:
                     for call_id in calls.keys() & found.keys() - listed.calls.keys():
                         memories.setdefault(beside, Memory()).untold[call_id] = found.pop(call_id)
+
+    def _glance(self, listed: Listed, beside: Window) -> dict[Window, dict[str, Call]]:
+        """As `Lister.glance`; what it shows before it fails is written down."""
+        seen: dict[str, Call] = {}
+        try:
+            return self._lister.glance(beside, seen)
+        except Interrupted:
+            raise
+        except Exception:
+            self.note_cut_short(listed.window, (), seen.values(), listed.listing.listed_at)
+            raise
 
     def _leave_to_others(self, listed: Listed, memories: dict[Window, Memory]) -> None:
         """Forget what is not listed here and what another window has in mind too: one of them tells
@@ -390,6 +432,13 @@ class Planner:
             same = (other.untold.get(call_id) for other in others)
             if call_id not in listed.calls and any(one and one.key == found.key for one in same):
                 del memory.untold[call_id]
+
+
+def _place(revision: Revision, call_id: str, days: Iterable[date]) -> tuple[date, int]:
+    """The first of these days that has a record of the call, and the record's newest revision;
+    the first day and 0 where none has."""
+    found = [(day, revision(day, call_id)) for day in days]
+    return next((one for one in found if one[1]), found[0])
 
 
 def _newest(one: Standing | None, other: Standing | None) -> Standing | None:

@@ -246,6 +246,8 @@ class Transfer:
             except KeyTaken:
                 job.was_beaten = True
                 return self._adopt(key, held)
+            if result.outcome == "archived":
+                self._tools.download.forget(job.recording_key)
             if previous is not None and not held and self._hold_as(previous, result):
                 # A hold was put on the call after we had looked, and may have missed this record.
                 self._store.set_hold(key, stored.version_id, True)

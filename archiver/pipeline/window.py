@@ -214,14 +214,17 @@ class Windows:
             memory.refreshed = NEVER  # another writer saw to that age
             return True
         seen: dict[str, Call] = {}
+        beside: dict[str, Call] = {}
         began = self._clock.now()
         try:
-            listed = self._lister.list(window, seen)
+            listed = self._lister.list(window, seen, beside)
         except Interrupted:
             raise
         except Exception:
             # Were the source to hide them now, nobody else would know that they were listed.
-            self.planner.note_cut_short(window, seen.values(), history, began)
+            self.planner.note_cut_short(
+                window, seen.values(), beside.values(), began, history.records
+            )
             raise
         outcome.error, outcome.unreadable = listed.error, listed.listing.unreadable
         sighted = self.planner.note(listed, history, afresh=outcome.settled)

@@ -112,10 +112,16 @@ class Lister:
         self._clock = clock
         self._length = window_length
 
-    def list(self, window: Window, seen: dict[str, Call] | None = None) -> Listed:
-        """The calls of a window. `seen` gets every call as it comes, so that those are known that
-        came before an error. Raises `SourceRefused` or `SourceError` where the source is out or
-        refuses all listings; what is wrong with this one alone stands in `Listed.error`."""
+    def list(
+        self,
+        window: Window,
+        seen: dict[str, Call] | None = None,
+        beside: dict[str, Call] | None = None,
+    ) -> Listed:
+        """The calls of a window. `seen` gets every call as it comes, and `beside` those that the
+        listings of other windows show on the way, so that those are known that came before an
+        error. Raises `SourceRefused` or `SourceError` where the source is out or refuses all
+        listings; what is wrong with this one alone stands in `Listed.error`."""
         seen = {} if seen is None else seen
         began = self._clock.now()
         found = self._pass(window, seen)
@@ -130,7 +136,7 @@ class Lister:
         stable = agreeing > 1 and found.error is None
         UNREADABLE_ENTRIES.inc(found.unreadable)
         self._warn(window, found, passes, stable)
-        own, strays = self._sort(window, seen, began)
+        own, strays = self._sort(window, seen, {} if beside is None else beside, began)
         listing = Listing(
             listed_at=began,
             pages=found.pages,
@@ -143,10 +149,12 @@ class Lister:
         gone = {i: own.pop(i) for i in sorted(own.keys() - found.ids)} if stable else {}
         return Listed(window, own, listing, stable, gone, strays, found.error)
 
-    def glance(self, window: Window) -> dict[Window, dict[str, Call]]:
+    def glance(
+        self, window: Window, seen: dict[str, Call] | None = None
+    ) -> dict[Window, dict[str, Call]]:
         """The calls that one pass over a window shows, by the windows of their own time. Pages that
-        cannot be had are left out. Raises as `list`."""
-        seen: dict[str, Call] = {}
+        cannot be had are left out. `seen` is as in `list`, which says what is raised."""
+        seen = {} if seen is None else seen
         began = self._clock.now()
         self._pass(window, seen)
         found: dict[Window, dict[str, Call]] = {}
@@ -193,10 +201,15 @@ class Lister:
             log.warning("source.total_disagrees", window=shown, total=total, listed=listed)
 
     def _sort(
-        self, window: Window, calls: Mapping[str, Call], listed_at: datetime
+        self,
+        window: Window,
+        calls: Mapping[str, Call],
+        glanced: dict[str, Call],
+        listed_at: datetime,
     ) -> tuple[dict[str, Call], dict[Window, dict[str, Call]]]:
         """The calls that are this window's; and all that the source was seen to list in another
-        one, the one of their own time, when that was looked at for the calls in question."""
+        one, the one of their own time, when that was looked at for the calls in question. `glanced`
+        gets what is seen there, as it comes."""
         own: dict[str, Call] = {}
         asked: dict[Window, dict[str, Call]] = {}
         beside: dict[Window, dict[str, Call]] = {}
@@ -205,7 +218,11 @@ class Lister:
             if home != window and home not in asked:
                 # Where its listing is not complete, a call may be kept here and listed there later:
                 # counted twice, which `verify` tells of, and not by nobody.
-                shown = self.glance(home)
+                seen: dict[str, Call] = {}
+                try:
+                    shown = self.glance(home, seen)
+                finally:
+                    glanced.update(seen)
                 asked[home] = shown.get(home, {})
                 for other, found in shown.items():
                     beside[other] = {**found, **beside.get(other, {})}

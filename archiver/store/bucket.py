@@ -47,6 +47,8 @@ MAX_OBJECT_BYTES = 64 << 20
 JSON = "application/json"
 PROBE_BYTES = b"Written to learn whether this store refuses to overwrite it.\n"
 """What `manifest/probe` holds, on which the store is tried out (`trial.py`)."""
+SIGHT_KEYS = (layout.PROBE, layout.seal_key(0), layout.signature_key(0), layout.VERIFY_PAGE)
+"""Objects of every archive, whose locks are asked for to learn whether we may see any."""
 
 
 class Bucket:
@@ -414,18 +416,29 @@ class Bucket:
 
     def check_sight(self) -> None:
         """Raises `StoreError` where we may not see locks and legal holds: a store leaves out of a
-        HEAD what we may not see, so it would pass for missing."""
-        s3, at = self.requests.s3, self.requests.at(layout.PROBE)
+        HEAD what we may not see, so it would pass for missing.
+
+        Who lacks the permission is refused whatever object is asked for. One that is refused alone
+        is a matter of its own, so others are asked for before that is believed.
+        """
+        s3 = self.requests.s3
         for operation, ask in (
             ("GetObjectRetention", s3.get_object_retention),
             ("GetObjectLegalHold", s3.get_object_legal_hold),
         ):
-            try:
-                self.requests.once(operation, partial(ask, **at))
-            except StoreError as error:
-                # Any other answer hides no lock; a store that knows none may even answer 500.
-                if error.reason == "denied":
-                    raise
+            denied: StoreError | None = None
+            for key in SIGHT_KEYS:
+                try:
+                    self.requests.once(operation, partial(ask, **self.requests.at(key)))
+                except StoreError as error:
+                    # Any other answer hides no lock; a store that knows none may even answer 500.
+                    if error.reason == "denied":
+                        denied = denied or error
+                        continue
+                denied = None
+                break
+            if denied is not None:
+                raise denied
 
     def has_object_lock(self) -> bool:
         """Raises `StoreError` where we may not ask: guessing would be set down in seal 0."""

@@ -97,7 +97,7 @@ class Crew:
     """Runs commands in each role."""
 
     def __init__(self, scene: Scene, platform: Platform, directory: Path, key: SigningKey) -> None:
-        self._command = command_for(
+        self.command = command_for(
             platform, key, directory, {},
             S3_BUCKET=BUCKET, S3_PREFIX=scene.prefix, S3_REGION=REGION,
             OBJECT_LOCK_MODE="COMPLIANCE", RETENTION_DAYS="7300",
@@ -107,7 +107,7 @@ class Crew:
 
     def act(self, role: str, *arguments: str, alone: bool = True) -> Done:
         options = self._alone if alone else []
-        done = self._command.run(*arguments, *options, **self._scene.doors[role].settings)
+        done = self.command.run(*arguments, *options, **self._scene.doors[role].settings)
         assert done.code == 0, (role, arguments, done.out, done.err)
         return done
 
@@ -146,6 +146,27 @@ def test_each_role_does_its_work_and_nothing_more(
     for role in ROLES:
         managed = {name for name, deed in roles.deeds(scene, role).items() if roles.done(deed)}
         assert managed == (MAY[role] if store == "aws" else MAY[role] | MORE[role]), role
+
+
+@pytest.mark.parametrize("store", ON_WEED[:1])
+def test_the_object_of_the_trial_alone_is_refused_to_the_auditor(
+    store: str, scene: Scene, weed: Weed, platform: Platform, tmp_path: Path, key: SigningKey
+) -> None:
+    crew = Crew(scene, platform, tmp_path, key)
+    crew.act("writer", "init")
+    crew.act("writer", "backfill", *HOUR)
+    refused = {
+        "Effect": "Deny",
+        "Action": "s3:Get*",
+        "Resource": f"arn:aws:s3:::{BUCKET}/{scene.key(layout.PROBE)}",
+    }
+    auditor = roles.policy("auditor", scene.prefix)
+    auditor["Statement"].append(refused)
+    with Gate(weed.endpoint_url, [auditor]) as gate:
+        door = roles.Door(gate.url, weed.environment)
+        done = crew.command.run("verify", **door.settings)
+        assert done.code == 0, (done.out, done.err)
+        assert any(layout.PROBE in one for one in gate.denied)
 
 
 @pytest.mark.parametrize(

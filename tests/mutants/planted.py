@@ -360,8 +360,8 @@ BUGS = (
     Bug(
         "what other processes wrote down is not asked for before a window is closed",
         "pipeline/planning.py",
-        "self._sightings.read(afresh, afresh=True)",
-        "self._sightings.read(afresh)",
+        "self._sightings.read(at, afresh=True)",
+        "self._sightings.read(at)",
         "tests/unit/test_sightings.py",
     ),
     Bug(
@@ -441,6 +441,13 @@ BUGS = (
         "if mark == window.start and (outcome is None or outcome.closed):",
         "if True:",
         "tests/unit/test_windows.py tests/unit/test_reviewed.py tests/model",
+    ),
+    Bug(
+        "a day of segments that cannot be listed ends a round under a wrong clock",
+        "pipeline/service.py",
+        "if not self._backfill.is_sealed(window):",
+        "if not self._segments.is_sealed(window.start):",
+        "tests/unit/test_clock_check.py",
     ),
     # --- the audit
     Bug(

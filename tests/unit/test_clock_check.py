@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from archiver.audit.verify import Options, verify
 from archiver.cli.backfill import _tell
 from archiver.clock import RemoteClock
+from archiver.errors import Reach, StoreError
 from archiver.manifest import layout
 from archiver.metrics import REGISTRY
 from archiver.model import Retention, parse_time
@@ -153,6 +154,33 @@ def test_a_clock_that_is_wrong_for_a_round_closes_and_seals_nothing(
     assert events(logs, *CLOCK) == [("clock.right", "info")]
     assert world.archived == {"before", "meanwhile"}
     assert world.mark() == NOON, "what was due is sealed in the first round that may"
+    goes_on(world, writer)
+
+
+def test_a_day_that_the_store_does_not_list_keeps_no_other_from_being_archived(
+    world: TurnedWorld,
+) -> None:
+    """Whether its windows are sealed cannot be known. They come first, being the newest."""
+    world.platform.add(a_call("older", TEN + MINUTE), a_call("newer", TEN + DAY))
+    world.clock.turn_to(NOON + DAY)
+    writer = world.writer("main")
+    newest = layout.segment_prefix((TEN + DAY).date())
+
+    def refuses(request: Any) -> None:
+        if (request.operation, request.key, request.moment) == ("list", newest, "before"):
+            raise StoreError("refused", reason="refused", status=400, reach=Reach.ITEM)
+
+    writer.store.hooks.append(refuses)
+    world.ours.by = AHEAD
+    with capture_logs() as logs:
+        summary = writer.round()
+    assert world.archived == {"older"}
+    assert summary.harmed == 24, "each window of that day, and it alone"
+    assert ("window.failed", "error") in events(logs, "window.failed")
+    writer.store.hooks.remove(refuses)
+    writer.round()
+    assert world.archived == {"older", "newer"}
+    world.ours.by = timedelta(0)
     goes_on(world, writer)
 
 

@@ -14,6 +14,7 @@ from archiver.audit.verify import Options, verify
 from archiver.errors import Reach, StoreError
 from archiver.manifest import layout
 from archiver.pipeline.store_health import HOPELESS, SUSPICIOUS, StoreHealth
+from tests.fakes.audio import wav
 from tests.fakes.memory_rig import HOUR, World, Writer
 from tests.fakes.memory_store import MemoryStore, Request
 from tests.fakes.population import TEN, a_call
@@ -91,6 +92,70 @@ def test_a_call_that_the_store_goes_on_refusing_is_given_up(world: World) -> Non
     record = ledger(world).listed["vc_1"]
     assert record is not None
     assert (record["outcome"], record["reason"]) == ("failed", "store_refused")
+
+
+PARTS = 4 << 10
+"""Recordings of the test are larger: they are uploaded in parts."""
+
+
+def recordings(world: World, call_id: str) -> list[str]:
+    return [key for key in world.store.keys if f"/{call_id}/recording" in key]
+
+
+def refused_in_rounds(world: World, writer: Writer, rounds: int = 4) -> None:
+    for _ in range(rounds):
+        writer.round()
+        world.clock.forward(HOUR)
+
+
+@pytest.mark.parametrize("name", ["r1.json", "transcript.json"])
+def test_a_recording_in_parts_is_uploaded_once_however_often_its_call_is_tried(
+    world: World, name: str
+) -> None:
+    writer = world.writer("a", PARTS)
+    refuse(writer.store, "put", f"/vc_1/{name}")
+    refused_in_rounds(world, writer)
+    [uploaded] = recordings(world, "vc_1")
+    assert ledger(world).pending == {"vc_1"}
+    writer.store.hooks.clear()
+    writer.backfill(TEN, TEN + 4 * HOUR)
+    record = ledger(world).listed["vc_1"]
+    assert record is not None
+    assert [file["key"] for file in record["files"] if file["kind"] == "recording"] == [uploaded]
+    assert record["source"]["etag"] is not None
+    assert verify(world.store, Options(level="bytes", workers=1), now=world.clock.now()).ok
+
+
+def test_a_recording_that_has_changed_is_uploaded_anew(world: World) -> None:
+    writer = world.writer("a", PARTS)
+    refuse(writer.store, "put", "/vc_1/r1.json")
+    refused_in_rounds(world, writer, 2)
+    world.platform.add(a_call("vc_1", TEN + HOUR, audio=wav(9)))
+    refused_in_rounds(world, writer, 2)
+    assert len(recordings(world, "vc_1")) == 2
+    writer.store.hooks.clear()
+    writer.backfill(TEN, TEN + 4 * HOUR)
+    record = ledger(world).listed["vc_1"]
+    assert record is not None
+    [audio] = [file for file in record["files"] if file["kind"] == "recording"]
+    assert audio["bytes"] == len(wav(9))
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_an_upload_that_the_store_does_not_show_is_done_anew(world: World, status: int) -> None:
+    writer = world.writer("a", PARTS)
+    refuse(writer.store, "put", "/vc_1/r1.json")
+    writer.round()
+    [uploaded] = recordings(world, "vc_1")
+    if status == 404:
+        del world.store._shelf.objects[uploaded]
+        world.store._shelf.keys.remove(uploaded)
+    else:
+        refuse(writer.store, "head", uploaded, status)
+    writer.store.hooks[:] = writer.store.hooks[1:]
+    world.clock.forward(HOUR)
+    writer.round()
+    assert "vc_1" in ledger(world).recorded
 
 
 def test_calls_that_are_given_up_are_no_outage_however_many(world: World) -> None:

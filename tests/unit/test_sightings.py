@@ -4,7 +4,7 @@ of each call, though the source lists it no more."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -21,7 +21,7 @@ from tests.fakes.clock import HandClock
 from tests.fakes.memory_rig import HOUR, Crash, SerialWorkers, Times, World, Writer
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.memory_store import Request as Asked
-from tests.fakes.population import TEN, a_call
+from tests.fakes.population import TEN, a_call, stamp
 from tests.model.ledger import Ledger
 
 MINUTE = timedelta(minutes=1)
@@ -148,6 +148,84 @@ def test_what_a_listing_showed_that_was_cut_short_and_a_restart(world: World) ->
     one_is_hidden_by(404, world, *shown)
     rounds(world, world.writer("two"), SETTLED)
     assert shown <= ledger_of(world).pending
+
+
+def out_from(world: World, window: Window, page: str) -> Callable[[Request], Reply | None]:
+    """The source is out from this page of this window's listing on."""
+    since: list[Request] = []
+
+    def hook(request: Request) -> Reply | None:
+        query = request.query
+        if query.get("dateFrom") == stamp(window.start) and query.get("page") == page:
+            since.append(request)
+        return Reply(0) if since else None
+
+    world.platform.hooks.append(hook)
+    return hook
+
+
+def test_what_a_glance_at_another_window_showed_that_was_cut_short(world: World) -> None:
+    """A call at the window's end is listed here too. So the next window is looked at, and the
+    source is out from its second page on."""
+    options = world.platform.options
+    options.page_size_cap, options.inclusive_end = 2, True
+    world.platform.add(*(a_call(f"vc_{n}", WINDOW.end + n * MINUTE) for n in range(4)))
+    world.clock.turn_to(WINDOW.end + 30 * MINUTE)
+    beside = Window(WINDOW.end, WINDOW.end + HOUR)
+    out = out_from(world, beside, "2")
+    one = world.writer("one")
+    with pytest.raises(SourceError):
+        one.backfill(WINDOW.start, WINDOW.end)
+    world.platform.hooks.remove(out)
+    shown = set(world.platform.listed)
+    assert shown == {"vc_0", "vc_2", "vc_3"}
+    one_is_hidden_by(404, world, *shown)
+    rounds(world, world.writer("two"), SETTLED + HOUR)
+    told = [w.newest.line["pending"] for w in ledger_of(world).windows]
+    assert told == [["vc_0"], ["vc_2", "vc_3"]], "by the window where each was seen"
+
+
+def refuses_sightings(request: Asked) -> None:
+    if request.moment == "before" and request.operation == "put" and "/sightings/" in request.key:
+        raise StoreError("refused", reason="refused", status=400, reach=Reach.ITEM)
+
+
+def recalled_while_the_source_goes_out(world: World) -> tuple[Writer, set[str]]:
+    """A process archived a call and ended before a segment told of it; nor does a sighting, and the
+    source hides it. The next process looks for it beside the window, and the source is out from the
+    second page on. That process, and the calls that it was shown."""
+    world.platform.options.page_size_cap = 2
+    world.platform.add(a_call("vc_told", TEN + MINUTE))
+    one = world.writer("one")
+    one.store.hooks.append(refuses_sightings)
+    one.round()
+    one_is_hidden_by(None, world, "vc_told")
+    world.platform.add(*(a_call(f"vc_{n}", TEN - HOUR + n * MINUTE) for n in range(4)))
+    world.platform.listed.clear()
+    out = out_from(world, Window(TEN - HOUR, TEN), "2")
+    two = world.writer("two")
+    with pytest.raises(SourceError):
+        two.backfill(WINDOW.start, WINDOW.end)
+    world.platform.hooks.remove(out)
+    return two, set(world.platform.listed)
+
+
+def test_what_a_glance_for_a_recalled_call_showed_that_was_cut_short(world: World) -> None:
+    _, shown = recalled_while_the_source_goes_out(world)
+    assert len(shown) == 2
+    one_is_hidden_by(404, world, *shown)
+    world.clock.turn_to(SETTLED)
+    world.writer("three").backfill(TEN - HOUR, TEN)
+    assert shown <= ledger_of(world).pending
+
+
+def test_a_recalled_call_is_told_of_by_the_process_whose_glance_was_cut_short(
+    world: World,
+) -> None:
+    two, _ = recalled_while_the_source_goes_out(world)
+    rounds(world, two, SETTLED)
+    [window] = [window for window in ledger_of(world).windows if window.start == TEN]
+    assert window.newest.records.keys() == {"vc_told"}
 
 
 def test_a_second_loop_that_ends_right_after_the_first_one_closed_the_window(world: World) -> None:

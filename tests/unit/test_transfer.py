@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -28,9 +29,7 @@ DIR = "recordings/dt=2024-01-15/vc_1/"
 DAYS = timedelta(days=30)
 
 
-def archived(
-    made: Rig, call_id: str = "vc_1", *, settled: bool = True, **options: Record
-) -> Record:
+def archived(made: Rig, call_id: str = "vc_1", *, settled: bool = True, **options: Any) -> Record:
     """The call's record; fails where it has none."""
     found = made.transfer.archive(
         Call(call_id, {"id": call_id}), WINDOW, settled=settled, **options
@@ -144,6 +143,21 @@ def test_a_multipart_upload_that_breaks_is_aborted(
     )
     assert "Uploads" not in uploads
     assert list(bucket.list("")) == []
+
+
+def test_an_upload_whose_call_has_no_record_yet_is_used_again(
+    platform: Platform, rig: MakeRig, bucket: Bucket
+) -> None:
+    """The recording's stream is closed with its body unread, and the next try opens another."""
+    data = riff(chunk(b"fmt ", fmt()), chunk(b"data", noise(7 << 20)))
+    platform.add(a_call(audio=data, durationSeconds=len(data) // 16000))
+    bucket.put_once("records/dt=2024-01-15/vc_1/r1.json", b"foreign bytes")
+    made = rig(part_bytes=5 << 20)
+    assert [unarchived(made).reason for _ in "12"] == ["record_unreadable"] * 2
+    found = archived(made, taken=1)
+    keys = [item.key for item in bucket.list(DIR + "recording")]
+    assert keys == [found.document["files"][0]["key"]]
+    assert found.document["files"][0]["sha256"] == fixity.sha256_hex(data)
 
 
 # --- the signed URL
