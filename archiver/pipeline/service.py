@@ -98,6 +98,7 @@ class Service:
         self._unarchived.begin()
         self._segments.forget()
         head = self._chain.refresh()
+        self._follow_ups.begin(head.sealed_at)
         mark = head.watermark
         self._windows.held.look()
         if self._windows.planner.begins is None:
