@@ -77,6 +77,9 @@ class FollowUps:
         self._reach = max([give_up, *relist]) + LATE
         self._length = length
         self._sealed: dict[datetime, _Sealed] = {}
+        self._awake_at: datetime | None = None
+        """When the newest seal was made that this process began with: the last sign of another
+        loop."""
         self._scans: dict[timedelta, float] = {}
 
     def due(self) -> list[tuple[Window, Aim]]:
@@ -87,9 +90,13 @@ class FollowUps:
         for start in sorted(self._sealed):
             known = self._sealed[start]
             if self._clock.monotonic() >= known.rests_until and self._is_due(known, remembered):
-                patient = known.patient_until is None or self._clock.now() < known.patient_until
-                found.append((known.line.window, Aim(patient=patient, look=known.unlooked)))
+                aim = Aim(patient=self._is_patient(known), look=known.unlooked)
+                found.append((known.line.window, aim))
         return found
+
+    def begin(self, sealed_at: datetime) -> None:
+        """A round begins, behind a seal that was made then."""
+        self._awake_at = self._awake_at or sealed_at
 
     def note(self, outcome: Outcome) -> None:
         """Keep in mind what was done about a window that is sealed, or is about to be."""
@@ -115,6 +122,20 @@ class FollowUps:
         stays_incomplete = not known.complete and not outcome.segments
         if outcome.postponed or not outcome.closed or stays_incomplete:
             known.rests_until = self._clock.monotonic() + PAUSE_SECONDS
+
+    def _is_patient(self, known: _Sealed) -> bool:
+        """Whether a window that has come of age may still wait for the source.
+
+        A process knows since when it has waited itself. One that begins anew, as each `run --once`
+        does, counts what was waited before it: the loop was awake until the seal that it began
+        with. A loop that was down has not waited.
+        """
+        if known.patient_until is not None:
+            return self._clock.now() < known.patient_until
+        age = self._windows.newest_age(known.line.window)
+        if age is None or self._awake_at is None:
+            return True
+        return self._awake_at < age + self._give_up
 
     def _is_due(self, known: _Sealed, remembered: set[Window]) -> bool:
         line = known.line

@@ -98,6 +98,7 @@ class Service:
         self._unarchived.begin()
         self._segments.forget()
         head = self._chain.refresh()
+        self._follow_ups.begin(head.sealed_at)
         mark = head.watermark
         self._windows.held.look()
         if self._windows.planner.begins is None:
@@ -116,7 +117,7 @@ class Service:
             return summary
         self._windows.keeper.keep_archive(head.key_id)
         for batch in _batches(due, CLOSED_AT_A_TIME):
-            mark = self._close(batch, mark, summary)
+            mark = self._close(batch, mark, first_open, summary)
             self._look_in_time(first_open, summary)
         self._follow_up(first_open, summary)
         self._report(now)
@@ -141,8 +142,11 @@ class Service:
             if not self._backfill.is_sealed(window):
                 self._note(self._windows.process(window, OPEN), summary)
 
-    def _close(self, batch: list[Window], mark: datetime, summary: Summary) -> datetime:
-        """Close due windows, oldest first; returns how far the run of sealed ones reaches."""
+    def _close(
+        self, batch: list[Window], mark: datetime, end: datetime, summary: Summary
+    ) -> datetime:
+        """Close due windows, oldest first; returns how far the run of sealed ones reaches, which
+        may be beyond the batch, up to `end`."""
         todo = [window for window in batch if not self._backfill.is_sealed(window)]
         outcomes = {
             outcome.window: outcome
@@ -153,11 +157,22 @@ class Service:
             outcome = outcomes.get(window)
             if mark == window.start and (outcome is None or outcome.closed):
                 mark = window.end
+        if mark == batch[-1].end and any(outcome.segments for outcome in outcomes.values()):
+            # Later windows may be sealed already: by a backfill, or while an older one stayed
+            # open. The batches to come then have nothing to seal, so this seal must tell of them.
+            mark = self._sealed_until(mark, end)
         self._backfill.seal(list(outcomes.values()), mark)
         for outcome in outcomes.values():
             self._note(outcome, summary)
             self._follow_ups.note(outcome)
         return mark
+
+    def _sealed_until(self, start: datetime, end: datetime) -> datetime:
+        """How far the windows from `start` on are sealed without a gap."""
+        for window in windows_between(start, end, self._schedule.window):
+            if not self._backfill.is_sealed(window):
+                return window.start
+        return end
 
     def _look_in_time(self, start: datetime, summary: Summary) -> None:
         """Between other work: look at the newest calls, unless that was just done."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from archiver.demo.platform import BytesRecording
 from archiver.manifest import layout
-from archiver.model import window_of
+from archiver.model import Window, window_of
 from tests.fakes import harm
 from tests.fakes.audio import wav
 from tests.fakes.harm import Harms
@@ -69,6 +69,10 @@ class Scene:
         self._part_bytes = part_bytes
         self.harms = Harms()
         """What is bad for ever: until `heal`."""
+        self._spoilt: Window | None = None
+        """The window that it befalls."""
+        self.began = self.clock.now()
+        """When the last `all_round` began."""
         self._busy: set[str] = set()
         self._moves = False
         self.main = self._writer("main")
@@ -172,7 +176,7 @@ class Scene:
         if not self._known(call_id):
             return
         placed = self.placed(call_id) or START
-        window = window_of(placed, self.world.times.window)
+        window = self._spoilt = window_of(placed, self.world.times.window)
         self.harms.all.append(
             {
                 "listing": lambda: harm.listing(window, harm.status(500), "500"),
@@ -185,9 +189,10 @@ class Scene:
         self.platform.spoilt = self.harms.answer
 
     @property
-    def has_open_window(self) -> bool:
-        """Whether the listing of a window fails for ever."""
-        return any(one.kind.startswith("listing") and not one.healed for one in self.harms.all)
+    def bad_window(self) -> Window | None:
+        """The window whose listing fails for ever."""
+        bad = any(one.kind.startswith("listing") and not one.healed for one in self.harms.all)
+        return self._spoilt if bad else None
 
     def _do(self, when: When, change: Change) -> None:
         if when is None:
@@ -239,6 +244,7 @@ class Scene:
 
     def all_round(self) -> None:
         """A round of each writer that is there."""
+        self.began = self.clock.now()
         self.round()
         if self.second is not None:
             self.second_round()
@@ -297,7 +303,8 @@ class Scene:
     # --- how it ends
 
     def come_to_rest(self) -> None:
-        """No drift any more; time goes on until nothing is written but that nothing changed."""
+        """No drift any more; time goes on until nothing is left to do, and nothing is written but
+        that nothing changed."""
         self.platform.calm()
         self.main.store.hooks.clear()
         times = self.world.times
@@ -306,14 +313,37 @@ class Scene:
         for _ in range(MOST_ROUNDS):
             before = self._records()
             self.all_round()
-            still = still + 1 if before == self._records() and not before[1] else 0
+            still = still + 1 if before == self._records() and not self._left() else 0
             if still == 2:
                 return
             self.clock.forward(16 * MINUTE)
-        raise AssertionError(f"no rest after {MOST_ROUNDS} rounds")
+        raise AssertionError(f"no rest after {MOST_ROUNDS} rounds: {self._left()}")
 
-    def _records(self) -> tuple[int, set[str]]:
-        """What changes while there is something left to do: records, and what is pending."""
+    def _records(self) -> int:
+        return sum(1 for _ in self.world.store.list("records/"))
+
+    def _left(self) -> list[str]:
+        """What is still to be done about sealed windows: calls that are pending, and windows that
+        came of age and were not listed since. A window may wait with that where the source does not
+        answer for one of its calls; what it knows by then, no segment tells before.
+
+        Of a window whose listing is bad for ever no segment can tell anything more: there it is
+        enough that what is pending has a record."""
+        archived = {
+            key.split("/")[2] for key in self.world.store.keys if key.startswith("records/")
+        }
+        ages, bad, left = self.world.times.relist, self.bad_window, []
+        for line in self._newest_lines():
+            end, listed_at = moment(line["to"]), moment(line["listed_at"])
+            can_tell = bad is None or bad.start != moment(line["from"])
+            left += [i for i in line["pending"] if can_tell or i not in archived]
+            came = [end + age for age in ages if end + age <= self.began]
+            if can_tell and any(listed_at < age for age in came):
+                left.append(f"{end} has come of age")
+        return left
+
+    def _newest_lines(self) -> list[Any]:
+        """The window lines of the newest revisions."""
         store = self.world.store
         newest: dict[str, tuple[int, str]] = {}
         for item in store.list("manifest/segments/"):
@@ -321,9 +351,7 @@ class Scene:
             if rest.endswith(".jsonl"):
                 revision = int(rest.removesuffix(".jsonl"))
                 newest[stem] = max(newest.get(stem, (0, "")), (revision, item.key))
-        lines = (store.object(key).data.splitlines()[-1] for _, key in newest.values())
-        pending = {call_id for line in lines for call_id in json.loads(line)["pending"]}
-        return sum(1 for _ in store.list("records/")), pending
+        return [json.loads(store.object(key).data.splitlines()[-1]) for _, key in newest.values()]
 
     def heal(self) -> None:
         """Whatever was wrong with a recording is over, what has none has none; nothing is bad."""

@@ -30,6 +30,7 @@ from tests.fakes.relisting import (
     answers,
     files_of,
     lines_of,
+    told_in,
 )
 from tests.fakes.rig import HOUR, WINDOW, Archive
 from tests.unit.test_windows import missing, value
@@ -390,3 +391,42 @@ def test_an_outage_does_not_make_a_failed_call_one_without_a_recording(
     call_of(platform, "vc_1").recording = None
     made.backfill()
     assert archive().records["vc_1"] == before
+
+
+def test_processes_of_one_round_each_do_not_wait_for_ever_for_a_source_that_answers_for_no_survey(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    """As `run --once` has it: each begins anew, and would have all its patience. Meanwhile no
+    segment tells of the late call."""
+    platform.add(a_call())
+    clock.turn_to(SETTLED)
+    another(rig).round()
+    platform.hooks.append(answers(503, "vc_1/epa-results"))
+    platform.add(a_call("late", TEN + MINUTE))
+    clock.turn_to(FIRST)
+    another(rig).round()
+    assert told_in(archive(), "late") == [], "it may wait for a while"
+    clock.turn_to(FIRST + GIVE_UP)
+    another(rig).round()
+    clock.forward(MINUTE)
+    another(rig).round()
+    assert told_in(archive(), "late") == [TEN]
+
+
+def test_the_time_that_a_loop_was_down_is_no_time_that_it_waited_for_the_source(
+    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
+) -> None:
+    platform.add(a_call())
+    another(rig).round()
+    surveyed(platform)
+    clock.turn_to(SETTLED)
+    another(rig).round()
+    platform.hooks.append(answers(503, "/epa-results"))
+    clock.turn_to(FIRST + GIVE_UP + MINUTE)
+    loop = another(rig)
+    loop.round()
+    platform.hooks.clear()
+    clock.forward(REST)
+    loop.round()
+    assert has_survey(archive())
+    assert len(lines_of(archive())) == 2

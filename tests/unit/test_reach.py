@@ -13,8 +13,12 @@ from structlog.testing import capture_logs
 from archiver.audit.verify import Options, verify
 from archiver.errors import Reach, StoreError
 from archiver.manifest import layout
+from archiver.model import Window
+from archiver.pipeline.service import CLOSED_AT_A_TIME
 from archiver.pipeline.store_health import HOPELESS, SUSPICIOUS, StoreHealth
+from tests.fakes import harm
 from tests.fakes.audio import wav
+from tests.fakes.harm import Harms
 from tests.fakes.memory_rig import HOUR, World, Writer
 from tests.fakes.memory_store import MemoryStore, Request
 from tests.fakes.population import TEN, a_call
@@ -320,3 +324,21 @@ def test_a_store_that_cannot_be_reached_is_out_where_the_control_fails_too() -> 
 def test_an_error_about_the_store_is_an_outage_at_once() -> None:
     wrong_key = StoreError("the store refused the credentials", reason="credentials")
     assert StoreHealth(lambda: True).is_outage("vc_1", wrong_key)
+
+
+def test_the_seal_of_a_window_that_was_open_for_long_moves_the_watermark_past_all_behind_it(
+    world: World,
+) -> None:
+    """More windows than are closed between two seals are sealed behind it; what follows has nothing
+    to seal, and so would leave the watermark where it is until the next window settles."""
+    hours = CLOSED_AT_A_TIME + 4
+    writer, bad = world.writer("a"), harm.listing(Window(TEN, TEN + HOUR), harm.status(500), "500")
+    harms = Harms()
+    harms.all.append(bad)
+    world.platform.spoilt = harms.answer
+    world.clock.turn_to(TEN + (hours + 2) * HOUR)
+    writer.round()
+    assert writer.chain.head.watermark == TEN
+    bad.healed = True
+    writer.round()
+    assert writer.chain.head.watermark == TEN + hours * HOUR
