@@ -36,7 +36,7 @@ def audit(builder: Builder, level: str = "bytes"):
     return verify(builder.store, Options(level=level, workers=2), pause=lambda _: None)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from(KEYS), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
 def test_any_changed_byte_of_any_object_is_found(key: str, where: float, mask: int) -> None:
     builder = fresh()
@@ -46,7 +46,7 @@ def test_any_changed_byte_of_any_object_is_found(key: str, where: float, mask: i
     assert not audit(builder).ok
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(KEYS), st.binary(max_size=200) | st.sampled_from([b"{}", b"[]\n", b"null"]))
 def test_any_other_bytes_under_any_key_are_found(key: str, data: bytes) -> None:
     builder = fresh()
@@ -86,7 +86,7 @@ def mutate(document: Any, path: list[int], value: Any) -> Any:
     return value
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 4), st.lists(st.integers(0, 20), min_size=1, max_size=3), ODD)
 def test_odd_values_in_a_well_signed_seal_are_no_crash(seq: int, path: list[int], odd: Any) -> None:
     builder = fresh()
@@ -100,7 +100,7 @@ def test_odd_values_in_a_well_signed_seal_are_no_crash(seq: int, path: list[int]
     audit(builder)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 2), st.lists(st.integers(0, 30), min_size=1, max_size=4), ODD)
 def test_odd_values_in_a_well_sealed_segment_are_no_crash(
     line: int, path: list[int], odd: Any

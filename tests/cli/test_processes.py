@@ -78,7 +78,9 @@ def test_together_they_do_what_one_does(
     assert done.out.startswith("4 windows, 4 closed: 43 archived, 0 no recording, 0 failed, 0 pend")
     assert len(done.out.splitlines()) == 1
     events = [json.loads(line) for line in done.err.splitlines()]
-    assert [e["windows"] for e in events if e["event"] == "backfill.progress"] == ["4/4"]
+    progress = [e["windows"] for e in events if e["event"] == "backfill.progress"]
+    assert progress[-1] == "4/4"
+    assert progress.count("4/4") == 1  # a slow machine has lines in between, one in half a minute
     assert "metrics.unavailable" not in done.err, "they do not fight for the port"
     look = archive()
     look.check(key)

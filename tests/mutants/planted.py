@@ -445,8 +445,8 @@ BUGS = (
     Bug(
         "a day of segments that cannot be listed ends a round under a wrong clock",
         "pipeline/service.py",
-        "if not self._backfill.is_sealed(window):",
-        "if not self._segments.is_sealed(window.start):",
+        "if not self._backfill.is_sealed(window):\n                self._note(",
+        "if not self._segments.is_sealed(window.start):\n                self._note(",
         "tests/unit/test_clock_check.py",
     ),
     # --- the audit

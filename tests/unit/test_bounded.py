@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Iterable
 from datetime import timedelta
 
+import pytest
+
 from archiver.demo.wire import Reply, Request
 from tests.fakes.clock import HandClock
 from tests.fakes.memory_rig import Times, World, Writer
@@ -73,6 +75,7 @@ def refuse_old_calls(world: World) -> None:
     world.platform.hooks.append(hook)
 
 
+@pytest.mark.timeout(600)  # 80 days, of which a busy machine has done half after two minutes
 def test_what_the_loop_has_in_mind_does_not_grow_with_the_archive() -> None:
     world = World(TEN, TEN.replace(hour=0), TIMES)
     refuse_old_calls(world)

@@ -80,7 +80,7 @@ told = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(start=told, end=told, created=told, after=st.timedeltas(timedelta(0), 40 * DAY))
 def test_a_lock_counts_from_a_moment_between_the_window_s_start_and_a_day_after_the_listing(
     start: Any, end: Any, created: Any, after: timedelta
@@ -234,7 +234,7 @@ def test_a_record_of_the_far_future_that_nobody_told_of_is_recalled_by_its_day()
 # --- all of it, whatever a document says
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(start=told, end=told, created=told)
 def test_no_document_makes_any_lock_longer_than_the_policy(
     start: Any, end: Any, created: Any
