@@ -30,6 +30,9 @@ RUN rm -rf /usr/local/lib/python3.*/site-packages/* /usr/local/bin/pip* \
 
 COPY --from=build /opt/archiver /opt/archiver
 ENV PATH=/opt/archiver/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# Without these a worker's freed memory stays with its thread: glibc keeps an arena for each, and the
+# allocator in pyreqwest gives nothing back for a while.
+ENV MALLOC_ARENA_MAX=2 MIMALLOC_ALLOW_THP=0 MIMALLOC_PURGE_DELAY=0
 
 # A number, so that runAsNonRoot can be checked without reading the image's passwd.
 USER 10001:10001

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Protocol
 
-from archiver import hub, liveness
+from archiver import liveness
 from archiver.errors import ArchiverError
 
 
@@ -56,7 +56,7 @@ class SystemClock:
         end = time.monotonic() + seconds
         while not self._stopped and (left := end - time.monotonic()) > 0:
             liveness.note()
-            hub.sleep(min(left, LONGEST_NAP_SECONDS))
+            time.sleep(min(left, LONGEST_NAP_SECONDS))
         self.check()
 
     def check(self) -> None:

@@ -6,14 +6,18 @@ pause between rounds, a backoff, its turn under `API_RATE`, the answer to a requ
 source nor a store that is slow or out makes it look dead, whose restart would only begin the same
 work anew. What waits for ever for a lock, or for a thread that is gone, comes by here no more.
 
-What one thread notes, another reads: a float is set at once.
+What one thread notes, another reads: neither a float nor a dictionary's entry is ever half set.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _last = time.monotonic()
+_waits: dict[object, float] = {}
+"""Until when each wait lasts that is under way."""
 
 
 def note() -> None:
@@ -22,6 +26,19 @@ def note() -> None:
     _last = time.monotonic()
 
 
+@contextmanager
+def waiting(seconds: float) -> Iterator[None]:
+    """While inside, and for so long at most, this process waits for something on purpose."""
+    note()
+    wait = object()
+    _waits[wait] = time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        del _waits[wait]
+        note()
+
+
 def idle_seconds() -> float:
-    """Since something last moved."""
-    return time.monotonic() - _last
+    """Since something last moved, or waited on purpose."""
+    return max(0.0, time.monotonic() - max([_last, *list(_waits.values())]))

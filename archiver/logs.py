@@ -17,7 +17,7 @@ from structlog.typing import Processor
 
 _WORD = re.compile(r"[^\s\"'<>]+")
 _TOKEN = re.compile(r"(?i)\b(bearer\s+|sig=|signature=|ak_live_)[^\s&\"',;]+")
-_CHATTY = ("urllib3", "boto3", "botocore", "s3transfer")
+_CHATTY = ("urllib3", "boto3", "botocore", "s3transfer", "httpx", "httpcore")
 
 
 def redact(text: str) -> str:
@@ -77,8 +77,9 @@ def configure(level: str = "info", form: str = "json") -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        # Asked for at each line, so that a progress bar may put itself in stderr's place.
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        # Asked for at each line, so that a progress bar may put itself in stderr's place. It writes
+        # a line with its end; PrintLogger writes them apart, and other lines came in between.
+        logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
     handler = _ToStderr()

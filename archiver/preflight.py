@@ -8,13 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from archiver import app
-from archiver.apiclient import source
 from archiver.clock import SystemClock
 from archiver.errors import SourceError, StoreError, UsageError
 from archiver.settings import Settings
 from archiver.store.probe import Capabilities, probe
-from archiver.writer import writer
+from archiver.wiring import check_hosts, recordings, source, writer
 
 MAX_SKEW_SECONDS = 60
 """A clock further off than this makes signatures and retention dates wrong."""
@@ -93,9 +91,9 @@ def table(lines: Sequence[CheckLine]) -> Iterator[str]:
 
 
 def _check_source(settings: Settings, clock: SystemClock) -> list[CheckLine]:
-    api, blobs = source(settings, clock), app.recordings(settings, clock)
+    api, blobs = source(settings, clock), recordings(settings, clock)
     try:
-        app.check_hosts(api.check_access(), blobs)
+        check_hosts(api.check_access(), blobs)
         skew = api.clock_skew_seconds()
     finally:
         api.close()
@@ -116,7 +114,7 @@ def _check_store(settings: Settings, clock: SystemClock, *, try_out: bool) -> li
     return [
         CheckLine("bucket", f"{settings.s3_bucket} can be listed and written"),
         *store_lines(found, wanted),
-        endpoint_line(str(bucket.requests.s3.meta.endpoint_url)),
+        endpoint_line(bucket.client.endpoint_url),
     ]
 
 

@@ -7,6 +7,8 @@ of work that ends brings a little back, so that it has doubled after as many pie
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 
@@ -27,6 +29,8 @@ class Pressure:
         self._limit = float(most)
         self._halved_at = -HALVED_EVERY_SECONDS
         self._lock = threading.Lock()
+        self._freed = threading.Condition()
+        self._at_work = 0
 
     @property
     def limit(self) -> int:
@@ -42,7 +46,21 @@ class Pressure:
                 log.warning("workers.fewer", reason="throttled")
             self._halved_at, self._limit = now, max(1.0, self._limit / 2)
 
-    def recover(self) -> None:
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Held by a piece of work; waits while as many as the limit are under way."""
+        with self._freed:
+            self._freed.wait_for(lambda: self._at_work < self.limit)
+            self._at_work += 1
+        try:
+            yield
+        finally:
+            self._recover()
+            with self._freed:
+                self._at_work -= 1
+                self._freed.notify_all()
+
+    def _recover(self) -> None:
         """A piece of work has ended."""
         with self._lock:
             if self.limit == self._most:

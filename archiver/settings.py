@@ -7,6 +7,8 @@ from. A value that is wrong gives one line that names the variable and says what
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -18,9 +20,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from archiver.errors import FormatError, UsageError
 from archiver.manifest.signing import SigningKey
 from archiver.model import DAY, parse_time
-from archiver.secretfile import Secret, fixed, from_file
 
 PREFIX = "ARCHIVER_"
+
+Secret = Callable[[], str]
+"""Gives a secret's value of now: it may be rotated while we run."""
 
 MAX_DURATION = timedelta(days=36500)
 """Beyond this, adding a length of time to a date leaves the calendar."""
@@ -110,6 +114,12 @@ class StoreSettings(LogSettings):
     s3_prefix: str = Field("", description="puts the whole archive under a prefix")
     s3_endpoint_url: str | None = Field(None, description="the store's address, if it is not AWS")
     s3_region: str | None = Field(None, description="the store's region")
+    s3_requests: Literal["signed", "boto3"] = Field(
+        "signed", description="how frequent requests are sent: signed (faster), or by boto3"
+    )
+    http_transport: Literal["fast", "standard"] = Field(
+        "fast", description="the HTTP client: fast (pyreqwest), or standard (httpx on OpenSSL)"
+    )
     workers: int = Field(8, ge=1, le=256, description="calls archived at a time, by each process")
 
     @model_validator(mode="after")
@@ -195,8 +205,9 @@ class SourceSettings(StoreSettings):
         """A secret's value of now; raises `UsageError` where its file cannot be read."""
         value: SecretStr | None = getattr(self, name)
         if value is not None:
-            return fixed(value.get_secret_value().strip())
-        return from_file(getattr(self, name + "_file"), _variable(name) + "_FILE")
+            text = value.get_secret_value().strip()
+            return lambda: text
+        return secret_file(getattr(self, name + "_file"), _variable(name) + "_FILE")
 
 
 class WriterSettings(StoreSettings):
@@ -305,6 +316,38 @@ class Settings(WriterSettings, SourceSettings):
         if any(not age for age in self.relist):
             return "ARCHIVER_RELIST: takes ages such as 1d,7d, or none"
         return None
+
+
+def secret_file(path: Path, variable: str) -> Secret:
+    """A file's content, stripped, read again when the file changes. The first reading is at once;
+    raises `UsageError`."""
+    lock = threading.Lock()
+    stamp: tuple[int, int, int] | None = None
+    value = ""
+
+    def read() -> str:
+        nonlocal stamp, value
+        with lock:
+            try:
+                # Kubernetes swaps a secret's file by a symbolic link: inode and time change.
+                status = path.stat()
+                found = (status.st_ino, status.st_mtime_ns, status.st_size)
+                if found != stamp:
+                    text = path.read_text("utf-8").strip()
+                    if not _is_one_ascii_line(text):
+                        raise UsageError(f"{variable}: {path} holds no secret in one ASCII line")
+                    stamp, value = found, text
+            except (OSError, UnicodeDecodeError, UsageError) as error:
+                # A rotation may be under way: the value that we have counts until it is done.
+                if stamp is None:
+                    if isinstance(error, UsageError):
+                        raise
+                    why = error.strerror or "error" if isinstance(error, OSError) else "not UTF-8"
+                    raise UsageError(f"{variable}: {path} cannot be read ({why})") from None
+            return value
+
+    read()
+    return read
 
 
 def _split_url(text: str) -> SplitResult | None:

@@ -1,7 +1,7 @@
-"""A backfill in several processes: each does a share of the windows, and tells its parent.
+"""A backfill in several processes: each does a share of the windows, and reports to its parent.
 
     parent ──stdin───▶ share    nothing is sent: its end says that the parent is gone
-           ◀──stdout── share    a JSON line for all that `Progress` hears of; the sum at the end
+           ◀──stdout── share    a JSON line for each call of `Progress`; the summary at the end
            ◀──stderr── share    log lines, passed on whole; a complaint is kept for the parent's
 
 The parent asks nothing of the source or the store while the shares run. One that ends early leaves
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
-from typing import IO, Any
+from typing import IO
 
 import structlog
 
@@ -42,8 +41,7 @@ _WORST_LAST = (0, 1, Interrupted.exit_code, 3, 4, 2)
 
 END_SECONDS = 5.0
 """So long shares have to end cleanly whose parent fails itself."""
-
-_LINES_AHEAD = 1000
+POLL_SECONDS = 0.1
 
 
 class ShareFailed(ArchiverError):
@@ -91,15 +89,27 @@ def end_with_parent() -> None:
 
 
 class Share:
-    """One process, and what it has told."""
+    """One process, and what it has reported. A thread for each of its streams fills this in."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[bytes], progress: Progress) -> None:
         self.name = name
         self.process = process
         self.summary: Summary | None = None
         self.seal = 0
-        self.complaint = ""
-        self.open_streams = 2
+        self._progress = progress
+        self._complaint = ""
+        self._readers = [
+            threading.Thread(target=self._read, args=(stream, handle), daemon=True)
+            for stream, handle in (
+                (process.stdout, self._show_report),
+                (process.stderr, self._pass_log_on),
+            )
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None and not any(r.is_alive() for r in self._readers)
 
     @property
     def failed(self) -> bool:
@@ -107,7 +117,7 @@ class Share:
 
     @property
     def exit_code(self) -> int:
-        """A signal that ended it cut it off, as one that it hears does."""
+        """A signal that killed it interrupted it, as one that it handles does."""
         code: int = self.process.returncode
         return Interrupted.exit_code if code < 0 else code
 
@@ -119,21 +129,44 @@ class Share:
             memory = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
             killed = f"was killed by {_signal(-code)}{memory}: run it again"
             return f"the process of shard {self.name} {killed}"
-        return self.complaint or f"the process of shard {self.name} ended with exit code {code}"
+        return self._complaint or f"the process of shard {self.name} ended with exit code {code}"
+
+    def _read(self, stream: IO[bytes], handle: Callable[[bytes], None]) -> None:
+        with stream:
+            for line in stream:
+                handle(line)
+
+    def _show_report(self, line: bytes) -> None:
+        what, *values = json.loads(line)
+        if what == "listed":
+            self._progress.window_listed(_window(values[0]), values[1])
+        elif what == "call":
+            self._progress.call_done(*values)
+        elif what == "done":
+            self._progress.window_done(_window(values[0]))
+        else:
+            self.summary, self.seal = Summary(**values[0]), values[1]
+
+    def _pass_log_on(self, line: bytes) -> None:
+        """By structlog's logger, whose lock keeps it apart from our own lines. stderr is asked for
+        each time: a progress bar of ours may have it."""
+        text = line.decode(errors="replace")
+        if text.startswith(COMPLAINT):
+            self._complaint = text.removeprefix(COMPLAINT).strip()
+        else:
+            structlog.PrintLogger(sys.stderr).msg(text.rstrip("\n"))
 
 
 class Shares:
-    """The parent's side: starts the shares, shows what they do, ends them."""
+    """The parent's side: starts the shares and ends them."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._shares: list[Share] = []
         self._asked_to_end = False
-        # Bounded: who does not read our log makes the shares wait, as it would one process.
-        self._heard: queue.Queue[tuple[Share, bool, bytes]] = queue.Queue(_LINES_AHEAD)
 
     def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-        """A process of this program. Settings, and so secrets, go by its environment alone.
+        """Start a process of this program. Settings, and so secrets, go by its environment alone.
 
         It is put into a group of its own: of a terminal's Ctrl-C it hears from us, and once.
         """
@@ -151,60 +184,23 @@ class Shares:
             raise ArchiverError(
                 f"a process cannot be started ({error.strerror}): ask for fewer by --processes"
             ) from None
-        share = Share(name, process)
-        self._shares.append(share)
-        for stream, is_log in ((process.stdout, False), (process.stderr, True)):
-            threading.Thread(
-                target=self._read, args=(share, is_log, stream), name="share", daemon=True
-            ).start()
-
-    def _read(self, share: Share, is_log: bool, stream: IO[bytes]) -> None:
-        """On a thread for each stream: pass its lines on; an empty one is its end."""
-        with stream:
-            for line in stream:
-                self._heard.put((share, is_log, line))
-        self._heard.put((share, is_log, b""))
+        self._shares.append(Share(name, process, self._progress))
 
     def wait(self, must_end: Callable[[], object]) -> None:
         """Until all have ended. Once the process `must_end` the shares are asked to, by SIGTERM:
         one that is still being loaded ends by it without a word."""
-        while any(share.open_streams for share in self._shares):
+        running = list(self._shares)
+        while running:
             if must_end() and not self._asked_to_end:
                 self._asked_to_end = True
                 for share in self._shares:
                     share.process.terminate()
-            with suppress(queue.Empty):
-                self._hear(*self._heard.get(timeout=0.1))
-
-    def _hear(self, share: Share, is_log: bool, line: bytes) -> None:
-        if not line:
-            share.open_streams -= 1
-            if not share.open_streams:
-                self._ended(share)
-        elif is_log:
-            text = line.decode(errors="replace")
-            if text.startswith(COMPLAINT):
-                share.complaint = text.removeprefix(COMPLAINT).strip()
-            else:
-                sys.stderr.write(text)
-        else:
-            self._show(share, *json.loads(line))
-
-    def _show(self, share: Share, what: str, *told: Any) -> None:
-        if what == "listed":
-            self._progress.window_listed(_window(told[0]), told[1])
-        elif what == "call":
-            self._progress.call_done(*told)
-        elif what == "done":
-            self._progress.window_done(_window(told[0]))
-        else:
-            share.summary, share.seal = Summary(**told[0]), told[1]
-
-    def _ended(self, share: Share) -> None:
-        share.process.wait()
-        if share.failed and not self._is_expected(share):
-            code = share.exit_code
-            log.warning("share.failed", shard=share.name, exit_code=code, error=share.reason)
+            time.sleep(POLL_SECONDS)
+            for share in [one for one in running if one.has_ended()]:
+                running.remove(share)
+                if share.failed and not self._is_expected(share):
+                    code, why = share.exit_code, share.reason
+                    log.warning("share.failed", shard=share.name, exit_code=code, error=why)
 
     def _is_expected(self, share: Share) -> bool:
         return self._asked_to_end and share.exit_code == Interrupted.exit_code

@@ -11,9 +11,6 @@ from bench import contestants, report, results
 from bench.arena import Lab, Run, lab
 from bench.cases import CASES, QUICK, Case
 from bench.contestants import Contestant
-from bench.profile import profile
-
-PROFILED = ("tls-5m", "tls-tiny-8")
 
 
 def main() -> int:
@@ -25,8 +22,6 @@ def main() -> int:
         return 0
     cases = _cases(asked)
     with lab({case.recordings for case in cases}) as place:
-        if asked.profile:
-            return _profile(place, cases, write=asked.write)
         about = results.about(asked.runs)
         runs: dict[tuple[str, str], list[Run]] = {}
         for case, one, run in _runs(place, cases, _contestants(asked), asked.runs):
@@ -48,16 +43,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=int, default=3, help="how often each takes its turn")
     parser.add_argument("--quick", action="store_true", help="fewer recordings: some four minutes")
     parser.add_argument("--calls", type=int, help="so many recordings in each case, at most")
-    parser.add_argument("--write", action="store_true", help="write README.md and results.*")
+    parser.add_argument("--write", action="store_true", help="write README.md and results.json")
     parser.add_argument("--report", action="store_true", help="write README.md from results.json")
-    parser.add_argument("--profile", action="store_true", help="where the archiver's time goes")
     parser.add_argument("--archiver", type=Path, help="another archiver's command")
     return parser
 
 
 def _cases(asked: argparse.Namespace) -> list[Case]:
-    default = PROFILED if asked.profile else [case.name for case in CASES]
-    chosen = [case for case in CASES if case.name in (asked.only or default)]
+    chosen = [case for case in CASES if case.name in (asked.only or case.name)]
     if asked.quick:
         few = [(case, QUICK[case.recordings.name]) for case in chosen if case.store == "sink"]
         chosen = [case.smaller(count) for case, count in few if count]
@@ -78,14 +71,6 @@ def _runs(
             turn = number % max(len(taking_part), 1)
             for one in taking_part[turn:] + taking_part[:turn]:
                 yield case, one, place.run(one, case)
-
-
-def _profile(place: Lab, cases: list[Case], *, write: bool) -> int:
-    text = "\n".join(profile(place, case) for case in cases)
-    print(text)
-    if write:
-        report.put_between("profile", text)
-    return 0
 
 
 def _line(case: Case, one: Contestant, run: Run) -> str:

@@ -1,4 +1,4 @@
-"""The results as Markdown, put into README.md between their markers, and the chart beside it."""
+"""The results as Markdown, put into README.md between their markers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from bench.arena import Run
 from bench.cases import Case
-from bench.chart import draw
 from bench.contestants import Contestant
 from bench.goals import Goal, goals
 from bench.results import (
@@ -21,12 +20,11 @@ from bench.results import (
 )
 
 HERE = Path(__file__).parent
-README, CHART = HERE / "README.md", HERE / "results.svg"
+README = HERE / "README.md"
 
 
 def publish(results: Results) -> None:
-    """Write table and chart."""
-    CHART.write_text(draw(results), encoding="utf-8")
+    """Write the tables."""
     put_between("results", "\n".join(page(results)))
 
 

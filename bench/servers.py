@@ -13,9 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Protocol, Self
 
-import boto3
-
-from archiver.demo.weed import Weed
+from tests.system.servers import Weed
 
 ROOT = Path(__file__).parent.parent
 BUILT = ROOT / ".cache" / "bench"
@@ -136,15 +134,15 @@ class SeaweedFS:
     bucket = "bench"
 
     def __init__(self, home: Path, *, object_lock: bool = False) -> None:
-        (home / "weed").mkdir()
+        self._home = home / "weed"
         self._object_lock = object_lock
-        self._weed = Weed(home / "weed")
 
     def __enter__(self) -> Self:
-        self._weed.start()
+        self._weed = Weed(self._home)
         self.url = self._weed.endpoint_url
         self.port = int(self.url.rpartition(":")[2])
-        self.secrets = (self._weed.access_key, self._weed.secret_key)
+        environment = self._weed.environment
+        self.secrets = (environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
         self._weed.create_bucket(self.bucket, object_lock=self._object_lock)
         return self
 
@@ -152,11 +150,6 @@ class SeaweedFS:
         self._weed.kill()
 
     def stats(self) -> dict[str, int]:
-        key, secret = self.secrets
-        client = boto3.client(
-            "s3", endpoint_url=self.url, region_name="us-east-1",
-            aws_access_key_id=key, aws_secret_access_key=secret,
-        )  # fmt: skip
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
+        pages = self._weed.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
         sizes = [item["Size"] for page in pages for item in page.get("Contents", ())]
         return {"objects": len(sizes), "bytes": sum(sizes)}

@@ -19,12 +19,12 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 if TYPE_CHECKING:
-    from archiver.demo.weed import Weed
     from archiver.manifest.signing import SigningKey
     from archiver.store.bucket import Bucket
     from tests.fakes.clock import HandClock
     from tests.fakes.rig import Archive
     from tests.system.ceph import Ceph
+    from tests.system.servers import Weed
 
 _NUMBERS = itertools.count(1)
 LOCKED, PLAIN = "locked", "plain"
@@ -50,10 +50,9 @@ def _clean_environment() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
     """SeaweedFS with two buckets: `locked` (versions, Object Lock) and `plain`."""
-    from archiver.demo.weed import Weed
+    from tests.system.servers import Weed
 
     server = Weed(tmp_path_factory.mktemp("weed"))
-    server.start()
     try:
         server.create_bucket(LOCKED, object_lock=True)
         server.create_bucket(PLAIN, object_lock=False)

@@ -7,13 +7,12 @@ stand before it, so that a damaged seal is told from the seals around it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from archiver.audit.gate import Gate
-from archiver.audit.parallel import ordered
+from archiver.audit.safe_reader import ReportingReader
+from archiver.core.concurrency import ordered
 from archiver.errors import FormatError, NewerFormat, StoreError, UsageError
 from archiver.manifest import canonical, layout, seal
 from archiver.manifest.record import refuse_newer
@@ -94,69 +93,69 @@ class ChainView:
         return len(self.read) == self.last + 1 > 0
 
 
-@dataclass(frozen=True)
-class _Fetched:
-    seq: int
-    data: bytes | None
-    signature: bytes | None
-
-
 class ChainCheck:
     """One reading of a chain. `check` is called once."""
 
-    def __init__(self, gate: Gate, executor: Executor, ahead: int) -> None:
-        self._gate = gate
-        self._report = gate.findings.add
+    def __init__(self, reader: ReportingReader, executor: Executor, ahead: int) -> None:
+        self._reader = reader
+        self._report = reader.findings.add
         self._executor = executor
         self._ahead = ahead
         self._view = ChainView()
-        self._before: tuple[int, str, Seal | None] | None = None
-        """Number, SHA-256 and, if it parsed, content of the seal read last."""
+        self._before: tuple[int, str, Seal | None] = (-1, seal.NO_SEAL, None)
+        """Number, SHA-256 and, if it could be parsed, content of the seal read last."""
 
     def check(self, key: PublicKey | None, head: KnownHead | None) -> ChainView:
         """Read all seals. `key` and `head` are what the auditor knows from outside."""
-        view = self._view
-        numbers = self._numbers()
+        view, numbers = self._view, self._list_seals()
         view.key, view.seals = key, len(numbers)
-        for fetched in ordered(self._executor, self._fetch, numbers, self._ahead):
-            if fetched.data is not None:
-                self._seal(fetched.seq, fetched.data, fetched.signature, head)
+
+        def fetch(seq: int) -> tuple[int, bytes | None, bytes | None]:
+            data = self._reader.read(layout.seal_key(seq), MAX_SEAL_BYTES, "seal_missing")
+            at, late = layout.signature_key(seq), seq == view.last
+            signature = self._reader.read(at, SIGNATURE_BYTES, "signature_missing", late=late)
+            return seq, data, signature
+
+        for seq, data, signature in ordered(self._executor, fetch, numbers, self._ahead):
+            if data is not None:
+                self._check_seal(seq, data, signature, head)
         if head is not None and head.seq > view.last:
-            self._report(
-                "tail_missing", layout.seal_key(head.seq), f"the chain ends at seal {view.last}"
-            )
+            at = layout.seal_key(head.seq)
+            self._report("tail_missing", at, f"the chain ends at seal {view.last}")
         return view
 
     # --- which seals there are
 
-    def _numbers(self) -> list[int]:
+    def _list_seals(self) -> list[int]:
         """The numbers of the seals that exist, ascending; gaps are reported."""
         seals, signatures = set[int](), set[int]()
-        for listed in self._gate.list(layout.SEALS):
+        for listed in self._reader.list(layout.SEALS):
             parsed = layout.parse_seal_key(listed.key)
-            if parsed is None or listed.key not in _keys(parsed[0]):
+            seq, is_signature = parsed or (0, False)
+            if parsed is None or listed.key != _key_of(seq, is_signature=is_signature):
                 self._report("unexpected_object", listed.key)
                 continue
-            (signatures if parsed[1] else seals).add(parsed[0])
-        if layout.SEALS in self._gate.unlistable:
-            seals.update(range(self._newest(max(seals, default=-1)) + 1))
-        numbers = sorted(seals)
-        self._view.last = numbers[-1] if numbers else -1
+            (signatures if is_signature else seals).add(seq)
+        if layout.SEALS in self._reader.unlistable:
+            seals.update(range(self._find_newest(max(seals, default=-1)) + 1))
+        self._view.last = max(seals, default=-1)
         if not seals and not signatures:
             self._report("no_archive", layout.seal_key(0))
-            return []
-        for first, last in _gaps(sorted(seals | signatures), seals):
-            detail = "" if first == last else f"nor any up to {last}"
-            self._report("seal_missing", layout.seal_key(first), detail)
-        return numbers
+        expected, newest = 0, max(seals | signatures, default=-1)
+        for seq in [*sorted(seals), newest + 1]:
+            if expected < seq:
+                detail = "" if expected == seq - 1 else f"nor any up to {seq - 1}"
+                self._report("seal_missing", layout.seal_key(expected), detail)
+            expected = seq + 1
+        return sorted(seals)
 
-    def _newest(self, known: int) -> int:
+    def _find_newest(self, known: int) -> int:
         """The number of the newest seal where seals cannot be listed, -1 without any: ask for each,
         in steps that double and then halve."""
 
         def is_there(number: int) -> bool:
             try:
-                return self._gate.reader.head(layout.seal_key(number)) is not None
+                return self._reader.reader.head(layout.seal_key(number)) is not None
             except StoreError:
                 return False  # some stores refuse what is not there; an outage shows soon enough
 
@@ -169,32 +168,46 @@ class ChainCheck:
             low, high = (middle, high) if is_there(middle) else (low, middle)
         return low
 
-    def _fetch(self, seq: int) -> _Fetched:
-        data = self._gate.read(layout.seal_key(seq), MAX_SEAL_BYTES, "seal_missing")
-        late = seq == self._view.last
-        signature = self._gate.read(
-            layout.signature_key(seq), SIGNATURE_BYTES, "signature_missing", late=late
-        )
-        return _Fetched(seq, data, signature)
-
     # --- one seal
 
-    def _seal(
+    def _check_seal(
         self, seq: int, data: bytes, signature: bytes | None, known: KnownHead | None
     ) -> None:
-        key, digest = layout.seal_key(seq), hashlib.sha256(data).hexdigest()
+        """Check a seal's bytes; `known` is the seal that the auditor knows.
+
+        1. Where it is the known one, it has the known SHA-256.
+        2. It parses, and is in canonical form.
+        3. Seal 0 says which archive and which key it is.
+        4. The key has signed these bytes. A seal that does not parse is signed or not all the same.
+        5. It agrees with seal 0, and with the seal before.
+        6. Its segments and its watermark are remembered.
+        """
+        view, key, digest = self._view, layout.seal_key(seq), hashlib.sha256(data).hexdigest()
+        # 1. The known head.
         if known is not None and known.seq == seq and known.sha256 != digest:
             self._report("head_mismatch", key, f"its SHA-256 is {digest}")
-        parsed = self._parse(key, data)
-        if parsed is not None and seq == 0:
-            self._genesis(parsed)
-        trusted = self._view.key
-        if signature is not None and trusted and not trusted.verifies(data, signature):
+        # 2. The format.
+        this = self._parse(key, data)
+        # 3. Seal 0.
+        if this is not None and seq == 0:
+            self._check_genesis(this)
+        # 4. The signature.
+        if signature is not None and view.key and not view.key.verifies(data, signature):
             self._report("signature_invalid", layout.signature_key(seq))
-        if parsed is not None:
-            self._fields(seq, parsed)
-            self._collect(seq, parsed)
-        self._before = (seq, digest, parsed)
+        if this is not None:
+            # 5. The chain.
+            self._check_links(seq, this)
+            # 6. What it names.
+            view.read.add(seq)
+            for entry in this.segments:
+                earlier = view.segments.setdefault(entry.key, Sealed(entry, seq))
+                if earlier.seq != seq or earlier.entry is not entry:
+                    self._report("segment_twice", entry.key, f"in seals {earlier.seq} and {seq}")
+            start = view.head.watermark if view.head is not None else this.watermark
+            if this.watermark > start or view.head is None:
+                view.advances.append(Advance(seq, start, this.watermark))
+            view.head = this
+        self._before = (seq, digest, this)
 
     def _parse(self, key: str, data: bytes) -> Seal | None:
         try:
@@ -209,43 +222,38 @@ class ChainCheck:
             self._report("seal_invalid", key, str(error))
         return None
 
-    def _genesis(self, genesis: Seal) -> None:
-        """Take the key and the archive's name from seal 0, and compare the key with its object."""
-        self._view.archive = genesis.archive
+    def _check_genesis(self, genesis: Seal) -> None:
+        """Take the archive's name and key from seal 0, and hold them against their objects."""
+        view, at = self._view, layout.seal_key(0)
         store = genesis.document.get("store")
-        self._view.object_lock = isinstance(store, dict) and store.get("object_lock") is True
-        key = layout.seal_key(0)
+        proved = store if isinstance(store, dict) else {}
+        view.archive, view.object_lock = genesis.archive, proved.get("object_lock") is True
         try:
             pem = str(genesis.document.get("public_key")).encode()
             own = PublicKey.from_pem(pem)
         except (FormatError, UnicodeEncodeError):
-            self._report("seal_invalid", key, "no Ed25519 public key")
+            self._report("seal_invalid", at, "no Ed25519 public key")
             return
         if own.key_id != genesis.key_id:
-            self._report("key_mismatch", key, "key_id is not that of public_key")
-        if self._view.key is None:
-            self._view.key = own
-        elif self._view.key.key_id != own.key_id:
-            self._report("key_mismatch", key, f"you trust {self._view.key.key_id}, it has another")
-        self._view.key_object = at = layout.public_key_key(own.key_id)
-        stored = self._gate.read(at, MAX_KEY_BYTES, "public_key_missing")
+            self._report("key_mismatch", at, "key_id is not that of public_key")
+        if view.key is None:
+            view.key = own
+        elif view.key.key_id != own.key_id:
+            self._report("key_mismatch", at, f"you trust {view.key.key_id}, it has another")
+        view.key_object = layout.public_key_key(own.key_id)
+        stored = self._reader.read(view.key_object, MAX_KEY_BYTES, "public_key_missing")
         if stored is not None and stored != pem:
-            self._report("public_key_mismatch", at)
-        self._pages(genesis)
+            self._report("public_key_mismatch", view.key_object)
+        # The verifier's page and script, where seal 0 tells of them: older ones do not.
+        pages = proved.get("pages")
+        for page in (layout.VERIFY_PAGE, layout.VERIFY_SCRIPT):
+            if isinstance(pages, dict) and page in pages:
+                data = self._reader.read(page, MAX_PAGE_BYTES, "page_missing")
+                if data is not None and hashlib.sha256(data).hexdigest() != pages[page]:
+                    self._report("page_mismatch", page)
 
-    def _pages(self, genesis: Seal) -> None:
-        """The verifier's page and script, where seal 0 tells of them: older ones do not."""
-        store = genesis.document.get("store")
-        told = store.get("pages") if isinstance(store, dict) else None
-        for at in (layout.VERIFY_PAGE, layout.VERIFY_SCRIPT):
-            if not isinstance(told, dict) or at not in told:
-                continue
-            page = self._gate.read(at, MAX_PAGE_BYTES, "page_missing")
-            if page is not None and hashlib.sha256(page).hexdigest() != told[at]:
-                self._report("page_mismatch", at)
-
-    def _fields(self, seq: int, this: Seal) -> None:
-        """The seal against what stands before it."""
+    def _check_links(self, seq: int, this: Seal) -> None:  # noqa: C901 - a list of rules
+        """A seal against seal 0 and the seal before."""
         view, key = self._view, layout.seal_key(seq)
         if this.seq != seq:
             self._report("seal_number", key)
@@ -253,7 +261,7 @@ class ChainCheck:
             self._report("archive_mismatch", key)
         if seq > 0 and view.key is not None and this.key_id != view.key.key_id:
             self._report("key_mismatch", key)
-        before_seq, before_digest, before = self._before or (-1, seal.NO_SEAL, None)
+        before_seq, before_digest, before = self._before
         if before_seq != seq - 1:
             return  # the seal before is missing, and that has been said
         if this.prev != before_digest:
@@ -261,10 +269,8 @@ class ChainCheck:
         total = sum(entry.records for entry in this.segments)
         if seq == 0 and this.records != total:
             self._report("running_total", key)
-        if before is not None:
-            self._progress(key, before, this, total)
-
-    def _progress(self, key: str, before: Seal, this: Seal, total: int) -> None:
+        if before is None:
+            return
         if this.records != before.records + total:
             self._report("running_total", key)
         if before.sealed_at - this.sealed_at > CLOCK_TOLERANCE:
@@ -272,31 +278,6 @@ class ChainCheck:
         if this.watermark < before.watermark:
             self._report("watermark_back", key)
 
-    def _collect(self, seq: int, this: Seal) -> None:
-        """Remember the segments, and how far the watermark went."""
-        view = self._view
-        view.read.add(seq)
-        for entry in this.segments:
-            earlier = view.segments.setdefault(entry.key, Sealed(entry, seq))
-            if earlier.seq != seq or earlier.entry is not entry:
-                self._report("segment_twice", entry.key, f"in seals {earlier.seq} and {seq}")
-        start = view.head.watermark if view.head is not None else this.watermark
-        if this.watermark > start or view.head is None:
-            view.advances.append(Advance(seq, start, this.watermark))
-        view.head = this
 
-
-def _keys(seq: int) -> tuple[str, str]:
-    return layout.seal_key(seq), layout.signature_key(seq)
-
-
-def _gaps(expected: Iterable[int], present: set[int]) -> Iterator[tuple[int, int]]:
-    """The runs of numbers, from 0 to the largest expected, that are not present."""
-    start, last = 0, -1
-    for last in expected:
-        if last in present:
-            if start < last:
-                yield start, last - 1
-            start = last + 1
-    if start <= last:
-        yield start, last
+def _key_of(seq: int, *, is_signature: bool) -> str:
+    return layout.signature_key(seq) if is_signature else layout.seal_key(seq)

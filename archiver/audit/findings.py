@@ -268,7 +268,7 @@ class Findings:
                 self._kept.append(finding)
 
     def count(self, code: str, number: int) -> None:
-        """As `add`, for so many more that are not told one by one."""
+        """As `add`, for so many more that are only counted."""
         if code not in CODES:
             raise KeyError(code)
         if number > 0:

@@ -1,7 +1,7 @@
 """Questions to the manifest: which records a range has, and what is known of one call.
 
-Only what is sealed counts (`sealed.py`). What is damaged, cannot be read or was written by a newer
-release is left out, and `damages` names it.
+Only what is sealed counts (`sealed_segments.py`). What is damaged, cannot be read or was written by
+a newer release is left out, and `damages` names it.
 
 What a question costs: `records` takes one LIST a day and three small GETs a segment. `find` does
 not know the call's day: it asks which days there are (a LIST or two), and from the newest backwards
@@ -21,15 +21,11 @@ from datetime import UTC, date, datetime
 from itertools import groupby
 from typing import IO, Any
 
-from archiver.audit.control import ItemReader, Unreadable
-from archiver.audit.holds import Standing, object_document
-from archiver.audit.lines import lines_of
-from archiver.audit.parallel import ordered
-from archiver.audit.reader import Reader
-from archiver.audit.recorddays import record_day, record_days
-from archiver.audit.sealed import SealedSegments
-from archiver.audit.segments import read_window
-from archiver.audit.told import MAX_RECORD_BYTES, parse_record
+from archiver.audit.hold_ledger import CallHolds, object_document
+from archiver.audit.safe_reader import ItemReader, Reader, Unreadable
+from archiver.audit.sealed_segments import SealedSegments, record_day, record_days
+from archiver.audit.segment_lines import MAX_RECORD_BYTES, lines_of, parse_record, read_window
+from archiver.core.concurrency import ordered
 from archiver.errors import FormatError
 from archiver.manifest import canonical, layout
 from archiver.manifest.event import ObjectRef
@@ -52,49 +48,48 @@ class Row:
 
 
 @dataclass
-class History:
+class CallHistory:
     """What is known of a call: its records, oldest first, each with its segment and seal."""
 
     call_id: str
     revisions: list[Record]
     sealed: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Key of a record → key of its segment, number of its seal. Absent: not sealed yet, or a newer
-    revision was there before any segment told of it."""
-    standing: Standing | None = None
+    revision was there before any segment named it."""
+    holds: CallHolds | None = None
     """Its legal holds and what the store says of its objects, where that was asked for."""
 
     @property
     def objects(self) -> set[ObjectRef]:
         """All that its records name, and the records themselves."""
-        return {one for found in self.revisions for one in objects_of(found)}
+        return {one for record in self.revisions for one in objects_of(record)}
 
     def document(self) -> dict[str, Any]:
         """The form of `manifest show --json`: `type` call_history, `v` 1, `call_id`, `revisions`
-        [{key, record, segment, seal}], the last two null where no sealed segment has it; with a
-        `standing` also `hold` {acts, held}, and each revision's `objects` as the store has them."""
-        rows = [self._row(found) for found in self.revisions]
+        [{key, record, segment, seal}], the last two null where no sealed segment has it; with
+        `holds` also `hold` {acts, held}, and each revision's `objects` as the store has them."""
+        rows = []
+        for record in self.revisions:
+            segment, number = self.sealed.get(record.key, (None, None))
+            row: dict[str, Any] = {
+                "key": record.key,
+                "record": dict(record.document),
+                "seal": number,
+                "segment": segment,
+            }
+            if self.holds is not None:
+                heads = self.holds.heads
+                row["objects"] = [object_document(o, heads.get(o)) for o in objects_of(record)]
+            rows.append(row)
         document = {"call_id": self.call_id, "revisions": rows, "type": "call_history", "v": 1}
-        return document | ({"hold": self.standing.document()} if self.standing else {})
-
-    def _row(self, found: Record) -> dict[str, Any]:
-        segment, number = self.sealed.get(found.key, (None, None))
-        row = {
-            "key": found.key,
-            "record": dict(found.document),
-            "seal": number,
-            "segment": segment,
-        }
-        if (standing := self.standing) is None:
-            return row
-        told = [object_document(one, standing.heads.get(one)) for one in objects_of(found)]
-        return row | {"objects": told}
+        return document | ({"hold": self.holds.document()} if self.holds else {})
 
 
-def objects_of(found: Record) -> list[ObjectRef]:
+def objects_of(record: Record) -> list[ObjectRef]:
     """A record, in the version that is there, and the files that it names."""
-    files = found.document["files"]
+    files = record.document["files"]
     named = [ObjectRef(file["key"], file.get("version_id")) for file in files]
-    return [ObjectRef(found.key, None), *named]
+    return [ObjectRef(record.key, None), *named]
 
 
 class Query:
@@ -106,12 +101,31 @@ class Query:
         self.damages: dict[str, None] = {}
         """What could not be read so far, one line each."""
 
+    def _damaged(self, error: FormatError) -> None:
+        self.damages[str(error)] = None
+
+    def _names(self, day: date) -> list[SegmentName]:
+        """The segments of a day; none where they cannot be listed."""
+        try:
+            return self._sealed.names(day)
+        except FormatError as error:
+            self._damaged(error)
+            return []
+
+    def _entry(self, name: SegmentName) -> tuple[SegmentEntry, int] | None:
+        """As `SealedSegments.entry`; None also where the seal cannot be read."""
+        try:
+            return self._sealed.entry(name)
+        except FormatError as error:
+            self._damaged(error)
+            return None
+
     # --- the records of a range
 
     def records(self, start: datetime, end: datetime, outcome: str | None = None) -> Iterator[Row]:
         """The newest record of each call in the sealed windows that touch `[start, end)`, window
-        by window: one that vanished is there with its record, and one that a source moved from one
-        window to another is told by both.
+        by window: a call that vanished is there with its record, and a call that a source moved
+        from one window to another is in both.
 
         Raises `StoreError` where the store is out or refuses everything.
         """
@@ -137,25 +151,6 @@ class Query:
                 yield before
                 before = []
             day += DAY
-
-    def _names(self, day: date) -> list[SegmentName]:
-        """The segments of a day; none where they cannot be listed."""
-        try:
-            return self._sealed.names(day)
-        except FormatError as error:
-            self._damaged(error)
-            return []
-
-    def _damaged(self, error: FormatError) -> None:
-        self.damages[str(error)] = None
-
-    def _entry(self, name: SegmentName) -> tuple[SegmentEntry, int] | None:
-        """As `SealedSegments.entry`; None also where the seal cannot be read."""
-        try:
-            return self._sealed.entry(name)
-        except FormatError as error:
-            self._damaged(error)
-            return None
 
     def _window(self, names: list[SegmentName], start: datetime) -> Iterator[Row]:
         """The newest record of each call of a window. Later revisions hold what has changed, and
@@ -197,36 +192,35 @@ class Query:
 
     # --- one call
 
-    def find(self, call_id: str) -> History | None:
+    def find(self, call_id: str) -> CallHistory | None:
         """All records of a call, sealed or not; None where there is none that can be read."""
         keys = self._record_keys(layout.call_dir(call_id))
-        records = [found for key in keys if (found := self._record(key)) is not None]
+        records = [record for key in keys if (record := self._record(key)) is not None]
         if not records:
             return None
-        records.sort(key=lambda found: (found.revision, found.key))
-        history = History(call_id, records)
+        records.sort(key=lambda record: (record.revision, record.key))
+        history = CallHistory(call_id, records)
         self._locate(history)
         return history
 
     def _record_keys(self, call_dir: str) -> list[str]:
         """The keys of a call's records: of the newest day that has any."""
-        probes = (
-            f"{layout.RECORDS}{layout.day_dir(day)}/{call_dir}/"
-            for day in record_days(self._reader.folders(layout.RECORDS))
-        )
+        days = record_days(self._reader.folders(layout.RECORDS))
+
+        def keys_of(day: date) -> list[str]:
+            prefix = f"{layout.record_prefix(day)}{call_dir}/"
+            try:
+                return [item.key for item in self._reader.list(prefix) if record_day(item.key)]
+            except FormatError as error:
+                self._damaged(error)
+                return []
+
         with ThreadPoolExecutor(LISTS_AT_ONCE) as executor:
-            for keys in ordered(executor, self._keys, probes, 2 * LISTS_AT_ONCE):
+            for keys in ordered(executor, keys_of, days, 2 * LISTS_AT_ONCE):
                 if keys:
                     executor.shutdown(wait=False, cancel_futures=True)
                     return keys
         return []
-
-    def _keys(self, prefix: str) -> list[str]:
-        try:
-            return [item.key for item in self._reader.list(prefix) if record_day(item.key)]
-        except FormatError as error:
-            self._damaged(error)
-            return []
 
     def _record(self, key: str) -> Record | None:
         try:
@@ -237,38 +231,33 @@ class Query:
             self._damaged(FormatError(f"{key}: {error}; run archiver verify"))
         return None
 
-    # --- where a call's records are sealed
-
-    def _locate(self, history: History) -> None:
-        """Fill in `sealed`: near the call's start first, then anywhere, if it can be sealed."""
-        wanted = {found.data: found for found in history.revisions}
+    def _locate(self, history: CallHistory) -> None:
+        """Fill in `sealed`: look near the call's start first, then anywhere, if a record can be
+        sealed at all."""
+        wanted = {record.data: record for record in history.revisions}
         newest = history.revisions[-1]
         day = record_day(newest.key) or date.min
-        middle = parse_time(newest.document.get("started_at")) or datetime.combine(
-            day, datetime.min.time(), UTC
-        )
-        near = [name for n in (-1, 0, 1) for name in self._names(day + n * DAY)]
-        self._search(history, wanted, near, middle)
+        midnight = datetime.combine(day, datetime.min.time(), UTC)
+        start = parse_time(newest.document.get("started_at")) or midnight
+        near = [name for days in (-1, 0, 1) for name in self._names(day + days * DAY)]
+        self._search(history, wanted, near, start)
         if wanted and self._may_be_sealed(wanted.values()):
-            self._search(history, wanted, self._all_names() - set(near), middle)
-
-    def _all_names(self) -> set[SegmentName]:
-        found: set[SegmentName] = set()
-        try:
-            found.update(self._sealed.all_names())
-        except FormatError as error:
-            self._damaged(error)
-        return found
+            names: set[SegmentName] = set()
+            try:
+                names.update(self._sealed.all_names())
+            except FormatError as error:
+                self._damaged(error)
+            self._search(history, wanted, names - set(near), start)
 
     def _search(
         self,
-        history: History,
+        history: CallHistory,
         wanted: dict[bytes, Record],
         names: Iterable[SegmentName],
-        middle: datetime,
+        start: datetime,
     ) -> None:
-        """Look for lines in segments, nearest to `middle` first; found ones leave `wanted`."""
-        for name in sorted(names, key=lambda name: (abs(name.start - middle), name.revision)):
+        """Look for lines in segments, nearest to `start` first; found ones leave `wanted`."""
+        for name in sorted(names, key=lambda name: (abs(name.start - start), name.revision)):
             if not wanted:
                 return
             if (sealed := self._entry(name)) is None:
@@ -277,8 +266,8 @@ class Query:
             try:
                 with self._sealed.open(entry) as file:
                     for line in lines_of(file):
-                        if (found := wanted.pop(line, None)) is not None:
-                            history.sealed[found.key] = (name.jsonl, number)
+                        if (record := wanted.pop(line, None)) is not None:
+                            history.sealed[record.key] = (name.jsonl, number)
             except FormatError as error:
                 self._damaged(error)
 
@@ -289,7 +278,7 @@ class Query:
         except FormatError as error:
             self._damaged(error)
             return True
-        times = [parse_time(found.document.get("archived_at")) for found in records]
+        times = [parse_time(record.document.get("archived_at")) for record in records]
         return any(moment is None or moment <= sealed_at for moment in times)
 
 

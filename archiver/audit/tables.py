@@ -1,21 +1,33 @@
-"""Records as a table, as JSON lines, as CSV; the history of a call as text."""
+"""What the auditor's commands print: text for people, JSON and CSV for programs.
+
+Keys and texts come from a bucket and a source that may be hostile. In text, what could move a
+terminal's cursor or turn text around is shown as an escape (`printable`); in CSV, what a
+spreadsheet would take for a formula is quoted (`safe_cell`).
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from archiver.audit.holdtables import act_line, state
-from archiver.audit.query import History, Row
-from archiver.audit.render import printable
+from archiver.audit.findings import CODES, Severity
+from archiver.audit.hold_ledger import CallHolds, hold_document
+from archiver.audit.query import CallHistory, Row
+from archiver.audit.verification_report import Report
 from archiver.errors import UsageError
-from archiver.manifest.event import ObjectRef
+from archiver.manifest import canonical
+from archiver.manifest.event import Act, Hold, ObjectRef
 from archiver.manifest.record import Record
-from archiver.model import format_time
+from archiver.model import format_second, format_time
 
 Format = Literal["table", "jsonl", "csv"]
+
+SHOWN = 100
+"""Findings that the text of `verify` shows; `--json` has all that were kept."""
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 COLUMNS = (
     "started_at",
@@ -37,41 +49,128 @@ COLUMNS = (
     "seal",
 )
 """The columns of the CSV form: stable; later versions only add at the end."""
+TABLE = {
+    "started_at": ("started_at", 20),
+    "call_id": ("call_id", 24),
+    "outcome": ("outcome", 12),
+    "duration_seconds": ("seconds", 8),
+    "recording_bytes": ("bytes", 12),
+    "revision": ("rev", 3),
+    "seal": ("seal", 6),
+    "reason": ("reason, findings", 0),
+}
+"""The columns of the table form, each with its title and width."""
+NUMBERS = ("duration_seconds", "recording_bytes", "revision")
+"""Columns whose titles stand on the right, as the numbers do."""
+WIDEST = 40
+"""What a column of the held calls takes before it only pushes the next one along."""
+INDENT = " " * 16
 
-_TABLE = (
-    ("started_at", 20),
-    ("call_id", 24),
-    ("outcome", 12),
-    ("duration_seconds", 8),
-    ("recording_bytes", 12),
-    ("revision", 3),
-    ("seal", 6),
-    ("reason", 0),
-)
-_INDENT = " " * 16
-_TITLES = {"duration_seconds": "seconds", "recording_bytes": "bytes", "revision": "rev"}
-_LAST = "reason, findings"
+
+def printable(text: str) -> str:
+    """The text with everything that is not printable as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def render(rows: Iterable[Row], form: Format) -> Iterator[str]:
+# --- verify
+
+
+def report_json(report: Report) -> str:
+    """`Report.document` as one line of JSON, keys sorted."""
+    return canonical.dump(report.document()).decode()
+
+
+def report_text(report: Report) -> str:
+    """Summary, findings, notes and the verdict, in this order; ends with a newline."""
+    lines = [*_summary(report), *_findings(report)]
+    lines += [f"note: {note}" for note in report.notes]
+    counts: Counter[str] = Counter()
+    for code, count in report.totals.items():
+        counts[CODES[code].severity] += count
+    found = ", ".join(
+        f"{counts[severity]:,} {severity}"
+        + ("s" if counts[severity] != 1 and severity != "info" else "")
+        for severity in SEVERITIES
+        if counts[severity]
+    )
+    verdict = "OK" if report.ok else "NOT OK"
+    level = report.scope["level"]
+    lines.append(f"{verdict}: verified at level {level}; {found or 'nothing found'}")
+    return "\n".join(lines) + "\n"
+
+
+def _summary(report: Report) -> Iterator[str]:
+    counts, head, calls = report.counts, report.head, report.counts.calls
+    origin = "the key that you gave" if report.key_given else "the key of seal 0"
+    yield f"archive   {printable(report.archive or 'unknown')}"
+    yield f"key       {report.key_id or 'unknown'} ({origin})"
+    if head is not None:
+        yield f"head      {head.seq}:{head.sha256}"
+        sealed, mark = format_time(head.sealed_at), format_time(head.watermark)
+        yield f"          sealed {sealed}, watermark {mark}"
+    yield (
+        f"manifest  {counts.seals:,} seals, {counts.segments:,} segments, "
+        f"{counts.windows:,} windows, {counts.records:,} records, {counts.events:,} events"
+    )
+    yield (
+        f"calls     {calls['archived']:,} archived, {calls['no_recording']:,} without recording, "
+        f"{calls['failed']:,} failed, {counts.pending:,} pending"
+    )
+    hashed = f", {counts.files_hashed:,} read and hashed ({_size(counts.bytes_hashed)})"
+    yield f"files     {counts.files:,} ({_size(counts.bytes)})" + (
+        hashed if report.scope["level"] == "bytes" else ""
+    )
+
+
+def _findings(report: Report) -> Iterator[str]:
+    ordered = sorted(report.findings, key=lambda f: (SEVERITIES.index(f.severity), f))
+    if not ordered:
+        return
+    yield ""
+    shown = ordered[:SHOWN]
+    wide = max(len(finding.code) for finding in shown)
+    for finding in shown:
+        detail = f"  ({printable(finding.detail)})" if finding.detail else ""
+        yield f"{finding.severity:7}  {finding.code:{wide}}  {printable(finding.key)}{detail}"
+    rest = Counter(report.totals) - Counter(finding.code for finding in shown)
+    for code, count in sorted(rest.items()):
+        yield f"{CODES[code].severity:7}  {code:{wide}}  and {count:,} more"
+    yield ""
+    for code in sorted({finding.code for finding in shown}):
+        yield f"{code}: {CODES[code].meaning} (docs/manifest-format.md: {CODES[code].clause})"
+    yield ""
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} TiB"
+
+
+# --- manifest list
+
+
+def records_text(rows: Iterable[Row], form: Format) -> Iterator[str]:
     """The rows as text, piece by piece, each piece with its newline. Of `jsonl`, each line is the
     record's exact bytes. Raises `UsageError` for another form."""
-    forms: Mapping[str, Callable[[Iterable[Row]], Iterator[str]]] = {
-        "table": _table,
-        "jsonl": lambda rows: (row.line.decode() for row in rows),
-        "csv": _csv,
-    }
-    if form not in forms:
-        raise UsageError("--format is table, jsonl or csv")
-    return forms[form](rows)
+    match form:
+        case "table":
+            return _table(rows)
+        case "jsonl":
+            return (row.line.decode() for row in rows)
+        case "csv":
+            return _csv(rows)
+    raise UsageError("--format is table, jsonl or csv")
 
 
 def cells(row: Row) -> dict[str, Any]:
     """What each of `COLUMNS` holds for a record."""
     document = row.record.document
-    recording: Mapping[str, Any] = next(
-        (f for f in document["files"] if f["kind"] == "recording"), {}
-    )
+    files: Iterable[Mapping[str, Any]] = document["files"]
+    recording = next((file for file in files if file["kind"] == "recording"), {})
     own = {name: document.get(name) for name in COLUMNS if name in document}
     return own | {
         "recording_bytes": recording.get("bytes"),
@@ -84,7 +183,7 @@ def cells(row: Row) -> dict[str, Any]:
 
 
 def safe_cell(value: object) -> str:
-    """A value as a spreadsheet may have it: what it would take for a formula gets a `'` before."""
+    """A value as a spreadsheet may have it: a `'` before what it would take for a formula."""
     text = "" if value is None else str(value)
     if text.lstrip().startswith(("=", "+", "-", "@")) or text.startswith(("\t", "\r")):
         return "'" + text
@@ -92,102 +191,206 @@ def safe_cell(value: object) -> str:
 
 
 def _csv(rows: Iterable[Row]) -> Iterator[str]:
-    yield _csv_line(COLUMNS)
+    def line(values: Iterable[str]) -> str:
+        text = io.StringIO()
+        csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\r\n").writerow(values)
+        return text.getvalue()
+
+    yield line(COLUMNS)
     for row in rows:
-        told = cells(row)
-        yield _csv_line(safe_cell(told.get(name)) for name in COLUMNS)
-
-
-def _csv_line(values: Iterable[str]) -> str:
-    text = io.StringIO()
-    csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\r\n").writerow(values)
-    return text.getvalue()
+        values = cells(row)
+        yield line(safe_cell(values.get(name)) for name in COLUMNS)
 
 
 def _table(rows: Iterable[Row]) -> Iterator[str]:
-    yield _table_line({name: _TITLES.get(name, name) for name, _ in _TABLE} | {"reason": _LAST})
+    def line(values: Mapping[str, Any]) -> str:
+        texts = []
+        for name, (_, width) in TABLE.items():
+            value = values.get(name)
+            text = "-" if value is None else printable(str(value))
+            right = isinstance(value, int | float) or name in NUMBERS
+            texts.append(text.rjust(width) if right else text.ljust(width))
+        return "  ".join(texts).rstrip() + "\n"
+
+    yield line({name: title for name, (title, _) in TABLE.items()})
     for row in rows:
-        told = cells(row)
-        last = [str(told[name]) for name in ("reason", "findings") if told.get(name)]
-        yield _table_line(told | {"reason": " ".join(last) or None})
+        values = cells(row)
+        last = [str(values[name]) for name in ("reason", "findings") if values.get(name)]
+        yield line(values | {"reason": " ".join(last) or None})
 
 
-def _table_line(told: Mapping[str, Any]) -> str:
-    texts = []
-    for name, width in _TABLE:
-        value = told.get(name)
-        text = "-" if value is None else printable(str(value))
-        right = isinstance(value, int | float) or name in _TITLES
-        texts.append(text.rjust(width) if right else text.ljust(width))
-    return "  ".join(texts).rstrip() + "\n"
+# --- manifest show
 
 
-def history_text(history: History) -> str:
-    """What `manifest show` prints: its holds, each revision with its files, segment and seal."""
-    lines = [f"call {printable(history.call_id)}", *_holds(history)]
-    for found in history.revisions:
-        document = found.document
+def history_text(history: CallHistory) -> str:
+    """One call: its holds, then each revision with its files, segment and seal."""
+    lines = [f"call {printable(history.call_id)}"]
+    if (holds := history.holds) is not None:
+        lines.append(f"legal hold      {_state(holds)}")
+        lines += [f"  {_act_line(act)}" for act in holds.acts]
+        shown = {one.key for one in history.objects}
+        for one in sorted(one for one in holds.heads if one.key not in shown):
+            lines += [f"  also about    {printable(one.key)}", *_in_the_store(history, one)]
+    for record in history.revisions:
+        document = record.document
+        reason = f" ({printable(str(document['reason']))})" if document.get("reason") else ""
         lines += [
             "",
-            f"revision {found.revision}: {found.outcome}"
-            + (f" ({printable(str(document['reason']))})" if document.get("reason") else ""),
-            f"  record        {found.key}",
-            *_stored(history, ObjectRef(found.key, None)),
+            f"revision {record.revision}: {record.outcome}{reason}",
+            f"  record        {record.key}",
+            *_in_the_store(history, ObjectRef(record.key, None)),
             f"  started       {printable(str(document.get('started_at')))}",
             f"  archived      {printable(str(document.get('archived_at')))}",
         ]
         for file in document["files"]:
-            lines.append(_file_line(file))
-            lines += _stored(history, ObjectRef(file["key"], file.get("version_id")))
+            version_id = file.get("version_id")
+            version = f" version {printable(version_id)}" if version_id else ""
+            lines += [
+                f"  {printable(file['kind']):12}  {printable(file['key'])}{version}",
+                f"{INDENT}{file['bytes']:,} bytes, SHA-256 {printable(file['sha256'])}",
+                *_in_the_store(history, ObjectRef(file["key"], version_id)),
+            ]
         if document.get("findings"):
             lines.append(f"  findings      {printable(' '.join(map(str, document['findings'])))}")
-        lines.append(f"  sealed        {_sealed(history, found)}")
+        lines.append(f"  sealed        {_sealed(history, record)}")
     return "\n".join(lines) + "\n"
 
 
-def _holds(history: History) -> Iterator[str]:
-    """The call's legal holds, as the ledger tells of them, and what they are on elsewhere."""
-    standing = history.standing
-    if standing is None:
-        return
-    yield f"legal hold      {state(standing)}"
-    yield from (f"  {act_line(act)}" for act in standing.acts)
-    shown = {one.key for one in history.objects}
-    for one in sorted(one for one in standing.heads if one.key not in shown):
-        yield f"  also about    {printable(one.key)}"
-        yield from _stored(history, one)
-
-
-def _stored(history: History, one: ObjectRef) -> Iterator[str]:
+def _in_the_store(history: CallHistory, one: ObjectRef) -> Iterator[str]:
     """What the store says of an object's lock and hold."""
-    standing = history.standing
-    if standing is None:
+    holds = history.holds
+    if holds is None:
         return
-    head = standing.heads.get(one)
+    head = holds.heads.get(one)
     if head is None:
-        yield f"{_INDENT}NOT THERE: run archiver verify"
+        yield f"{INDENT}NOT THERE: run archiver verify"
         return
     lock = f"{printable(head.lock_mode)} lock" if head.lock_mode else "no lock"
     until = f" until {format_time(head.lock_until)}" if head.lock_mode and head.lock_until else ""
-    hold = "legal hold" if head.held else "NO LEGAL HOLD" if standing.is_held else "no legal hold"
-    yield f"{_INDENT}in the store: {lock}{until}, {hold}"
+    hold = "legal hold" if head.held else "NO LEGAL HOLD" if holds.is_held else "no legal hold"
+    yield f"{INDENT}in the store: {lock}{until}, {hold}"
 
 
-def _sealed(history: History, found: Record) -> str:
+def _sealed(history: CallHistory, record: Record) -> str:
     """Where a record is sealed. One that was amended before its window was closed never will be:
-    a segment tells the newest record of a call."""
-    if found.key in history.sealed:
-        segment, number = history.sealed[found.key]
+    a segment has the newest record of a call."""
+    if record.key in history.sealed:
+        segment, number = history.sealed[record.key]
         return f"seal {number}, {segment}"
     for later in history.revisions:
-        if later.revision > found.revision and later.key in history.sealed:
+        if later.revision > record.revision and later.key in history.sealed:
             return f"no: revision {later.revision} came before any segment told of it"
     return "not yet"
 
 
-def _file_line(file: Mapping[str, Any]) -> str:
-    version = f" version {printable(file['version_id'])}" if file.get("version_id") else ""
-    return (
-        f"  {printable(file['kind']):12}  {printable(file['key'])}{version}\n"
-        f"{_INDENT}{file['bytes']:,} bytes, SHA-256 {printable(file['sha256'])}"
+# --- legal holds
+
+
+def holds_json(
+    by_call: Mapping[str, CallHolds],
+    call_ids: Sequence[str],
+    unsealed: Sequence[str],
+    damaged: Sequence[str] = (),
+) -> str:
+    """`type` holds, `v` 1, `calls` [{call_id, held, acts}], oldest act first, the keys of what is
+    not sealed, and `damaged`, what could not be read, one line each. Without `call_ids` the calls
+    that are held now."""
+    wanted = call_ids or [call_id for call_id, holds in by_call.items() if holds.is_held]
+    calls = [
+        {"call_id": call_id, **by_call.get(call_id, CallHolds(())).document()}
+        for call_id in dict.fromkeys(wanted)
+    ]
+    document = {
+        "calls": calls,
+        "damaged": list(damaged),
+        "type": "holds",
+        "unsealed": list(unsealed),
+        "v": 1,
+    }
+    return canonical.dump(document).decode()
+
+
+def held_calls(by_call: Mapping[str, CallHolds], damaged: Sequence[str] = ()) -> str:
+    """The calls that are held now, longest held first: a line for each act that holds one."""
+    held = sorted(
+        (holds.last for holds in by_call.values() if holds.is_held),
+        key=lambda acts: acts[0].hold.at,
     )
+    if not held:
+        unsure = ", as far as the acts can be read" if damaged else ""
+        return f"no call is held{unsure}\n"
+    rows = [("call_id", "held since", "objects", "by", "reason")]
+    for hold in (act.hold for acts in held for act in acts):
+        call_id, by, reason = (printable(text) for text in (hold.call_id, hold.by, hold.reason))
+        rows.append((call_id, format_second(hold.at), str(len(hold.objects)), by, reason))
+    widths = [min(max(len(row[column]) for row in rows), WIDEST) for column in range(4)]
+    text = ""
+    for row in rows:
+        columns = [one.ljust(width) for one, width in zip(row, widths, strict=False)]
+        columns[2] = row[2].rjust(widths[2])
+        text += "  ".join([*columns, row[4]]).rstrip() + "\n"
+    return text
+
+
+def acts_text(by_call: Mapping[str, CallHolds], call_ids: Sequence[str]) -> str:
+    """All acts about each of these calls, oldest first, and whether it is held."""
+    lines = []
+    for call_id in dict.fromkeys(call_ids):
+        holds = by_call.get(call_id, CallHolds(()))
+        lines.append(f"{printable(call_id)}: {_state(holds)}\n")
+        lines += [f"  {_act_line(act)}\n" for act in holds.acts]
+    return "".join(lines)
+
+
+def _state(holds: CallHolds) -> str:
+    if not holds.acts:
+        return "never held: the ledger has no act about it"
+    word = "held" if holds.is_held else "not held"
+    return f"{word} since {format_second(holds.last[0].hold.at)}"
+
+
+def _act_line(act: Act) -> str:
+    hold = act.hold
+    by, reason = printable(hold.by), printable(hold.reason)
+    return (
+        f"{format_second(hold.at)}  {hold.action:6}  {_object_count(hold)}, seal {act.seal}, "
+        f"by {by}: {reason}"
+    )
+
+
+def unsealed_line(key: str) -> str:
+    return f"archiver: note: {key} is not sealed: it does not count, and nothing comes of it"
+
+
+def damaged_line(damage: str) -> str:
+    return (
+        f"archiver: left out: {printable(damage)}: run archiver verify; until then nobody can tell "
+        "for certain what is held"
+    )
+
+
+def done_json(
+    rows: Iterable[tuple[Hold, int, Collection[str], bool]], left: Sequence[str] = ()
+) -> str:
+    """`type` hold_done, `v` 1, `calls`: of each call its act, the number of the seal, the keys of
+    what is gone, and whether another command has reversed it. `left`: the ids of calls that are not
+    done."""
+    calls = [
+        {"call_id": hold.call_id, "gone": sorted(gone), "reversed": undone, "seal": seal}
+        | hold_document(hold)
+        for hold, seal, gone, undone in rows
+    ]
+    document = {"calls": calls, "left": list(left), "type": "hold_done", "v": 1}
+    return canonical.dump(document).decode()
+
+
+def done_line(hold: Hold, seal: int, *, undone: bool) -> str:
+    """What a command did about a call."""
+    verb = "held" if hold.action == "add" else "hold taken off"
+    reversed_since = ", and REVERSED since by another command" if undone else ""
+    return f"{printable(hold.call_id)}: {verb}, {_object_count(hold)}; seal {seal}{reversed_since}"
+
+
+def _object_count(hold: Hold) -> str:
+    count = len(hold.objects)
+    return f"{count} object" + ("" if count == 1 else "s")

@@ -1,82 +1,109 @@
-"""What the revisions of one window say together, and what all windows say of time.
+"""What the revisions of one window say together, and what all windows say of time and of calls.
 
 State after revision n: the newest record of each call over revisions 1 to n; the ids that revision
-n calls pending; and of all ids that were ever told, those that it calls vanished are not listed.
-So `listed` is all that was told so far but the vanished, and each of it is recorded or pending.
+n calls pending. Of all ids that any revision named, those that revision n calls vanished are not
+listed. So `listed` is all that was ever named but the vanished, and each of it has a record or is
+pending.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
+from typing import Any
 
 from archiver.audit.chain import Advance
-from archiver.audit.reading import CallState, Summary, take_all
+from archiver.audit.segment_lines import Report
+from archiver.audit.segments import CallState, WindowSegment, keep_newer
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import OUTCOMES
 from archiver.manifest.segment import ids_sha256
 from archiver.model import Window, format_time, parse_time
 
-Report = Callable[[str, str, str], None]
-MAX_PASSED = 100
+MAX_SKIPPED = 100
 """Revisions in a row whose keys are looked at, where they are in no seal."""
 
 
 @dataclass
 class WindowState:
-    """The state of a window, revision after revision. One thread folds one window."""
+    """The state of a window, revision after revision. One thread adds the revisions of one window,
+    in order."""
 
     report: Report
     chain_is_whole: bool = True
     """Else a missing revision is a missing seal's, and that was said."""
     is_taken: Callable[[SegmentName], bool] = lambda _: False
-    """Whether a revision's key holds what is not ours, so that a writer had to pass it over."""
+    """Whether a revision's key holds what is not ours, so that a writer had to skip it."""
     calls: dict[str, CallState] = field(default_factory=dict)
     pending: set[str] = field(default_factory=set)
     """What the newest revision calls pending."""
     listed: Set[str] = frozenset()
     """What the newest revision counts; empty where it cannot be recomputed."""
     unreadable: int = 0
-    """Entries that the newest listing could not tell as calls."""
+    """Entries of the newest listing that were unreadable."""
     listed_at: datetime | None = None
     """When the newest listing began; None where its line could not be read."""
-    _told: set[str] = field(default_factory=set)
-    """Every id that was ever pending: it must not fall silent."""
+    _ever_pending: set[str] = field(default_factory=set)
+    """These ids must not fall silent."""
     _revision: int = 0
     _window: Window | None = None
     _sound: bool = True
     """Whether all revisions so far could be read: else nothing can be recomputed."""
 
-    def lose(self, name: SegmentName) -> None:
-        """A revision could not be read, and that was said."""
+    @property
+    def ids(self) -> Set[str]:
+        """Every id that any revision has named: recorded, or pending."""
+        return self.calls.keys() | self._ever_pending
+
+    def add(self, name: SegmentName, found: WindowSegment | None) -> None:
+        """Add the next revision, and check what it says of itself and of those before. `found` is
+        None where it could not be read, and that was said.
+
+        1. The revisions before it are there, or their keys are taken.
+        2. Its records are newer than those before.
+        3. Its window line is of the same window, and adds up.
+        4. It counts all calls that were ever named, but the vanished.
+        """
+        self.listed, self.listed_at, self.unreadable = frozenset(), None, 0
+        # 1. The revisions before.
         self._revision += 1
         if name.revision != self._revision:
-            self._gap(name)
-        self._sound, self.listed = False, frozenset()
-        self.listed_at, self.unreadable = None, 0
+            self._check_gap(name)
+        if found is None:
+            self._sound = False
+            return
+        # 2. The records.
+        for call_id, state in found.calls.items():
+            keep_newer(self.calls, call_id, state)
+        self._sound = self._sound and found.intact
+        # 3. The window line.
+        line = found.line
+        if line is None:
+            return
+        if self._window is not None and found.window != self._window:
+            self.report("window_mismatch", name.jsonl, "another length than the revision before")
+        self._window = found.window
+        self.listed_at = parse_time(line.get("listed_at"))
+        self.unreadable = line.get("unreadable", 0)
+        self.pending = set(line["pending"])
+        if line["listed"] != sum(line[outcome] for outcome in OUTCOMES) + len(self.pending):
+            self.report("window_balance", name.jsonl, "")
+        self._ever_pending |= self.pending
+        # 4. What it counts.
+        if self._sound:
+            self._check_counts(name.jsonl, line)
 
-    def fold(self, summary: Summary) -> None:
-        """Take in the next revision, and check what it says of itself and of those before."""
-        self._revision += 1
-        if summary.name.revision != self._revision:
-            self._gap(summary.name)
-        self.listed_at, self.unreadable = None, 0
-        take_all(self.calls, summary.calls.items())
-        self._sound = self._sound and summary.intact
-        self.listed = frozenset()
-        self._line(summary)
-
-    def _gap(self, name: SegmentName) -> None:
+    def _check_gap(self, name: SegmentName) -> None:
         """Revisions before this one are in no seal. Where each of their keys is taken by what is
-        not ours, a writer had to pass them over, and nothing is missing: a first revision carries
-        all calls of its window, whatever its number."""
+        not ours, a writer had to skip them, and nothing is missing: a first revision carries all
+        calls of its window, whatever its number."""
         missing = range(self._revision, name.revision)
         shown = ", ".join(map(str, missing[:3])) + ("…" if len(missing) > 3 else "")
-        if all(self.is_taken(SegmentName(name.start, number)) for number in missing[:MAX_PASSED]):
+        if all(self.is_taken(SegmentName(name.start, number)) for number in missing[:MAX_SKIPPED]):
             detail = f"revision {shown} is not ours: its key was taken, so the next one was used"
             self.report("revision_skipped", name.jsonl, detail)
         else:
@@ -85,30 +112,8 @@ class WindowState:
             self._sound = False
         self._revision = name.revision
 
-    @property
-    def ids(self) -> Set[str]:
-        """Every id that any revision has told of: recorded, or pending."""
-        return self.calls.keys() | self._told
-
-    def _line(self, summary: Summary) -> None:
-        line, key = summary.line, summary.name.jsonl
-        if line is None:
-            return
-        if self._window is not None and summary.window != self._window:
-            self.report("window_mismatch", key, "another length than the revision before")
-        self._window = summary.window
-        self.listed_at = parse_time(line.get("listed_at"))
-        self.unreadable = line.get("unreadable", 0)
-        self.pending = set(line["pending"])
-        if line["listed"] != sum(line[name] for name in OUTCOMES) + len(self.pending):
-            self.report("window_balance", key, "")
-        self._told |= self.pending
-        if self._sound:
-            self._recompute(summary)
-
-    def _recompute(self, summary: Summary) -> None:
-        line, key = summary.line or {}, summary.name.jsonl
-        listed = (self.calls.keys() | self._told) - set(line["vanished"])
+    def _check_counts(self, key: str, line: Mapping[str, Any]) -> None:
+        listed = self.ids - set(line["vanished"])
         lost = listed - self.calls.keys() - self.pending
         if lost:
             self.report("call_lost", key, f"{len(lost)} calls")
@@ -119,6 +124,9 @@ class WindowState:
         if line.get("listed_sha256") != ids_sha256(listed - lost):
             self.report("listed_mismatch", key, "")
         self.listed = listed
+
+
+# --- time
 
 
 @dataclass(frozen=True, order=True)
@@ -149,28 +157,52 @@ def check_spans(
     for advance in advances:
         low = max(advance.start, start or advance.start)
         high = min(advance.end, end or advance.end)
-        _check_advance(spans, starts, low, high, advance.seq, report)
-
-
-def _check_advance(
-    spans: Sequence[Span],
-    starts: Sequence[datetime],
-    low: datetime,
-    high: datetime,
-    seq: int,
-    report: Report,
-) -> None:
-    """Walk `[low, high)` from window to window."""
-    index = max(0, bisect_right(starts, low) - 1)
-    while low < high:
-        covering = spans[index] if index < len(spans) else None
-        if covering is not None and covering.start <= low:
+        index = max(0, bisect_right(starts, low) - 1)
+        while low < high:  # from window to window
+            span = spans[index] if index < len(spans) else None
+            if span is None or span.start > low:
+                until = min(high, span.start) if span is not None else high
+                gap = f"{format_time(low)} to {format_time(until)}"
+                report("window_gap", "", f"{gap}, seal {advance.seq}")
+                low = until
+                continue
             following = spans[index + 1].start if index + 1 < len(spans) else high
-            if covering.seq > seq and (covering.end or following) > low:
-                report("watermark_ahead", covering.key, f"seal {seq} passed it")
-            low = max(low, covering.end or following)
+            if span.seq > advance.seq and (span.end or following) > low:
+                report("watermark_ahead", span.key, f"seal {advance.seq} passed it")
+            low = max(low, span.end or following)
             index += 1
-            continue
-        until = min(high, covering.start) if covering is not None else high
-        report("window_gap", "", f"{format_time(low)} to {format_time(until)}, seal {seq}")
-        low = until
+
+
+# --- calls that two windows count
+
+
+class CountedCalls:
+    """Finds calls that two windows count: each balance is right by itself, and their sum is one too
+    many. One thread uses it.
+
+    A hash of each call is kept, and which window counts it last: about 110 bytes. By chance two of
+    a million calls have the same hash once in tens of millions of audits, and then a person looks
+    for nothing.
+    """
+
+    def __init__(self) -> None:
+        self._windows: list[str] = []
+        self._counted: dict[int, int] = {}
+        """Hash of a call → place of the window that counted it last."""
+        self._shared: Counter[tuple[int, int]] = Counter()
+
+    def add(self, window: str, calls: Iterable[int]) -> None:
+        """Hashes of the calls that a window counts, each once; `window` is the key to show."""
+        place = len(self._windows)
+        self._windows.append(window)
+        new = dict.fromkeys(calls, place)
+        for call in self._counted.keys() & new.keys():
+            self._shared[place, self._counted[call]] += 1
+        self._counted |= new
+
+    def check(self, report: Report) -> None:
+        """A finding for each two windows that count the same calls."""
+        for (later, earlier), count in sorted(self._shared.items()):
+            what = "1 call" if count == 1 else f"{count:,} calls"
+            detail = f"{what}, which {self._windows[earlier]} counts too"
+            report("call_in_two_windows", self._windows[later], detail)

@@ -10,14 +10,12 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
 from archiver import __version__
-from archiver.allocator import start_begins
 from archiver.cli import archive, audit, backfill, hold, reconcile
 from archiver.cli.common import INTERRUPTED, ended_by
 from archiver.errors import ArchiverError, UsageError
@@ -53,18 +51,9 @@ for verb in (
 
 
 def main() -> NoReturn:
-    """The console script. Does not return.
-
-    Whatever had to be closed has been. The interpreter is not taken apart besides: greenlet may
-    crash in that, while a thread that had tasks is just ending.
-    """
+    """The console script. Does not return."""
     signal.signal(signal.SIGTERM, _stop_early)
-    start_begins()
-    code = run_command(sys.argv[1:])
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
+    raise SystemExit(run_command(sys.argv[1:]))
 
 
 def _stop_early(number: int, _frame: object) -> None:

@@ -28,16 +28,21 @@ from archiver.errors import UsageError
     help="where the archive stays on disk [default: demo-archive]",
 )
 @click.option("--keep", is_flag=True, help="leave source and store up until Ctrl-C")
-def demo(calls: int, directory: Path | None, keep: bool) -> int:
+@click.option(
+    "--bucket",
+    metavar="NAME",
+    help="archive into this bucket of yours, not into the embedded S3 server",
+)
+def demo(calls: int, directory: Path | None, keep: bool, bucket: str | None) -> int:
     """The main job on embedded parts, with nothing to configure.
 
-    A simulated source with signed, expiring URLs, and a real S3 server.
+    A simulated source with signed, expiring URLs, and a real S3 server. The container image has no
+    S3 server: there --bucket NAME takes a bucket of a store that you have, which the environment
+    describes: ARCHIVER_S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID and the like.
     """
-    from archiver.allocator import start_is_over
     from archiver.demo.run import run_demo
 
-    start_is_over()
-    return run_demo(calls, directory, keep)
+    return run_demo(calls, directory, keep, bucket)
 
 
 @click.command()
@@ -87,8 +92,8 @@ def check(as_json: bool) -> int:
 @click.option("--single-writer", is_flag=True, help="accept a store without create-once writes")
 def init(single_writer: bool) -> int:
     """Seal 0, the public key and the verifier's page into an empty archive."""
-    from archiver.app import open_app
     from archiver.settings import Settings, load
+    from archiver.wiring import open_app
 
     settings = load(Settings)
     with open_app(settings, start_run(settings)) as app:
@@ -105,11 +110,10 @@ def init(single_writer: bool) -> int:
 @click.option("--single-writer", is_flag=True, help="accept a store without create-once writes")
 def run(once: bool, single_writer: bool) -> int:
     """The loop: archive what completes, seal what has settled."""
-    from archiver.allocator import start_is_over
-    from archiver.app import open_app
     from archiver.clock import Interrupted
     from archiver.settings import Settings, load
     from archiver.telemetry import Telemetry
+    from archiver.wiring import open_app
 
     settings = load(Settings)
     clock = start_run(settings)
@@ -119,12 +123,11 @@ def run(once: bool, single_writer: bool) -> int:
         try:
             app.preflight()
             app.ensure_archive(single_writer=single_writer)
-            start_is_over()
             ready.set()
-            service = app.service()
+            loop = app.loop()
             if not once:
-                service.run_forever()
-            summary = service.round()
+                loop.run_forever()
+            summary = loop.round()
         except Interrupted:
             if signal.SIGTERM in came:
                 return 0

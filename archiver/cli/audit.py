@@ -21,15 +21,13 @@ if TYPE_CHECKING:
 @contextmanager
 def _reading() -> Iterator[tuple[Bucket, int]]:
     """The bucket, for reading, and how many requests may be under way at a time."""
-    from archiver.allocator import start_is_over
-    from archiver.readonly import reader
     from archiver.settings import StoreSettings, load
+    from archiver.wiring import reader
 
     settings = load(StoreSettings)
     clock = start_run(settings)
     with stopping(clock):
         bucket = reader(settings, clock)
-        start_is_over()
         yield bucket, settings.workers
 
 
@@ -60,10 +58,10 @@ def verify(
     as_json: bool,
 ) -> int:
     """An independent audit of the bucket; needs neither the source nor the private key."""
-    from archiver.audit import render
+    from archiver.audit import tables
     from archiver.audit import verify as audit
     from archiver.audit.chain import KnownHead
-    from archiver.progress import auditing
+    from archiver.observability.progress import audit_progress
 
     check_range(start, end)
     if sample is not None and level != "bytes":
@@ -76,11 +74,11 @@ def verify(
         public_key=audit.read_public_key(_file(public_key)) if public_key else None,
         head=KnownHead.parse(head) if head else None,
     )
-    with _reading() as (bucket, workers), auditing() as progress:
+    with _reading() as (bucket, workers), audit_progress("verifying") as progress:
         bucket.check_access()
-        bucket.check_sight()
+        bucket.check_lock_permissions()
         report = audit.verify(bucket, replace(options, workers=workers), progress=progress)
-    click.echo(render.as_json(report) if as_json else render.as_text(report), nl=False)
+    click.echo(tables.report_json(report) if as_json else tables.report_text(report), nl=False)
     return report.exit_code
 
 
@@ -124,14 +122,14 @@ def list_records(start: datetime, end: datetime, outcome: str | None, form: str)
         bucket.check_access()
         query = Query(bucket)
         rows = query.records(start, end, outcome)
-        for text in tables.render(rows, form):  # type: ignore[arg-type]
+        for text in tables.records_text(rows, form):  # type: ignore[arg-type]
             click.echo(text, nl=False)
     return _left_out(query.damages)
 
 
 def _left_out(damages: Iterable[str]) -> int:
     """Name what could not be read; the exit code."""
-    from archiver.audit.render import printable
+    from archiver.audit.tables import printable
 
     code = 0
     for line in damages:
@@ -150,7 +148,7 @@ def show(call_id: str, as_json: bool) -> int:
     and named on stderr.
     """
     from archiver.audit import tables
-    from archiver.audit.holds import have_records, standing_of
+    from archiver.audit.hold_ledger import have_records, holds_of
     from archiver.audit.query import Query
     from archiver.manifest import canonical
 
@@ -161,7 +159,7 @@ def show(call_id: str, as_json: bool) -> int:
         history = query.find(call_id)
         damages = query.damages
         if history is not None:
-            history.standing, more = standing_of(bucket, call_id, history.objects)
+            history.holds, more = holds_of(bucket, call_id, history.objects)
             damages |= dict.fromkeys(more)
         elif not damages:
             hidden = bool(have_records(bucket, [call_id]))

@@ -61,8 +61,8 @@ def backfill(
     report: bool,
 ) -> int:
     """Every window of a date range; tries calls that failed or had no recording again."""
+    from archiver.observability.progress import backfill_progress
     from archiver.pipeline.backfill import range_windows
-    from archiver.progress import watching
     from archiver.settings import Settings, load
 
     check_range(start, end)
@@ -80,7 +80,7 @@ def backfill(
     if report:
         return _report(settings, clock, windows)
     count = min(processes, len(windows))
-    with stopping(clock) as came, watching(len(windows)) as progress:
+    with stopping(clock) as came, backfill_progress(len(windows)) as progress:
         if count > 1:
             _begin(settings, clock)
             with _started(settings, (start, min(end, now)), shard, count, progress) as shares:
@@ -100,13 +100,11 @@ def _archive(
     single_writer: bool = False,
 ) -> tuple[Summary, int]:
     """What was done, and the chain's newest seal."""
-    from archiver.allocator import start_is_over
-    from archiver.app import open_app
+    from archiver.wiring import open_app
 
     with open_app(settings, clock, progress) as app:
         app.preflight()
         app.ensure_archive(single_writer=single_writer)
-        start_is_over()
         return app.backfill(progress).run(windows), app.chain.head.seq
 
 
@@ -127,13 +125,11 @@ def _tell(summary: Summary, seal: int) -> int:
 def _begin(settings: Settings, clock: SystemClock) -> None:
     """What is done once: access is asked for, and the archive begun. Two processes that begin one
     at the same moment only hinder each other."""
-    from archiver.allocator import start_is_over
-    from archiver.app import open_app
+    from archiver.wiring import open_app
 
     with open_app(settings, clock) as app:
         app.preflight()
         app.ensure_archive()
-    start_is_over()
     clock.check()
 
 
@@ -189,14 +185,12 @@ def _report(settings: Settings, clock: SystemClock, windows: Sequence[Window]) -
 def _dry_run(settings: Settings, clock: SystemClock, windows: Sequence[Window]) -> int:
     """What a backfill would do, a line a day; writes nothing, so the chain is not opened: that
     would complete what a crash left."""
-    from archiver.allocator import start_is_over
-    from archiver.app import open_app
+    from archiver.wiring import open_app
 
     days: dict[str, list[int]] = {}
     harmed = 0
     with stopping(clock), open_app(settings, clock) as app:
         app.preflight()
-        start_is_over()
         for plan in app.backfill(None).plan(windows):
             harmed += plan is None or not plan.listed.complete
             if plan is None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -81,13 +81,11 @@ def check_range(start: datetime | None, end: datetime | None) -> None:
 
 
 def start_run(settings: LogSettings) -> SystemClock:
-    """Set up logs and memory; a clock that SIGTERM and SIGINT stop."""
-    from archiver.allocator import share_one_heap
+    """Set up the logs; a clock that SIGTERM and SIGINT stop."""
     from archiver.clock import SystemClock
     from archiver.logs import configure
 
     configure(log_level(settings), settings.log_format)
-    share_one_heap()
     return SystemClock()
 
 
@@ -97,29 +95,42 @@ def log_level(settings: LogSettings) -> str:
     return settings.log_level
 
 
-LAST_RESORT_SECONDS = float(os.environ.get("_ARCHIVER_LAST_RESORT_SECONDS", "25"))
-"""So long after the first signal the process ends, whatever it waits for: a pod is killed after
-30 s, and a socket may be silent for longer. No harm is done: a crash anywhere leaves what the next
-run mends. The variable is for tests."""
+ABORT_SECONDS = float(os.environ.get("_ARCHIVER_ABORT_SECONDS", "20"))
+"""So long after the first signal requests that are under way are aborted, whatever they wait for: a
+pod is killed after 30 s, and a server may be silent for longer. The variable is for tests."""
+KILL_SECONDS = 5.0
+"""So long after that the process ends by the signal itself: a request of boto3's on another thread
+cannot be aborted. A crash anywhere leaves what the next run mends."""
 
 
 @contextmanager
 def stopping(clock: SystemClock) -> Iterator[list[int]]:
     """While inside, SIGTERM and SIGINT ask for a clean end; which came is in the list.
 
-    The last resort counts from the first signal: a supervisor may repeat it each second.
+    1. The first signal stops the clock: nothing new begins, what is under way is finished.
+    2. `ABORT_SECONDS` after it, however often it is repeated, requests are aborted, and what the
+       main thread waits for.
+    3. `KILL_SECONDS` later the process ends by the signal.
     """
     came: list[int] = []
+    alarms: list[int] = []
 
     def handle(number: int, _frame: object) -> None:
         if number == signal.SIGALRM:
-            _end_now(came[0])
+            alarms.append(number)
+            if len(alarms) > 1:
+                _end_by(came[0])
+            signal.setitimer(signal.ITIMER_REAL, KILL_SECONDS)
+            abort_requests()
+            raise Interrupted
         came.append(number)
-        if len(came) > 1:
-            return
-        clock.stop()
-        signal.setitimer(signal.ITIMER_REAL, LAST_RESORT_SECONDS)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
+        if len(came) == 1:
+            clock.stop()
+            signal.setitimer(signal.ITIMER_REAL, ABORT_SECONDS)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
+
+    from archiver.clock import Interrupted
+    from archiver.core.http import abort_requests
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
     before = {number: signal.signal(number, handle) for number in numbers}
@@ -136,10 +147,11 @@ def ended_by(number: int, verb: str = "") -> int:
     return 0 if verb == "run" and number == signal.SIGTERM else INTERRUPTED
 
 
-def _end_now(number: int) -> NoReturn:
-    message = f"archiver: ended after {LAST_RESORT_SECONDS:g} s with work under way\n"
+def _end_by(number: int) -> None:
+    message = f"archiver: ended after {ABORT_SECONDS + KILL_SECONDS:g} s with work under way\n"
     os.write(2, message.encode())
-    os._exit(ended_by(number, *sys.argv[1:2]))
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
 
 
 def told(summary: Summary, seal: int) -> str:

@@ -93,22 +93,20 @@ def _act(
 ) -> int:
     """Do it, and tell of each call. Exits with 1 where an object is missing, hidden or damaged, or
     refused by the store: the other calls are done."""
-    from archiver.allocator import start_is_over
-    from archiver.audit import holdtables
-    from archiver.audit.render import printable
+    from archiver.audit import tables
+    from archiver.audit.tables import printable
     from archiver.settings import WriterSettings, load
-    from archiver.writer import open_holds
+    from archiver.wiring import open_holds
 
     settings = load(WriterSettings)
     clock = start_run(settings)
     with stopping(clock), open_holds(settings, clock, single_writer=single_writer) as holds:
-        start_is_over()
         result = holds.act(action, call_ids, by, reason, every=every)
     if as_json:
         rows = ((one.hold, one.seal, one.gone, one.undone) for one in result.done)
-        click.echo(holdtables.done_json(rows, sorted(result.left)), nl=False)
+        click.echo(tables.done_json(rows, sorted(result.left)), nl=False)
     for one in result.done if not as_json else ():
-        click.echo(holdtables.done_line(one.hold, one.seal, undone=one.undone))
+        click.echo(tables.done_line(one.hold, one.seal, undone=one.undone))
     gone = sorted({key for one in result.done for key in one.gone})
     for key in gone:
         told = f"archiver: {printable(key)} is missing, hidden or unreadable: run archiver verify"
@@ -130,34 +128,32 @@ def list_holds(call_ids: tuple[str, ...], as_json: bool) -> int:
     An id that the archive has no record of ends it with 2. Acts that cannot be read are left out
     and named on stderr; then it exits with 1.
     """
-    from archiver.allocator import start_is_over
-    from archiver.audit import holdtables
-    from archiver.audit.holds import Ledger, have_records, standings
-    from archiver.readonly import reader
+    from archiver.audit import tables
+    from archiver.audit.hold_ledger import HoldLedger, have_records, holds_by_call
     from archiver.settings import StoreSettings, load
+    from archiver.wiring import reader
 
     settings = load(StoreSettings)
     clock = start_run(settings)
     with stopping(clock):
         bucket = reader(settings, clock)
-        start_is_over()
         bucket.check_access()
-        ledger = Ledger(bucket)
-        found = standings(ledger.readable())
-        new = [one for one in call_ids if one not in found]
+        ledger = HoldLedger(bucket)
+        by_call = holds_by_call(ledger.readable())
+        new = [one for one in call_ids if one not in by_call]
         unknown = set(new) - have_records(bucket, new)
     if unknown:
         shown = ", ".join(ascii(one) for one in new if one in unknown)
         raise UsageError(f"the archive has no record of {shown}: check the id")
     if as_json:
-        text = holdtables.as_json(found, call_ids, ledger.unsealed, ledger.damaged)
+        text = tables.holds_json(by_call, call_ids, ledger.unsealed, ledger.damaged)
+    elif call_ids:
+        text = tables.acts_text(by_call, call_ids)
     else:
-        text = (
-            holdtables.acts(found, call_ids) if call_ids else holdtables.held(found, ledger.damaged)
-        )
+        text = tables.held_calls(by_call, ledger.damaged)
     click.echo(text, nl=False)
     for key in ledger.unsealed if not as_json else ():
-        click.echo(holdtables.unsealed_line(key), err=True)
+        click.echo(tables.unsealed_line(key), err=True)
     for damage in ledger.damaged:
-        click.echo(holdtables.damaged_line(damage), err=True)
+        click.echo(tables.damaged_line(damage), err=True)
     return 1 if ledger.damaged else 0

@@ -20,13 +20,10 @@ def reconcile(start: datetime, end: datetime, as_json: bool) -> int:
     calls are gone that were perhaps not asked for: ARCHIVER_STATES and the other filters must be
     those that the archive was made with.
     """
-    from archiver.allocator import start_is_over
-    from archiver.apiclient import listing
-    from archiver.audit import differences
     from archiver.audit import reconcile as audit
-    from archiver.progress import auditing
-    from archiver.readonly import reader
+    from archiver.observability.progress import audit_progress
     from archiver.settings import SourceSettings, load
+    from archiver.wiring import listing, reader
 
     check_range(start, end)
     settings = load(SourceSettings)
@@ -39,10 +36,9 @@ def reconcile(start: datetime, end: datetime, as_json: bool) -> int:
     with (
         stopping(clock),
         listing(settings, clock) as lister,
-        auditing("reconciling") as progress,
+        audit_progress("reconciling") as progress,
     ):
-        start_is_over()
         bucket.check_access()
         result = audit.reconcile(lister, bucket, options, progress)
-    click.echo(differences.as_json(result) if as_json else differences.as_text(result), nl=False)
+    click.echo(audit.as_json(result) if as_json else audit.as_text(result), nl=False)
     return result.exit_code

@@ -4,6 +4,10 @@ Rules (docs/manifest-format.md): UTF-8, keys sorted by code point, no white spac
 the end.
 Reading is strict, because two readers must never see two documents in the same bytes: duplicate
 keys, NaN, Infinity, numbers that overflow, lone surrogates and too deep nesting are refused.
+
+A line of our own is read with `msgspec`, ten times as fast: where encoding it anew gives the same
+bytes, the line is canonical, and nothing of the above can be in it. The standard library decides
+about every other line.
 """
 
 from __future__ import annotations
@@ -11,9 +15,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
 
 from archiver.errors import FormatError
+
+T = TypeVar("T")
 
 MAX_DEPTH = 64
 """Deepest nesting of objects and arrays that is read."""
@@ -57,6 +66,36 @@ def load_object(data: bytes) -> dict[str, Any]:
     return document
 
 
+def load_line(data: bytes) -> tuple[dict[str, Any], bool]:
+    """Parse a JSON object strictly, as `load_object`; and whether `data` is its canonical form."""
+    match decode_lines([data], _ANYTHING):
+        case [dict() as document]:
+            return document, True
+    document = load_object(data)
+    return document, dump(document) == data
+
+
+def line_decoder(schema: type[T]) -> msgspec.json.Decoder[T]:
+    """A decoder for `decode_lines`. Floats must have type `Any`: only those have their spelling
+    checked."""
+    return msgspec.json.Decoder(schema, float_hook=_shortest)
+
+
+def decode_lines(lines: Sequence[bytes], decoder: msgspec.json.Decoder[T]) -> list[T] | None:
+    """What stands in lines, if all are canonical and fit the decoder's schema. None means only that
+    this is not known: parse them one by one then."""
+    if max(line.count(b"[") + line.count(b"{") for line in lines) > MAX_DEPTH:
+        return None
+    data = b"".join(lines)
+    try:
+        found = decoder.decode_lines(data)
+    except msgspec.MsgspecError:
+        return None
+    # A duplicate key, an unknown field, white space, another order or spelling is not written anew.
+    same = len(found) == len(lines) and _LINES.encode_lines(found) == data
+    return found if same else None
+
+
 def _check_depth(data: bytes) -> None:
     if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
         return
@@ -85,6 +124,14 @@ def _finite(text: str) -> float:
     return number
 
 
+def _shortest(text: str) -> float:
+    """A float in Python's spelling: msgspec takes `0.00001`, and the canonical form is `1e-05`."""
+    number = float(text)
+    if repr(number) != text:
+        raise ValueError
+    return number
+
+
 # Made once: `json.loads` and `json.dumps` make theirs anew each time they are told anything.
 _ENCODER = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
@@ -92,3 +139,5 @@ _ENCODER = json.JSONEncoder(
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite
 )
+_LINES = msgspec.json.Encoder(order="sorted")
+_ANYTHING = line_decoder(dict)

@@ -142,14 +142,14 @@ def companion(key: str, data: bytes) -> bytes:
 
 def parse(line: bytes) -> Hold | None:
     """An event; None for one of a type that is not known here. Raises `FormatError`."""
-    document = canonical.load_object(line)
+    document, is_canonical = canonical.load_line(line)
     refuse_newer(document)
     at = parse_time(document.get("at"))
     if not isinstance(document.get("type"), str) or document.get("v") != 1 or at is None:
         raise FormatError("an event without type, v 1 or at")
     if "id" in document and not _is_id(document["id"]):
         raise FormatError("an event with a malformed id")
-    if canonical.dump(document) != line:
+    if not is_canonical:
         raise FormatError("an event that is not in canonical form")
     return _hold(document, at) if document["type"] == "hold" else None
 

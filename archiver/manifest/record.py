@@ -14,18 +14,20 @@ Rules:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from archiver.errors import FormatError, NewerFormat
 from archiver.manifest import canonical, layout
 from archiver.model import Call, format_second, format_time
 
 Outcome = Literal["archived", "no_recording", "failed"]
+_HEX = re.compile("[0-9a-f]*")
 OUTCOMES: tuple[Outcome, ...] = ("archived", "no_recording", "failed")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 NO_RECORDING_REASONS = {
     "not_found": "the source answered 404 to the request for a recording URL",
@@ -137,6 +139,17 @@ class File:
         }
 
 
+class FileRef(msgspec.Struct, frozen=True, gc=False):
+    """A file as a record names it. With a field of another type it is no record."""
+
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
+    key: str
+    kind: str
+    sha256: Annotated[str, msgspec.Meta(min_length=64, max_length=64)]
+    version_id: str | None = None
+    content_type: Any = msgspec.UNSET
+
+
 @dataclass(frozen=True)
 class Result:
     """How the try to archive one call ended, before it is written down."""
@@ -228,7 +241,7 @@ class Record:
 
 def parse(data: bytes) -> Record:
     """Raises `FormatError` where `data` is no record of version 1 in the archive's JSON form."""
-    document = canonical.load_object(data)
+    document, is_canonical = canonical.load_line(data)
     refuse_newer(document)
     if document.get("type") != "call" or document.get("v") != 1:
         raise FormatError("not a call record of version 1")
@@ -239,9 +252,14 @@ def parse(data: bytes) -> Record:
     parsed = layout.parse_record_key(key) if isinstance(key, str) else None
     if parsed is None or parsed[1:] != (layout.call_dir(call_id), revision):
         raise FormatError("a record whose key, call_id and revision disagree")
-    if canonical.dump(document) != data:
+    if not is_canonical:
         raise FormatError("a record that is not in canonical form")
-    check_files(document.get("files"))
+    try:
+        files = msgspec.convert(document.get("files"), list[FileRef])
+    except msgspec.ValidationError:
+        raise FormatError("a record without files, or with a malformed file entry") from None
+    if not have_digests(files):
+        raise FormatError("a record with a malformed file entry")
     return Record(data, call_id, outcome, parsed[2], str(key), document)
 
 
@@ -252,18 +270,7 @@ def refuse_newer(document: Mapping[str, Any]) -> None:
         raise NewerFormat(f"written by a newer release, in format {version}: use that release")
 
 
-def check_files(files: object) -> Sequence[Mapping[str, Any]]:
-    """The `files` of a record; raises `FormatError` where a field is missing or of another type."""
-    if not isinstance(files, list):
-        raise FormatError("a record without files")
-    for file in files:
-        fields = file if isinstance(file, dict) else {}
-        size, sha256 = fields.get("bytes"), fields.get("sha256")
-        if (
-            not all(isinstance(fields.get(name), str) for name in ("key", "kind"))
-            or not (type(size) is int and size >= 0)
-            or not (isinstance(sha256, str) and _SHA256.fullmatch(sha256))
-            or not isinstance(fields.get("version_id"), str | None)
-        ):
-            raise FormatError("a record with a malformed file entry")
-    return files
+def have_digests(files: Iterable[FileRef]) -> bool:
+    """Whether each `sha256` is one. All at once: a pattern in the schema would take longer than
+    parsing the record."""
+    return _HEX.fullmatch("".join([file.sha256 for file in files])) is not None

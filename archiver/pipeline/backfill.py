@@ -1,13 +1,13 @@
 """A date range, window by window, a few windows at a time, sealed in their order.
 
-Windows overlap in time so that the workers stay busy at a window's end; seals are made by the one
+Windows overlap in time so that the workers stay busy at a window's end. Seals are made by the one
 thread that runs `run`, for all windows that are ready, so that the chain costs little.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
@@ -16,16 +16,16 @@ import structlog
 
 from archiver.errors import ArchiverError, StoreError
 from archiver.model import Window, windows_between
-from archiver.pipeline.index import SegmentIndex
-from archiver.pipeline.planning import BACKFILL, Aim, Plan
+from archiver.pipeline.bucket_state import SegmentIndex
+from archiver.pipeline.chain import Chain
+from archiver.pipeline.plan import Plan, Purpose
 from archiver.pipeline.ports import NoProgress, Progress
-from archiver.pipeline.sealing import Chain
-from archiver.pipeline.window import Outcome, Windows
+from archiver.pipeline.window import WindowArchiver, WindowResult, WindowStatus
 
 log = structlog.get_logger()
 
 WINDOWS_AT_ONCE = 4
-SEAL_AT_MOST = 64
+SEALED_AT_ONCE = 64
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -47,11 +47,11 @@ class Summary:
     """Calls that got a record in this run, by outcome."""
     bytes: int = 0
     failed: int = 0
-    """Calls that this run tried and that stand as failed."""
+    """Calls that this run tried and whose record says `failed`."""
     incomplete: int = 0
     """Calls that this run worked at and that are archived without their transcript or survey."""
     unreadable: int = 0
-    """Entries of listings that could not be told as calls."""
+    """Entries of listings that could not be read as calls."""
     pending: int = 0
     """Calls without a record in windows that are closed."""
     waiting: int = 0
@@ -65,62 +65,55 @@ class Summary:
         left = self.failed or self.pending or self.incomplete or self.unreadable
         return bool(left or self.stuck or self.harmed or self.clock_wrong)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, result: WindowResult) -> None:
+        status, rightly_open = result.status, (WindowStatus.OPEN, WindowStatus.CLOCK_WRONG)
         self.windows += 1
-        self.closed += outcome.closed
-        self.unsettled += not outcome.settled
-        self.stuck += outcome.settled and not outcome.closed
-        self.harmed += not outcome.settled and outcome.error is not None
-        self.clock_wrong += outcome.clock_wrong
-        self.segments += len(outcome.segments)
-        self.failed += outcome.failed
-        self.incomplete += outcome.incomplete
-        self.unreadable += outcome.unreadable
-        if outcome.closed:
-            self.pending += len(outcome.unarchived)
+        self.closed += result.is_closed
+        self.unsettled += status in rightly_open
+        self.stuck += status is WindowStatus.STUCK
+        self.harmed += status in rightly_open and result.error is not None
+        self.clock_wrong += status is WindowStatus.CLOCK_WRONG
+        self.segments += len(result.segments)
+        self.failed += result.failed
+        self.incomplete += result.incomplete
+        self.unreadable += result.unreadable
+        if result.is_closed:
+            self.pending += len(result.unarchived)
         else:
-            self.waiting += len(outcome.unarchived)
-        self.add_committed(outcome)
+            self.waiting += len(result.unarchived)
+        self.add_committed(result)
 
-    def add_committed(self, outcome: Outcome) -> None:
-        """Only what it did, and not how it left the window."""
-        self.bytes += outcome.bytes
-        self._add_counts(outcome.committed)
+    def add_committed(self, result: WindowResult) -> None:
+        """Only what was done, and not how it left the window."""
+        self.bytes += result.bytes
+        self.committed = dict(Counter(self.committed) + Counter(result.committed))
 
     def merge(self, other: Summary) -> None:
         """What another process did for the same backfill."""
         for name in (each.name for each in fields(self) if each.name != "committed"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self._add_counts(other.committed)
-
-    def _add_counts(self, committed: Mapping[str, int]) -> None:
-        for name, count in committed.items():
-            self.committed[name] = self.committed.get(name, 0) + count
-
-
-def shard_of(window: Window, length: timedelta, count: int) -> int:
-    """Which of `count` shards a window belongs to, whatever the range it is in."""
-    return (window.start - _EPOCH) // length % count
+        self.committed = dict(Counter(self.committed) + Counter(other.committed))
 
 
 def range_windows(
     start: datetime, end: datetime, length: timedelta, shard: tuple[int, int] = (0, 1)
 ) -> list[Window]:
-    """The windows of a range, grown outward to whole ones, that are this shard's."""
+    """The windows of a range, grown outward to whole ones, that belong to this shard. Which shard a
+    window belongs to does not depend on the range."""
     index, count = shard
     return [
         window
         for window in windows_between(start, end, length)
-        if shard_of(window, length, count) == index
+        if (window.start - _EPOCH) // length % count == index
     ]
 
 
 class Backfill:
-    """Processes given windows and seals them in order."""
+    """Works at given windows and seals them in order."""
 
     def __init__(
         self,
-        windows: Windows,
+        windows: WindowArchiver,
         chain: Chain,
         segments: SegmentIndex,
         progress: Progress | None = None,
@@ -133,57 +126,35 @@ class Backfill:
         self._segments = segments
         self._progress = progress or NoProgress()
 
-    def run(self, todo: Iterable[Window], aim: Aim = BACKFILL) -> Summary:
+    def run(self, todo: Iterable[Window], purpose: Purpose = Purpose.BACKFILL) -> Summary:
         """Archive, close and seal; while our clock is wrong, only archive.
 
-        At the end three kinds of windows are tried once more: those that stay open, those with a
+        At the end three kinds of windows are tried once more: those that are stuck, those with a
         call that was refused before any call of its kind was answered, and sealed ones to which
         belongs what turned up elsewhere.
 
-        Raises what `Windows.process` and `Chain.append` raise.
+        Raises what `WindowArchiver.process` and `Chain.append` raise.
         """
-        self._windows.held.look()
+        self._windows.held.refresh()
         if self._windows.may_close(remind=True):
-            self._windows.keeper.keep_archive(self._chain.head.key_id)
+            self._windows.retention.keep_archive(self._chain.head.key_id)
         summary, done, again = Summary(), set[Window](), set[Window]()
-        for batch in self.batches((window, aim) for window in todo):
+        for batch in self.batches((window, purpose, True) for window in todo):
             self.seal(batch, None)
-            for outcome in batch:
-                undecided = any(item.undecided for item in outcome.unarchived)
-                if (outcome.settled and not outcome.closed) or undecided:
-                    again.add(outcome.window)
-                    summary.add_committed(outcome)
-                    continue
-                done.add(outcome.window)
-                self._finish(outcome, summary)
-        late = again | {w for w in self._windows.remembered - done if self.is_sealed(w)}
-        for batch in self.batches((window, aim) for window in sorted(late)):
+            for result in batch:
+                undecided = any(item.undecided for item in result.unarchived)
+                if result.status is WindowStatus.STUCK or undecided:
+                    again.add(result.window)
+                    summary.add_committed(result)
+                else:
+                    done.add(result.window)
+                    self._finish(result, summary)
+        late = {w for w in self._windows.with_unnamed_calls - done if self.is_sealed(w)}
+        for batch in self.batches((window, purpose, True) for window in sorted(again | late)):
             self.seal(batch, None)
-            for outcome in batch:
-                self._finish(outcome, summary)
+            for result in batch:
+                self._finish(result, summary)
         return summary
-
-    def _finish(self, outcome: Outcome, summary: Summary) -> None:
-        summary.add(outcome)
-        self._progress.window_done(outcome.window)
-
-    def is_sealed(self, window: Window) -> bool:
-        """Whether a seal covers the window; False also where the store does not say so of this
-        window alone: then working at it tells what is wrong."""
-        try:
-            return self._segments.is_sealed(window.start)
-        except StoreError as error:
-            if not self._windows.is_about_one_window(window, error):
-                raise
-            return False
-
-    def seal(self, batch: list[Outcome], watermark: datetime | None) -> None:
-        """One seal for all segments of a batch; what another writer sealed is left out."""
-        segments = [segment for outcome in batch for segment in outcome.segments]
-        if segments:
-            self._chain.append(segments, watermark)
-        for segment in segments:
-            self._segments.add(segment.name, sealed=True)
 
     def plan(self, todo: Iterable[Window]) -> Iterator[Plan | None]:
         """What `run` would do, window by window; writes nothing. None for a window that something
@@ -199,21 +170,37 @@ class Backfill:
                 continue
             yield plan
 
-    def batches(
-        self,
-        todo: Iterable[tuple[Window, Aim]],
-    ) -> Iterator[list[Outcome]]:
-        """Outcomes in the order of the windows, all that are ready at a time."""
+    def is_sealed(self, window: Window) -> bool:
+        """Whether a seal covers the window; False also where the store does not say so of this
+        window alone: then working at it shows what is wrong."""
+        try:
+            return self._segments.is_sealed(window.start)
+        except StoreError as error:
+            if not self._windows.is_about_one_window(window, error):
+                raise
+            return False
+
+    def seal(self, batch: Sequence[WindowResult], watermark: datetime | None) -> None:
+        """One seal for all segments of a batch; what another writer sealed is left out."""
+        segments = [segment for result in batch for segment in result.segments]
+        if segments:
+            self._chain.append(segments, watermark)
+        for segment in segments:
+            self._segments.add(segment.name, sealed=True)
+
+    def batches(self, todo: Iterable[tuple[Window, Purpose, bool]]) -> Iterator[list[WindowResult]]:
+        """Results in the order of the windows, all that are ready at a time. What `todo` has are
+        the arguments of `WindowArchiver.process`."""
         process = self._windows.process
         if self._at_once == 1:
             yield from ([process(*task)] for task in todo)
             return
-        running: deque[Future[Outcome]] = deque()
+        running: deque[Future[WindowResult]] = deque()
         waiting = iter(todo)
         pool = ThreadPoolExecutor(self._at_once, thread_name_prefix="window")
         try:
             while True:
-                while len(running) < self._at_once + SEAL_AT_MOST:
+                while len(running) < self._at_once + SEALED_AT_ONCE:
                     task = next(waiting, None)
                     if task is None:
                         break
@@ -221,8 +208,12 @@ class Backfill:
                 if not running:
                     return
                 batch = [running.popleft().result()]
-                while running and running[0].done() and len(batch) < SEAL_AT_MOST:
+                while running and running[0].done() and len(batch) < SEALED_AT_ONCE:
                     batch.append(running.popleft().result())
                 yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _finish(self, result: WindowResult, summary: Summary) -> None:
+        summary.add(result)
+        self._progress.window_done(result.window)

@@ -6,23 +6,22 @@
   one download of as many connections as it takes.
 - `Store` (`store/bucket.py`): what returns is durable and checked; create-once; raises
   `StoreError`, `KeyTaken`; retries within.
-All of them may be used by many threads, and raise `Interrupted` once the process must end.
+Threads share all of them; they raise `Interrupted` once the process must end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, Any, Protocol
 
 from archiver.fixity import Buffer
 from archiver.model import Call, Window
-from archiver.source.resume import Blobs
-from archiver.source.signed import SignedUrl
-from archiver.store.objects import Head, Listed, Lock, Stored
+from archiver.source.api import SignedUrl
+from archiver.source.recordings import Blobs as Recordings
+from archiver.store.types import Head, Listed, Lock, Stored
 
-if TYPE_CHECKING:
-    from archiver.source.client import Filter, Page
+__all__ = ["NoProgress", "Progress", "Recordings", "Source", "Store", "Upload"]
 
 
 class Source(Protocol):
@@ -30,17 +29,11 @@ class Source(Protocol):
 
     base_url: str
 
-    def pages(self, window: Window, filters: Filter) -> Iterator[Page]: ...
-
     def call(self, call_id: str) -> tuple[Call, str | None]: ...
 
     def survey(self, call_id: str) -> dict[str, Any] | list[Any] | None: ...
 
     def recording_url(self, call_id: str) -> SignedUrl: ...
-
-
-class Recordings(Blobs, Protocol):
-    """The blob store behind the signed URLs."""
 
 
 class Upload(Protocol):

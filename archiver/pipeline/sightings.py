@@ -1,28 +1,30 @@
 """Listed calls that have no record yet, written down before they are worked at.
 
-The source may hide a call at any time, and the process may end at any time. So the ids of a
-listing go into the bucket first (`manifest/sighting.py`); whoever plans the window later reads them
-and works at those that have no record, listed or not.
+The source may hide a call at any time, and the process may end at any time. So the ids of a listing
+go into the bucket first (`manifest/sighting.py`); a process that plans the window later reads
+them and works at those that have no record, listed or not.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 
 import structlog
 
-from archiver import hub
 from archiver.clock import Clock
+from archiver.core.concurrency import Workers
 from archiver.errors import FormatError, KeyTaken, Reach, StoreError
 from archiver.manifest import layout, sighting
-from archiver.model import Window
-from archiver.pipeline.download import random_tag
-from archiver.pipeline.pool import Workers
+from archiver.model import Call, Window, placing_time, window_of
+from archiver.pipeline.bucket_state import RecordIndex
 from archiver.pipeline.ports import Store
-from archiver.store.objects import Listed
+from archiver.pipeline.recording import random_tag
+from archiver.source.listing import Listed
+from archiver.store.types import Listed as ListedObject
 
 log = structlog.get_logger()
 
@@ -31,7 +33,7 @@ REMEMBERED_SECONDS = 3600.0
 """Of so many windows the sightings are kept in memory, for so long after somebody asked for them;
 of others they are read again."""
 TAGS = 3
-"""How many keys are tried before a store that calls each of them taken is taken at its word."""
+"""How many keys are tried before a store that calls each of them taken is believed."""
 
 
 @dataclass
@@ -39,11 +41,11 @@ class _Known:
     """What this process knows of a window's sightings."""
 
     ids: frozenset[str] = frozenset()
-    """Written down, by whomever."""
+    """In the bucket, written by this process or another."""
     unwritten: frozenset[str] = frozenset()
     """Seen by this process; the store has not taken them yet."""
     keys: set[str] = field(default_factory=set)
-    """Objects that are among `ids`, or cannot be read."""
+    """Objects whose ids are in `ids`, or that cannot be read."""
     loaded: bool = False
     """Whether the bucket was asked for what others wrote."""
     count: int = 0
@@ -55,7 +57,8 @@ class _Known:
 
 @dataclass(frozen=True)
 class Sighted:
-    """The ids that were ever written down for a window, and the state that this was read in."""
+    """The ids that were ever written down for a window, and how often this process had added to
+    them when this was read."""
 
     ids: frozenset[str]
     count: int
@@ -64,26 +67,119 @@ class Sighted:
 class Sightings:
     """Reads and writes sightings. Threads share it.
 
-    A sighting that cannot be read is an error in the log and stops nothing; so is one that the
-    store refuses, unless the store refuses everything: then its ids stay in memory, and are written
-    with the window's next ones.
+    A sighting that cannot be read is an error in the log and stops nothing. So is one that the
+    store refuses, unless the store is out: its ids stay in memory, and are written with the
+    window's next ones.
     """
 
     def __init__(
         self,
         store: Store,
+        records: RecordIndex,
         workers: Workers,
         clock: Clock,
         tag: Callable[[], str] = random_tag,
     ) -> None:
         self._store = store
+        self._records = records
         self._workers = workers
         self._clock = clock
         self._tag = tag
         self._known: OrderedDict[Window, _Known] = OrderedDict()
         self._unreadable: set[str] = set()
-        self._lock = hub.Lock()
-        self._writing = hub.Lock()
+        self._lock = threading.RLock()
+        self._writing = threading.RLock()  # else two threads would write the same ids
+        self.begins: datetime | None = None
+        """Windows before this are not archived here: calls of theirs that other windows' listings
+        show are not written down. None: all windows are."""
+
+    def is_ours(self, window: Window) -> bool:
+        return self.begins is None or window.start >= self.begins
+
+    # --- what a listing shows
+
+    def note(self, listed: Listed, named: Collection[str], *, afresh: bool) -> Sighted:
+        """Write down the calls of a listing that have no record: the window's own, and those that
+        are listed in the windows of their own times, for these. From here on a process that ends
+        leaves no listed call unknown. `named` calls have a record in a segment; `afresh` reads what
+        other processes wrote. Returns what was ever written down for the window. Raises
+        `StoreError` where the store is out."""
+        own = [*listed.calls.values(), *listed.glimpsed.values()]
+        strays = {w: calls.values() for w, calls in listed.strays.items() if self.is_ours(w)}
+        shown = {listed.window: own, **strays}
+        self.add(listed.window, shown, listed.listing.listed_at, named, afresh=afresh)
+        return self.read(listed.window)
+
+    def note_cut_short(
+        self,
+        window: Window,
+        calls: Iterable[Call],
+        beside: Iterable[Call],
+        listed_at: datetime,
+        named: Collection[str] = (),
+    ) -> None:
+        """As `note`, of a listing that began at `listed_at` and failed on the way. It did not show
+        whether calls of other windows are listed there: so they are this window's, until a listing
+        shows more. Those `beside` it, which the listings of other windows showed, are for the
+        windows of their own times."""
+        shown: dict[Window, list[Call]] = {window: []}
+        length = window.end - window.start
+        for call, is_listed_here in [*((c, True) for c in calls), *((c, False) for c in beside)]:
+            home = window_of(placing_time(call, window, listed_at), length)
+            if home == window or self.is_ours(home):
+                shown.setdefault(window if is_listed_here else home, []).append(call)
+        try:
+            self.add(window, shown, listed_at, named)
+        except StoreError as error:
+            log.warning("sighting.unwritten", window=str(window), error=str(error))
+
+    def add(
+        self,
+        at: Window,
+        shown: Mapping[Window, Collection[Call]],
+        listed_at: datetime,
+        named: Collection[str] = (),
+        *,
+        afresh: bool = False,
+    ) -> None:
+        """Write down those of these calls, by window, that have no record; `at` is the window that
+        is worked at. Where the bucket does not say which have one, all of them stay in memory.
+        Raises `StoreError`."""
+        revision = self._records.tolerant(at)
+        missing = {window: [call.id for call in calls] for window, calls in shown.items()}
+        try:
+            if afresh:
+                self.read(at, afresh=True)
+            for window, calls in shown.items():
+                missing[window] = [
+                    call.id
+                    for call in calls
+                    if call.id not in named
+                    and not revision(placing_time(call, window, listed_at).date(), call.id)
+                ]
+        finally:
+            for window, ids in missing.items():
+                self.keep(window, ids)
+        self.write()
+
+    def keep(self, window: Window, call_ids: Iterable[str]) -> None:
+        """Keep these ids in memory until `write` has written them down. Never fails."""
+        wanted = frozenset(call_ids)
+        if wanted:
+            with self._lock:
+                known = self._known.setdefault(window, _Known(asked_at=self._clock.monotonic()))
+                known.unwritten |= wanted - known.ids
+
+    def write(self) -> None:
+        """Write down what is kept and not written down yet, one object a window. Raises
+        `StoreError` where the store is out: then what is left stays in memory."""
+        with self._writing:
+            with self._lock:
+                todo = [window for window, known in self._known.items() if known.unwritten]
+            for window in todo:
+                self._write(window)
+
+    # --- what is known of a window
 
     def read(self, window: Window, *, afresh: bool = False) -> Sighted:
         """The ids ever written down for a window. `afresh` lists its objects again, for what other
@@ -100,35 +196,12 @@ class Sightings:
             known.ids = known.ids.union(*found.values()) if found else known.ids
             known.loaded, known.asked_at = True, self._clock.monotonic()
             self._known.move_to_end(window)
-            self._tidy()
+            self._forget_oldest()
             ids = known.ids | known.unwritten if known.unwritten else known.ids
             return Sighted(ids, count)
 
-    def hold(self, window: Window, ids: Iterable[str]) -> None:
-        """Keep these ids in memory until `write` has written them down. Never fails."""
-        wanted = frozenset(ids)
-        if not wanted:
-            return
-        with self._lock:
-            known = self._known.setdefault(window, _Known(asked_at=self._clock.monotonic()))
-            known.unwritten |= wanted - known.ids
-
-    def write(self) -> None:
-        """Write down what is held and not written down yet, one object a window. Raises
-        `StoreError` where the store is out: then what is left stays in memory."""
-        with self._writing:  # else two threads would write the same ids
-            with self._lock:
-                todo = [window for window, known in self._known.items() if known.unwritten]
-            for window in todo:
-                self._write(window)
-
-    def add(self, window: Window, ids: Iterable[str]) -> None:
-        """`hold` and `write`."""
-        self.hold(window, ids)
-        self.write()
-
     def closed(self, window: Window, sighted: Sighted, *, pending: bool) -> None:
-        """The window's segments account for all that was sighted, though not for what was added
+        """The window's segments account for all that was sighted, but not for what was added
         meanwhile. Of a window without pending calls nothing is kept in memory."""
         with self._lock:
             known = self._known.get(window)
@@ -149,9 +222,9 @@ class Sightings:
                 if known.unwritten or known.count > known.closed_at
             }
 
-    def of_day(self, day: date) -> dict[datetime, list[Listed]]:
+    def of_day(self, day: date) -> dict[datetime, list[ListedObject]]:
         """The objects of a day, by the start of their windows: one LIST. Raises `StoreError`."""
-        found: dict[datetime, list[Listed]] = {}
+        found: dict[datetime, list[ListedObject]] = {}
         for item in self._list(layout.sighting_prefix(day)):
             start = layout.parse_sighting_key(item.key)
             if start is not None:
@@ -160,8 +233,17 @@ class Sightings:
 
     def read_objects(self, keys: Iterable[str]) -> list[sighting.Sighting]:
         """These sightings; one that cannot be read is left out. Raises `StoreError`."""
-        found = self._workers.map(self._read, keys)
-        return [one for one in found if one is not None]
+        return [one for one in self._workers.map(self._read, keys) if one is not None]
+
+    def _forget_oldest(self) -> None:
+        """Forget the windows that nobody has asked for the longest. With the lock."""
+        before = self._clock.monotonic() - REMEMBERED_SECONDS
+        for window, known in list(self._known.items()):
+            too_many = len(self._known) > REMEMBERED_WINDOWS
+            if known.asked_at >= before and not too_many:
+                return
+            if not known.unwritten and (too_many or known.count == known.closed_at):
+                del self._known[window]
 
     # --- the objects
 
@@ -173,11 +255,11 @@ class Sightings:
         found = self._workers.map(self._read, keys)
         return {k: one.ids if one else frozenset() for k, one in zip(keys, found, strict=True)}
 
-    def _list(self, prefix: str) -> list[Listed]:
+    def _list(self, prefix: str) -> list[ListedObject]:
         try:
             return list(self._store.list(prefix))
         except StoreError as error:
-            self._tell(prefix, error)
+            self._pass_over(prefix, error)
             return []
 
     def _read(self, key: str) -> sighting.Sighting | None:
@@ -187,11 +269,11 @@ class Sightings:
                 raise FormatError("a sighting under the key of another window")
             return found
         except (FormatError, StoreError) as error:
-            self._tell(key, error)
+            self._pass_over(key, error)
             return None
 
-    def _tell(self, key: str, error: FormatError | StoreError) -> None:
-        """Once for each object."""
+    def _pass_over(self, key: str, error: FormatError | StoreError) -> None:
+        """Log it once for each object. Raises `error` where it reaches further."""
         if error.reach not in (Reach.ITEM, Reach.WINDOW):
             raise error
         with self._lock:
@@ -201,8 +283,8 @@ class Sightings:
             log.error("sighting.unreadable", key=key, error=str(error))
 
     def _write(self, window: Window) -> None:
-        """A crash before the object is there leaves nobody who knows of its ids, but nothing was
-        done about them either."""
+        """A crash before the object is there leaves its ids unknown, but nothing was done about
+        them either."""
         self.read(window)
         with self._lock:
             known = self._known.setdefault(window, _Known())
@@ -210,36 +292,20 @@ class Sightings:
         if not ids:
             return
         data = sighting.build(window, self._clock.now(), ids)
-        try:
-            key = self._put(window, data)
-        except StoreError as error:
-            if error.reach not in (Reach.ITEM, Reach.WINDOW):
-                raise
-            log.error("sighting.refused", window=str(window), ids=len(ids), error=str(error))
-            return
+        for tried in range(1, TAGS + 1):
+            key = layout.sighting_key(window.start, self._tag())
+            try:
+                self._store.put_once(key, data, look=False)
+                break
+            except StoreError as error:
+                if isinstance(error, KeyTaken) and tried < TAGS:
+                    continue
+                if error.reach not in (Reach.ITEM, Reach.WINDOW):
+                    raise
+                log.error("sighting.refused", window=str(window), ids=len(ids), error=str(error))
+                return
         with self._lock:
             known.keys.add(key)
             known.ids |= ids
             known.unwritten -= ids
             known.count += 1
-
-    def _put(self, window: Window, data: bytes) -> str:
-        for tried in range(1, TAGS + 1):
-            key = layout.sighting_key(window.start, self._tag())
-            try:
-                self._store.put_once(key, data, look=False)
-                return key
-            except KeyTaken:
-                if tried == TAGS:
-                    raise
-        raise AssertionError
-
-    def _tidy(self) -> None:
-        """Forget the windows that were not asked for longest; by who has the lock."""
-        before = self._clock.monotonic() - REMEMBERED_SECONDS
-        for window, known in list(self._known.items()):
-            crowded = len(self._known) > REMEMBERED_WINDOWS
-            if known.asked_at >= before and not crowded:
-                return
-            if not known.unwritten and (crowded or known.count == known.closed_at):
-                del self._known[window]

@@ -1,91 +1,116 @@
-"""One window: list → archive its calls → close it into a segment.
+"""One window: list → archive its calls → write its segment.
 
-What a window still needs is derived from the bucket each time: the segments that stand there tell
-what was told, the records what was done. So the first try, a second writer and the one after a
-crash all run this same code. Sealing is the caller's, in the order of the windows.
+What a window still needs is derived from the bucket each time: its segments say what is official,
+the records what was done. So the first try, a second writer and the one after a crash all run this
+same code. Sealing is the caller's, in the order of the windows.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 
 import structlog
 
 from archiver.clock import Clock, Interrupted
-from archiver.errors import ArchiverError, Reach, StoreError
+from archiver.core.concurrency import Workers
+from archiver.errors import ArchiverError, KeyTaken, Reach, StoreError
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
 from archiver.model import Call, Retention, Window
-from archiver.pipeline.attempts import UNSAID, Attempts, Unarchived
-from archiver.pipeline.clock_check import ClockCheck
-from archiver.pipeline.closing import Closing, Tally
-from archiver.pipeline.download import random_tag
-from archiver.pipeline.history import History, HistoryReader, Line, Standing, Unsealed
-from archiver.pipeline.holding import Holding
-from archiver.pipeline.index import SegmentIndex
-from archiver.pipeline.keeping import Keeper
-from archiver.pipeline.planning import BACKFILL, NEVER, ROUND, Aim, Memory, Plan, Planner, Task
-from archiver.pipeline.pool import Workers
+from archiver.pipeline.backoff import SOURCE_SILENT, Unarchived
+from archiver.pipeline.bucket_state import (
+    LatestRecord,
+    RecordIndex,
+    SegmentIndex,
+    UnsealedSegment,
+    WindowLine,
+    WindowReader,
+    WindowState,
+)
+from archiver.pipeline.call import CallArchiver
+from archiver.pipeline.call_records import CallRecords
+from archiver.pipeline.health import ClockCheck
+from archiver.pipeline.hold_enforcement import HoldEnforcement
+from archiver.pipeline.plan import Plan, Purpose, Task, make_plan
 from archiver.pipeline.ports import NoProgress, Progress, Store
+from archiver.pipeline.recording import random_tag
+from archiver.pipeline.retention import RetentionKeeper
+from archiver.pipeline.segment_writer import SegmentWriter, balance_of
 from archiver.pipeline.sightings import Sighted, Sightings
-from archiver.pipeline.transfer import Transfer
 from archiver.source.listing import Listed, Lister
 
 log = structlog.get_logger()
 
-RIVAL_ROUNDS = 5
-"""How often another writer may be faster at the same window before that is an error."""
+CONFLICTS = 5
+"""How often a concurrent writer may close the same window before that is an error."""
+
+
+class WindowStatus(Enum):
+    """How a window stands after it was worked at."""
+
+    OPEN = auto()
+    """Rightly open: it has not settled, or it was not to be closed."""
+    CLOCK_WRONG = auto()
+    """It stays open because our clock is wrong, whether or not it has settled."""
+    STUCK = auto()
+    """It has settled and stays open: its listing kept changing, or something is wrong with it."""
+    CLOSED = auto()
+    """Every call of it stands in a segment, sealed or about to be."""
+    POSTPONED = auto()
+    """Closed before; it has come to an age, and waits for the source to answer."""
 
 
 @dataclass
-class Outcome:
-    """How a window stands after `process`. `segments` are durable and wait for their seal."""
+class WindowResult:
+    """What was done about a window. `segments` are durable and wait for their seal."""
 
     window: Window
-    segments: list[Unsealed] = field(default_factory=list)
+    status: WindowStatus = WindowStatus.OPEN
+    segments: list[UnsealedSegment] = field(default_factory=list)
     committed: dict[str, int] = field(default_factory=dict)
     """Records of this very run, by outcome."""
     bytes: int = 0
     """What these brought with them."""
     failed: int = 0
-    """Calls that this run tried and that stand as failed."""
+    """Calls that this run tried and whose record says `failed`."""
     incomplete: int = 0
     """Calls that this run worked at and that are archived without their transcript or survey."""
     unreadable: int = 0
-    """Entries of the listing that could not be told as calls."""
+    """Entries of the listing that could not be read as calls."""
     unarchived: list[Unarchived] = field(default_factory=list)
     """Calls without a record."""
-    settled: bool = False
-    """Whether the window had settled when it was listed: else it is rightly open yet."""
-    clock_wrong: bool = False
-    """Whether it stays open because our clock is wrong, whether or not it has settled."""
-    closed: bool = False
-    """Whether every call of the window stands in a segment, sealed or about to be."""
     listed_at: datetime | None = None
     """When the newest revision was listed, as far as this run knows."""
-    tallied: bool = False
+    worked: bool = False
     """Whether the window was listed and its calls worked at: else nothing is known of them."""
-    postponed: bool = False
-    """Whether a window that has come of age waits for the source to answer."""
-    unlooked: bool = False
+    unrefreshed: bool = False
     """Whether it was closed for the first time, past an age, with calls that had been archived
     before: it is to be listed again, because they may have changed since."""
     error: ArchiverError | None = None
     """What went wrong with this window alone: it stays as it is, and the others go on."""
 
+    @property
+    def is_closed(self) -> bool:
+        return self.status in (WindowStatus.CLOSED, WindowStatus.POSTPONED)
 
-class Windows:
-    """Processes windows. Threads share it, each at a window of its own."""
+    @property
+    def pending(self) -> frozenset[str]:
+        return frozenset(one.call.id for one in self.unarchived)
+
+
+class WindowArchiver:
+    """Works at windows. Threads share it, each at a window of its own."""
 
     def __init__(
         self,
         lister: Lister,
-        transfer: Transfer,
+        calls: CallArchiver,
         store: Store,
         workers: Workers,
         clock: Clock,
@@ -99,78 +124,84 @@ class Windows:
         tag: Callable[[], str] = random_tag,
     ) -> None:
         """`relist` are the ages, counted from a window's end, at which it is listed again. Without
-        a `clock_check` our clock is believed. `tag` makes 16 hex digits that no other writer has.
+        a `clock_check` our clock is trusted. `tag` makes 16 hex digits that no other writer has.
         """
         self._lister = lister
-        self._transfer = transfer
-        self._store = store
+        self._calls = calls
         self._workers = workers
         self._clock = clock
         self._clock_check = clock_check
         self._segments = segments
-        self.reader = HistoryReader(store, segments, retention)
-        self.held = transfer.held
-        self.keeper = Keeper(store, segments, workers, retention, clock, self.held)
-        self._holding = Holding(store, self.held, workers)
-        self._closing = Closing(store, segments, self.reader, self.keeper)
         self._settle = settle
         self._ages = sorted(relist)
         self._progress = progress or NoProgress()
-        self.sightings = Sightings(store, workers, clock, tag)
-        self.planner = Planner(lister, store, workers, transfer.attempts, segments, self.sightings)
-        self._memories: dict[Window, Memory] = {}
+        self.held = calls.held
+        self.backoff = calls.backoff
+        self.retention = RetentionKeeper(store, segments, workers, retention, clock, self.held)
+        self._hold_enforcement = HoldEnforcement(store, self.held, workers)
+        self._reader = WindowReader(store, segments, retention)
+        self._writer = SegmentWriter(store, segments)
+        self._record_index = RecordIndex(store)
+        self.sightings = Sightings(store, self._record_index, workers, clock, tag)
+        self.records = CallRecords(
+            store, self._record_index, segments, workers, lister, self.sightings
+        )
+        self._refreshed: dict[Window, tuple[datetime | None, frozenset[str]]] = {}
+        """An age, and the archived calls that were refreshed for it, of windows where the source
+        did not answer for all; each belongs to the thread that works at the window."""
 
-    def process(self, window: Window, aim: Aim = ROUND) -> Outcome:
+    def process(
+        self, window: Window, purpose: Purpose = Purpose.CLOSE, may_wait: bool = True
+    ) -> WindowResult:
         """Archive what the window lacks and, once it has settled, close it.
 
-        Writes revision 1, or a later one where something changed since or `aim` says so.
+        Writes revision 1, or a later one where something changed since or an age of `RELIST` calls
+        for it; `may_wait` postpones that while the source does not answer for archived calls.
         What goes wrong with this window alone (its listing, an object that it needs) leaves it
-        open, with an error in the log and in the outcome.
+        open, with an error in the log and in the result.
         Raises `SourceRefused`, `SourceError` and `StoreError` where they reach beyond the window,
         `UsageError` and `Interrupted`.
         """
-        outcome = Outcome(window)
+        result = WindowResult(window)
         try:
-            return self._process(outcome, aim)
+            for _ in range(CONFLICTS):
+                if self._process(result, purpose, may_wait):
+                    return result
+                log.info("window.conflict", window=str(window))
+                self._segments.forget()
+            raise StoreError(
+                f"other writers keep changing the window {window}",
+                reason="conflict",
+                reach=Reach.WINDOW,
+            )
         except ArchiverError as error:
             if not self.is_about_one_window(window, error):
                 raise
-            outcome.error, outcome.closed = error, False
-            outcome.settled = aim.closes and self._clock.now() >= window.end + self._settle
+            result.error = error
+            if result.status is not WindowStatus.CLOCK_WRONG:
+                settled = self._has_settled(window, purpose)
+                result.status = WindowStatus.STUCK if settled else WindowStatus.OPEN
             log.error("window.failed", window=str(window), error=str(error))
-            return outcome
+            return result
         finally:
-            self.planner.tidy(window, self._memories)
+            self.records.forget_if_empty(window)
+
+    def plan(self, window: Window) -> Plan:
+        """What a backfill would do; writes nothing."""
+        state = self._reader.read(window)
+        listed, sighted = self._lister.list(window), self.sightings.read(window)
+        return self._plan(listed, state, sighted, Purpose.BACKFILL, None, is_first_close=True)
 
     def is_about_one_window(self, window: Window, error: ArchiverError) -> bool:
         """Whether the harm of an error, met while working at a window, ends there."""
         if isinstance(error, StoreError):
-            return not self._transfer.store_health.is_outage(str(window), error)
+            return not self._calls.store_health.is_outage(str(window), error)
         return error.reach in (Reach.ITEM, Reach.WINDOW)
 
-    def _process(self, outcome: Outcome, aim: Aim) -> Outcome:
-        window = outcome.window
-        for _ in range(RIVAL_ROUNDS):
-            if self._try(outcome, aim):
-                return outcome
-            log.info("window.rival", window=str(window))
-            self._segments.forget()
-        raise StoreError(
-            f"other writers keep changing the window {window}",
-            reason="conflict",
-            reach=Reach.WINDOW,
-        )
-
-    def plan(self, window: Window) -> Plan:
-        """What a backfill would do; writes nothing."""
-        history = self.reader.read(window, complete=False)
-        listed, sighted = self._lister.list(window), self.sightings.read(window)
-        return self.planner.plan(listed, history, {}, sighted, BACKFILL, None, closing=True)
-
-    def newest_lines(self, names: Iterable[SegmentName]) -> list[Line]:
+    def newest_lines(self, names: Iterable[SegmentName]) -> list[WindowLine]:
         """The window lines of these segments; one that cannot be read is left out, with an error in
         the log."""
-        lines = self._workers.map(self.reader.newest_line, names)
+        lines = self._workers.map(self._reader.read_line, names)
         return [line for line in lines if line is not None]
 
     def newest_age(self, window: Window) -> datetime | None:
@@ -180,155 +211,222 @@ class Windows:
         return passed[-1] if passed else None
 
     def may_close(self, *, remind: bool = False) -> bool:
-        """Whether our clock is right, so that windows may be closed and sealed now. The log tells
-        where that changes, and with `remind` again of a clock that is wrong."""
+        """Whether our clock is right, so that windows may be closed and sealed now. Each change is
+        logged, and with `remind` a clock that is still wrong again."""
         return self._clock_check is None or self._clock_check.is_right(remind=remind)
 
     @property
-    def attempts(self) -> Attempts:
-        return self._transfer.attempts
-
-    @property
-    def remembered(self) -> set[Window]:
-        """The windows of which this process knows something that it has not told of, and may do so
+    def with_unnamed_calls(self) -> set[Window]:
+        """The windows of which this process knows something that no segment says yet, and may write
         now: where such a window is sealed, another writer closed it, or listed it without them."""
-        known = list(self._memories.items())
-        untold = {w for w, memory in known if memory.untold or memory.refreshed[1]}
-        return untold | self.sightings.unaccounted
+        return (
+            self.records.windows_with_orphans
+            | {window for window, (_, calls) in list(self._refreshed.items()) if calls}
+            | self.sightings.unaccounted
+        )
 
-    def _try(self, outcome: Outcome, aim: Aim) -> bool:
-        """One attempt; False where another writer closed the window meanwhile."""
-        window = outcome.window
-        history = self.reader.read(window)
-        outcome.segments, outcome.listed_at = history.unsealed, history.listed_at
-        # Judged before the listing: what settles or comes of age while we list was not then.
-        settled = aim.closes and self._clock.now() >= window.end + self._settle
-        outcome.clock_wrong = aim.closes and not self.may_close()
-        outcome.settled = settled and not outcome.clock_wrong
-        if outcome.clock_wrong:
-            outcome.segments = []  # what a crash left unsealed waits for a clock that is right
-        due = self._due(window, history, aim)
-        memory = self._memories.setdefault(window, Memory())
-        if history.revision and not (aim.backfill or due or self._has_work(window, history)):
-            outcome.closed = not outcome.clock_wrong
-            memory.refreshed = NEVER  # another writer saw to that age
-            return True
-        seen: dict[str, Call] = {}
-        beside: dict[str, Call] = {}
-        began = self._clock.now()
-        try:
-            listed = self._lister.list(window, seen, beside)
-        except Interrupted:
-            raise
-        except Exception:
-            # Were the source to hide them now, nobody else would know that they were listed.
-            self.planner.note_cut_short(
-                window, seen.values(), beside.values(), began, history.records
-            )
-            raise
-        outcome.error, outcome.unreadable = listed.error, listed.listing.unreadable
-        sighted = self.planner.note(listed, history, afresh=outcome.settled)
-        tally, unsure = self._work(listed, outcome, history, sighted, aim, due)
-        if outcome.settled:
-            self._holding.see_to(window, tally.standing, history.records)
-        if not outcome.settled or not listed.stable:
-            return True
-        outcome.closed = True
-        if history.revision and unsure and due is not None and aim.patient:
-            outcome.postponed = True
-            return True
-        written = self._closing.close(tally, history, evidence=due is not None and not aim.backfill)
-        if isinstance(written, Unsealed):
-            self._transfer.store_health.succeeded()
-            outcome.segments.append(written)
-            outcome.listed_at = tally.listing.listed_at
-        if written is not Closing.TAKEN:
-            self.planner.told(window, {*tally.standing, *tally.pending}, self._memories)
-            self.sightings.closed(window, sighted, pending=bool(tally.pending))
-        return written is not Closing.TAKEN
+    # --- one pass
 
-    def _due(self, window: Window, history: History, aim: Aim) -> datetime | None:
-        """The age that no listing of a sealed window has seen."""
+    def _process(self, result: WindowResult, purpose: Purpose, may_wait: bool) -> bool:
+        """One pass over a window; False where a concurrent writer closed it meanwhile.
+
+        1. Read what its segments say.
+        2. Look at the clock, whether it has settled, and its age.
+        3. End here where nothing is due.
+        4. List it.
+        5. Write down which calls have no record.
+        6. Archive them.
+        7. Put legal holds on what should be held.
+        8. Close it.
+        """
+        window = result.window
+        # 1.
+        state = self._reader.read(window)
+        # 2. Before the listing: what settles or comes of age while we list had not done so before.
+        clock_wrong = purpose is not Purpose.OPEN and not self.may_close()
+        settled = self._has_settled(window, purpose) and not clock_wrong
+        age = self._due_age(window, state, purpose)
+        result.status = WindowStatus.STUCK if settled else WindowStatus.OPEN
+        result.segments, result.listed_at = [], state.listed_at
+        if clock_wrong:  # what a crash left unsealed waits for a clock that is right
+            result.status = WindowStatus.CLOCK_WRONG
+        else:
+            for segment in state.unsealed:
+                self._writer.complete(segment)
+            result.segments = state.unsealed
+        # 3.
+        is_due = purpose is Purpose.BACKFILL or age is not None
+        if state.revision and not is_due and not self._has_work(window, state):
+            self._refreshed.pop(window, None)  # another writer has listed it at that age
+            if not clock_wrong:
+                result.status = WindowStatus.CLOSED
+            return True
+        # 4.
+        listed = self._list(window, state)
+        result.error, result.unreadable = listed.error, listed.listing.unreadable
+        # 5. From here on a process that ends leaves no listed call unknown.
+        sighted = self.sightings.note(listed, state.records, afresh=settled)
+        # 6.
+        self.records.load_orphans(listed, few=purpose is Purpose.BACKFILL)
+        is_first_close = settled and not state.revision
+        plan = self._plan(listed, state, sighted, purpose, age, is_first_close=is_first_close)
+        unrefreshed = self._work(plan, state, result, age, settled)
+        # 7.
+        if settled:
+            self._hold_enforcement.enforce(window, plan.latest, state.records)
+        # 8.
+        if not settled or not listed.stable:
+            return True
+        if state.revision and unrefreshed and age is not None and may_wait:
+            result.status = WindowStatus.POSTPONED
+            return True
+        is_evidence = age is not None and purpose is not Purpose.BACKFILL
+        return self._close(plan, state, result, sighted, is_evidence)
+
+    def _has_settled(self, window: Window, purpose: Purpose) -> bool:
+        return purpose is not Purpose.OPEN and self._clock.now() >= window.end + self._settle
+
+    def _due_age(self, window: Window, state: WindowState, purpose: Purpose) -> datetime | None:
+        """The age that no listing of a closed window has seen."""
         age = self.newest_age(window)
-        seen = history.listed_at is not None and age is not None and history.listed_at >= age
-        return age if history.revision and (aim.look or not seen) else None
+        seen = state.listed_at is not None and age is not None and state.listed_at >= age
+        return age if state.revision and (purpose is Purpose.REFRESH or not seen) else None
 
-    def _work(
-        self,
-        listed: Listed,
-        outcome: Outcome,
-        history: History,
-        sighted: Sighted,
-        aim: Aim,
-        due: datetime | None,
-    ) -> tuple[Tally, bool]:
-        """Work at a window's calls: how they stand then, and whether the source did not answer for
-        an archived one."""
-        window, memory = outcome.window, self._memories[outcome.window]
-        self.planner.sort_out(listed, self._memories, aim)
-        closing = outcome.settled and not history.revision
-        plan = self.planner.plan(listed, history, self._memories, sighted, aim, due, closing)
-        self._progress.window_listed(window, len(plan.todo))
-        before = any(found.outcome == "archived" for found in plan.standing.values())
-        outcome.unlooked = before and not history.revision and bool(self.newest_age(window))
-        failures = [*plan.resting, *self._archive(plan, outcome)]
-        outcome.unarchived = [item for item in failures if item.call.id not in plan.standing]
-        unsure = {
-            item.call.id
-            for item in failures
-            if item.call.id in plan.standing and item.reason in UNSAID
-        }
-        self._remember(plan, history, memory)
-        memory.refreshed = (due, frozenset(listed.calls) - unsure if unsure else frozenset())
-        outcome.tallied = True
-        pending = {item.call.id for item in outcome.unarchived}
-        tally = Tally(window, listed.listing, set(listed.calls), plan.standing, pending)
-        return tally, bool(unsure)
-
-    def _remember(self, plan: Plan, history: History, memory: Memory) -> None:
-        """What no segment tells is kept until one does: the window may not be closed now."""
-        for call_id, found in plan.standing.items():
-            told = history.records.get(call_id)
-            if told is None or told.key != found.key:
-                memory.untold[call_id] = found
-
-    def _has_work(self, window: Window, history: History) -> bool:
-        """Whether a window that has a segment has calls without a record, or some that no segment
-        of it tells of."""
-        if history.pending or self._memories[window].untold:
+    def _has_work(self, window: Window, state: WindowState) -> bool:
+        """Whether a window that has a segment has calls without a record, or with one that no
+        segment of it names."""
+        if state.pending or window in self.records.windows_with_orphans:
             return True
         sighted = self.sightings.read(window)
-        if sighted.ids - history.records.keys():
+        if sighted.ids - state.records.keys():
             return True
         self.sightings.closed(window, sighted, pending=False)
         return False
 
-    # --- archiving
+    def _list(self, window: Window, state: WindowState) -> Listed:
+        """List the window; what a listing shows before it fails is written down: were the source to
+        hide these calls now, nobody else would know that they were listed."""
+        seen: dict[str, Call] = {}
+        beside: dict[str, Call] = {}
+        began = self._clock.now()
+        try:
+            return self._lister.list(window, seen, beside)
+        except Interrupted:
+            raise
+        except Exception:
+            self.sightings.note_cut_short(
+                window, seen.values(), beside.values(), began, state.records
+            )
+            raise
 
-    def _archive(self, plan: Plan, outcome: Outcome) -> list[Unarchived]:
-        """Work at the calls of the plan; `plan.standing` then has their newest records."""
-        listed_at = plan.listed.listing.listed_at
-        work = partial(self._work_at, outcome.window, outcome.settled, listed_at)
-        failures = []
-        results = self._workers.map(work, plan.todo)
-        for task, (result, written) in zip(plan.todo, results, strict=True):
-            if isinstance(result, Unarchived):
-                failures.append(result)
-                if result.amended is not None:
-                    plan.standing[task.call.id] = Standing.of(result.amended)
+    def _plan(
+        self,
+        listed: Listed,
+        state: WindowState,
+        sighted: Sighted,
+        purpose: Purpose,
+        age: datetime | None,
+        *,
+        is_first_close: bool,
+    ) -> Plan:
+        missing = self.records.missing(listed, state, sighted.ids)
+        latest, unreadable = self.records.latest(listed, missing, state)
+        for_age, refreshed = self._refreshed.get(listed.window, (None, frozenset[str]()))
+        # A window is closed on fresh knowledge; otherwise what failed a short while ago rests.
+        rests = purpose is not Purpose.BACKFILL and not is_first_close
+        return make_plan(
+            listed,
+            missing,
+            latest,
+            unreadable,
+            pending=state.pending,
+            purpose=purpose,
+            age=age,
+            refreshed=refreshed if for_age == age else frozenset(),
+            resting=self.backoff.resting if rests else lambda call_id: None,
+        )
+
+    def _work(
+        self,
+        plan: Plan,
+        state: WindowState,
+        result: WindowResult,
+        age: datetime | None,
+        settled: bool,
+    ) -> bool:
+        """Archive the calls of the plan; `plan.latest` then has their newest records. Whether the
+        source did not answer for some of the archived calls."""
+        window = result.window
+        had_archived = any(one.outcome == "archived" for one in plan.latest.values())
+        self._progress.window_listed(window, len(plan.todo))
+        result.unrefreshed = had_archived and not state.revision and bool(self.newest_age(window))
+        work = partial(self._archive_call, window, settled, plan.listed.listing.listed_at)
+        failures = list(plan.resting)
+        done = self._workers.map(work, plan.todo)
+        for task, (outcome, new_bytes) in zip(plan.todo, done, strict=True):
+            if isinstance(outcome, Unarchived):
+                failures.append(outcome)
+                if outcome.amended is not None:
+                    plan.latest[task.call.id] = LatestRecord.of(outcome.amended)
                 continue
-            plan.standing[task.call.id] = result
-            outcome.failed += result.outcome == "failed"
-            outcome.incomplete += result.incomplete
-            if written is not None:
-                outcome.committed[result.outcome] = outcome.committed.get(result.outcome, 0) + 1
-                outcome.bytes += written
-        return failures
+            plan.latest[task.call.id] = outcome
+            result.failed += outcome.outcome == "failed"
+            result.incomplete += outcome.incomplete
+            if new_bytes is not None:
+                count = result.committed.get(outcome.outcome, 0)
+                result.committed[outcome.outcome] = count + 1
+                result.bytes += new_bytes
+        result.worked = True
+        result.unarchived = [one for one in failures if one.call.id not in plan.latest]
+        # What no segment names is kept until one does: the window may not be closed now.
+        self.records.add_orphans(window, _unnamed(plan.latest, state))
+        archived = [one for one in failures if one.call.id in plan.latest]
+        unrefreshed = {one.call.id for one in archived if one.reason in SOURCE_SILENT}
+        self._refreshed.pop(window, None)
+        if unrefreshed:
+            self._refreshed[window] = (age, frozenset(plan.listed.calls) - unrefreshed)
+        return bool(unrefreshed)
 
-    def _work_at(
+    def _close(
+        self,
+        plan: Plan,
+        state: WindowState,
+        result: WindowResult,
+        sighted: Sighted,
+        is_evidence: bool,
+    ) -> bool:
+        """Write the next segment where one is called for: the first one, where something has
+        changed, or to show that the window was listed again (`is_evidence`). False where a
+        concurrent writer has written that revision."""
+        window, pending = result.window, result.pending
+        unnamed = list(_unnamed(plan.latest, state).values())
+        # What the window has is locked as today's policy says before a segment names more of it.
+        until = self.retention.keep_window(window, state, unnamed)
+        balance = balance_of(set(plan.listed.calls), plan.latest, pending, state)
+        lists = (frozenset(balance.pending), frozenset(balance.vanished))
+        is_same = state.revision and not unnamed and lists == (state.pending, state.vanished)
+        if not is_same or is_evidence:
+            name, listing = SegmentName(window.start, state.newest_key + 1), plan.listed.listing
+            try:
+                written = self._writer.write(name, window, unnamed, balance, listing, until)
+            except KeyTaken:
+                return False
+            self._calls.store_health.succeeded()
+            result.segments.append(written)
+            result.listed_at = listing.listed_at
+        result.status = WindowStatus.CLOSED
+        self.records.named(window, {*plan.latest, *pending})
+        self._refreshed.pop(window, None)
+        self.sightings.closed(window, sighted, pending=bool(pending))
+        return True
+
+    # --- one call
+
+    def _archive_call(
         self, window: Window, settled: bool, listed_at: datetime, task: Task
-    ) -> tuple[Standing | Unarchived, int | None]:
-        """One call; what stands of it then, and the bytes that a new record brought.
+    ) -> tuple[LatestRecord | Unarchived, int | None]:
+        """Archive or refresh one call; its newest record then, and the bytes that a new record
+        brought, None where there is no new one.
 
         A mistake of ours that one call's data brings out leaves that call pending.
         """
@@ -336,9 +434,9 @@ class Windows:
         result: Record | Unarchived
         try:
             if previous is not None and previous.outcome == "archived":
-                result = self._transfer.refresh(call, window, previous, listed_at)
+                result = self._calls.refresh(call, window, previous, listed_at)
             else:
-                result = self._transfer.archive(
+                result = self._calls.archive(
                     call,
                     window,
                     settled=settled,
@@ -358,23 +456,23 @@ class Windows:
                 place=f"{place.name}, line {place.lineno} of {Path(place.filename).name}",
             )
             result = Unarchived(call, "internal_error", 1, None)
-            self.attempts.failed(result)
+            self.backoff.failed(result)
         if isinstance(result, Unarchived):
             self._progress.call_done("pending", 0)
             if result.amended is not None:
-                self.planner.records.add(result.amended.key)
+                self._record_index.add(result.amended.key)
             return result, None
         if result is previous and task.previous is not None:
             self._progress.call_done(result.outcome, 0)
             return task.previous, None
-        self.planner.records.add(result.key)
-        sizes = _new_sizes(result, previous)
-        self._progress.call_done(result.outcome, sizes.get("recording", 0))
-        return Standing.of(result), sum(sizes.values())
+        self._record_index.add(result.key)
+        known = {file["key"] for file in previous.files} if previous else set()
+        new = {file["kind"]: file["bytes"] for file in result.files if file["key"] not in known}
+        self._progress.call_done(result.outcome, new.get("recording", 0))
+        return LatestRecord.of(result), sum(new.values())
 
 
-def _new_sizes(found: Record, previous: Record | None) -> dict[str, int]:
-    """The bytes of the files that a record brought, by kind; not those of the record before."""
-    known = {file["key"] for file in previous.document["files"]} if previous else set()
-    files = found.document["files"]
-    return {file["kind"]: file["bytes"] for file in files if file["key"] not in known}
+def _unnamed(latest: Mapping[str, LatestRecord], state: WindowState) -> dict[str, LatestRecord]:
+    """Those of the newest records that no segment of the window names, by call id."""
+    named = {call_id: one.key for call_id, one in state.records.items()}
+    return {call_id: one for call_id, one in latest.items() if named.get(call_id) != one.key}

@@ -1,19 +1,18 @@
 """Listing a window so that it can be relied on.
 
 - A window is listed until two passes in a row agree on the ids, at most `MAX_PASSES` times: pages
-  shift while one lists, and one pass alone may step over a call. Where the source's own total
-  says that there is more than a pass has seen, a third pass must agree too.
+  shift while one lists, and one pass alone may skip a call. Where the source's own total says that
+  there is more than a pass has seen, a third pass must agree too.
 - What one pass has seen and the passes that agreed have not is kept apart (`glimpsed`): it was
-  listed, so it must not fall silent.
-- A page that cannot be had is passed over, and the listing is not complete then (`error`): the
-  calls of the other pages are archived, and the window is not closed. No further pass is made, for
-  each bad page costs all its tries. Entries that are no calls are counted (`Listing.unreadable`).
+  listed, so it must not be dropped in silence.
+- A page that cannot be had is left out, and the listing is not complete then (`error`): the calls
+  of the other pages are archived, and the window is not closed. No further pass is made, for each
+  bad page costs all its tries. Entries that are no calls are counted (`Listing.unreadable`).
 - A call belongs to the window that holds its own time (start, else creation). Sources differ in
-  which time their filter reads, whether its end is inclusive, whether it reads more than the
-  date. So a call that is listed here with a time outside is left to the window of that time,
-  *if the source lists it there* (`strays`), and kept here otherwise. None is dropped, none counted
-  twice. A time over a day after the listing is no time: such a call stays here
-  (`model.placing_time`).
+  which time their filter reads, whether its end is inclusive, whether it reads more than the date.
+  So a call that is listed here with a time outside is left to the window of that time, *if the
+  source lists it there* (`strays`), and kept here otherwise. None is dropped, none counted twice. A
+  time over a day after the listing is no time: such a call stays here (`model.placing_time`).
 - Of a listed call only `LISTED_FIELDS` are kept: a window may have 100,000 of them.
 """
 
@@ -32,48 +31,41 @@ from archiver.errors import ListingError
 from archiver.manifest.segment import Listing
 from archiver.metrics import UNREADABLE_ENTRIES
 from archiver.model import Call, Window, placing_time, window_of
-from archiver.source.client import Filter, Page
+from archiver.source.api import Filter, Page
 
 log = structlog.get_logger()
 
 MAX_PASSES = 6
 LISTED_FIELDS = (
-    "campaignId",
-    "createdAt",
-    "direction",
-    "durationSeconds",
-    "endTime",
-    "startTime",
-    "state",
-)
+    "campaignId", "createdAt", "direction", "durationSeconds", "endTime", "startTime", "state"
+)  # fmt: skip
 MAX_FIELD_CHARACTERS = 1024
 _SHARED = {"campaignId", "direction", "state"}
 """Fields whose few values many calls share."""
 
 
 class Pages(Protocol):
-    """One pass over the listing of a window (`source/client.py`)."""
+    """One pass over the listing of a window (`api.py`)."""
 
     def pages(self, window: Window, filters: Filter) -> Iterator[Page]: ...
 
 
 @dataclass(frozen=True)
 class Listed:
-    """What the source lists of a window, by id, and how the listing went.
-
-    `stable` is False where no two passes agreed, or a page could not be had: then the window must
-    not be closed on it, and `calls` is all that was seen. `strays` are calls of other windows, by
-    their own window, that were seen on the way. Where the listing is not `complete`, `error` says
-    in one line which page is missing, and why.
-    """
+    """What the source lists of a window, by id, and how the listing went."""
 
     window: Window
     calls: Mapping[str, Call]
+    """The window's calls; all that were seen where the listing is not `stable`."""
     listing: Listing
     stable: bool
+    """Whether two passes agreed, and no page was missing: else the window must stay open."""
     glimpsed: Mapping[str, Call] = field(default_factory=dict)
+    """Calls that the passes which agreed did not show, and another pass did."""
     strays: Mapping[Window, Mapping[str, Call]] = field(default_factory=dict)
+    """Calls of other windows that were seen on the way, by their own window."""
     error: ListingError | None = None
+    """Which page is missing, and why, in one line; None where the listing is `complete`."""
 
     @property
     def complete(self) -> bool:
@@ -82,6 +74,8 @@ class Listed:
 
 @dataclass
 class _Pass:
+    """What one pass over a listing shows."""
+
     ids: set[str] = field(default_factory=set)
     pages: int = 0
     total: int | None = None
@@ -119,13 +113,18 @@ class Lister:
         beside: dict[str, Call] | None = None,
     ) -> Listed:
         """The calls of a window. `seen` gets every call as it comes, and `beside` those that the
-        listings of other windows show on the way, so that those are known that came before an
+        listings of other windows show on the way, so that calls are known that came before an
         error. Raises `SourceRefused` or `SourceError` where the source is out or refuses all
-        listings; what is wrong with this one alone stands in `Listed.error`."""
+        listings; what is wrong with this one alone stands in `Listed.error`.
+
+        1. Pass over the listing until enough passes agree.
+        2. Leave the calls of other windows to these.
+        3. Where passes agreed, set apart what only another one has seen. Where none did, it is kept
+           among the calls: it was listed, after all.
+        """
         seen = {} if seen is None else seen
         began = self._clock.now()
-        found = self._pass(window, seen)
-        passes = agreeing = 1
+        found, passes, agreeing = self._pass(window, seen), 1, 1  # 1
         while (
             found.error is None and agreeing < (3 if found.is_short else 2) and passes < MAX_PASSES
         ):
@@ -136,7 +135,7 @@ class Lister:
         stable = agreeing > 1 and found.error is None
         UNREADABLE_ENTRIES.inc(found.unreadable)
         self._warn(window, found, passes, stable)
-        own, strays = self._sort(window, seen, {} if beside is None else beside, began)
+        own, strays = self._place(window, seen, {} if beside is None else beside, began)  # 2
         listing = Listing(
             listed_at=began,
             pages=found.pages,
@@ -145,25 +144,25 @@ class Lister:
             filter=self._filters.document(),
             unreadable=found.unreadable,
         )
-        # Where no two agreed, what one pass alone has seen is kept: it was listed, after all.
-        gone = {i: own.pop(i) for i in sorted(own.keys() - found.ids)} if stable else {}
+        gone = {i: own.pop(i) for i in sorted(own.keys() - found.ids)} if stable else {}  # 3
         return Listed(window, own, listing, stable, gone, strays, found.error)
 
     def glance(
         self, window: Window, seen: dict[str, Call] | None = None
     ) -> dict[Window, dict[str, Call]]:
-        """The calls that one pass over a window shows, by the windows of their own time. Pages that
-        cannot be had are left out. `seen` is as in `list`, which says what is raised."""
+        """List a window once: the calls that one pass shows, by the windows of their own time.
+        Pages that cannot be had are left out. `seen` and errors are as in `list`."""
         seen = {} if seen is None else seen
         began = self._clock.now()
         self._pass(window, seen)
         found: dict[Window, dict[str, Call]] = {}
         for call in seen.values():
-            found.setdefault(self._home(call, window, began), {})[call.id] = call
+            found.setdefault(self._own_window(call, window, began), {})[call.id] = call
         return found
 
     def _pass(self, window: Window, seen: dict[str, Call]) -> _Pass:
-        """One pass; its calls go into `seen`, the newest word on each."""
+        """One pass; its calls go into `seen`, a later entry for the same call replacing an earlier
+        one."""
         result = _Pass()
         totals: dict[str, int] = {}
         for page in self._source.pages(window, self._filters):
@@ -177,9 +176,9 @@ class Lister:
                     result.discarded += 1
                     continue
                 before = seen.get(call.id)
-                kept = _slim(call, before.id if before else call.id)
-                seen[kept.id] = kept
-                result.ids.add(kept.id)
+                call_id = before.id if before else call.id  # one string for all passes
+                seen[call_id] = _slim(call, call_id)
+                result.ids.add(call_id)
             if page.total is not None:
                 totals[page.filter_state] = page.total
         result.total = sum(totals.values()) if totals else None
@@ -200,39 +199,39 @@ class Lister:
         if total is not None and total != listed:
             log.warning("source.total_disagrees", window=shown, total=total, listed=listed)
 
-    def _sort(
+    def _place(
         self,
         window: Window,
         calls: Mapping[str, Call],
-        glanced: dict[str, Call],
+        beside: dict[str, Call],
         listed_at: datetime,
     ) -> tuple[dict[str, Call], dict[Window, dict[str, Call]]]:
-        """The calls that are this window's; and all that the source was seen to list in another
-        one, the one of their own time, when that was looked at for the calls in question. `glanced`
-        gets what is seen there, as it comes."""
+        """The calls that are this window's; and those of other windows, by their own one, that the
+        listings of these windows show. Such a listing is asked for, once, where a call has a time
+        of that window. `beside` gets what these listings show, as it comes."""
         own: dict[str, Call] = {}
-        asked: dict[Window, dict[str, Call]] = {}
-        beside: dict[Window, dict[str, Call]] = {}
+        listed_there: dict[Window, dict[str, Call]] = {}
+        strays: dict[Window, dict[str, Call]] = {}
         for call in calls.values():
-            home = self._home(call, window, listed_at)
-            if home != window and home not in asked:
-                # Where its listing is not complete, a call may be kept here and listed there later:
-                # counted twice, which `verify` tells of, and not by nobody.
+            home = self._own_window(call, window, listed_at)
+            if home != window and home not in listed_there:
+                # Where that listing is not complete, a call may be kept here and listed there
+                # later: counted twice, which `verify` reports, and not dropped.
                 seen: dict[str, Call] = {}
                 try:
                     shown = self.glance(home, seen)
                 finally:
-                    glanced.update(seen)
-                asked[home] = shown.get(home, {})
+                    beside.update(seen)
+                listed_there[home] = shown.get(home, {})
                 for other, found in shown.items():
-                    beside[other] = {**found, **beside.get(other, {})}
-            if home == window or call.id not in asked[home]:
+                    strays[other] = {**found, **strays.get(other, {})}
+            if home == window or call.id not in listed_there[home]:
                 own[call.id] = call
-        for call_id, call in beside.pop(window, {}).items():
+        for call_id, call in strays.pop(window, {}).items():
             own.setdefault(call_id, call)  # seen on the way, and by no pass of its own window
-        return own, beside
+        return own, strays
 
-    def _home(self, call: Call, window: Window, listed_at: datetime) -> Window:
+    def _own_window(self, call: Call, window: Window, listed_at: datetime) -> Window:
         return window_of(placing_time(call, window, listed_at), self._length)
 
 

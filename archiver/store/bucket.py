@@ -1,54 +1,99 @@
-"""The archive's bucket: create-once writes, uploads, reads, lists.
+"""The archive's bucket: create-once writes, multipart uploads, reads, lists.
 
 Contract of `Bucket`, on which everything above it stands:
-- Durability: a write that returns is durable and was looked at (HEAD by version: size, checksum
-  where the store keeps one, lock, encryption; or, where that is allowed and enough, the checksum
-  that the answer to the write names); `Stored` names exactly what was written.
+- Durability: a write that returns is durable and verified, by a HEAD of its version: size, checksum
+  where the store keeps one, lock, hold, encryption, storage class. `Stored` names exactly what was
+  written. Where `trust_put_checksum` and the caller allow it, the checksum in the answer to the
+  write does instead.
 - Create-once: nothing is overwritten, nothing deleted. A key that is taken by the same bytes is
   adopted (`Stored` of what is there), one taken by other bytes raises `KeyTaken`. Of several
   writers one wins, as far as the store is atomic there (`probe.py`).
-- Ambiguity: botocore's own retries are off, because a retry of a create-once write whose answer
-  was lost gets 412 for its own success. We try again, and on 412 read back and compare.
-- Errors: `StoreError`, one line, no body of the store's answer.
+- Retries: within (`client.py`). After a 412 the object is read back and compared, for the 412 may
+  be the answer to our own write, whose first answer was lost.
+- Errors: `StoreError`, one line, no body of the store's answer; `Interrupted` once the process must
+  end.
 - Threads share a bucket. Keys are relative to the archive's prefix and come from `layout.py`.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
-from functools import partial
-from typing import IO, Any
+from datetime import datetime, timedelta
+from typing import IO, Any, Protocol
 
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from archiver import fixity, liveness
 from archiver.clock import Clock
+from archiver.core.http import TransportError
 from archiver.errors import KeyTaken, Reach, StoreError
 from archiver.fixity import Buffer
-from archiver.heads import NoAnswer
 from archiver.manifest import layout
+from archiver.metrics import stage
 from archiver.retry import Retry
-from archiver.store.client import StoreOptions
-from archiver.store.faults import translate
-from archiver.store.objects import Head, Listed, Lock, Stored, Version
-from archiver.store.protection import Protection
-from archiver.store.requests import Requests, etag_of
-from archiver.store.upload import Upload
+from archiver.store.client import StoreClient, StoreOptions, etag_of
+from archiver.store.errors import odd, of_object, translate
+from archiver.store.locks import ObjectLocks
+from archiver.store.types import Head, Listed, Lock, Stored, Version
 
 READ_BYTES = 256 << 10
-_LISTED = ("Contents", "Versions", "DeleteMarkers")
-"""What a page of a listing has keys in."""
 MAX_OBJECT_BYTES = 64 << 20
-"""What `read` takes into memory unless it is told another limit."""
-
+"""What `read` takes into memory unless it is given another limit."""
 JSON = "application/json"
 PROBE_BYTES = b"Written to learn whether this store refuses to overwrite it.\n"
-"""What `manifest/probe` holds, on which the store is tried out (`trial.py`)."""
-SIGHT_KEYS = (layout.PROBE, layout.seal_key(0), layout.signature_key(0), layout.VERIFY_PAGE)
-"""Objects of every archive, whose locks are asked for to learn whether we may see any."""
+"""What `manifest/probe` holds, on which the store is tried out (`probe.py`)."""
+GIVEN_UP_AFTER = timedelta(days=6)
+"""A multipart upload ends by then, one way or the other: 2 GiB at 16 KiB/s take 36 h, and settings
+may allow more."""
+ORPHANED_AFTER = timedelta(days=7)
+"""An older upload belongs to nobody any more, and each start aborts it. The day between the two is
+for clocks that differ and for the last part. Seven days are also what lifecycle rules of buckets
+give an upload, by custom (docs/bucket.md): a longer one could not rely on its parts anyway."""
+
+_IN_EVERY_ARCHIVE = (
+    layout.PROBE, layout.seal_key(0), layout.signature_key(0), layout.VERIFY_PAGE
+)  # fmt: skip
+_NEVER_OF_ONE_OBJECT = ("clock", "credentials", "no_bucket", "settings", "tls")
+"""Reasons that are never about one object."""
+_DROPPED_IN_SILENCE = {
+    "ObjectLockLegalHoldStatus", "ObjectLockMode", "SSEKMSKeyId", "ServerSideEncryption",
+    "StorageClass",
+}  # fmt: skip
+"""Arguments of a write that a store may ignore, and answer as if it had not."""
+_NO_LISTING = "the store answers a listing with something else: check ARCHIVER_S3_ENDPOINT_URL"
+_LISTED = ("Contents", "Versions", "DeleteMarkers")
+"""The members of a listing's page that have keys."""
+_NEXT_PAGE = {
+    "ContinuationToken": "NextContinuationToken",
+    "KeyMarker": "NextKeyMarker",
+    "VersionIdMarker": "NextVersionIdMarker",
+    "UploadIdMarker": "NextUploadIdMarker",
+}
+
+
+class Readable(Protocol):
+    """A store that objects are read from: a `Bucket`, or the auditor's. Raises `StoreError`."""
+
+    def read(self, key: str, /) -> bytes | None: ...
+
+
+def is_of_one_object(store: Readable, error: StoreError) -> bool:
+    """Whether a failed read was about its object alone: the control request of readers.
+
+    A store that is out fails all requests, one that refuses an object fails those about it. So an
+    object is read that every archive has. (`Bucket.is_answering` is the control of writers.)
+    """
+    if error.reach is Reach.ITEM:
+        return True
+    if error.reason in _NEVER_OF_ONE_OBJECT:
+        return False
+    try:
+        return store.read(layout.seal_key(0)) is not None
+    except StoreError:
+        return False
 
 
 class Bucket:
@@ -57,20 +102,21 @@ class Bucket:
     def __init__(
         self, options: StoreOptions, clock: Clock, retry: Retry, *, client: Any = None
     ) -> None:
+        """`client` is a boto3 client to use for everything; else one is made of the options."""
         self.options = options
-        self.requests = Requests(options, clock, retry, client=client)
+        self.client = StoreClient(options, clock, retry, client=client)
         self.create_once = True
         """Whether the store refuses to overwrite; else one writer looks before each write."""
         self.read_back = False
         """Whether each recording is read back and hashed, because a HEAD proves too little."""
-        self.believed = False
-        """Whether the checksum in a write's answer is relied on: the store proved that it computes
-        it."""
-        self._protection = Protection(self.requests, self.has_object_lock)
+        self.trust_put_checksum = False
+        """Whether the checksum in the answer to a write may stand for a HEAD: the store proved that
+        it computes it."""
+        self._locks = ObjectLocks(self.client, self.has_object_lock)
 
     def latest_clock_skew_seconds(self) -> float | None:
-        """The store's `Date` less our time, by its latest answer; None where it told none."""
-        return self.requests.remote.skew_seconds()
+        """The store's `Date` less our time, by its latest answer; None where that had none."""
+        return self.client.remote.skew_seconds()
 
     # --- reading
 
@@ -79,153 +125,133 @@ class Bucket:
     ) -> bytes | None:
         """The object's bytes, or None where there is none. `StoreError` beyond `max_bytes`."""
         file = io.BytesIO()
-        found = self._into(key, self.requests.at(key, version_id), file, max_bytes)
+        found = self._read_into(file, key, version_id, max_bytes)
         return file.getvalue() if found else None
 
     def read_into(self, key: str, file: IO[bytes], max_bytes: int) -> bool:
         """As `read`, into an empty file; False where there is no such object."""
-        return self._into(key, self.requests.at(key), file, max_bytes)
+        return self._read_into(file, key, None, max_bytes)
 
     def tail(self, key: str, max_bytes: int) -> bytes | None:
         """The last bytes of an object, at most `max_bytes`, or None where there is none."""
         file = io.BytesIO()
-        asked = {**self.requests.at(key), "Range": f"bytes=-{max_bytes}"}
         try:
-            found = self._into(key, asked, file, max_bytes)
+            found = self._read_into(file, key, None, max_bytes, Range=f"bytes=-{max_bytes}")
         except StoreError as error:
             if error.status != 416:
                 raise
-            return self.read(key, max_bytes=max_bytes)  # shorter than that, and a store that minds
+            # The object is shorter, and this store refuses such a range.
+            return self.read(key, max_bytes=max_bytes)
         return file.getvalue() if found else None
-
-    def _into(self, key: str, asked: dict[str, Any], file: IO[bytes], max_bytes: int) -> bool:
-        def once() -> bool:
-            file.seek(0)
-            file.truncate()
-            chunks = self._open(asked)
-            for chunk in chunks or ():
-                file.write(chunk)
-                if file.tell() > max_bytes:
-                    raise StoreError(
-                        f"{key} is larger than {max_bytes} bytes",
-                        reason="too_large",
-                        reach=Reach.ITEM,
-                    )
-            return chunks is not None
-
-        return self.requests.again(once)
 
     def stream(self, key: str, version_id: str | None = None) -> Iterator[bytes] | None:
         """The object in chunks, or None where there is none; a body cut short raises."""
-        return self.requests.again(lambda: self._open(self.requests.at(key, version_id)))
+        return self.client.retrying(lambda: self._open(key, version_id))
 
-    def _open(self, asked: dict[str, Any]) -> Iterator[bytes] | None:
-        answer = self.requests.find("GetObject", lambda: self.requests.objects.get_object(**asked))
+    def _read_into(
+        self, file: IO[bytes], key: str, version_id: str | None, max_bytes: int, **more: str
+    ) -> bool:
+        def once() -> bool:
+            file.seek(0)
+            file.truncate()
+            chunks = self._open(key, version_id, **more)
+            for chunk in chunks or ():
+                file.write(chunk)
+                if file.tell() > max_bytes:
+                    raise of_object(f"{key} is larger than {max_bytes} bytes", "too_large")
+            return chunks is not None
+
+        return self.client.retrying(once)
+
+    def _open(self, key: str, version_id: str | None, **more: str) -> Iterator[bytes] | None:
+        answer = self.client.find_once("get_object", key, version_id, **more)
         if answer is None:
             return None
+        body = answer["Body"]
         try:
             etag_of(answer)  # a page of HTML has none
         except StoreError:
-            answer["Body"].close()
+            body.close()
             raise
-        return self._chunks(answer["Body"])
+        return self._chunks(body)
 
     def _chunks(self, body: Any) -> Iterator[bytes]:
-        """A body that was cut short raises."""
         try:
             for chunk in body.iter_chunks(READ_BYTES):
                 liveness.note()
                 yield chunk
-        except (BotoCoreError, NoAnswer, OSError) as error:
+        except (BotoCoreError, TransportError, OSError) as error:
             raise translate(error, "GetObject", self.options.bucket) from None
         finally:
             body.close()
 
     def head(self, key: str, version_id: str | None = None) -> Head | None:
         """What the store says of an object, or None where there is none."""
-        return self.requests.head(key, version_id)
+        return self.client.head(key, version_id)
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[Listed]:
         """Every object below a prefix. Stores differ in the order: sort where it matters."""
-        arguments: dict[str, Any] = {"Prefix": self.requests.prefix + prefix}
-        if start_after:
-            arguments["StartAfter"] = self.requests.prefix + start_after
-        for page in self._pages("list_objects_v2", arguments):
+        asked = {"Prefix": self.client.prefix + prefix}
+        first = {"StartAfter": self.client.prefix + start_after} if start_after else {}
+        for page in self._pages("list_objects_v2", asked, first):
             for item in page.get("Contents", ()):
-                key = self.requests.relative(item["Key"])
+                key = self.client.relative(item["Key"])
                 yield Listed(key, item["Size"], item.get("LastModified"))
-            arguments.pop("StartAfter", None)
 
     def folders(self, prefix: str, *, hidden: bool = False) -> set[str]:
-        """The names right below a prefix that a slash ends: what there are of days, in a page or
-        two and in whatever order the store lists. `hidden`: also where delete markers hide all that
-        lies below, in a store that keeps versions."""
-        whole = self.requests.prefix + prefix
-        method = "list_object_versions" if hidden else "list_objects_v2"
-        found = set[str]()
-        for page in self._pages(method, {"Prefix": whole, "Delimiter": "/"}):
-            # A store that knows no delimiter lists all keys.
+        """The names right below a prefix that a slash ends: which days there are, in a page or two
+        and in whatever order the store lists. `hidden`: also those below which delete markers hide
+        everything, in a store that keeps versions."""
+        whole, found = self.client.prefix + prefix, set[str]()
+        asked = {"Prefix": whole, "Delimiter": "/"}
+        for page in self._pages("list_object_versions" if hidden else "list_objects_v2", asked):
             keys = [item["Prefix"] for item in page.get("CommonPrefixes", ())]
-            keys += [i["Key"] for n in _LISTED for i in page.get(n, ())]
+            # A store that knows no delimiter lists all keys.
+            keys += [item["Key"] for member in _LISTED for item in page.get(member, ())]
             rests = (key.removeprefix(whole).partition("/") for key in keys)
             found |= {name for name, slash, _ in rests if slash}
         return found
 
     def versions(self, prefix: str) -> Iterator[Version]:
         """Every version and delete marker below a prefix; nothing where the store has none."""
-        asked = {"Prefix": self.requests.prefix + prefix}
+        asked = {"Prefix": self.client.prefix + prefix}
         try:
             for page in self._pages("list_object_versions", asked):
-                for marker, name in ((False, "Versions"), (True, "DeleteMarkers")):
-                    yield from (self._version(item, marker) for item in page.get(name, ()))
+                for member, is_marker in (("Versions", False), ("DeleteMarkers", True)):
+                    for item in page.get(member, ()):
+                        yield Version(
+                            self.client.relative(item["Key"]),
+                            item.get("VersionId", "null"),
+                            bool(item.get("IsLatest")),
+                            is_marker,
+                            item.get("Size", 0),
+                        )
         except StoreError as error:
             if error.reason != "not_implemented":
                 raise
 
-    def _version(self, item: dict[str, Any], marker: bool) -> Version:
-        key, version_id = self.requests.relative(item["Key"]), item.get("VersionId", "null")
-        return Version(key, version_id, bool(item.get("IsLatest")), marker, item.get("Size", 0))
+    def _pages(
+        self, method: str, asked: dict[str, str], first: Mapping[str, str] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """The pages of a listing, `first` being asked for the first one alone. A page that fails is
+        asked for again."""
+        arguments = {**asked, **(first or {})}
 
-    def _pages(self, method: str, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Page through a listing; a page is asked for again when it fails."""
-        tokens: dict[str, Any] = {}
+        def once() -> dict[str, Any]:
+            page = self.client.call_once(method, **arguments)
+            if page.keys().isdisjoint(("IsTruncated", "Name", "Bucket")):
+                raise odd(_NO_LISTING)
+            return page
+
         while True:
-            asked = {**arguments, **tokens}
-            page = self._page(method, asked)
+            page = self.client.retrying(once)
             yield page
             if not page.get("IsTruncated"):
                 return
-            following = {
-                "ContinuationToken": page.get("NextContinuationToken"),
-                "KeyMarker": page.get("NextKeyMarker"),
-                "VersionIdMarker": page.get("NextVersionIdMarker"),
-                "UploadIdMarker": page.get("NextUploadIdMarker"),
-            }
-            tokens = {name: value for name, value in following.items() if value}
-            if not tokens or tokens.items() <= asked.items():
-                raise StoreError(
-                    "the store says that a listing goes on, but not where", reach=Reach.ITEM
-                )
-
-    def _page(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        client = self.requests.objects if method == "list_objects_v2" else self.requests.s3
-        call = getattr(client, method)
-        operation = self.requests.s3.meta.method_to_api_mapping[method]
-
-        def once() -> dict[str, Any]:
-            ask = partial(call, Bucket=self.options.bucket, **arguments)
-            page: dict[str, Any] = self.requests.once(operation, ask)
-            if page.keys().isdisjoint(("IsTruncated", "Name", "Bucket")):
-                raise StoreError(
-                    "the store answers a listing with something else: check "
-                    "ARCHIVER_S3_ENDPOINT_URL",
-                    retryable=True,
-                    reason="odd",
-                    reach=Reach.ITEM,
-                )
-            return page
-
-        return self.requests.again(once)
+            following = {name: page[new] for name, new in _NEXT_PAGE.items() if page.get(new)}
+            if not following or following.items() <= arguments.items():
+                raise of_object("the store says that a listing goes on, but not where", "error")
+            arguments = {**asked, **following}
 
     # --- writing
 
@@ -243,202 +269,216 @@ class Bucket:
         """Create an object, or adopt the same bytes already there; `KeyTaken` for other bytes.
 
         `data` may be a file that can be sought in: all of it is sent, and it stays open. `held`
-        puts a legal hold on it, in the same request. `sha256` (hex) is that of bytes in memory
-        which were hashed already; the store refuses them where it is not. Without `look`, the
-        answer does for a HEAD where it says as much.
+        puts a legal hold on the object, in the same request. `sha256` (hex) is that of bytes in
+        memory which were hashed already; the store refuses other bytes. Without `look` the answer
+        to the write stands for a HEAD, where it proves as much.
         """
         if sha256 is not None and isinstance(data, Buffer):
             size = len(data)
         else:
             sha256, size = _measured(data)
         arguments = {
-            "Body": data,
             "ContentType": content_type,
             "ChecksumSHA256": fixity.hex_to_base64(sha256),
             "IfNoneMatch": "*",
-            **self._protection.arguments(retain_until, held),
+            **self.write_arguments(retain_until, held),
         }
         wanted = Stored(key, None, size, sha256)
+
+        def put() -> dict[str, Any]:
+            body: Any = data
+            if not isinstance(data, Buffer):
+                data.seek(0)
+                body = _LivelyFile(data)
+            answer = self.client.call_once("put_object", key, **arguments, Body=body)
+            etag_of(answer)
+            return answer
 
         def once() -> tuple[Stored, dict[str, Any]]:
             try:
                 if not self.create_once and self.head(key) is not None:
                     return self._adopt(wanted), {}
-                answer = self.requests.once("PutObject", lambda: self._put(key, arguments))
+                answer = put()
             except KeyTaken:
                 return self._adopt(wanted), {}
-            return Stored(key, answer.get("VersionId"), size, sha256), answer
+            return replace(wanted, version_id=answer.get("VersionId")), answer
 
-        stored, answer = self.requests.again(once)
-        if self.believed and not look and self._protection.is_told(answer, arguments):
+        stored, answer = self.client.retrying(once)
+        if self.trust_put_checksum and not look and proves_write(answer, arguments):
             return stored
-        lock = self._protection.check(stored, retain_until, held)
-        return replace(stored, lock_mode=lock.mode)
-
-    def _put(self, key: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(arguments["Body"], Buffer):
-            arguments["Body"].seek(0)
-            arguments = {**arguments, "Body": _Sent(arguments["Body"])}
-        answer: dict[str, Any] = self.requests.objects.put_object(
-            **self.requests.at(key), **arguments
-        )
-        etag_of(answer)
-        return answer
+        return self.verify_write(stored, retain_until, held)
 
     def _adopt(self, wanted: Stored) -> Stored:
-        """The object under a taken key, if it holds the wanted bytes; else `KeyTaken`."""
+        """The object under a taken key, if it holds the wanted bytes; else `KeyTaken`. The bytes
+        are read back and hashed, because a record will vouch for them."""
         head = self.head(wanted.key)
         if head is None:
-            raise StoreError(
-                "a key is taken and yet empty: another writer is at it, or it was deleted",
-                retryable=True,
-                reason="conflict",
-                reach=Reach.ITEM,
-            )
-        if head.size != wanted.size or self._digest(wanted.key, head) != wanted.sha256:
+            text = "a key is taken and yet empty: another writer is at it, or it was deleted"
+            raise of_object(text, "conflict", retryable=True)
+        if head.size != wanted.size or self._hash(wanted.key, head.version_id) != wanted.sha256:
             raise KeyTaken(f"{wanted.key} holds other bytes", reason="taken")
         return replace(wanted, version_id=head.version_id, adopted=True)
 
-    def _digest(self, key: str, head: Head) -> str | None:
-        """SHA-256 of the stored bytes, read back: what is adopted is vouched for."""
+    def _hash(self, key: str, version_id: str | None) -> str:
+        """SHA-256 (hex) of the stored bytes."""
         digests = fixity.Digests()
-        for chunk in self.stream(key, head.version_id) or ():
+        for chunk in self.stream(key, version_id) or ():
             digests.update(chunk)
         return digests.sha256
 
-    def begin(self, key: str, *, content_type: str, retain_until: datetime | None) -> Upload:
-        """Start a multipart upload to a key that no other writer uses."""
+    def write_arguments(self, retain_until: datetime | None, held: bool = False) -> dict[str, Any]:
+        """What each write passes, as boto3 takes it: encryption, storage class, lock, hold."""
+        options = self.options
         arguments = {
-            "ContentType": content_type,
-            "ChecksumAlgorithm": "SHA256",
-            **self._protection.arguments(retain_until),
+            "ServerSideEncryption": options.sse,
+            "SSEKMSKeyId": options.sse_kms_key_id,
+            "StorageClass": options.storage_class,
+            **self._locks.arguments(retain_until, held),
         }
+        return {name: value for name, value in arguments.items() if value is not None}
 
-        def once() -> str:
-            answer = self.requests.s3.create_multipart_upload(**self.requests.at(key), **arguments)
-            if not answer.get("UploadId"):
+    def verify_write(
+        self, stored: Stored, retain_until: datetime | None, held: bool = False
+    ) -> Stored:
+        """Compare what was written with what the store has, and add its lock's mode.
+
+        Sets a lock or a hold again that the store dropped, and extends the lock of an adopted
+        object that is shorter than today's policy. Raises `StoreError` for any other difference.
+        An adopted object keeps the encryption and the storage class of its day.
+        """
+        key, options = stored.key, self.options
+        with stage("verify"), self._locks.mutex(key):
+            head = self.head(key, stored.version_id)
+            if head is None or head.size != stored.size:
+                raise of_object(f"{key} is not what was written: the store is unsafe", "lost")
+            if head.sha256 not in (None, stored.sha256):
+                raise of_object(f"{key} has another checksum: the store is unsafe", "lost")
+            if not stored.adopted and options.sse is not None and head.sse != options.sse:
                 raise StoreError(
-                    "the store began an upload oddly",
-                    retryable=True,
-                    reason="odd",
-                    reach=Reach.ITEM,
+                    f"{key} is not encrypted as ARCHIVER_SSE asks: the store took the setting and "
+                    "ignored it; unset it, or have the bucket encrypt by default"
                 )
-            return str(answer["UploadId"])
-
-        upload_id = self.requests.again(lambda: self.requests.once("CreateMultipartUpload", once))
-        return Upload(self.requests, self._protection, key, upload_id, retain_until)
-
-    def abort_uploads(self, prefix: str, before: datetime) -> int:
-        """Abort the multipart uploads below a prefix that were begun before then, and never ended:
-        whoever began them is gone. How many there were. Raises `StoreError`."""
-        aborted = 0
-        asked = {"Prefix": self.requests.prefix + prefix}
-        for page in self._pages("list_multipart_uploads", asked):
-            for item in page.get("Uploads", ()):
-                if item["Initiated"] < before:
-                    aborted += self._abort(item["Key"], item["UploadId"])
-        return aborted
-
-    def _abort(self, whole_key: str, upload_id: str) -> bool:
-        at = {"Bucket": self.options.bucket, "Key": whole_key, "UploadId": upload_id}
-        abort = self.requests.s3.abort_multipart_upload
-        try:
-            self.requests.again(
-                lambda: self.requests.once("AbortMultipartUpload", lambda: abort(**at))
-            )
-        except StoreError as error:
-            if error.reason != "no_upload":
-                raise
-            return False  # somebody else was faster
-        return True
+            shown = head.storage_class or "STANDARD"
+            if not stored.adopted and options.storage_class not in (None, shown):
+                raise StoreError(
+                    f"{key} has storage class {shown[:32]}, not ARCHIVER_STORAGE_CLASS: the store "
+                    "took the setting and ignored it; unset it"
+                )
+            if held and not head.held:
+                self.set_hold(key, stored.version_id, True)
+            lock = self._locks.ensure(key, stored.version_id, head, retain_until)
+        return replace(stored, lock_mode=lock.mode)
 
     def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> Lock:
-        """Lock an object that is there until then, unless it is locked for longer already. Raises
+        """Lock an existing object until then, unless it is locked for longer already. Raises
         `StoreError`, with the reason `gone` where there is none."""
-        return self._protection.extend(key, version_id, retain_until)
+        return self._locks.extend(key, version_id, retain_until)
 
     def set_hold(self, key: str, version_id: str | None, held: bool) -> None:
-        """Put a legal hold on an object, or take it off; done twice it does no harm. What returns
-        was looked at: `StoreError` where the object is not there, where the bucket has no Object
-        Lock, and where the store took it and dropped it, or does not tell."""
-        self._protection.hold(key, version_id, held)
+        """Put a legal hold on an object, or take it off; done twice it does no harm. It is read
+        back: `StoreError` where the object is not there, where the bucket has no Object Lock, and
+        where the store took the hold and dropped it, or does not show it."""
+        self._locks.set_hold(key, version_id, held)
+
+    # --- multipart uploads
+
+    def begin(self, key: str, *, content_type: str, retain_until: datetime | None) -> Upload:
+        """Start a multipart upload to a key that no other writer uses."""
+        arguments = {"ContentType": content_type, **self.write_arguments(retain_until)}
+
+        def once() -> str:
+            answer = self.client.call_once(
+                "create_multipart_upload", key, ChecksumAlgorithm="SHA256", **arguments
+            )
+            if not answer.get("UploadId"):
+                raise odd("the store began an upload oddly")
+            return str(answer["UploadId"])
+
+        return Upload(self, key, self.client.retrying(once), retain_until)
+
+    def abort_uploads(self, prefix: str, before: datetime) -> int:
+        """Abort the uploads below a prefix that were begun before then, and never ended: whoever
+        began them is gone. How many there were. Raises `StoreError`."""
+        aborted = 0
+        asked = {"Prefix": self.client.prefix + prefix}
+        for page in self._pages("list_multipart_uploads", asked):
+            for item in page.get("Uploads", ()):
+                if item["Initiated"] >= before:
+                    continue
+                key, upload_id = self.client.relative(item["Key"]), item["UploadId"]
+                try:
+                    self.client.call("abort_multipart_upload", key, UploadId=upload_id)
+                    aborted += 1
+                except StoreError as error:
+                    if error.reason != "no_upload":  # another process was faster
+                        raise
+        return aborted
 
     # --- the bucket itself
 
     def is_answering(self) -> bool:
-        """Whether the store takes reads and writes: the control that tells an outage from one bad
-        object.
+        """Whether the store takes writes now: the control request of writers, which tells an outage
+        from one object that the store refuses.
 
-        It sends a create-once write of `manifest/probe`, which is there, so that 412 is the answer
-        to expect. Writes nothing new where the archive was begun by `ensure_archive`.
+        It is a create-once write of `manifest/probe`, which exists, so that 412 is the answer to
+        expect. It writes nothing new where the archive was begun by `ensure_archive`.
         """
+        condition = {"IfNoneMatch": "*"} if self.create_once else {}
         try:
-            self.requests.once("PutObject", self._put_probe)
+            if self.create_once or self.head(layout.PROBE) is None:
+                self.put_probe(**condition)
         except KeyTaken:
             return True
         except StoreError as error:
             return error.reason in ("conflict", "not_implemented")
         return True
 
-    def _put_probe(self) -> None:
-        digest = fixity.hex_to_base64(fixity.sha256_hex(PROBE_BYTES))
-        arguments = {"ContentType": "text/plain", "ChecksumSHA256": digest}
-        if self.create_once:
-            arguments["IfNoneMatch"] = "*"
-        elif self.requests.head(layout.PROBE) is not None:
-            return
-        self.requests.s3.put_object(
-            **self.requests.at(layout.PROBE),
-            Body=PROBE_BYTES,
-            **arguments,
-            **self._protection.arguments(None),
-        )
+    def put_probe(self, **arguments: str) -> dict[str, Any]:
+        """Write `manifest/probe` as all objects are written, but for `arguments`, in one attempt
+        and unverified. Returns the store's answer."""
+        sha256 = fixity.hex_to_base64(fixity.sha256_hex(PROBE_BYTES))
+        usual = {
+            "ContentType": "text/plain",
+            "ChecksumSHA256": sha256,
+            **self.write_arguments(None),
+        }
+        whole = {**usual, **arguments}
+        return self.client.call_once("put_object", layout.PROBE, Body=PROBE_BYTES, **whole)
 
     def check_access(self) -> None:
         """Raises `StoreError` where the bucket is missing, closed to us, or lacks the lock."""
-        asked = {"Bucket": self.options.bucket, "Prefix": self.requests.prefix, "MaxKeys": 1}
-        answer = self.requests.again(
-            lambda: self.requests.once(
-                "ListObjectsV2", lambda: self.requests.s3.list_objects_v2(**asked)
-            )
-        )
+        answer = self.client.call("list_objects_v2", Prefix=self.client.prefix, MaxKeys=1)
         if "IsTruncated" not in answer and "Name" not in answer:
-            raise StoreError(
-                "the store answers a listing with something else: check ARCHIVER_S3_ENDPOINT_URL"
-            )
-        if self.options.lock_mode is not None and not self.has_object_lock():
+            raise StoreError(_NO_LISTING)
+        if self.options.lock_mode is None:
+            return
+        if not self.has_object_lock():
             raise StoreError(
                 f"bucket {self.options.bucket} has no Object Lock: make it with Object Lock "
                 "enabled, or set ARCHIVER_OBJECT_LOCK_MODE=none"
             )
-        if self.options.lock_mode is not None:
-            self.check_sight()
+        self.check_lock_permissions()
 
-    def check_sight(self) -> None:
+    def check_lock_permissions(self) -> None:
         """Raises `StoreError` where we may not see locks and legal holds: a store leaves out of a
-        HEAD what we may not see, so it would pass for missing.
+        HEAD what we may not see, so a lock would pass for missing.
 
-        Who lacks the permission is refused whatever object is asked for. One that is refused alone
-        is a matter of its own, so others are asked for before that is believed.
+        Who lacks the permission is refused whatever object is asked for. One object may be refused
+        for itself, so others are asked for before that is believed.
         """
-        s3 = self.requests.s3
-        for operation, ask in (
-            ("GetObjectRetention", s3.get_object_retention),
-            ("GetObjectLegalHold", s3.get_object_legal_hold),
-        ):
-            denied: StoreError | None = None
-            for key in SIGHT_KEYS:
+        for method in ("get_object_retention", "get_object_legal_hold"):
+            denials = []
+            for key in _IN_EVERY_ARCHIVE:
                 try:
-                    self.requests.once(operation, partial(ask, **self.requests.at(key)))
+                    self.client.call_once(method, key)
+                    break
                 except StoreError as error:
                     # Any other answer hides no lock; a store that knows none may even answer 500.
-                    if error.reason == "denied":
-                        denied = denied or error
-                        continue
-                denied = None
-                break
-            if denied is not None:
-                raise denied
+                    if error.reason != "denied":
+                        break
+                    denials.append(error)
+            if len(denials) == len(_IN_EVERY_ARCHIVE):
+                raise denials[0]
 
     def has_object_lock(self) -> bool:
         """Raises `StoreError` where we may not ask: guessing would be set down in seal 0."""
@@ -449,31 +489,90 @@ class Bucket:
         rule = self._lock_configuration().get("Rule") or {}
         return bool(rule.get("DefaultRetention"))
 
-    def _lock_configuration(self) -> dict[str, Any]:
-        answer = self._configuration("get_object_lock_configuration", "GetObjectLockConfiguration")
-        return answer.get("ObjectLockConfiguration") or {}
-
     def is_versioned(self) -> bool:
         """Raises `StoreError` where we may not ask."""
-        answer = self._configuration("get_bucket_versioning", "GetBucketVersioning")
-        return bool(answer.get("Status") == "Enabled")
+        return self._configuration("get_bucket_versioning").get("Status") == "Enabled"
 
-    def _configuration(self, method: str, operation: str) -> dict[str, Any]:
-        """A setting of the bucket; empty where the store knows no such thing."""
-        request = getattr(self.requests.s3, method)
+    def _lock_configuration(self) -> dict[str, Any]:
+        answer = self._configuration("get_object_lock_configuration")
+        return answer.get("ObjectLockConfiguration") or {}
+
+    def _configuration(self, method: str) -> dict[str, Any]:
+        """A setting of the bucket; empty where the store knows no such setting."""
         try:
-            answer: dict[str, Any] = self.requests.again(
-                lambda: self.requests.once(operation, lambda: request(Bucket=self.options.bucket))
-            )
+            return self.client.call(method)
         except StoreError as error:
             if error.reason in ("not_implemented", "not_configured"):
                 return {}
             raise
-        return answer
 
 
-class _Sent:
-    """A file that boto3 sends, block by block: each of them shows that we live."""
+class Upload:
+    """A multipart upload under way. One thread uses it, and ends it by `complete` or `abort`."""
+
+    def __init__(
+        self, bucket: Bucket, key: str, upload_id: str, retain_until: datetime | None
+    ) -> None:
+        self.upload_id = upload_id
+        self._bucket = bucket
+        self._key = key
+        self._retain_until = retain_until
+        self._parts: list[dict[str, Any]] = []
+        self._bytes = 0
+
+    def part(self, data: Buffer, sha256: str | None = None) -> None:
+        """Send the next part, with its SHA-256 (hex, if it is known already); sent again when its
+        answer is lost."""
+        checksum = fixity.hex_to_base64(sha256 or fixity.sha256_hex(data))
+        part = {"PartNumber": len(self._parts) + 1, "ChecksumSHA256": checksum}
+        etag = self._bucket.client.retrying(
+            lambda: etag_of(self._send_once("upload_part", Body=data, **part))
+        )
+        self._parts.append({**part, "ETag": etag})
+        self._bytes += len(data)
+
+    def complete(self, sha256: str) -> Stored:
+        """Put the parts together and verify the object; `sha256` is that of the whole."""
+
+        def once() -> None:
+            try:
+                self.complete_once(IfNoneMatch="*")
+            except StoreError as error:
+                # The first answer may have been lost: then the upload is gone and the object there.
+                landed = error.reason in ("no_upload", "taken") and self._bucket.head(self._key)
+                if not landed:
+                    raise
+
+        self._bucket.client.retrying(once)
+        head = self._bucket.head(self._key)
+        if head is None:
+            text = f"{self._key} is not there after its upload: the store is unsafe"
+            raise of_object(text, "lost")
+        stored = Stored(self._key, head.version_id, self._bytes, sha256)
+        return self._bucket.verify_write(stored, self._retain_until)
+
+    def complete_once(self, **condition: str) -> str | None:
+        """Put the parts together, in one attempt and unverified; the version made, if the store
+        names it."""
+        parts = {"Parts": self._parts}
+        answer = self._send_once("complete_multipart_upload", MultipartUpload=parts, **condition)
+        version_id: str | None = answer.get("VersionId")
+        return version_id
+
+    def abort(self) -> None:
+        """Give the parts back, also once the process must end. Best effort: what is left behind is
+        no object, and a later start aborts it (`abort_uploads`)."""
+        client = self._bucket.client
+        with suppress(BotoCoreError, ClientError, OSError):
+            client.s3.abort_multipart_upload(**client.at(self._key), UploadId=self.upload_id)
+
+    def _send_once(self, method: str, **arguments: Any) -> dict[str, Any]:
+        client = self._bucket.client
+        return client.call_once(method, self._key, UploadId=self.upload_id, **arguments)
+
+
+class _LivelyFile:
+    """A file that boto3 sends. Each block shows that this process is alive (`liveness.py`)."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -484,6 +583,13 @@ class _Sent:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
+
+
+def proves_write(answer: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether the answer to a write proves all that a HEAD would: it names the checksum, and
+    nothing was `asked` that a store may drop in silence."""
+    same = answer.get("ChecksumSHA256") == asked["ChecksumSHA256"]
+    return same and asked.keys().isdisjoint(_DROPPED_IN_SILENCE)
 
 
 def _measured(data: Buffer | IO[bytes]) -> tuple[str, int]:

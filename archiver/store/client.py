@@ -1,35 +1,37 @@
-"""The boto3 client that the archive's store is asked with, and how each object is written."""
+"""The client of one bucket: boto3, with our errors, our retries and the archive's prefix.
+
+boto3's own retries are off, because a retry of a create-once write whose answer was lost gets 412
+for its own success. Whoever writes tries again here, and reads back after a 412 (`bucket.py`).
+"""
 
 from __future__ import annotations
 
-import email.utils
-import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cache
-from typing import Any, cast
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
+import boto3
 import botocore.config
-import botocore.loaders
 import botocore.session
-from botocore.awsrequest import (
-    AWSHTTPConnection,
-    AWSHTTPConnectionPool,
-    AWSHTTPSConnection,
-    AWSHTTPSConnectionPool,
-)
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
 
-from archiver import __version__
-from archiver.store.faults import translate
-from archiver.store.heads import WholeHead
+from archiver import fixity, liveness
+from archiver.clock import Clock, RemoteClock
+from archiver.core.http import Transport, TransportError
+from archiver.core.http import make_client as make_http_client
+from archiver.errors import StoreError
+from archiver.retry import Retry
+from archiver.store.errors import odd, translate
+from archiver.store.signed_requests import USER_AGENT, SignedRequests
+from archiver.store.types import Head
+
+T = TypeVar("T")
 
 READ_TIMEOUT_SECONDS = 60.0
-_ENDPOINTS = "endpoints.json"
-_ASKED = ("s3", "sts", "sso", "portal.sso", "oidc", "signin")
-"""The store, and who may give credentials for it."""
-USER_AGENT = f"call-archiver/{__version__}"
 
 
 @dataclass(frozen=True)
@@ -45,29 +47,23 @@ class StoreOptions:
     sse_kms_key_id: str | None = None
     storage_class: str | None = None
     connections: int = 16
+    transport: Transport = "fast"
+    signed_requests: bool = True
+    """Whether `signed_requests.py` sends the frequent requests, or boto3."""
 
     @property
     def key_prefix(self) -> str:
         return self.prefix.strip("/") + "/" if self.prefix.strip("/") else ""
 
 
-def make_session() -> botocore.session.Session:
-    """What knows the credentials and the settings of AWS's environment and files."""
-    session = botocore.session.Session()
-    session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
-    # botocore reads dates with dateutil, which takes longer than all else about a long listing.
-    parsers = session.get_component("response_parser_factory")
-    parsers.set_parser_defaults(timestamp_parser=parse_time)
-    return session
-
-
 def make_client(
     options: StoreOptions,
-    session: botocore.session.Session | None = None,
+    session: boto3.Session | None = None,
     *,
     read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
 ) -> Any:
-    """A boto3 client without retries of its own, with checksums only where we give them."""
+    """A boto3 client without retries of its own, which sends checksums only where we give them.
+    Raises `StoreError`."""
     config = botocore.config.Config(
         retries={"total_max_attempts": 1, "mode": "standard"},
         connect_timeout=10,
@@ -76,67 +72,159 @@ def make_client(
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         signature_version="s3v4",
-        user_agent=USER_AGENT,  # botocore's own is put together anew each time
+        user_agent_extra=USER_AGENT,
         # A store behind an address of its own rarely has a DNS name for each bucket.
         s3={"addressing_style": "path" if options.endpoint_url else "auto"},
     )
-    session = session or make_session()
     try:
-        client = session.create_client(
+        return (session or boto3.Session()).client(
             "s3", endpoint_url=options.endpoint_url, region_name=options.region, config=config
         )
     except (BotoCoreError, ValueError) as error:
         raise translate(error, "connect", options.bucket) from None
-    # There is no other way to say it; the tests would fail where botocore hears it no more.
-    pools: Any = {"http": _Pool, "https": _TlsPool}
-    cast("Any", client)._endpoint.http_session._pool_classes_by_scheme.update(pools)
-    return client
 
 
-@cache
-def _loader(data_path: str | None) -> botocore.loaders.Loader:
-    """What knows botocore's description of S3. To read that takes longer than all else about a
-    client, and a process may make several: they share one."""
-    loader = botocore.loaders.create_loader(data_path)
-    loader.file_loader = _PlainFiles()
-    return loader
+class StoreClient:
+    """Sends requests to one bucket. Threads share it.
 
+    `call`, `call_once` and `find_once` take the name of a method of boto3's client (`put_object`),
+    a key, a version, and the method's other arguments; they return the method's answer. `s3` is
+    boto3's client, `signed` sends what is frequent (`signed_requests.py`). They raise `StoreError`,
+    and `Interrupted` once the process must end.
+    """
 
-class _PlainFiles(botocore.loaders.JSONFileLoader):
-    """botocore's asks for `OrderedDict`s, from a time when others had no order: they take twice the
-    memory. So do the addresses of 400 services that nobody here asks."""
+    def __init__(
+        self, options: StoreOptions, clock: Clock, retry: Retry, *, client: Any = None
+    ) -> None:
+        """`client` is a boto3 client that sends everything. Without it one is made of the options.
+        Raises `StoreError`."""
+        self.options = options
+        self.clock = clock
+        self.retry = retry
+        self.prefix = options.key_prefix
+        self.remote = RemoteClock(clock)
+        if client is not None:
+            self.s3 = client
+            self.signed = SignedRequests(client, options.bucket)
+            return
+        aws = botocore.session.Session()
+        session = boto3.Session(botocore_session=aws)
+        self.s3 = make_client(options, session)
+        roots = aws.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+        try:
+            http = make_http_client(
+                options.transport,
+                roots=Path(roots) if roots else None,  # as boto3 trusts
+                silence_seconds=READ_TIMEOUT_SECONDS,
+                check=clock.check,
+            )
+        except OSError:
+            raise StoreError(
+                f"AWS_CA_BUNDLE: no certificates can be read from {roots}", reason="tls"
+            ) from None
+        self.signed = SignedRequests(
+            self.s3, options.bucket, session, http if options.signed_requests else None
+        )
 
-    def _load_file(self, full_path: str, open_method: Any) -> Any:
-        if not os.path.isfile(full_path):  # noqa: PTH113  (as botocore asks)
+    @property
+    def endpoint_url(self) -> str:
+        return str(self.s3.meta.endpoint_url)
+
+    @property
+    def uses_tls(self) -> bool:
+        return self.endpoint_url.lower().startswith("https:")
+
+    def at(self, key: str, version_id: str | None = None) -> dict[str, Any]:
+        """Where an object lies, as boto3 takes it."""
+        where = {"Bucket": self.options.bucket, "Key": self.prefix + key}
+        return where if version_id is None else {**where, "VersionId": version_id}
+
+    def relative(self, key: str) -> str:
+        """A key of the bucket's without the archive's prefix."""
+        return key[len(self.prefix) :]
+
+    def retrying(self, function: Callable[[], T]) -> T:
+        """Call `function` until it returns, or until trying again cannot help."""
+        return self.retry.call("store", function)
+
+    def call(
+        self, method: str, key: str | None = None, version_id: str | None = None, **arguments: Any
+    ) -> dict[str, Any]:
+        """The answer of a method, tried again where that may help."""
+        return self.retrying(lambda: self.call_once(method, key, version_id, **arguments))
+
+    def call_once(
+        self, method: str, key: str | None = None, version_id: str | None = None, **arguments: Any
+    ) -> dict[str, Any]:
+        """The answer of a method, in one attempt. Without a key it is asked of the bucket."""
+        send = getattr(self.signed, method, None) or getattr(self.s3, method)
+        where = {"Bucket": self.options.bucket} if key is None else self.at(key, version_id)
+        operation = "".join(word.capitalize() for word in method.split("_"))
+        return self.attempt(operation, partial(send, **where, **arguments))
+
+    def find_once(
+        self, method: str, key: str, version_id: str | None = None, **arguments: Any
+    ) -> dict[str, Any] | None:
+        """As `call_once`; None where there is no such object."""
+        try:
+            return self.call_once(method, key, version_id, **arguments)
+        except StoreError as error:
+            if error.reason != "not_found":
+                raise
             return None
-        with open_method(full_path, "rb") as file:
-            found = json.loads(file.read())
-        for partition in found.get("partitions", ()) if full_path.endswith(_ENDPOINTS) else ():
-            services = partition.get("services", {})
-            partition["services"] = {name: services[name] for name in _ASKED if name in services}
-        return found
+
+    def attempt(self, operation: str, send: Callable[[], T]) -> T:
+        """Call `send` once: the clock's check before it, our errors, the store's `Date`."""
+        self.clock.check()
+        try:
+            answer = send()
+        except (BotoCoreError, ClientError, HTTPError, TransportError, OSError) as error:
+            if isinstance(error, ClientError):
+                self._note_date(error.response)
+            raise translate(error, operation, self.options.bucket) from None
+        self._note_date(answer)
+        liveness.note()
+        return answer
+
+    def head(self, key: str, version_id: str | None = None) -> Head | None:
+        """An object's metadata, or None where there is no such object."""
+
+        def once() -> Head | None:
+            answer = self.find_once("head_object", key, version_id, ChecksumMode="ENABLED")
+            return None if answer is None else _head(answer)
+
+        return self.retrying(once)
+
+    def _note_date(self, answer: Any) -> None:
+        if isinstance(answer, dict):
+            headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+            self.remote.tells(headers.get("date"))
 
 
-class _Connection(AWSHTTPConnection):
-    response_class = WholeHead  # type: ignore[assignment]
+def etag_of(answer: dict[str, Any]) -> str:
+    """The ETag, with which a store acknowledges. Raises `StoreError` where an answer has none: a
+    page of HTML with status 200 looks like success to boto3."""
+    etag = answer.get("ETag")
+    if not isinstance(etag, str) or not etag:
+        raise odd("the store acknowledged a write oddly")
+    return etag
 
 
-class _TlsConnection(AWSHTTPSConnection):
-    response_class = WholeHead  # type: ignore[assignment]
-
-
-class _Pool(AWSHTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TlsPool(AWSHTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
-def parse_time(text: Any) -> datetime:
-    """A time in an answer's body (RFC 3339) or header (RFC 9110). Raises `ValueError`."""
-    try:
-        moment = datetime.fromisoformat(str(text))
-    except ValueError:
-        moment = email.utils.parsedate_to_datetime(str(text))
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _head(answer: dict[str, Any]) -> Head:
+    checksum, etag = answer.get("ChecksumSHA256"), etag_of(answer)
+    # Of a multipart upload a store keeps a checksum of checksums; not every store says so.
+    if answer.get("ChecksumType") == "COMPOSITE" or "-" in (checksum or "") or "-" in etag:
+        checksum = None
+    if "ContentLength" not in answer:
+        raise odd("the store tells no size")
+    return Head(
+        size=answer["ContentLength"],
+        version_id=answer.get("VersionId"),
+        etag=etag,
+        sha256=fixity.base64_to_hex(checksum) if checksum else None,
+        lock_mode=answer.get("ObjectLockMode"),
+        lock_until=answer.get("ObjectLockRetainUntilDate"),
+        held=answer.get("ObjectLockLegalHoldStatus") == "ON",
+        sse=answer.get("ServerSideEncryption"),
+        storage_class=answer.get("StorageClass"),
+    )

@@ -1,38 +1,51 @@
 """What this store really does, tried out before anything is built on it.
 
 S3-compatible stores ignore headers in silence, differ in what create-once and Object Lock mean, and
-sometimes lie. So it is tried out, on one small object, `manifest/probe`, which stays. It gets a
-second version where Object Lock is used, to see a lock that came with a multipart upload; and more
-where a store keeps what it should have refused: those are taken away again, as far as we may.
-It is locked for `LOCK_SECONDS` at a time, never for long.
+sometimes lie. So each store is tried out on one small object, `manifest/probe`, which stays.
 
 - `probe` tries everything, with 32 racing writers; `init` and `check` run it.
-- `glance` asks the least, and leaves nothing new; every other start runs it.
-- A writer needs no permission to delete, to list versions or to hold: what it may not ask is None.
+- `quick_probe` asks the least, and leaves nothing new; every other start runs it.
+- Nothing here is verified after it was done, unlike in `Bucket`: the answer is what we are after.
+  Only what a store says in passing (busy, a lost connection) is tried again.
+- The object gets a second version where Object Lock is used, to see a lock that came with a
+  multipart upload. Where a store keeps what it should have refused there are more: those are
+  deleted again, as far as we may.
+- It is locked for `LOCK_SECONDS` at a time, never for long.
+- A writer needs no permission to delete, to list versions or to hold: what we may not ask is None.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, TypeVar
 
+from archiver import fixity
 from archiver.errors import KeyTaken, StoreError
-from archiver.store.bucket import Bucket
-from archiver.store.objects import Head
-from archiver.store.requests import whole_second
-from archiver.store.trial import IN_PARTS, Trial, is_taken, unless_denied
+from archiver.manifest import layout
+from archiver.retry import Retry
+from archiver.store.bucket import PROBE_BYTES, Bucket
+from archiver.store.client import etag_of, make_client
+from archiver.store.locks import whole_second
+from archiver.store.types import Head, Stored, Version
+
+T = TypeVar("T")
 
 RACERS = 32
 PATIENCE_SECONDS = 1.0
 HOLD_TRIES = 5
 LOCK_SECONDS = 60
-NOT_DONE = ("not_implemented", "not_configured", "refused")
+NOT_DONE = ("not_implemented", "not_configured", "not_found", "refused")
 """Reasons of a store that cannot do what was asked, whoever asks."""
+IN_PARTS = "text/x-uploaded-in-parts"
+"""The content type of versions that were uploaded in parts."""
+_OTHER_SHA256 = fixity.hex_to_base64(fixity.sha256_hex(b"another"))
+"""The SHA-256 of other bytes, as a request has it."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +81,14 @@ class Capabilities:
         return {name: value for name, value in asdict(self).items() if name != "clock_skew_seconds"}
 
 
-def glance(bucket: Bucket, proved: Mapping[str, Any]) -> Capabilities:
+def quick_probe(bucket: Bucket, proved: Mapping[str, Any]) -> Capabilities:
     """What the store shows now, and no more than it `proved` when the archive was begun (seal 0's
     `store`). Raises `StoreError` where the store refuses or is unreachable."""
-    trial = Trial(bucket)
     refuses = proved.get("create_once") is not False and (
         # The first may find the object gone, and create it.
-        _refuses_overwrite(trial) or _refuses_overwrite(trial)
+        _refuses_overwrite(bucket) or _refuses_overwrite(bucket)
     )
-    checksums = proved.get("checksums") is not False and trial.refuses_wrong_part()
+    checksums = proved.get("checksums") is not False and _refuses_wrong_part(bucket)
     return Capabilities(
         checksums=checksums,
         whole_checksums=checksums and proved.get("whole_checksums") is True,
@@ -84,34 +96,52 @@ def glance(bucket: Bucket, proved: Mapping[str, Any]) -> Capabilities:
         object_lock=None,
         versioning=None,
         lock_holds=False if proved.get("lock_holds") is False else None,
-        tls=trial.uses_tls,
+        tls=bucket.client.uses_tls,
     )
 
 
 def probe(bucket: Bucket) -> Capabilities:
     """Try the store out. Raises `StoreError` where it refuses, is unreachable, or does not keep the
-    settings that each object is to be written with."""
-    trial = Trial(bucket)
-    raced = _create_once(trial)
-    checksums, whole = _checksums(trial)
+    settings that each object is to be written with.
+
+    1. Create the object in a race, or race to overwrite it.
+    2. Send wrong checksums.
+    3. Ask for the bucket's settings and the store's clock.
+    4. Upload the object in parts, with a lock.
+    5. Lock a version, and try to get round the lock.
+    6. Put a legal hold on a version, and take it off.
+    7. Delete what the store should have refused.
+    """
+    create_once, winners = _try_create_once(bucket)  # 1
+    whole: bool | None = False
+    if _refuses_wrong_part(bucket):  # 2
+        # A store that takes wrong parts would keep a wrong object: it is not sent one. Where a
+        # policy of the bucket refuses whatever is not create-once, the part's answer must do.
+        whole = _unless_denied(lambda: _refuses_wrong_object(bucket))
     found = Capabilities(
-        **raced,
-        checksums=checksums,
-        whole_checksums=whole,
-        object_lock=unless_denied(bucket.has_object_lock),
-        versioning=unless_denied(bucket.is_versioned),
-        clock_skew_seconds=trial.clock_skew_seconds(),
-        tls=trial.uses_tls,
+        checksums=whole is not False,
+        whole_checksums=whole is True,
+        create_once=create_once,
+        create_once_racers=0 if winners is None else RACERS,
+        create_once_race_winners=winners,
+        object_lock=_unless_denied(bucket.has_object_lock),  # 3
+        versioning=_unless_denied(bucket.is_versioned),
+        clock_skew_seconds=bucket.latest_clock_skew_seconds(),
+        tls=bucket.client.uses_tls,
     )
-    locks = trial.lock_mode is not None and found.object_lock is not False
-    refused, kept = _multipart(trial, locks=locks)
+    mode = bucket.options.lock_mode
+    locks = mode is not None and found.object_lock is not False
+    refused, kept = _try_multipart(bucket, locks=locks)  # 4
     found = replace(found, complete_create_once=refused, lock_at_multipart=kept)
-    if trial.lock_mode is not None:
-        found = replace(found, lock_holds=locks and _lock_holds(trial))
-    if found.object_lock:
-        found = replace(found, legal_hold=_hold_works(trial))
-    if not (found.create_once and found.complete_create_once and found.checksums):
-        trial.clean_up()
+    if mode is not None:  # 5
+        found = replace(found, lock_holds=locks and _lock_holds(bucket, mode))
+    if found.object_lock:  # 6
+        found = replace(found, legal_hold=_hold_works(bucket))
+    if not (found.create_once and found.complete_create_once and found.checksums):  # 7
+        for version in _versions(bucket) or ():
+            if not version.is_latest:
+                with suppress(StoreError):
+                    bucket.client.call_once("delete_object", layout.PROBE, version.version_id)
     return found
 
 
@@ -129,142 +159,231 @@ def require_safe(found: Capabilities, *, single_writer: bool) -> None:
         )
 
 
-# --- create-once
+def _try_create_once(bucket: Bucket) -> tuple[bool, int | None]:
+    """Race to create the object, or where it exists, to overwrite it: whether the store creates
+    once, and how many racers won (None without a race).
 
-
-def _create_once(trial: Trial) -> dict[str, Any]:
-    """Race to create the object, or where it is there, to overwrite it. A winner whose answer was
-    lost is told by its next try that the key is taken: so none is as good as one, and versions
-    count as well as answers."""
-    fresh = trial.head() is None
-    winners = _race(trial) if fresh else None
-    if not trial.is_ours():
+    A winner whose answer was lost learns at its next try that the key is taken. So none is as good
+    as one, and versions count as well as answers.
+    """
+    is_new = bucket.head(layout.PROBE) is None
+    winners = _race(bucket) if is_new else None
+    if bucket.read(layout.PROBE, max_bytes=1 << 20) != PROBE_BYTES:
         raise StoreError("manifest/probe holds other bytes than the archiver's: use another prefix")
     if winners is not None:
-        trial.check_settings()
-        winners = max(winners, trial.times_put())
-    refuses = _refuses_overwrite(trial)
-    if refuses and not fresh:
-        winners = _race(trial)
-    return {
-        "create_once": refuses and (winners or 0) <= (1 if fresh else 0),
-        "create_once_racers": 0 if winners is None else RACERS,
-        "create_once_race_winners": winners,
-    }
+        # Raises where the store took encryption or storage class and dropped it.
+        sha256 = fixity.sha256_hex(PROBE_BYTES)
+        bucket.verify_write(Stored(layout.PROBE, None, len(PROBE_BYTES), sha256), None)
+        winners = max(winners, len(_put_versions(bucket)))
+    refuses = _refuses_overwrite(bucket)
+    if refuses and not is_new:
+        winners = _race(bucket)
+    return refuses and (winners or 0) <= (1 if is_new else 0), winners
 
 
-def _race(trial: Trial) -> int:
-    """Writers that all want to create the object; how many the store let win. A store that makes
-    losers wait in line may do so for long: who has waited `PATIENCE_SECONDS` asks again."""
+def _race(bucket: Bucket) -> int:
+    """How many of the writers that all want to create the object the store lets win.
+
+    A store that makes losers wait in line may do so for long: a racer who has waited
+    `PATIENCE_SECONDS` asks again.
+    """
     barrier = threading.Barrier(RACERS, timeout=10)
-    racers = trial.hasty(RACERS, PATIENCE_SECONDS)
+    options, clock = replace(bucket.options, connections=RACERS), bucket.client.clock
+    impatient = make_client(options, read_timeout_seconds=PATIENCE_SECONDS)
+    racing = Bucket(options, clock, Retry(clock, attempts=1), client=impatient)
 
     def run(_: int) -> bool:
         with suppress(threading.BrokenBarrierError):  # a machine that denies us so many threads
             barrier.wait()
         try:
-            return not _refuses_overwrite(racers)
+            return not _refuses_overwrite(racing)
         except StoreError as error:
             if not error.retryable:
                 raise
-            return not _refuses_overwrite(trial)
+            return not _refuses_overwrite(bucket)
 
     with ThreadPoolExecutor(RACERS, thread_name_prefix="racer") as pool:
         return sum(pool.map(run, range(RACERS)))
 
 
-def _refuses_overwrite(trial: Trial) -> bool:
-    return is_taken(lambda: trial.put(IfNoneMatch="*"))
-
-
-def _checksums(trial: Trial) -> tuple[bool, bool]:
-    """Whether what is wrong is refused, and whether that is known of whole objects too. A store
-    that takes wrong parts would keep a wrong object: it is not sent one. Where a policy of the
-    bucket refuses whatever is not create-once, the part's answer must do."""
-    if not trial.refuses_wrong_part():
-        return False, False
-    whole = unless_denied(trial.refuses_wrong_put)
-    return whole is not False, whole is True
-
-
-# --- multipart uploads and Object Lock
-
-
-def _multipart(trial: Trial, *, locks: bool) -> tuple[bool, bool | None]:
-    """Whether an upload's end refuses a taken key, and whether a lock given at its beginning is
-    kept. The second takes a version that came about so; a later probe finds it there."""
-    until = trial.bucket.requests.clock.now() + timedelta(seconds=LOCK_SECONDS)
+def _try_multipart(bucket: Bucket, *, locks: bool) -> tuple[bool, bool | None]:
+    """Whether the end of an upload refuses a taken key, and whether a lock given at its beginning
+    is kept. The second needs a version that was made so; a later probe finds it there."""
+    lock_date = bucket.client.clock.now() + timedelta(seconds=LOCK_SECONDS) if locks else None
     made: list[str | None] = []
 
-    def upload(**condition: str) -> None:
-        made.append(trial.upload(until if locks else None, **condition))
+    def upload_once(**condition: str) -> None:
+        upload = bucket.begin(layout.PROBE, content_type=IN_PARTS, retain_until=lock_date)
+        try:
+            upload.part(PROBE_BYTES)
+            made.append(upload.complete_once(**condition))
+        except BaseException:
+            upload.abort()
+            raise
 
-    refused = is_taken(lambda: upload(IfNoneMatch="*"))
+    def is_locked(version: str | None) -> bool:
+        head = bucket.head(layout.PROBE, version)
+        return head is not None and head.lock_mode is not None
+
+    refused = _is_taken(lambda: bucket.client.retrying(lambda: upload_once(IfNoneMatch="*")))
     if not locks:
         return refused, None
+    if not made and _raw_head(bucket).get("ContentType") == IN_PARTS:
+        # Without leave to list versions this one was locked by `_lock_holds`: it tells nothing.
+        return refused, None if _versions(bucket) is None else is_locked(None)
     if not made:
-        if trial.content_type() == IN_PARTS:
-            # Without leave to list versions this one was locked by `_lock_holds`: it tells nothing.
-            return refused, None if trial.versions() is None else _is_locked(trial, None)
         with suppress(KeyTaken):
-            unless_denied(upload)
-    return refused, _is_locked(trial, made[0]) if made else None
+            _unless_denied(lambda: bucket.client.retrying(upload_once))
+    return refused, is_locked(made[0]) if made else None
 
 
-def _is_locked(trial: Trial, version: str | None) -> bool:
-    head = trial.head(version)
-    return head is not None and head.lock_mode is not None
-
-
-def _lock_holds(trial: Trial) -> bool:
-    """Lock a version for a minute, try to get round that, and look. A lock that the bucket itself
-    gave it may be longer, and its mode cannot be changed."""
-    version, head = _put_version(trial)
-    if version is None or head is None or trial.lock_mode is None:
+def _lock_holds(bucket: Bucket, mode: str) -> bool:
+    """Lock a version for a minute, try to get round the lock, and look at it. A lock that the
+    bucket itself gave it may be longer, and its mode cannot be changed."""
+    head = _oldest_put(bucket)
+    if head is None or head.version_id is None:
         return False
-    now = trial.bucket.requests.clock.now()
-    mode, until = trial.lock_mode, whole_second(now + timedelta(seconds=LOCK_SECONDS))
+    version, client = head.version_id, bucket.client
+    now = client.clock.now()
+    until = whole_second(now + timedelta(seconds=LOCK_SECONDS))
     if head.lock_mode is not None and head.lock_until is not None and head.lock_until > now:
         mode, until = head.lock_mode, max(until, head.lock_until)
+    lock = {"Mode": mode, "RetainUntilDate": until}
+    shorter = {**lock, "RetainUntilDate": until - timedelta(seconds=LOCK_SECONDS // 2)}
     try:
-        trial.lock(version, mode, until)
+        client.call("put_object_retention", layout.PROBE, version, Retention=lock)
     except StoreError as error:
         if error.reason in NOT_DONE:
             return False
         raise
-    trial.try_to_unlock(version, mode, until - timedelta(seconds=LOCK_SECONDS // 2))
-    left = trial.head(version)
+    with suppress(StoreError):
+        client.call_once("put_object_retention", layout.PROBE, version, Retention=shorter)
+    with suppress(StoreError):
+        client.call_once("delete_object", layout.PROBE, version)
+    left = bucket.head(layout.PROBE, version)
     kept = left is not None and left.lock_until is not None and left.lock_until >= until
     return kept and left is not None and left.lock_mode == mode
 
 
-def _hold_works(trial: Trial) -> bool | None:
+def _hold_works(bucket: Bucket) -> bool | None:
     """Whether a legal hold can be set, is shown, and can be taken off; None where we may not."""
-    version, _ = _put_version(trial)
+    oldest = _oldest_put(bucket)
+    version = oldest.version_id if oldest else None
 
-    def holds(status: bool) -> bool:
-        trial.hold(version, status)
-        head = trial.head(version)
-        return head is not None and head.held == status
-
-    def works(status: bool) -> bool:
-        # Another process may be trying the same: what it does just then is no word on the store.
-        return any(holds(status) for _ in range(HOLD_TRIES))
+    def takes(held: bool) -> bool:
+        # Another process may be trying the same just now, which says nothing about the store.
+        hold = {"Status": "ON" if held else "OFF"}
+        for _ in range(HOLD_TRIES):
+            bucket.client.call("put_object_legal_hold", layout.PROBE, version, LegalHold=hold)
+            head = bucket.head(layout.PROBE, version)
+            if head is not None and head.held == held:
+                return True
+        return False
 
     try:
-        return unless_denied(lambda: works(True) and works(False))
+        return _unless_denied(lambda: takes(True) and takes(False))
     except StoreError as error:
         if error.reason in NOT_DONE:
             return False
         raise
 
 
-def _put_version(trial: Trial) -> tuple[str | None, Head | None]:
-    """The oldest version that was not made for `_multipart`; the newest one where we may not list
-    them. A later one may be a race's, and has to be taken away again: so it gets no lock. Stores
+# --- requests about the object
+
+
+def _refuses_overwrite(bucket: Bucket) -> bool:
+    """Whether a create-once write finds the key taken; it creates the object otherwise."""
+    put = partial(bucket.put_probe, IfNoneMatch="*")
+    return _is_taken(lambda: bucket.client.retrying(lambda: etag_of(put())))
+
+
+def _refuses_wrong_object(bucket: Bucket) -> bool:
+    """Whether the store refuses the object with the SHA-256 of other bytes."""
+    put = partial(bucket.put_probe, ChecksumSHA256=_OTHER_SHA256)
+    return bucket.client.retrying(lambda: _is_bad_request(put))
+
+
+def _refuses_wrong_part(bucket: Bucket) -> bool:
+    """The same of a part. Its upload is aborted."""
+    upload = bucket.begin(layout.PROBE, content_type=IN_PARTS, retain_until=None)
+    part = {"UploadId": upload.upload_id, "PartNumber": 1, "Body": b"x"}
+    checksum = {"ChecksumSHA256": _OTHER_SHA256}
+
+    def send() -> dict[str, Any]:
+        return bucket.client.call_once("upload_part", layout.PROBE, None, **part, **checksum)
+
+    try:
+        return bucket.client.retrying(lambda: _is_bad_request(send))
+    finally:
+        upload.abort()
+
+
+def _raw_head(bucket: Bucket, version: str | None = None) -> dict[str, Any]:
+    """boto3's answer to a HEAD, which tells more than `Head` has."""
+    ask = partial(bucket.client.s3.head_object, **bucket.client.at(layout.PROBE, version))
+    return bucket.client.retrying(lambda: bucket.client.attempt("HeadObject", lambda: dict(ask())))
+
+
+def _versions(bucket: Bucket) -> list[Version] | None:
+    """The object's versions in the store's order; None where we may not ask."""
+    found = _unless_denied(lambda: list(bucket.versions(layout.PROBE)))
+    if found is None:
+        return None
+    return [v for v in found if v.key == layout.PROBE and not v.is_delete_marker]
+
+
+def _put_versions(bucket: Bucket) -> list[tuple[str, datetime]]:
+    """The versions that were written by a PUT, and when; none where we may not list them. Those
+    that were uploaded in parts are another probe's: several processes may begin an archive at one
+    moment."""
+    found = []
+    for one in _versions(bucket) or ():
+        head = _raw_head(bucket, one.version_id)
+        if head.get("ContentType") != IN_PARTS:
+            modified = head.get("LastModified") or datetime.min.replace(tzinfo=UTC)
+            found.append((one.version_id, modified))
+    return found
+
+
+def _oldest_put(bucket: Bucket) -> Head | None:
+    """The oldest version that was not made by `_try_multipart`; the newest version where we may not
+    list them. A later one may be a race's, and has to be deleted again: so it gets no lock. Stores
     differ in the order in which they list a key's versions, so the dates say which is the oldest;
     of one second, the last that is listed."""
-    put = trial.put_versions()
-    oldest = min(enumerate(put), key=lambda one: (one[1][1], -one[0]), default=(0, (None, None)))
-    head = trial.head(oldest[1][0])
-    return head.version_id if head else None, head
+    put = enumerate(_put_versions(bucket))
+    oldest = min(put, key=lambda one: (one[1][1], -one[0]), default=(0, (None, None)))
+    return bucket.head(layout.PROBE, oldest[1][0])
+
+
+def _is_taken(write: Callable[[], object]) -> bool:
+    """Whether the store refuses a write because the key is taken. False too where it knows no such
+    condition and says so."""
+    try:
+        write()
+    except KeyTaken:
+        return True
+    except StoreError as error:
+        if error.reason != "not_implemented":
+            raise
+    return False
+
+
+def _unless_denied(ask: Callable[[], T]) -> T | None:
+    """The answer, or None where these credentials may not ask."""
+    try:
+        return ask()
+    except StoreError as error:
+        if error.reason != "denied":
+            raise
+        return None
+
+
+def _is_bad_request(send: Callable[[], dict[str, Any]]) -> bool:
+    """Whether the store finds fault with the request itself."""
+    try:
+        etag_of(send())
+    except StoreError as error:
+        if error.status != 400:
+            raise
+        return True
+    return False

@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor as Hub
 from functools import partial
 
 from archiver.audit.verify import WINDOWS_AT_ONCE
 from archiver.clock import SystemClock
-from archiver.hub import Hub
 from archiver.manifest import layout
-from archiver.readonly import reader
 from archiver.settings import StoreSettings, load
 from archiver.store.bucket import Bucket
+from archiver.wiring import reader
 
 
 def main() -> None:

@@ -19,16 +19,20 @@ from typing import IO, Any
 
 from archiver import fixity
 from archiver.clock import SystemClock
-from archiver.manifest import layout, seal, segment
+from archiver.manifest import layout
 from archiver.manifest.segment import Balance, Listing
 from archiver.manifest.signing import SigningKey
 from archiver.model import Retention
-from archiver.pipeline.history import HistoryReader, Standing, Unsealed
-from archiver.pipeline.index import RecordIndex, SegmentIndex
-from archiver.pipeline.sealing import Chain, new_archive_id
-from archiver.pipeline.spool import spool
-from archiver.readonly import reader
+from archiver.pipeline.bucket_state import (
+    LatestRecord,
+    RecordIndex,
+    SegmentIndex,
+    UnsealedSegment,
+)
+from archiver.pipeline.chain import Chain
+from archiver.pipeline.segment_writer import SegmentWriter
 from archiver.settings import StoreSettings, load
+from archiver.wiring import reader
 from bench.ledger import material, pages
 
 
@@ -71,26 +75,22 @@ class _Null:
 def _seal(calls: int) -> Callable[[], None]:
     within, store, key = material.window(0), _Null(), SigningKey.generate()
     found = {
-        call_id: Standing.of(material.call_record(call_id, within))
+        call_id: LatestRecord.of(material.call_record(call_id, within))
         for call_id in material.call_ids(0, calls)
     }
     chain = Chain(store, key, SystemClock(), Retention())  # type: ignore[arg-type]
     at = material.START
-    first = seal.genesis(new_archive_id(), key.public, {}, sealed_at=at, watermark=at)
-    chain.found(lambda: first)
+    chain.begin(capabilities={}, pages={}, watermark=at)
     return lambda: chain.append([_close(store, found)], within.end)
 
 
-def _close(store: _Null, found: dict[str, Standing]) -> Unsealed:
-    """As `pipeline.closing` does it."""
+def _close(store: _Null, found: dict[str, LatestRecord]) -> UnsealedSegment:
+    """As `pipeline.window` does it."""
     within, name = material.window(0), layout.SegmentName(material.START, 1)
     balance = Balance({call_id: one.outcome for call_id, one in found.items()})
     listing = Listing(within.end, 1000, 2, len(found), {"state": ["Completed"]})
-    history = HistoryReader(store, SegmentIndex(store), Retention())  # type: ignore[arg-type]
-    with spool(segment.lines(within, 1, found.values(), balance, listing)) as file:
-        entry = seal.describe(name.jsonl, file)
-        store.put_once(name.jsonl, file)
-    return history.ready(name, entry, sorted(found.values(), key=lambda each: each.key), None)
+    writer = SegmentWriter(store, SegmentIndex(store))  # type: ignore[arg-type]
+    return writer.write(name, within, list(found.values()), balance, listing, None)
 
 
 # --- a day

@@ -7,13 +7,14 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
-from archiver.audit.holds import Told
-from archiver.demo.platform import Platform, SimulatedCall
+from archiver.audit.hold_ledger import ArchivedHolds
+from archiver.core.concurrency import Workers
 from archiver.manifest.signing import SigningKey
-from archiver.pipeline.holds import Holds
-from archiver.pipeline.pool import Workers
+from archiver.pipeline.hold_acts import Holds
 from archiver.store.bucket import Bucket
+from tests.fakes.calls import SimulatedCall
 from tests.fakes.clock import HandClock
+from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, call_of, stamp
 from tests.fakes.rig import Rig, wired
 
@@ -46,7 +47,7 @@ def live(platform: Platform, bucket: Bucket, clock: HandClock, key: SigningKey) 
     with wired(platform, bucket, clock, key, **options) as made:
         made.found(TEN)
         _noon(platform, made)
-        loop = made.service()
+        loop = made.loop()
         loop.round()
         platform.remove("vc_brief")  # its recording was not there yet
         platform.remove("vc_fleeting")  # archived already
@@ -102,7 +103,7 @@ def _evening(platform: Platform) -> None:
 
 def _hold(made: Rig) -> None:
     """Who holds what, and why, is to be read from the ledger afterwards."""
-    told, workers = Told(made.bucket, 2), Workers(2)
+    told, workers = ArchivedHolds(made.bucket, 2), Workers(2)
     holds = Holds(made.bucket, made.chain, told, workers, made.clock, made.retention)
     try:
         holds.act("add", ["vc_none", ODD], "J. Doe, Legal", "Case 4711")

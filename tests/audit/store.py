@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from archiver.errors import StoreError
-from archiver.store.objects import Head, Listed, Version
+from archiver.store.types import Head, Listed, Version
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Entry:
 
 
 class MemoryStore:
-    """Satisfies `archiver.audit.reader.Reader`."""
+    """Satisfies `archiver.audit.safe_reader.Reader`."""
 
     order: ClassVar[Callable[[list[str]], list[str]]] = staticmethod(list)
     """How it sorts the keys of a listing: stores differ in it."""

@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 
 from archiver.audit.verify import Options, verify
-from archiver.demo.platform import Platform
-from archiver.demo.weed import Weed
 from archiver.manifest import layout
 from archiver.manifest.layout import SegmentName
 from archiver.model import Retention
@@ -26,8 +24,10 @@ from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions
 from tests.conftest import LOCKED, PLAIN
 from tests.fakes.clock import HandClock
+from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call
 from tests.fakes.rig import new_key, wired
+from tests.system.servers import Weed
 
 pytestmark = pytest.mark.weed
 
@@ -44,7 +44,7 @@ class Attacker:
     bucket: Bucket
 
     def at(self, key: str) -> dict[str, str]:
-        return {"Bucket": self.bucket.options.bucket, "Key": f"{self.bucket.requests.prefix}{key}"}
+        return {"Bucket": self.bucket.options.bucket, "Key": f"{self.bucket.client.prefix}{key}"}
 
     def overwrite(self, key: str, data: bytes | None = None) -> None:
         """With the same bytes unless told: then only the versions give it away."""

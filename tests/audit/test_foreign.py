@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from archiver.audit import unnamed
+from archiver.audit import leftovers
 from archiver.audit.findings import CODES
-from archiver.audit.result import Report
+from archiver.audit.verification_report import Report
 from archiver.audit.verify import Options, verify
 from archiver.errors import StoreError
 from archiver.manifest import layout
@@ -96,7 +96,7 @@ def test_records_that_a_segment_names_are_not_read_at_level_manifest() -> None:
 
 
 def test_very_many_records_are_read_as_far_as_it_goes(monkeypatch) -> None:
-    monkeypatch.setattr(unnamed, "MAX_READ", 5)
+    monkeypatch.setattr(leftovers, "MAX_RECORDS_READ", 5)
     builder = small_archive()
     for number in range(8):
         builder.store.put(f"records/dt=2024-01-16/vc_{number}/r1.json", b"x")
@@ -115,7 +115,7 @@ def test_very_many_foreign_keys_are_counted() -> None:
     report = audit(builder)
 
     assert report.totals == {"foreign_object": 30}
-    assert len(report.findings) == unnamed.SHOWN
+    assert len(report.findings) == leftovers.SHOWN
 
 
 def test_an_unreadable_record_is_found_beside_damage_too() -> None:

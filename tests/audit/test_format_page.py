@@ -19,9 +19,7 @@ from typing import Any
 import pytest
 
 from archiver.audit.verify import Options, verify
-from archiver.demo.platform import Platform
-from archiver.demo.weed import Weed
-from archiver.pipeline.transfer import WAS_THERE
+from archiver.pipeline.call import HAD_RECORDING
 from archiver.retry import Retry
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions
@@ -43,7 +41,9 @@ from tests.audit.plain import (
 )
 from tests.conftest import LOCKED
 from tests.fakes.clock import HandClock
+from tests.fakes.platform import Platform
 from tests.fakes.rig import new_key
+from tests.system.servers import Weed
 
 PAGE = Path(__file__).parents[2] / "docs" / "manifest-format.md"
 TOOLS = ("bash", "jq", "openssl", "sha256sum")
@@ -380,7 +380,7 @@ def test_the_commands_of_the_guide_run(intact: Copy) -> None:
 def test_the_page_names_the_reasons_that_show_a_recording() -> None:
     text = PAGE.read_text(encoding="utf-8")
     (listing,) = re.findall(r"shows that the source had a recording\s\(([^)]*)\)", text)
-    assert set(re.findall(r"`(\w+)`", listing)) == WAS_THERE
+    assert set(re.findall(r"`(\w+)`", listing)) == HAD_RECORDING
 
 
 # --- damage

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archiver.audit import lines
-from archiver.audit.lines import MAX_LINE_BYTES, blocks_of, lines_of
+from archiver.audit import segment_lines
+from archiver.audit.segment_lines import MAX_LINE_BYTES, blocks_of, lines_of
 from archiver.audit.verify import Options, verify
 from archiver.errors import FormatError
 from tests.audit.builder import Builder, hour, small_archive, unordered_archive
@@ -22,7 +22,7 @@ from tests.audit.builder import Builder, hour, small_archive, unordered_archive
 )
 def test_lines_are_those_of_the_file_whatever_the_block(wanted: list[bytes], size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lines, "BLOCK_BYTES", size)
+        patch.setattr(segment_lines, "BLOCK_BYTES", size)
         assert list(lines_of(io.BytesIO(b"".join(wanted)))) == wanted
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from archiver.audit.query import Query
 from archiver.audit.verify import Options, verify
-from archiver.demo.platform import Platform
 from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
 from archiver.store.bucket import Bucket
@@ -19,6 +18,7 @@ from tests.audit.builder import DAY, HOUR, Builder, hour, small_archive
 from tests.audit.damage import RECORD, WAV
 from tests.conftest import LOCKED, PLAIN
 from tests.fakes.clock import HandClock
+from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call
 from tests.fakes.rig import wired
 
@@ -150,5 +150,5 @@ def test_seal_0_tells_of_the_pages_that_are_there(
 
     assert told == {layout.VERIFY_PAGE: hashlib.sha256(b"of an earlier version\n").hexdigest()}
     assert codes(bucket) == set()
-    bucket.requests.s3.put_object(**bucket.requests.at(layout.VERIFY_PAGE), Body=b"all is well\n")
+    bucket.client.s3.put_object(**bucket.client.at(layout.VERIFY_PAGE), Body=b"all is well\n")
     assert codes(bucket) == {"page_mismatch", "overwritten"}

@@ -11,7 +11,7 @@ import pytest
 
 from archiver.audit import tables
 from archiver.audit.query import Query
-from archiver.audit.sealed import SealedSegments
+from archiver.audit.sealed_segments import SealedSegments
 from archiver.errors import FormatError, StoreError, UsageError
 from archiver.manifest import layout, record
 from tests.audit.builder import DAY, Builder, hour, small_archive, unordered_archive
@@ -175,7 +175,7 @@ def test_lines_of_a_newer_release_are_left_out(lines: tuple[int, ...], listed: l
 
 
 def told(builder: Builder, form: str) -> str:
-    return "".join(tables.render(Query(builder.store).records(*ALL), form))  # type: ignore[arg-type]
+    return "".join(tables.records_text(Query(builder.store).records(*ALL), form))  # type: ignore[arg-type]
 
 
 def test_jsonl_is_the_exact_lines() -> None:
@@ -212,7 +212,7 @@ def test_the_table_shows_no_control_characters() -> None:
 
 def test_another_form_is_a_usage_error() -> None:
     with pytest.raises(UsageError):
-        tables.render([], "xml")  # type: ignore[arg-type]
+        tables.records_text([], "xml")  # type: ignore[arg-type]
 
 
 # --- one call
@@ -354,7 +354,7 @@ def test_findings_stand_in_every_form() -> None:
 
     told = "document_malformed survey_unavailable transcript_unavailable"
     for form in ("table", "csv"):
-        assert told in "".join(tables.render(rows, form))
+        assert told in "".join(tables.records_text(rows, form))
     history = Query(builder.store).find("vc_e")
     assert history is not None
     assert f"findings      {told}\n" in tables.history_text(history)

@@ -16,19 +16,24 @@ from typing import Any
 
 import pytest
 
-from archiver.audit import differences, recorded
-from archiver.audit.differences import Result
-from archiver.audit.lookup import Lookup
-from archiver.audit.reader import Reader
-from archiver.audit.reconcile import Options, reconcile
-from archiver.audit.sealed import SealedSegments
-from archiver.audit.standing import Standings
-from archiver.demo.platform import Platform, Reply, Request
+from archiver.audit.reconcile import (
+    ASKED_ONE_BY_ONE,
+    SHOWN,
+    ArchiveLookup,
+    Difference,
+    Options,
+    Result,
+    as_json,
+    as_text,
+    reconcile,
+)
+from archiver.audit.safe_reader import Reader
+from archiver.audit.sealed_segments import SealedSegments
 from archiver.errors import FormatError, ListingError, SourceRefused, StoreError, UsageError
 from archiver.manifest import canonical, layout, record, seal
 from archiver.manifest.signing import SigningKey
 from archiver.model import Call, Window
-from archiver.source.client import Filter
+from archiver.source.api import Filter
 from archiver.source.listing import Lister
 from archiver.store.bucket import Bucket
 from tests.audit.builder import COMPLETED, DAY, HOUR, Builder, hour
@@ -36,6 +41,8 @@ from tests.audit.damage import seal_bytes
 from tests.audit.foreign import newer
 from tests.audit.store import MemoryStore
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
+from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, call_of
 from tests.fakes.rig import api_client, wired
 
@@ -385,12 +392,12 @@ def test_a_call_is_looked_for_in_the_windows_of_its_own_times(
 
 def test_a_time_at_the_calendar_s_end_is_in_no_window() -> None:
     builder = archive()
-    records = recorded.RecordObjects(builder.store, 1)
-    lookup = Lookup(Standings(SealedSegments(builder.store)), records, HOUR)
+    options = Options(TENTH.start, TENTH.end, HOUR, 1)
+    lookup = ArchiveLookup(builder.store, SealedSegments(builder.store), options)
     last = Call("vc_z", {"startTime": "9999-12-31T23:59:59Z"})
 
-    assert lookup.look(hour(10), {"vc_z": last}).found == {}
-    records.close()
+    assert lookup.look(hour(10), {"vc_z": last}).records == {}
+    lookup.close()
 
 
 def test_strays_are_left_to_their_window(platform: Platform, run: Run) -> None:
@@ -491,7 +498,7 @@ def test_an_odd_id_has_its_record_under_its_digest(platform: Platform, run: Run)
     assert [one["record"] for one in told(run(builder.store))["unsealed"]] == [found.key]
 
 
-@pytest.mark.parametrize("count", [recorded.ASKED_ONE_BY_ONE, recorded.ASKED_ONE_BY_ONE + 1])
+@pytest.mark.parametrize("count", [ASKED_ONE_BY_ONE, ASKED_ONE_BY_ONE + 1])
 def test_many_calls_are_looked_for_with_one_listing(
     platform: Platform, run: Run, count: int
 ) -> None:
@@ -506,7 +513,7 @@ def test_many_calls_are_looked_for_with_one_listing(
 
     assert counts(result) == {"source": count, "unsealed": count - 1, "missing": 1}
     listed = [line for line in builder.store.requests if line.startswith("list records/")]
-    assert len(listed) == (count if count == recorded.ASKED_ONE_BY_ONE else 1)
+    assert len(listed) == (count if count == ASKED_ONE_BY_ONE else 1)
 
 
 def test_the_newest_of_a_call_s_records_is_read_and_no_other(platform: Platform, run: Run) -> None:
@@ -575,7 +582,7 @@ def test_without_an_archive_everything_is_missing(platform: Platform, run: Run) 
     result = run(store)
 
     assert counts(result) == {"source": 2, "missing": 2}
-    text = differences.as_text(result)
+    text = as_text(result)
     assert "no archive here yet" in text
     assert "missing   2024-01-15T10:00:00Z  vc_a\n" in text
     assert "not sealed" not in text
@@ -644,7 +651,7 @@ def test_the_same_filter_is_no_other_one(platform: Platform, run: Run) -> None:
 
     assert (others(result), result.exit_code) == ([], 0)
     assert result.document()["filter"] == {**told_so, "state": ["Busy", "Completed"]}
-    assert "note:" not in differences.as_text(result)
+    assert "note:" not in as_text(result)
 
 
 def test_calls_that_were_not_asked_for_are_no_success(platform: Platform, run: Run) -> None:
@@ -664,7 +671,7 @@ def test_calls_that_were_not_asked_for_are_no_success(platform: Platform, run: R
     }
     assert others(result) == [{"filter": COMPLETED, "windows": 3}]
     assert (result.ok, result.exit_code) == (False, 1)
-    lines = differences.as_text(result).splitlines()
+    lines = as_text(result).splitlines()
     assert "gone      2024-01-15T10:00:00Z  vc_f  (failed; perhaps not asked for)" in lines
     assert lines[-2] == (
         'note: 3 windows of the archive were listed with another filter: {"state":["Completed"]};'
@@ -684,7 +691,7 @@ def test_another_filter_alone_is_only_told(platform: Platform, run: Run) -> None
 
     assert others(result) == [{"filter": COMPLETED, "windows": 1}]
     assert (told(result), result.ok, result.exit_code) == ({}, True, 0)
-    assert differences.as_text(result).splitlines()[-2].startswith("note: 1 window of the archive ")
+    assert as_text(result).splitlines()[-2].startswith("note: 1 window of the archive ")
 
 
 def test_what_a_wider_filter_finds_is_missing(platform: Platform, run: Run) -> None:
@@ -722,7 +729,7 @@ def test_a_call_that_was_asked_for_is_gone_whatever_filter_its_window_had(
 
     assert told(result) == {"gone": [gone("vc_a", "archived", asked_for=asked_for)]}
     assert result.exit_code == (0 if asked_for else 1)
-    verdict = differences.as_text(result).splitlines()[-1]
+    verdict = as_text(result).splitlines()[-1]
     assert verdict.endswith("; 1 gone")
     assert verdict.startswith("OK: " if asked_for else "NOT OK: ")
 
@@ -769,7 +776,7 @@ def test_a_call_without_a_record_and_with_another_filter(run: Run) -> None:
     result = run(builder.store, filters=WIDE)
 
     assert told(result) == {"gone": [gone("vc_p", asked_for=False)]}
-    assert "(it was never archived; perhaps not asked for)" in differences.as_text(result)
+    assert "(it was never archived; perhaps not asked for)" in as_text(result)
 
 
 @pytest.mark.parametrize(
@@ -785,19 +792,19 @@ def test_an_odd_filter_in_the_archive_is_another_one(run: Run, odd: Any) -> None
 
     assert others(result) == [{"filter": odd, "windows": 1}]
     assert result.exit_code == 0
-    assert all(c.isprintable() or c == "\n" for c in differences.as_text(result))
-    assert json.loads(differences.as_json(result))["other_filters"] == others(result)
+    assert all(c.isprintable() or c == "\n" for c in as_text(result))
+    assert json.loads(as_json(result))["other_filters"] == others(result)
 
 
 def test_a_long_filter_and_many_of_them_are_cut_in_the_text() -> None:
-    many = Counter({f'{{"campaign_id":"{n:02}"}}': 1 for n in range(differences.SHOWN + 1)})
+    many = Counter({f'{{"campaign_id":"{n:02}"}}': 1 for n in range(SHOWN + 1)})
     result = Result(hour(10), "archive", other_filters=many)
-    notes = [line for line in differences.as_text(result).splitlines() if line[:5] == "note:"]
+    notes = [line for line in as_text(result).splitlines() if line[:5] == "note:"]
     assert notes[-1] == "note: 1 more filters (--json lists all)"
-    assert len(notes) == differences.SHOWN + 1
+    assert len(notes) == SHOWN + 1
 
     result.other_filters = Counter({json.dumps({"campaign_id": "x" * 9999}): 1})
-    assert max(map(len, differences.as_text(result).splitlines())) < 600
+    assert max(map(len, as_text(result).splitlines())) < 600
 
 
 # --- sources and stores that misbehave
@@ -895,7 +902,7 @@ def test_damage_is_one_clear_line_and_the_other_windows_go_on(
     assert result.document()["unreadable_objects"] == [
         {"problem": problem, "window": "2024-01-15T10:00:00Z"}
     ]
-    text = differences.as_text(result)
+    text = as_text(result)
     assert f"damaged   2024-01-15T10:00:00Z  {problem}" in text
     assert "1 object of the archive could not be read: run archiver verify" in text
 
@@ -957,7 +964,7 @@ def test_a_window_that_cannot_be_listed_is_told_and_the_others_go_on(bent: Run) 
     assert result.document()["unlisted"] == [
         {"problem": "the source answers 500 to this listing", "window": "2024-01-15T10:00:00Z"}
     ]
-    text = differences.as_text(result)
+    text = as_text(result)
     assert "unlisted  2024-01-15T10:00:00Z  the source answers 500 to this listing\n" in text
     assert "the source does not list 1 window" in text
     assert result.exit_code == 1
@@ -974,7 +981,7 @@ def test_a_page_that_cannot_be_had_leaves_calls_unlisted_and_not_gone(bent: Run)
     assert result.document()["incomplete"] == [
         {"problem": "page 2 cannot be had", "window": "2024-01-15T10:00:00Z"}
     ]
-    assert "the source lists 1 window only in part" in differences.as_text(result)
+    assert "the source lists 1 window only in part" in as_text(result)
 
 
 def test_entries_that_are_no_calls_are_counted(bent: Run) -> None:
@@ -989,7 +996,7 @@ def test_entries_that_are_no_calls_are_counted(bent: Run) -> None:
     assert result.document()["unreadable_entries"] == [
         {"entries": 2, "window": "2024-01-15T10:00:00Z"}
     ]
-    text = differences.as_text(result)
+    text = as_text(result)
     assert "entries   2024-01-15T10:00:00Z  2 entries could not be read\n" in text
     assert not result.ok
 
@@ -1055,7 +1062,7 @@ def test_the_order_of_events_does_not_matter(platform: Platform, run: Run) -> No
             platform.remove(call.id)
         for call_id, at in calls:
             source_has(platform, call_id, window=hour(at))
-        seen.add(differences.as_json(run(builder.store, hour(9), hour(12))))
+        seen.add(as_json(run(builder.store, hour(9), hour(12))))
 
     [text] = seen
     assert json.loads(text)["total"] == {
@@ -1081,7 +1088,7 @@ def everything(platform: Platform, run: Run) -> Result:
 
 
 def test_the_json_form_is_stable(platform: Platform, run: Run) -> None:
-    text = differences.as_json(everything(platform, run))
+    text = as_json(everything(platform, run))
     document = json.loads(text)
 
     assert text.isascii()
@@ -1135,7 +1142,7 @@ def test_the_json_form_is_stable(platform: Platform, run: Run) -> None:
 
 
 def test_the_text_form(platform: Platform, run: Run) -> None:
-    text = differences.as_text(everything(platform, run))
+    text = as_text(everything(platform, run))
 
     assert all(c.isprintable() or c == "\n" for c in text)
     lines = text.splitlines()
@@ -1166,12 +1173,12 @@ def test_the_text_form(platform: Platform, run: Run) -> None:
 def test_a_good_end_says_so(platform: Platform, run: Run) -> None:
     source_has(platform, "vc_a")
     builder = archive(("vc_a", "archived"))
-    text = differences.as_text(run(builder.store))
+    text = as_text(run(builder.store))
     assert text.endswith("\nOK: the archive has a result for each of the 1 calls listed\n")
 
     source_has(platform, "vc_u")
     builder.call("vc_u", hour(10))
-    text = differences.as_text(run(builder.store))
+    text = as_text(run(builder.store))
     assert text.endswith("each of the 2 calls listed, 1 of them not sealed yet\n")
 
     source_has(platform, "vc_a", "vc_b", durationSeconds=1)
@@ -1181,18 +1188,18 @@ def test_a_good_end_says_so(platform: Platform, run: Run) -> None:
                 hour(10), [builder.call(call_id, hour(10))], revision=len(builder.seals)
             )
         )
-    text = differences.as_text(run(builder.store))
+    text = as_text(run(builder.store))
     assert text.endswith("3 calls listed, 1 of them not sealed yet; 1 gone, 2 differ\n")
 
 
 def test_many_calls_are_summed_up_in_the_text_and_not_in_json(platform: Platform, run: Run) -> None:
-    source_has(platform, *[f"vc_{number:02}" for number in range(differences.SHOWN + 3)])
+    source_has(platform, *[f"vc_{number:02}" for number in range(SHOWN + 3)])
     result = run(archive().store)
 
-    text = differences.as_text(result)
-    assert text.count("\nmissing ") == differences.SHOWN + 1
+    text = as_text(result)
+    assert text.count("\nmissing ") == SHOWN + 1
     assert "\nmissing   … and 3 more (--json lists all)\n" in text
-    assert len(json.loads(differences.as_json(result))["missing"]) == differences.SHOWN + 3
+    assert len(json.loads(as_json(result))["missing"]) == SHOWN + 3
 
 
 @pytest.mark.parametrize(
@@ -1214,20 +1221,20 @@ def test_many_calls_are_summed_up_in_the_text_and_not_in_json(platform: Platform
 )
 def test_details(name: Any, fields: dict[str, Any], shown: str) -> None:
     result = Result(hour(10), "archive")
-    result.add(differences.Difference(name, "\ud800", hour(10), fields))
+    result.add(Difference(name, "\ud800", hour(10), fields))
 
-    assert f"  \\ud800  ({shown})\n" in differences.as_text(result)
-    assert json.loads(differences.as_json(result))[name][0]["call_id"] == "\ud800"
+    assert f"  \\ud800  ({shown})\n" in as_text(result)
+    assert json.loads(as_json(result))[name][0]["call_id"] == "\ud800"
 
 
 def test_unstable_windows_are_shown() -> None:
     result = Result(hour(10), "archive", unstable=[hour(10)])
 
-    text = differences.as_text(result)
+    text = as_text(result)
 
     assert "\nunstable  2024-01-15T10:00:00Z  its listing kept changing\n" in text
     assert text.endswith("NOT OK: the listing of 1 window kept changing\n")
-    assert json.loads(differences.as_json(result))["unstable"] == ["2024-01-15T10:00:00Z"]
+    assert json.loads(as_json(result))["unstable"] == ["2024-01-15T10:00:00Z"]
 
 
 # --- on the real store, after the real pipeline

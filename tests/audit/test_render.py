@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from archiver import audit
-from archiver.audit import render
+from archiver.audit import tables
 from archiver.audit.findings import CODES, Findings
 from archiver.audit.verify import Options, verify
 from archiver.manifest import layout
@@ -29,7 +29,7 @@ def report(level: str = "bytes", *, damaged: bool = False):
 
 
 def test_a_clean_report_ends_with_ok() -> None:
-    text = render.as_text(report())
+    text = tables.report_text(report())
 
     assert text.endswith("OK: verified at level bytes; nothing found\n")
     assert "5 archived, 1 without recording, 1 failed, 0 pending" in text
@@ -37,7 +37,7 @@ def test_a_clean_report_ends_with_ok() -> None:
 
 
 def test_findings_come_worst_first_and_say_what_they_mean() -> None:
-    text = render.as_text(report(damaged=True))
+    text = tables.report_text(report(damaged=True))
 
     assert text.index("error    file_hash") < text.index("info     unexpected_object")
     assert f"file_hash: {CODES['file_hash'].meaning}" in text
@@ -45,7 +45,7 @@ def test_findings_come_worst_first_and_say_what_they_mean() -> None:
 
 
 def test_no_control_character_reaches_a_terminal() -> None:
-    text = render.as_text(report(damaged=True))
+    text = tables.report_text(report(damaged=True))
 
     assert "manifest/keys/\\x1b[2J\\u202e" in text
     assert all(c.isprintable() or c == "\n" for c in text)
@@ -53,16 +53,16 @@ def test_no_control_character_reaches_a_terminal() -> None:
 
 def test_many_findings_are_summed_up() -> None:
     builder = small_archive()
-    for number in range(render.SHOWN + 20):
+    for number in range(tables.SHOWN + 20):
         builder.store.put(f"manifest/segments/odd{number:04}", b"")
-    text = render.as_text(verify(builder.store, Options()))
+    text = tables.report_text(verify(builder.store, Options()))
 
-    assert text.count("\ninfo ") == render.SHOWN + 1
+    assert text.count("\ninfo ") == tables.SHOWN + 1
     assert re.search(r"info +unexpected_object +and 20 more", text)
 
 
 def test_the_json_form_is_stable() -> None:
-    document = json.loads(render.as_json(report(damaged=True)))
+    document = json.loads(tables.report_json(report(damaged=True)))
 
     assert set(document) == {
         "type", "v", "ok", "scope", "archive", "key_id", "key_given", "head", "counts",
@@ -81,8 +81,8 @@ def test_an_empty_bucket_reads_well() -> None:
         builder.store.lose(key)
     empty = verify(builder.store, Options())
 
-    assert "NOT OK: verified at level objects; 1 error" in render.as_text(empty)
-    assert json.loads(render.as_json(empty))["head"] is None
+    assert "NOT OK: verified at level objects; 1 error" in tables.report_text(empty)
+    assert json.loads(tables.report_json(empty))["head"] is None
 
 
 def test_a_code_outside_the_table_is_a_mistake_of_ours() -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import tracemalloc
-
 import pytest
 
-from archiver.audit.counted import hashes
-from archiver.audit.unnamed import SHOWN, NamedKeys
+from archiver.audit.leftovers import SHOWN
 from archiver.audit.verify import Options, verify
 from archiver.errors import StoreError
 from tests.audit.builder import Builder, hour, small_archive
@@ -85,19 +82,3 @@ def test_where_it_cannot_be_told_nothing_is_said() -> None:
 def test_a_carried_file_and_an_amended_record_have_their_names() -> None:
     """vc_a has two revisions, in two segments; both name the recording."""
     assert audit(small_archive()).totals == {}
-
-
-def test_many_names_are_kept_in_little_memory() -> None:
-    """8 bytes each, and a little more; a name that comes again takes nothing in the end."""
-    windows, calls = 100, 500
-    tracemalloc.start()
-    named = NamedKeys()
-    for number in range(windows):
-        for _ in range(2):
-            named.add(hashes(f"key {number} {call}" for call in range(calls)))
-    found = ["key 7 7" in named, "key 99 499" in named, "key 7 500" in named, "" in named]
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-
-    assert found == [True, True, False, False]
-    assert peak < 4 * 8 * windows * calls

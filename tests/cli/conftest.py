@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from archiver.demo.platform import Platform
 from archiver.manifest.signing import SigningKey
 from tests.fakes.command import Command, command_for
+from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call
 
 

@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from archiver.demo.platform import BytesRecording, Platform, Reply
 from archiver.manifest.signing import SigningKey
 from tests.fakes.audio import wav
+from tests.fakes.calls import BytesRecording
 from tests.fakes.command import Command
+from tests.fakes.http_server import Reply
+from tests.fakes.platform import Platform
 from tests.fakes.population import SECRET_WORDS, a_call, call_of
 from tests.fakes.rig import Archive
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from archiver.demo.platform import READ, Platform, Reply
 from tests.fakes.command import Command
+from tests.fakes.http_server import Reply
+from tests.fakes.platform import READ, Platform
 from tests.fakes.rig import Archive
 
 Look = Callable[[], Archive]

@@ -13,10 +13,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from archiver.demo.platform import Platform, Request
 from archiver.manifest.signing import SigningKey
 from archiver.store.bucket import Bucket
 from tests.fakes.command import Command
+from tests.fakes.http_server import Request
+from tests.fakes.platform import Platform
 from tests.fakes.population import PHONE, SECRET_WORDS, TEN, a_call, call_of
 from tests.fakes.rig import Archive
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from archiver.demo.platform import AUDIO, READ, Platform, Reply, Request
 from tests.fakes.command import Command
+from tests.fakes.http_server import Reply, Request
+from tests.fakes.platform import AUDIO, READ, Platform
 from tests.fakes.population import TEN, a_call
 
 CALLS, BEFORE = 40, 10

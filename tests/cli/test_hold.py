@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from archiver.demo.platform import Platform
 from archiver.manifest import canonical, layout
 from archiver.store.bucket import Bucket
 from tests.fakes.command import Command
+from tests.fakes.platform import Platform
 from tests.fakes.population import YESTERDAY_TEN, a_call
 from tests.fakes.rig import Archive
 
@@ -163,7 +163,7 @@ def test_what_is_left_of_a_damaged_call_is_held(
 ) -> None:
     """A recording that somebody has deleted must not keep the rest from being held."""
     [recording] = [f for f in archive().records["vc_1"]["files"] if f["kind"] == "recording"]
-    at = bucket.requests.at(recording["key"], recording["version_id"])
+    at = bucket.client.at(recording["key"], recording["version_id"])
     s3.delete_object(**at)
     done = archived.run("hold", "add", "vc_1", *WHO)
     assert (done.code, done.out) == (1, "vc_1: held, 2 objects; seal 2\n")
@@ -191,9 +191,9 @@ def test_what_lies_on_top_of_a_record_or_hides_it_keeps_nothing_from_being_held(
     archived: Command, archive: Callable[[], Archive], bucket: Bucket, s3: Any
 ) -> None:
     record = archive().records["vc_1"]
-    at = bucket.requests.at(record["record"])
+    at = bucket.client.at(record["record"])
     s3.put_object(**at, Body=canonical.dump({**record, "files": []}))
-    odd = bucket.requests.at(record["record"].replace("r1.json", "not ours.json"))
+    odd = bucket.client.at(record["record"].replace("r1.json", "not ours.json"))
     s3.put_object(**odd, Body=b"x")
     [file, *_] = record["files"]
     done = archived.run("hold", "add", "vc_1", *WHO)
@@ -202,7 +202,7 @@ def test_what_lies_on_top_of_a_record_or_hides_it_keeps_nothing_from_being_held(
     assert not any(states(bucket, "vc_2"))
 
     s3.delete_object(**at)
-    s3.delete_object(**bucket.requests.at(file["key"]))
+    s3.delete_object(**bucket.client.at(file["key"]))
     shown = archived.run("manifest", "show", "vc_1")
     assert (shown.code, "hidden" in shown.complaint) == (1, True)
     removed = archived.run("hold", "remove", "vc_1", *WHO)
@@ -223,11 +223,11 @@ def test_an_act_that_is_hidden_or_overwritten_still_counts(
     [version] = [one.version_id for one in bucket.versions(segment)]
     pointer = segment.replace(".jsonl", ".seal")
     for key in (segment, pointer):
-        s3.put_object(**bucket.requests.at(key), Body=b"x")
+        s3.put_object(**bucket.client.at(key), Body=b"x")
         assert archived.run("hold", "list").out == listed
-        s3.delete_object(**bucket.requests.at(key))
+        s3.delete_object(**bucket.client.at(key))
         assert archived.run("hold", "list").out == listed
-    s3.delete_object(**bucket.requests.at(segment, version))
+    s3.delete_object(**bucket.client.at(segment, version))
     gone = archived.run("hold", "list")
     told = "no call is held, as far as the acts can be read\n"
     assert (gone.code, gone.out, segment in gone.complaint) == (1, told, True)
@@ -252,7 +252,7 @@ def test_an_act_that_nobody_sealed_is_never_signed(
         data = canonical.dump(forged)
         tag = hashlib.sha256(data).hexdigest()[:8]
         key = f"{segment.rpartition('-')[0]}-{tag}.jsonl"
-        s3.put_object(**bucket.requests.at(key), Body=data)
+        s3.put_object(**bucket.client.at(key), Body=data)
     archived.run("hold", "add", "vc_1", *WHO)
     listed = archived.run("hold", "list", "vc_2")
     assert listed.out == "vc_2: never held: the ledger has no act about it\n"

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from archiver.demo.platform import Platform, Reply, Request
 from tests.fakes.command import Command
+from tests.fakes.http_server import Reply, Request
+from tests.fakes.platform import Platform
 
 FIRST = "vc_1"
 """The call that the plain listing names first, the three being of one time."""

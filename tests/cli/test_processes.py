@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from archiver.cli.backfill import share_environment
-from archiver.demo.platform import Platform, Request
 from archiver.manifest.signing import SigningKey
 from archiver.settings import Settings
 from tests.fakes.command import Command, Done
+from tests.fakes.http_server import Request
+from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, voice
 from tests.fakes.rig import Archive
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from archiver.demo.platform import READ, Platform, Reply, Request
 from archiver.manifest import layout
 from archiver.store.bucket import Bucket
 from tests.fakes.command import Command, Done
+from tests.fakes.http_server import Reply, Request
+from tests.fakes.platform import READ, Platform
 from tests.fakes.population import TEN, a_call
 
 Versions = list[tuple[str, str]]
@@ -289,25 +288,3 @@ def test_interrupted(lone: Command, platform: Platform, number: signal.Signals) 
 
     assert (done.code, done.out) == (130, "")
     assert done.complaint == "archiver: interrupted"
-
-
-def test_it_loads_nothing_that_writes_and_verify_nothing_that_lists(lone: Command) -> None:
-    """Each verb's own imports, in a process that runs it up to its first request."""
-    script = (
-        "import sys; from archiver.cli import run_command; run_command(sys.argv[1:]);"
-        "print(*[name for name in sys.modules if name.startswith('archiver')])"
-    )
-
-    def loaded(*arguments: str) -> set[str]:
-        done = subprocess.run(
-            [sys.executable, "-c", script, *arguments],
-            env=lone.full_environment({}), capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        return set(done.stdout.splitlines()[-1].split())
-
-    span = ("--from", "2024-01-15T10:00:00Z", "--to", "2024-01-15T11:00:00Z")
-    listing, audit = loaded("reconcile", *span), loaded("verify")
-    assert "archiver.audit.reconcile" in listing
-    assert not [name for name in listing if name.startswith("archiver.pipeline")]
-    assert "archiver.audit.verify" in audit
-    assert not [name for name in audit if name.startswith("archiver.source")]

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from archiver.demo.weed import Weed
 from archiver.retry import Retry
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions, make_client
@@ -24,6 +23,7 @@ from tests.contract.servers import REGION, Rclone
 from tests.contract.stores import KNOWN, Known
 from tests.fakes.clock import HandClock
 from tests.system.ceph import Ceph
+from tests.system.servers import Weed
 
 _HERE = Path(__file__).parent
 ASKED = os.environ.get("CONTRACT_STORES", "weed,moto,rclone").split(",")

@@ -19,10 +19,9 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from archiver.demo.weed import Weed, write_private
 from tests.fakes.gate import Gate
 from tests.system.ceph import Ceph
-from tests.system.servers import s3_client
+from tests.system.servers import Weed, s3_client
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "iam"
 BUCKET = "call-archive"
@@ -95,13 +94,11 @@ class _WeedWithRoles(Weed):
     """One that knows a user for each role."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
         self.users = {role: (f"key-of-{role}", secrets.token_hex(20)) for role in ROLES}
+        super().__init__(directory)
 
-    def _save(self) -> None:
-        super()._save()
-        file = self.directory / "s3.json"
-        document = json.loads(file.read_text())
+    def _identities(self) -> dict[str, Any]:
+        document = super()._identities()
         document["identities"] += [
             {
                 "name": f"archiver-{role}",
@@ -114,13 +111,12 @@ class _WeedWithRoles(Weed):
             {"name": role, "content": json.dumps(without_conditions(policy(role)))}
             for role in ROLES
         ]
-        write_private(file, json.dumps(document))
+        return document
 
 
 @contextmanager
 def on_weed(directory: Path) -> Iterator[Scene]:
     server = _WeedWithRoles(directory)
-    server.start()
     try:
         server.create_bucket(BUCKET)
         doors = {

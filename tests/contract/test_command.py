@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from archiver.demo.platform import Platform
 from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
 from tests.contract.conftest import STORES, MakeBucket, Server
 from tests.contract.servers import REGION
 from tests.contract.stores import KNOWN, Known
 from tests.fakes.command import Command, command_for
+from tests.fakes.platform import Platform
 from tests.fakes.population import a_call
 from tests.fakes.rig import Archive
 

@@ -71,7 +71,7 @@ def test_of_two_who_extend_at_once_the_longer_wins(locking: MakeBucket, clock: H
     first, second, until = locking("GOVERNANCE"), locking("GOVERNANCE"), clock.now() + DAY
     first.put_once("k", b"x", retain_until=until)
     rivals = [until + 3 * DAY, until + 2 * DAY]
-    events = first.requests.s3.meta.events
+    events = first.client.s3.meta.events
 
     def interfere(**_: object) -> None:
         if rivals:
@@ -109,18 +109,18 @@ def test_a_shorter_date_that_another_process_wrote_over_ours_is_extended_again(
     bucket, until = locking("GOVERNANCE"), clock.now() + DAY
     bucket.put_once("k", b"x", retain_until=until)
     left = list(range(rivals))
-    shorten = bucket.requests.s3.put_object_retention
+    shorten = bucket.client.s3.put_object_retention
     lock = {"Mode": "GOVERNANCE", "RetainUntilDate": until}
 
     def interfere(**_: object) -> None:
         if left:
             left.pop()
             events.unregister("after-call.s3.PutObjectRetention", interfere)
-            at = bucket.requests.at("k")
+            at = bucket.client.at("k")
             shorten(**at, Retention=lock, BypassGovernanceRetention=True)
             events.register("after-call.s3.PutObjectRetention", interfere)
 
-    events = bucket.requests.s3.meta.events
+    events = bucket.client.s3.meta.events
     events.register("after-call.s3.PutObjectRetention", interfere)
     try:
         if rivals == 3:

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -40,14 +41,14 @@ class Scene:
 
     @property
     def s3(self) -> Any:
-        return self.bucket.requests.s3
+        return self.bucket.client.s3
 
     def at(self, key: str, version: str | None = None) -> dict[str, Any]:
-        return self.bucket.requests.at(key, version)
+        return self.bucket.client.at(key, version)
 
     def ask(self, request: Callable[[], Any]) -> Any:
         """The answer; raises `StoreError`."""
-        return self.bucket.requests.once("a request", request)
+        return self.bucket.client.attempt("a request", request)
 
     def refusal(self, request: Callable[[], Any], *, status: int | None = None) -> bool:
         """Whether the store refuses; with the HTTP status that is the right one, where given."""
@@ -191,9 +192,10 @@ def _is_kept(scene: Scene, write: Callable[[], object]) -> str:
 
 @observes("a part with a wrong SHA-256")
 def _wrong_part(scene: Scene) -> str:
-    upload = scene.bucket.begin("k", content_type="a/b", retain_until=None)
+    upload, other = scene.bucket.begin("k", content_type="a/b", retain_until=None), b"another"
     try:
-        return "refused" if scene.refusal(upload.wrong_part, status=400) else "taken"
+        part = partial(upload.part, b"x", fixity.sha256_hex(other))
+        return "refused" if scene.refusal(part, status=400) else "taken"
     finally:
         upload.abort()
 
@@ -352,7 +354,7 @@ def _parts(scene: Scene) -> str:
 @observes("the time when an upload was begun")
 def _begun(scene: Scene) -> str:
     scene.upload()
-    where = {"Bucket": scene.bucket.options.bucket, "Prefix": scene.bucket.requests.prefix}
+    where = {"Bucket": scene.bucket.options.bucket, "Prefix": scene.bucket.client.prefix}
     [upload] = scene.s3.list_multipart_uploads(**where)["Uploads"]
     age = scene.now - upload["Initiated"]
     return "told" if abs(age) < timedelta(minutes=5) else f"always one of {upload['Initiated']:%Y}"

@@ -13,10 +13,9 @@ from botocore.exceptions import ClientError
 
 from archiver.errors import StoreError
 from archiver.manifest import layout
-from archiver.store.bucket import Bucket
-from archiver.store.faults import translate
-from archiver.store.probe import RACERS, Capabilities, glance, probe, require_safe
-from archiver.store.trial import PROBE_BYTES
+from archiver.store.bucket import PROBE_BYTES, Bucket
+from archiver.store.errors import translate
+from archiver.store.probe import RACERS, Capabilities, probe, quick_probe, require_safe
 from tests.contract.conftest import LOCKED, LOCKING, STORES, MakeBucket, Server
 from tests.contract.stores import KNOWN, Known, told
 from tests.fakes.clock import HandClock
@@ -47,8 +46,8 @@ def left(bucket: Bucket) -> int:
     """How many versions the probe left; fails where it left anything else."""
     assert {item.key for item in bucket.list("")} == {layout.PROBE}
     assert bucket.read(layout.PROBE) == PROBE_BYTES
-    uploads = bucket.requests.s3.list_multipart_uploads(
-        Bucket=bucket.options.bucket, Prefix=bucket.requests.prefix
+    uploads = bucket.client.s3.list_multipart_uploads(
+        Bucket=bucket.options.bucket, Prefix=bucket.client.prefix
     )
     assert not uploads.get("Uploads")
     return len(list(bucket.versions("")))
@@ -161,7 +160,7 @@ def deny(bucket: Bucket, *actions: str) -> None:
         "Resource": [resource, f"{resource}/*"],
     }
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-    bucket.requests.s3.put_bucket_policy(Bucket=bucket.options.bucket, Policy=policy)
+    bucket.client.s3.put_bucket_policy(Bucket=bucket.options.bucket, Policy=policy)
 
 
 @pytest.fixture
@@ -252,7 +251,7 @@ def test_a_race_in_which_answers_are_lost_is_judged_fairly(
 @pytest.mark.parametrize("store", WEED)
 def test_a_store_that_cannot_be_reached_is_told(open_bucket: MakeBucket) -> None:
     bucket = open_bucket(endpoint_url="http://127.0.0.1:1")
-    for ask in (lambda: probe(bucket), lambda: glance(bucket, {})):
+    for ask in (lambda: probe(bucket), lambda: quick_probe(bucket, {})):
         with pytest.raises(StoreError, match="unreachable"):
             ask()
 
@@ -288,19 +287,19 @@ def test_what_a_store_says_in_our_words(code: str, status: int, reason: str, tol
 def test_a_glance_believes_no_more_than_was_proved(bucket: Bucket, known: Known) -> None:
     first = probe(bucket)
     versions = left(bucket)
-    found = glance(bucket, first.document())
+    found = quick_probe(bucket, first.document())
     assert (found.checksums, found.create_once) == (first.checksums, first.create_once)
     assert found.whole_checksums == first.whole_checksums
     assert (found.lock_holds is False) == (first.lock_holds is False)
     assert left(bucket) == versions, "a glance leaves nothing new"
     doubted = {"checksums": False, "create_once": False, "lock_holds": False}
-    found = glance(bucket, doubted)
+    found = quick_probe(bucket, doubted)
     assert (found.checksums, found.create_once, found.lock_holds) == (False, False, False)
 
 
 def test_a_glance_sees_what_has_changed_for_the_worse(bucket: Bucket, known: Known) -> None:
     """The archive was begun on a better store than this, and its probe object is gone."""
-    found = glance(bucket, {"checksums": True, "create_once": True})
+    found = quick_probe(bucket, {"checksums": True, "create_once": True})
     assert found.checksums == known.proved.checksums
     assert not found.whole_checksums, "that was proved by nobody"
     assert found.create_once == known.proved.create_once

@@ -10,8 +10,8 @@ import pytest
 from archiver.manifest import layout
 from archiver.retry import Retry
 from archiver.store.bucket import Bucket
-from archiver.store.objects import Head, Version
 from archiver.store.probe import probe
+from archiver.store.types import Head, Version
 from tests.contract.conftest import STORES, MakeBucket
 from tests.fakes.clock import HandClock
 
@@ -23,7 +23,7 @@ class Beset(Bucket):
     first sight of a legal hold (`held`)."""
 
     def __init__(self, plain: Bucket, clock: HandClock, **others: Callable[[], object]) -> None:
-        super().__init__(plain.options, clock, Retry(clock), client=plain.requests.client)
+        super().__init__(plain.options, clock, Retry(clock), client=plain.client.s3)
         self._others = others
 
     def versions(self, prefix: str) -> Iterator[Version]:
@@ -60,8 +60,8 @@ def test_a_hold_that_another_takes_off(open_bucket: MakeBucket, clock: HandClock
 
     def end_another() -> None:
         for version in plain.versions(layout.PROBE):
-            at = plain.requests.at(layout.PROBE, version.version_id)
-            plain.requests.s3.put_object_legal_hold(**at, LegalHold={"Status": "OFF"})
+            at = plain.client.at(layout.PROBE, version.version_id)
+            plain.client.s3.put_object_legal_hold(**at, LegalHold={"Status": "OFF"})
 
     found = probe(Beset(plain, clock, held=end_another))
     assert found.legal_hold is True

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 
 from archiver.clock import SystemClock
-from archiver.demo.platform import Platform
-from archiver.demo.weed import Weed
 from archiver.errors import StoreError
 from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
@@ -28,7 +26,9 @@ from tests.fakes import iam
 from tests.fakes.audio import wav
 from tests.fakes.command import Done, command_for
 from tests.fakes.gate import Gate
+from tests.fakes.platform import Platform
 from tests.fakes.population import YESTERDAY_TEN, a_call
+from tests.system.servers import Weed
 
 TEN = YESTERDAY_TEN
 HOUR = ["--from", TEN.isoformat(), "--to", (TEN + timedelta(hours=1)).isoformat()]

@@ -55,7 +55,7 @@ def test_what_is_put_is_read_back(bucket: Bucket, known: Known) -> None:
     assert head is not None
     assert (head.size, head.version_id) == (3, stored.version_id)
     assert head.sha256 in (None, stored.sha256)
-    raw = bucket.requests.s3.head_object(**bucket.requests.at("a/b.json"))
+    raw = bucket.client.s3.head_object(**bucket.client.at("a/b.json"))
     assert raw["ContentType"] == "application/json"
     assert not raw.get("ContentEncoding"), "an aws-chunked trailer was stored as an encoding"
 
@@ -130,7 +130,7 @@ def test_keys_come_back_as_they_were(bucket: Bucket, key: str) -> None:
 def test_a_prefix_is_a_world_of_its_own(bucket: Bucket) -> None:
     other = Bucket(
         StoreOptions(bucket.options.bucket, prefix=f"/{bucket.options.prefix}-other/"),
-        HandClock(), Retry(HandClock()), client=bucket.requests.client,
+        HandClock(), Retry(HandClock()), client=bucket.client.s3,
     )  # fmt: skip
     bucket.put_once("k", b"here")
     assert other.read("k") is None
@@ -170,11 +170,11 @@ def test_of_many_writers_one_wins(bucket: Bucket) -> None:
 def fill(bucket: Bucket, count: int) -> list[str]:
     """So many objects below `many/`; their keys."""
     keys = [f"many/{number:05}" for number in range(count)]
-    requests = bucket.requests
+    client = bucket.client
 
     def put(key: str) -> None:
-        one = partial(requests.s3.put_object, **requests.at(key), Body=b"x")
-        requests.again(lambda: requests.once("PutObject", one))
+        one = partial(client.s3.put_object, **client.at(key), Body=b"x")
+        client.retrying(lambda: client.attempt("PutObject", one))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(put, keys))
@@ -184,7 +184,7 @@ def fill(bucket: Bucket, count: int) -> list[str]:
 @contextlib.contextmanager
 def short_pages(bucket: Bucket, count: int) -> Iterator[list[str]]:
     """Have the store answer with so many keys at a time; the listings that were asked for."""
-    events, asked = bucket.requests.s3.meta.events, []
+    events, asked = bucket.client.s3.meta.events, []
 
     def shorten(params: dict[str, Any], model: Any, **_: Any) -> None:
         asked.append(model.name)
@@ -197,14 +197,14 @@ def short_pages(bucket: Bucket, count: int) -> Iterator[list[str]]:
             asked.append("ListObjectsV2")
             return objects.list_objects_v2(**arguments, MaxKeys=count)
 
-    name, objects = "provide-client-params.s3.ListObjectVersions", bucket.requests.objects
+    name, objects = "provide-client-params.s3.ListObjectVersions", bucket.client.signed
     events.register(name, shorten)
-    bucket.requests.objects = Short()
+    bucket.client.signed = Short()
     try:
         yield asked
     finally:
         events.unregister(name, shorten)
-        bucket.requests.objects = objects
+        bucket.client.signed = objects
 
 
 def test_listings_go_on_beyond_a_page(bucket: Bucket, known: Known) -> None:
@@ -230,22 +230,22 @@ def test_folders_are_told_from_keys_beyond_a_page(bucket: Bucket, known: Known) 
         assert bucket.folders("many/d=01/") == {"b"}
         assert bucket.folders("many/none/") == set()
         if known.locked:
-            requests = bucket.requests
-            requests.s3.delete_object(**requests.at("many/d=03/b/x"))
+            client = bucket.client
+            client.s3.delete_object(**client.at("many/d=03/b/x"))
             # Some stores show a folder whose objects are all hidden: it costs a LIST, and no more.
             assert folders - {"d=03"} <= bucket.folders("many/") <= folders
             assert bucket.folders("many/", hidden=True) == folders
 
 
 def test_any_key_is_listed_as_boto3_lists_it(bucket: Bucket, known: Known) -> None:
-    requests = bucket.requests
+    client = bucket.client
     for key in ("many/plain", "many/dt=1 +%20&<>\"'é", "many/%2F+a", "many/\u4e2d\U0001f44b"):
-        requests.s3.put_object(**requests.at(key), Body=key.encode())
-    whole = requests.prefix + "many/"
-    page = requests.s3.list_objects_v2(Bucket=requests.options.bucket, Prefix=whole)
+        client.s3.put_object(**client.at(key), Body=key.encode())
+    whole = client.prefix + "many/"
+    page = client.s3.list_objects_v2(Bucket=client.options.bucket, Prefix=whole)
     theirs = {(item["Key"], item["Size"]) for item in page["Contents"]}
     assert len(theirs) == 4
-    assert {(requests.prefix + one.key, one.size) for one in bucket.list("many/")} == theirs
+    assert {(client.prefix + one.key, one.size) for one in bucket.list("many/")} == theirs
 
 
 @pytest.mark.parametrize("store", STORES[:1])
@@ -258,8 +258,8 @@ def test_listings_go_on_beyond_a_page_of_the_usual_length(bucket: Bucket) -> Non
 @pytest.mark.parametrize("store", LOCKED)
 def test_versions_and_delete_markers_are_told(bucket: Bucket) -> None:
     stored = bucket.put_once("k", b"first")
-    bucket.requests.s3.put_object(**bucket.requests.at("k"), Body=b"second!")
-    bucket.requests.s3.delete_object(**bucket.requests.at("k"))
+    bucket.client.s3.put_object(**bucket.client.at("k"), Body=b"second!")
+    bucket.client.s3.delete_object(**bucket.client.at("k"))
     versions = {version.version_id: version for version in bucket.versions("k")}
     assert len(versions) == 3
     assert sum(version.is_delete_marker for version in versions.values()) == 1
@@ -275,8 +275,8 @@ def test_versions_and_delete_markers_are_told(bucket: Bucket) -> None:
 
 
 def uploads(bucket: Bucket) -> int:
-    answer = bucket.requests.s3.list_multipart_uploads(
-        Bucket=bucket.options.bucket, Prefix=bucket.requests.prefix
+    answer = bucket.client.s3.list_multipart_uploads(
+        Bucket=bucket.options.bucket, Prefix=bucket.client.prefix
     )
     return len(answer.get("Uploads", []))
 
@@ -512,7 +512,7 @@ def test_an_odd_bucket_name_is_a_store_error(clock: HandClock, server: Server) -
 
 def test_a_request_to_end_is_heard(bucket: Bucket) -> None:
     clock = HandClock()
-    stopped = Bucket(bucket.options, clock, Retry(clock), client=bucket.requests.client)
+    stopped = Bucket(bucket.options, clock, Retry(clock), client=bucket.client.s3)
     clock.stop()
     for ask in (lambda: stopped.put_once("k", b"x"), lambda: list(stopped.list(""))):
         with pytest.raises(Interrupted):
@@ -581,7 +581,7 @@ def test_a_setting_that_the_store_drops_is_found_out(
     honest = open_bucket(**options)
     honest.put_once("kept", b"x")
     put_in_parts(honest, "kept in parts", None)
-    client = Careless(honest.requests.s3, argument)
+    client = Careless(honest.client.s3, argument)
     careless = Bucket(honest.options, clock, Retry(clock), client=client)
     for write in (
         lambda: careless.put_once("k", b"x"),
@@ -598,7 +598,7 @@ def test_a_setting_that_the_store_drops_is_found_out(
 @pytest.mark.parametrize("store", WEED)
 def test_a_lock_that_the_store_drops_is_set_again(locking: MakeBucket, clock: HandClock) -> None:
     honest, until = locking(), clock.now() + timedelta(days=1)
-    client = Careless(honest.requests.s3, "ObjectLockMode", "ObjectLockRetainUntilDate")
+    client = Careless(honest.client.s3, "ObjectLockMode", "ObjectLockRetainUntilDate")
     careless = Bucket(honest.options, clock, Retry(clock), client=client)
     version = careless.put_once("k", b"x", retain_until=until).version_id
     assert_locked(honest, "k", "GOVERNANCE", until, version)
@@ -616,7 +616,7 @@ class Forgetful(Careless):
 @pytest.mark.parametrize("store", WEED)
 def test_a_lock_that_cannot_be_had_is_an_error(locking: MakeBucket, clock: HandClock) -> None:
     honest, until = locking(), clock.now() + timedelta(days=1)
-    client = Forgetful(honest.requests.s3, "ObjectLockMode", "ObjectLockRetainUntilDate")
+    client = Forgetful(honest.client.s3, "ObjectLockMode", "ObjectLockRetainUntilDate")
     forgetful = Bucket(honest.options, clock, Retry(clock), client=client)
     with pytest.raises(StoreError, match="not locked as asked"):
         forgetful.put_once("k", b"x", retain_until=until)

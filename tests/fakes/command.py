@@ -22,8 +22,8 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import IO, Any
 
-from archiver.demo.platform import Platform
 from archiver.manifest.signing import SigningKey
+from tests.fakes.platform import Platform
 
 LIBRARIES = (
     "boto3", "botocore.endpoint", "botocore.signers", "click", "concurrent.futures",

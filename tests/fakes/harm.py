@@ -13,17 +13,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
-from urllib.parse import unquote
 
 from botocore.exceptions import ClientError
 
-from archiver.demo.api import BASE_PATH
-from archiver.demo.wire import Reply, Request
 from archiver.manifest.layout import SegmentName
 from archiver.model import Window
+from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_s3 import refusal
 from tests.fakes.memory_source import Drip
 from tests.fakes.memory_store import MemoryStore, Object
+from tests.fakes.platform import subject
 from tests.fakes.store_rules import STRANGER, sha256_hex
 
 Answer = Callable[[Reply], Reply]
@@ -198,7 +197,7 @@ def entry(call_id: str, window: Window, change: Callable[[dict[str, Any]], Any],
     """One entry of every listing that shows it."""
 
     def bend(request: Request, right: Callable[[], Reply]) -> Reply | None:
-        if about(request)[0] != "list":
+        if subject(request)[0] != "list":
             return None
         reply = right()
         if reply.status != 200:
@@ -218,7 +217,7 @@ def of_call(call_id: str, operation: str, answer: Answer, kind: str) -> Harm:
     """One request about one call: `call`, `epa`, `url`, or `blob`."""
 
     def bend(request: Request, right: Callable[[], Reply]) -> Reply | None:
-        return answer(right()) if about(request) == (operation, call_id) else None
+        return answer(right()) if subject(request) == (operation, call_id) else None
 
     return Harm(f"{operation} {kind}", (call_id,), bend)
 
@@ -227,7 +226,7 @@ def fields(call_id: str, kind: str, **changes: Any) -> Harm:
     """Fields of a call, wherever the source tells of them."""
 
     def bend(request: Request, right: Callable[[], Reply]) -> Reply | None:
-        operation, key = about(request)
+        operation, key = subject(request)
         if (operation, key) == ("call", call_id):
             return changed(lambda told: told.update(changes))(right())
         if operation != "list":
@@ -288,24 +287,13 @@ def take_away(store: MemoryStore, key: str) -> None:
     del shelf.objects[key]
 
 
-def about(request: Request) -> tuple[str, str]:
-    """What a request asks for, and the id of the call that it is about; of a listing, its start."""
-    if request.server == "blob":
-        return "blob", unquote(request.path).removeprefix("/recs/").removesuffix(".wav")
-    rest = request.path.removeprefix(f"{BASE_PATH}/voice-calls").strip("/")
-    if not rest:
-        return "list", request.query.get("dateFrom", "")
-    call_id, _, last = rest.partition("/")
-    return {"": "call", "epa-results": "epa", "recording-url": "url"}[last], unquote(call_id)
-
-
 def names_of(window: Window) -> tuple[str, ...]:
     """What tells of a window: itself, or a key of its segments."""
     return (str(window), SegmentName(window.start, 1).jsonl.removesuffix("1.jsonl"))
 
 
 def _lists(request: Request, window: Window) -> bool:
-    operation, start = about(request)
+    operation, start = subject(request)
     return operation == "list" and bool(start) and datetime.fromisoformat(start) in window
 
 

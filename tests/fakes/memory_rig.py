@@ -16,21 +16,20 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Literal, TypeVar
 
+from archiver.core.concurrency import Workers
 from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
 from archiver.model import Retention, Window, windows_between
 from archiver.pipeline.backfill import Backfill, Summary
-from archiver.pipeline.clock_check import ClockCheck
-from archiver.pipeline.genesis import found_archive
-from archiver.pipeline.index import SegmentIndex
-from archiver.pipeline.pool import Workers
-from archiver.pipeline.sealing import Chain
-from archiver.pipeline.service import Schedule, Service
-from archiver.pipeline.transfer import Transfer
-from archiver.pipeline.window import Windows
-from archiver.source.client import Filter, VoiceCallsClient
+from archiver.pipeline.bucket_state import SegmentIndex
+from archiver.pipeline.call import CallArchiver
+from archiver.pipeline.chain import Chain
+from archiver.pipeline.health import ClockCheck
+from archiver.pipeline.loop import Loop, Schedule
+from archiver.pipeline.window import WindowArchiver
+from archiver.source.api import Filter, VoiceCallsClient
 from archiver.source.listing import Lister
-from archiver.source.recording import RecordingClient
+from archiver.source.recordings import RecordingClient
 from tests.fakes.clock import HandClock
 from tests.fakes.memory_source import MemoryPlatform, api_client, recording_client
 from tests.fakes.memory_store import MemoryStore, Request
@@ -128,7 +127,7 @@ class World:
 
 
 class Writer:
-    """One process: everything is wired here as `archiver/app.py` wires it."""
+    """One process: everything is wired here as `archiver/wiring.py` wires it."""
 
     def __init__(self, world: World, name: str, part_bytes: int) -> None:
         clock, times, keep = world.clock_of(name), world.times, world.retention
@@ -142,13 +141,13 @@ class Writer:
         tags, many = itertools.count(1), world.workers > 1
         self._workers = Workers(world.workers) if many else SerialWorkers()
         at_once = 4 if many else 1
-        transfer = Transfer(
+        transfer = CallArchiver(
             self._api, world.blobs_of(name), store, clock,
             retention=keep, give_up=times.give_up, part_bytes=part_bytes,
             first_rest_seconds=times.poll_interval_seconds,
             tag=lambda: _tag(name, next(tags)),
         )  # fmt: skip
-        self.windows = Windows(
+        self.windows = WindowArchiver(
             lister, transfer, store, self._workers, clock,
             segments=segments, retention=keep, settle=times.settle, relist=times.relist,
             clock_check=ClockCheck(
@@ -161,7 +160,7 @@ class Writer:
         schedule = Schedule(
             times.window, times.settle, times.give_up, times.poll_interval_seconds, times.relist
         )
-        self.service = Service(self.windows, self.chain, segments, clock, schedule, at_once=1)
+        self.loop = Loop(self.windows, self.chain, segments, clock, schedule, at_once=1)
 
     # --- what a process does
 
@@ -170,15 +169,13 @@ class Writer:
         world = self._world
         if not self.chain.open():
             pages = {layout.VERIFY_PAGE: b"how to verify\n"}
-            found_archive(
-                self.chain, self.store, world.key.public, world.clock,
-                capabilities={"create_once": True}, pages=pages, watermark=world.watermark,
-                retention=world.retention,
-            )  # fmt: skip
+            self.chain.begin(
+                capabilities={"create_once": True}, pages=pages, watermark=world.watermark
+            )
 
     def round(self) -> Summary:
         """One round of the loop."""
-        return self.service.round()
+        return self.loop.round()
 
     def backfill(self, start: datetime, end: datetime) -> Summary:
         windows: list[Window] = list(windows_between(start, end, self._world.times.window))

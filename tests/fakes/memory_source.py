@@ -1,8 +1,8 @@
 """The voice platform in this very process: the strict simulated API and blob store, no sockets.
 
 `MemoryPlatform` answers the requests of the real clients, which get a `MemoryWire` of it for their
-network: `api_client` and `recording_client`. What the clients send is
-judged as `Platform` does it, and every call that a listing ever showed is remembered (`listed`).
+network: `api_client` and `recording_client`. What the clients send is judged as `Platform` judges
+it, and every call that a listing ever showed is remembered (`listed`).
 
 What a source may do while somebody lists it is *drift*: `later("page", 2, change)` runs `change`
 once the second listing page from now has been answered, so that it is seen by the third.
@@ -14,31 +14,26 @@ import itertools
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import cached_property
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import urllib3
 
-from archiver.demo.api import ALL_SCOPES, BASE_PATH, Options, VoiceCallsApi
-from archiver.demo.calls import SimulatedCall
-from archiver.demo.sas import BlobServer, SasKey, blob_path
-from archiver.demo.wire import Reply, Request, ServerName
-from archiver.heads import NoAnswer
+from archiver.core.http import Answer, TransportError
 from archiver.retry import Retry
-from archiver.source.auth import BearerAuth
-from archiver.source.client import VoiceCallsClient
-from archiver.source.http import JsonApi
-from archiver.source.recording import RecordingClient
-from archiver.wire import Answer
+from archiver.source.api import VoiceCallsClient
+from archiver.source.json_api import BearerAuth, JsonApi
+from archiver.source.recordings import RecordingClient
+from tests.fakes.calls import SimulatedCall
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request, ServerName
+from tests.fakes.platform import BASE_PATH, VoicePlatform, subject
 
 API_HOST, BLOB_HOST = "api.test", "blobs.test"
 API_URL = f"https://{API_HOST}{BASE_PATH}"
 
-Hook = Callable[[Request], Reply | None]
 Spoilt = Callable[[Request, Callable[[], Reply]], Reply]
 """The answer to a request, given the right one: what is bad for ever (`harm.py`)."""
 Change = Callable[[], None]
@@ -71,13 +66,16 @@ class Sighting:
     asked: dict[str, str]
 
 
-class MemoryPlatform:
-    """Calls, and what is said of them. Keyword arguments are the fields of `Options`.
+class MemoryPlatform(VoicePlatform):
+    """The platform without sockets, which drifts and has quirks.
 
     Of the ids in `hidden` no listing tells; those in `gone` are not known at all. Calls in
     `repeated` stand on every page of a listing that they belong to. `status["url"]` and
-    `status["blob"]` map call ids to the status that is answered instead of a recording.
+    `status["blob"]` map call ids to the status that is answered instead of a recording. `listed`
+    has what every listing of a window showed of each call.
     """
+
+    blob_host = BLOB_HOST
 
     def __init__(
         self,
@@ -87,13 +85,9 @@ class MemoryPlatform:
         ticks: Callable[[], int] | None = None,
         **options: Any,
     ) -> None:
-        self.options = Options(clock=clock, **options)
+        super().__init__(calls, clock=clock, **options)
         self.quirks = Quirks()
-        self.token = "a-token-for-tests"
-        self.options.tokens[self.token] = ALL_SCOPES
-        self.hooks: list[Hook] = []
         self.spoilt: Spoilt | None = None
-        self.violations: list[str] = []
         self.hidden: set[str] = set()
         self.gone: set[str] = set()
         self.repeated: set[str] = set()
@@ -102,19 +96,14 @@ class MemoryPlatform:
         self.served: dict[Moment, int] = {"page": 0, "pass": 0, "request": 0}
         self._ticks = ticks or itertools.count(1).__next__
         self._later: list[tuple[Moment, int, Change]] = []
-        self._lock = threading.RLock()
-        self._calls = {call.id: call for call in calls}
-        self._key = SasKey()
-        self._api = _Api(self)
-        self._blobs = BlobServer(self.find, self._key, clock, self.violations.append)
+        self._page = threading.local()
 
     # --- the calls
 
     @property
     def calls(self) -> list[SimulatedCall]:
         """All calls that it knows, hidden ones too, in the order they were added."""
-        with self._lock:
-            return [call for call in self._calls.values() if call.id not in self.gone]
+        return [call for call in super().calls if call.id not in self.gone]
 
     @property
     def all(self) -> dict[str, SimulatedCall]:
@@ -122,30 +111,20 @@ class MemoryPlatform:
         with self._lock:
             return dict(self._calls)
 
-    @property
-    def shown(self) -> list[SimulatedCall]:
-        """Those that a listing may tell of."""
+    def listable(self) -> list[SimulatedCall]:
         return [call for call in self.calls if call.id not in self.hidden]
 
     def find(self, call_id: str) -> SimulatedCall | None:
-        with self._lock:
-            return None if call_id in self.gone else self._calls.get(call_id)
-
-    def add(self, *calls: SimulatedCall) -> None:
-        """Serve these from now on; one with a known id takes the other's place."""
-        with self._lock:
-            self._calls.update({call.id: call for call in calls})
+        return None if call_id in self.gone else super().find(call_id)
 
     def change(self, call_id: str, **fields: Any) -> None:
         """Fields of a call's document; a survey by `epa`, a recording by `recording`. The call is
-        made anew, so that what was listed before keeps what it told then."""
+        made anew, so that what was listed before keeps what it showed then."""
         with self._lock:
             call = self._calls[call_id]
             parts = {name: fields.pop(name) for name in ("epa", "recording") if name in fields}
             made = SimulatedCall({**call.document, **fields}, call.recording, call.epa)
-            for name, value in parts.items():
-                setattr(made, name, value)
-            self._calls[call_id] = made
+            self._calls[call_id] = replace(made, **parts)
 
     # --- drift
 
@@ -161,14 +140,12 @@ class MemoryPlatform:
         self.served[moment] += 1
         if not self._later:
             return
-        due = [item for item in self._later if item[0] == moment and item[1] < self._past(moment)]
+        # A pass is counted as it begins, the others when they are over.
+        past = self.served[moment] + (moment != "pass")
+        due = [item for item in self._later if item[0] == moment and item[1] < past]
         self._later = [item for item in self._later if item not in due]
         for _, _, change in due:
             change()
-
-    def _past(self, moment: Moment) -> int:
-        """A pass is counted as it begins, the others when they are over."""
-        return self.served[moment] + (moment != "pass")
 
     # --- requests
 
@@ -177,8 +154,7 @@ class MemoryPlatform:
         lists = request.server == "api" and request.path == f"{BASE_PATH}/voice-calls"
         if lists and request.query.get("page", "1") == "1":
             self._came("pass")
-        hooked = (hook(request) for hook in tuple(self.hooks))
-        reply = next((one for one in hooked if one is not None), None) or self.answer(request)
+        reply = self.answer_with_hooks(request)
         if lists:
             self._remember(request, reply, client)
             self._came("page")
@@ -192,23 +168,36 @@ class MemoryPlatform:
         return self._right(request)
 
     def _right(self, request: Request) -> Reply:
-        if request.server == "api":
-            *_, call_id, last = request.path.rsplit("/", 2)
-            status = self.status["url"].get(unquote(call_id)) if last == "recording-url" else None
-            return Reply(status) if status else self._api.answer(request)
-        call_id = unquote(request.path.removeprefix("/recs/").removesuffix(".wav"))
-        status = self.status["blob"].get(call_id)
-        return Reply(status) if status else self._blobs.answer(request)
+        if any(self.status.values()):
+            operation, call_id = subject(request)
+            status = self.status.get(operation, {}).get(call_id)  # type: ignore[call-overload]
+            if status:
+                return Reply(status)
+        return super().answer(request)
 
-    def sign(self, call_id: str) -> tuple[str, datetime]:
-        """A URL for a recording, and when it expires."""
-        start = self.options.clock().replace(microsecond=0)
-        expiry = start + timedelta(seconds=self.options.sas_ttl_seconds)
-        path = blob_path(call_id)
-        return f"https://{BLOB_HOST}{path}?{self._key.sign(path, start, expiry)}", expiry
+    def _list(self, parameters: dict[str, str]) -> tuple[list[dict[str, Any]], Any]:
+        quirks = self.quirks
+        if quirks.ignores_page:
+            parameters = {**parameters, "page": "1"}
+        if quirks.ignores_filter:
+            parameters = {name: v for name, v in parameters.items() if name != "state"}
+        entries, pagination = super()._list(parameters)
+        if entries and self.repeated:
+            again = self.repeated - {entry["id"] for entry in entries}
+            entries += [c.summary() for c in self._matching(parameters) if c.id in again]
+        self._page.shown = entries
+        right = pagination["totalCount"]
+        totals = {"right": right, "less": max(0, right - 1), "more": right + 1}
+        if quirks.totals == "absent":
+            return entries, None
+        if quirks.totals == "page":
+            return entries, {**pagination, "totalCount": len(entries), "totalPages": 1}
+        return entries, {**pagination, "totalCount": totals[quirks.totals]}
 
     def _remember(self, request: Request, reply: Reply, client: str) -> None:
-        page = self._api.take_page()
+        """Note what the page of this thread's last listing showed."""
+        page: list[dict[str, Any]] = getattr(self._page, "shown", [])
+        self._page.shown = []
         if "dateFrom" not in request.query:
             return  # whoever only asks whether the source answers lists no window
         if self.spoilt is not None:
@@ -216,45 +205,10 @@ class MemoryPlatform:
             page = [document for document in page if document["id"] in seen]
         for document in page:
             if (document.get("state") or "Completed").casefold() == "completed":
-                seen = Sighting(
+                sighting = Sighting(
                     self._ticks(), self.options.clock(), client, document, request.query
                 )
-                self.listed.setdefault(document["id"], []).append(seen)
-
-
-class _Api(VoiceCallsApi):
-    """The strict API, with quirks, and with a memory of the page that it made last."""
-
-    def __init__(self, platform: MemoryPlatform) -> None:
-        super().__init__(
-            platform.options,
-            lambda: platform.shown,
-            platform.find,
-            platform.sign,
-            platform.violations.append,
-        )
-        self._platform = platform
-        self._page = threading.local()
-
-    def take_page(self) -> list[dict[str, Any]]:
-        """What the page of this thread's last listing showed."""
-        page: list[dict[str, Any]] = getattr(self._page, "shown", [])
-        self._page.shown = []
-        return page
-
-    def _list(self, parameters: dict[str, str]) -> tuple[Any, Any]:
-        quirks = self._platform.quirks
-        if quirks.ignores_page:
-            parameters = {**parameters, "page": "1"}
-        if quirks.ignores_filter:
-            parameters = {name: v for name, v in parameters.items() if name != "state"}
-        data, pagination = super()._list(parameters)
-        if data and self._platform.repeated:
-            there = {document["id"] for document in data}
-            again = self._platform.repeated - there
-            data += [c.summary() for c in self._matching(parameters) if c.id in again]
-        self._page.shown = data
-        return data, _told(pagination, quirks.totals, len(data))
+                self.listed.setdefault(document["id"], []).append(sighting)
 
 
 def _ids(reply: Reply) -> set[str]:
@@ -269,40 +223,21 @@ def _ids(reply: Reply) -> set[str]:
     return {str(row["id"]) for row in rows if isinstance(row, dict) and row.get("id")}
 
 
-def _told(pagination: dict[str, int], totals: Totals, shown: int) -> dict[str, int] | None:
-    right = pagination["totalCount"]
-    if totals == "absent":
-        return None
-    if totals == "page":
-        return {**pagination, "totalCount": shown, "totalPages": 1}
-    wrong = {"right": right, "less": max(0, right - 1), "more": right + 1}
-    return {**pagination, "totalCount": wrong[totals]}
-
-
 # --- the clients' network
 
 
-class Asked(Request):
-    """A request whose query is parsed at most once."""
-
-    @cached_property
-    def pairs(self) -> list[tuple[str, str]]:
-        return super().pairs
-
-    @cached_property
-    def query(self) -> dict[str, str]:
-        return dict(self.pairs)
-
-
 class MemoryWire:
-    """The network of a client: stands for `archiver.wire.Wire`. A reply of status 0 is a connection
-    that is refused, or with `reset` one that breaks; -1 is an answer that does not come in time."""
+    """The network of a client: stands for `core.http.HttpClient`.
+
+    A reply of status 0 is a connection that is refused, or with `reset` one that breaks; -1 is an
+    answer that does not come in time.
+    """
 
     def __init__(self, platform: MemoryPlatform, client: str = "client") -> None:
         self._platform = platform
         self._client = client
 
-    def ask(
+    def request(
         self,
         method: str,
         url: str,
@@ -318,10 +253,10 @@ class MemoryWire:
         while got := answer.readinto(memoryview(body)[count:]):
             count += got
         if count > max_bytes and answer.status < 300:
-            raise NoAnswer("the answer is too large", "too_large")
+            raise TransportError("the answer is too large", "too_large")
         return Answer(answer.status, answer.headers, bytes(body[:count]))
 
-    def open(self, url: str, headers: Mapping[str, str]) -> MemoryInflow:
+    def stream(self, url: str, headers: Mapping[str, str]) -> MemoryInflow:
         assert url.startswith(f"https://{BLOB_HOST}/"), "a request to another host"
         return self._send("blob", "GET", url, headers)
 
@@ -330,14 +265,14 @@ class MemoryWire:
     ) -> MemoryInflow:
         parts = urlsplit(url)
         sent: Any = urllib3.HTTPHeaderDict(headers)
-        asked = Asked(server, method, parts.path, parts.query, sent, b"")
+        asked = Request(server, method, parts.path, parts.query, sent, b"")
         reply = self._platform.respond(asked, self._client)
         if reply.status == 0 and not reply.reset:
-            raise NoAnswer("connection refused", "unconnected")
+            raise TransportError("connection refused", "unconnected")
         if reply.status < 0:
-            raise NoAnswer("no answer in time", "too_slow")
+            raise TransportError("no answer in time", "too_slow")
         if reply.close_after is not None and reply.close_after < 0:
-            raise NoAnswer("no answer", "broken")
+            raise TransportError("no answer", "broken")
         return MemoryInflow(reply)
 
     def close(self) -> None:
@@ -372,7 +307,7 @@ class MemoryInflow:
             return 1
         count = min(len(view), len(self.body) - self._at)
         if not count and self._at < self._length:
-            raise NoAnswer("the answer broke off", "truncated")
+            raise TransportError("the answer broke off", "truncated")
         view[:count] = self.body[self._at : self._at + count]
         self._at += count
         return count

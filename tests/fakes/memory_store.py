@@ -24,7 +24,7 @@ from typing import IO, ClassVar, Literal
 from archiver.clock import Clock, RemoteClock
 from archiver.errors import KeyTaken, StoreError
 from archiver.fixity import Buffer
-from archiver.store.objects import Head, Listed, Lock, Stored, Version
+from archiver.store.types import Head, Listed, Lock, Stored, Version
 from tests.fakes import store_rules
 from tests.fakes.store_rules import Violation, sha256_hex
 

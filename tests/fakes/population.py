@@ -6,8 +6,9 @@ import zlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from archiver.demo.platform import BytesRecording, Platform, SimulatedCall
 from tests.fakes.audio import wav
+from tests.fakes.calls import BytesRecording, SimulatedCall
+from tests.fakes.platform import Platform
 
 TEN = datetime(2024, 1, 15, 10, 0, tzinfo=UTC)
 YESTERDAY_TEN = datetime.now(UTC).replace(hour=10, minute=0, second=0, microsecond=0) - timedelta(1)

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from archiver.demo.platform import Platform, Reply, Request
-from archiver.pipeline.service import Service
+from archiver.pipeline.loop import Loop
 from archiver.store.bucket import Bucket
-from archiver.store.objects import Stored
+from archiver.store.types import Stored
+from tests.fakes.http_server import Reply, Request
+from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, call_of
 from tests.fakes.rig import HOUR, WINDOW, Archive, Rig
 
@@ -23,11 +24,11 @@ FIRST, SECOND = WINDOW.end + AGES[0], WINDOW.end + AGES[1]
 GIVE_UP = 3 * HOUR
 
 
-def another(rig: MakeRig, **options: Any) -> Service:
+def another(rig: MakeRig, **options: Any) -> Loop:
     """A process that starts anew on the same bucket."""
     made = rig(**{"relist": AGES, "give_up": GIVE_UP, **options})
     made.found(TEN)
-    return made.service()
+    return made.loop()
 
 
 def amend(platform: Platform, call_id: str, **fields: Any) -> None:
@@ -64,7 +65,7 @@ class Troubled(Bucket):
 
     def __init__(self, real: Bucket, name: str, part: str, happen: Callable[[], object]) -> None:
         requests = real.requests
-        super().__init__(real.options, requests.clock, requests.retry, client=requests.client)
+        super().__init__(real.options, requests.clock, requests.retry, client=requests.s3)
         self._name, self._part = name, part
         self._happen: Callable[[], object] | None = happen
 

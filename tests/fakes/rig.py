@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,39 +13,37 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-from archiver.demo.platform import Platform
+from archiver.core.concurrency import Workers
+from archiver.core.http import Transport, make_client, make_httpx_client
 from archiver.manifest import layout, seal, segment
 from archiver.manifest.signing import SigningKey
 from archiver.model import Retention, Window, window_of, windows_between
 from archiver.pipeline.backfill import Backfill, Summary
-from archiver.pipeline.genesis import found_archive
-from archiver.pipeline.index import SegmentIndex
-from archiver.pipeline.pool import Workers
-from archiver.pipeline.sealing import Chain
-from archiver.pipeline.service import Schedule, Service
-from archiver.pipeline.transfer import Transfer
-from archiver.pipeline.window import Windows
+from archiver.pipeline.bucket_state import SegmentIndex
+from archiver.pipeline.call import CallArchiver
+from archiver.pipeline.chain import Chain
+from archiver.pipeline.loop import Loop, Schedule
+from archiver.pipeline.window import WindowArchiver
 from archiver.retry import Retry
-from archiver.source.auth import BearerAuth
-from archiver.source.client import Filter, VoiceCallsClient
-from archiver.source.http import JsonApi
+from archiver.source.api import Filter, VoiceCallsClient
+from archiver.source.json_api import BearerAuth, JsonApi
 from archiver.source.listing import Lister
-from archiver.source.recording import RecordingClient
+from archiver.source.recordings import RecordingClient
 from archiver.store.bucket import Bucket
-from archiver.tls import client_context
-from archiver.wire import Wire
 from tests.fakes.clock import HandClock
+from tests.fakes.platform import Platform
 from tests.fakes.population import TEN
 
 HOUR = timedelta(hours=1)
 WINDOW = Window(TEN, TEN + HOUR)
-TLS = client_context()
+TRANSPORT: Transport = "standard" if os.environ.get("HTTP_TRANSPORT") == "standard" else "fast"
+"""Which HTTP client the tests use: CI runs them with both."""
 
 
 def api_client(platform: Platform, clock: HandClock, **options: Any) -> VoiceCallsClient:
     auth = options.pop("auth", None) or BearerAuth(lambda: platform.token)
     base_url = options.pop("base_url", platform.api_url)
-    http = Wire(options.pop("tls", TLS), check=clock.check)
+    http = make_httpx_client(TRANSPORT, roots=options.pop("roots", None), check=clock.check)
     return VoiceCallsClient(
         JsonApi(base_url, auth, clock, http, **{"retry": Retry(clock), **options})
     )
@@ -52,7 +51,7 @@ def api_client(platform: Platform, clock: HandClock, **options: Any) -> VoiceCal
 
 def blob_client(platform: Platform, clock: HandClock, **options: Any) -> RecordingClient:
     hosts = options.pop("hosts", [platform.blob_host])
-    return RecordingClient(hosts, clock, Wire(TLS), **{"allow_http": True, **options})
+    return RecordingClient(hosts, clock, make_client(TRANSPORT), **{"allow_http": True, **options})
 
 
 @dataclass
@@ -64,23 +63,18 @@ class Rig:
     key: SigningKey
     chain: Chain
     segments: SegmentIndex
-    windows: Windows
+    windows: WindowArchiver
     schedule: Schedule
     retention: Retention
-    transfer: Transfer
+    transfer: CallArchiver
 
     def found(self, watermark: datetime = TEN) -> None:
         """Open the archive, or begin it."""
         if not self.chain.open():
-            found_archive(
-                self.chain,
-                self.bucket,
-                self.key.public,
-                self.clock,
+            self.chain.begin(
                 capabilities={"create_once": True},
                 pages={layout.VERIFY_PAGE: b"how to verify\n"},
                 watermark=watermark,
-                retention=self.retention,
             )
 
     def backfill(self, start: datetime = TEN, hours: int = 1, **options: Any) -> Summary:
@@ -88,8 +82,8 @@ class Rig:
         todo = windows_between(start, start + timedelta(hours=hours), HOUR)
         return Backfill(self.windows, self.chain, self.segments).run(todo, **options)
 
-    def service(self) -> Service:
-        return Service(self.windows, self.chain, self.segments, self.clock, self.schedule)
+    def loop(self) -> Loop:
+        return Loop(self.windows, self.chain, self.segments, self.clock, self.schedule)
 
 
 @contextmanager
@@ -113,10 +107,10 @@ def wired(
     api = api_client(platform, clock)
     blobs = recordings or blob_client(platform, clock)
     lister = Lister(api, filters or Filter(("Completed",)), clock, HOUR)
-    transfer = Transfer(
+    transfer = CallArchiver(
         api, blobs, bucket, clock, retention=keep, give_up=give_up, **transfer_options
     )
-    windows = Windows(
+    windows = WindowArchiver(
         lister, transfer, bucket, workers, clock,
         segments=segments, retention=keep, settle=settle, relist=relist,
     )  # fmt: skip

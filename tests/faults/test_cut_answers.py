@@ -19,12 +19,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from archiver import fixity
-from archiver.demo.platform import Platform
-from archiver.source.recording import BlobInfo
-from archiver.source.resume import Resumed
+from archiver.source.recordings import BlobInfo, ResumableDownload
 from archiver.store.bucket import Bucket
 from tests.fakes.audio import noise
 from tests.fakes.clock import HandClock
+from tests.fakes.platform import Platform
 from tests.fakes.population import a_call, voice
 from tests.fakes.rig import api_client, blob_client
 from tests.system.fault_proxy import Head
@@ -169,7 +168,9 @@ def test_a_recording(cutter: Cutter, clock: HandClock) -> None:
         api, blobs = api_client(platform, clock), blob_client(platform, clock)
 
         def read() -> tuple[BlobInfo, bytes]:
-            with closing(Resumed(blobs, lambda: api.recording_url("vc_1"), clock)) as recording:
+            with closing(
+                ResumableDownload(blobs, lambda: api.recording_url("vc_1"), clock)
+            ) as recording:
                 data = bytearray(recording.info.length)
                 recording.readinto(memoryview(data))
                 return recording.info, bytes(data)

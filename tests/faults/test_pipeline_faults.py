@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from archiver.demo.platform import Platform, Reply, Request
 from archiver.errors import ArchiverError
 from archiver.manifest.signing import SigningKey
 from archiver.store.bucket import Bucket
 from tests.fakes.audio import wav
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
+from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call
 from tests.fakes.proxy import Fault, FaultProxy, Harm
 from tests.fakes.rig import HOUR, Archive, new_key, wired

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from archiver.clock import SystemClock
-from archiver.demo.platform import Platform, Reply
 from archiver.errors import CallError, SourceError
-from archiver.source.client import Filter, VoiceCallsClient
-from archiver.source.http import MAX_JSON_BYTES
+from archiver.source.api import Filter, VoiceCallsClient
+from archiver.source.json_api import MAX_JSON_BYTES
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply
+from tests.fakes.platform import Platform
 from tests.fakes.population import PHONE, SECRET_WORDS, a_call
 from tests.fakes.rig import WINDOW, api_client
 from tests.system.tcp_proxy import Proxy
@@ -182,7 +183,7 @@ def test_another_call_than_asked_for_is_refused(
 
 @pytest.mark.parametrize(
     "call_id",
-    [".", "..", "../x", "a/b", "a?b=c", "a#b", "a%2Fb", "a b", "\0", "\u202ecba", "👋", "x" * 300,
+    ["../x", "...", "a/b", "a?b=c", "a#b", "a%2Fb", "a b", "\0", "\u202ecba", "👋", "x" * 300,
      "ünï", "a\\b", "+", ";", "a\r\nHost: evil", "%2e%2e", "epa-results"],
 )  # fmt: skip
 def test_any_id_is_one_path_segment(
@@ -192,6 +193,16 @@ def test_any_id_is_one_path_segment(
     assert client.call(call_id)[0].id == call_id
     assert client.survey(call_id) == {"state": "Completed"}
     assert client.recording_url(call_id).url
+    assert platform.violations == []
+
+
+@pytest.mark.parametrize("call_id", [".", ".."])
+def test_an_id_that_no_url_can_name_is_never_asked(
+    platform: Platform, client: VoiceCallsClient, call_id: str
+) -> None:
+    for ask in (client.call, client.survey, client.recording_url):
+        with pytest.raises(CallError):
+            ask(call_id)
     assert platform.violations == []
 
 

@@ -8,12 +8,13 @@ from datetime import timedelta
 
 import pytest
 
-from archiver.demo.platform import Platform, Reply, Request
 from archiver.errors import ArchiverError
 from archiver.manifest.record import FILE_KINDS, FINDINGS, OUTCOMES
 from archiver.metrics import REGISTRY, STAGES
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
+from tests.fakes.platform import Platform
 from tests.fakes.population import PHONE, TEN, a_call
 from tests.fakes.rig import new_key, wired
 

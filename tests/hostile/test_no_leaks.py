@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from archiver.demo.platform import Platform, Reply, Request
 from archiver.manifest.signing import SigningKey
 from tests.fakes.audio import wav
 from tests.fakes.command import Command
+from tests.fakes.http_server import Reply, Request
+from tests.fakes.platform import Platform
 from tests.fakes.population import PHONE, SECRET_WORDS, a_call
 from tests.fakes.rig import Archive
 

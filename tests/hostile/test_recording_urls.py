@@ -8,23 +8,23 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from archiver.clock import SystemClock
-from archiver.demo.platform import BytesRecording, Platform, Reply, Request
+from archiver.core.http import make_client
 from archiver.errors import CallError
 from archiver.manifest.record import FAILED_REASONS
-from archiver.source.recording import Expired, RecordingClient
-from archiver.tls import client_context
-from archiver.wire import Wire
+from archiver.source.recordings import Expired, RecordingClient
 from tests.fakes.audio import noise, wav
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
+from tests.fakes.platform import Platform
 from tests.fakes.population import a_call
-from tests.fakes.rig import blob_client
+from tests.fakes.rig import TRANSPORT, blob_client
 
 HOST = "recs.example.com"
 
 
 def client(clock: HandClock) -> RecordingClient:
     return RecordingClient(
-        ["Recs.example.com", "alt.example.com:8443"], clock, Wire(client_context())
+        ["Recs.example.com", "alt.example.com:8443"], clock, make_client(TRANSPORT)
     )
 
 
@@ -153,14 +153,6 @@ def test_only_the_blob_s_own_headers_are_sent(platform: Platform, clock: HandClo
     assert not {"Authorization", "Cookie", "Referer", "X-Api-Key"} & set(headers.keys())
 
 
-@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
-def test_no_proxy_of_the_environment_is_heard(
-    platform: Platform, clock: HandClock, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
-    monkeypatch.setenv(variable, "http://127.0.0.1:1")
-    assert fetch(blob_client(platform, clock), platform.recording_url("vc_1")) == wav(2)
-
-
 GZIP = {"Content-Encoding": "gzip"}
 
 
@@ -262,13 +254,3 @@ def test_a_slow_start_is_forgiven_within_the_grace(platform: Platform) -> None:
     platform.hooks.append(drip(8, 0.05))
     recordings = blob_client(platform, SystemClock(), rate_grace_seconds=10)  # type: ignore[arg-type]
     assert fetch(recordings, platform.recording_url("vc_1")) == b"RIFF" * 8
-
-
-def test_many_downloads_use_few_connections(platform: Platform, clock: HandClock) -> None:
-    platform.add(a_call("big", audio=noise(3 << 20)))
-    recordings = blob_client(platform, clock)
-    for _ in range(5):
-        assert len(fetch(recordings, platform.recording_url("big"))) == 3 << 20
-    [kept] = recordings._http._kept.values()  # type: ignore[attr-defined]
-    assert len(kept) == 1
-    assert isinstance(platform.find("big").recording, BytesRecording)  # type: ignore[union-attr]

@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Literal
 
-from archiver.demo.platform import BytesRecording
 from archiver.manifest import layout
 from archiver.model import Window, window_of
 from tests.fakes import harm
 from tests.fakes.audio import wav
+from tests.fakes.calls import BytesRecording
 from tests.fakes.harm import Harms
 from tests.fakes.memory_rig import HOUR, Crash, Times, World, Writer
 from tests.fakes.memory_source import Change, Moment, Sighting

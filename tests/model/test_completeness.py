@@ -261,7 +261,7 @@ class Completeness(RuleBasedStateMachine):
     def _check_what_is_listed_now(self, ledger: Ledger) -> None:
         """What the source lists at the end, nothing of it drifting or failing any more, stands
         with its true outcome; what it does not list has vanished."""
-        shown = {call.id: call for call in self.scene.platform.shown}
+        shown = {call.id: call for call in self.scene.platform.listable()}
         completed = {i for i, call in shown.items() if call.state == "Completed"}
         listed = ledger.listed
         assert listed.keys() <= completed, "said to be listed, and not listed"

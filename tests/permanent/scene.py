@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,14 +17,13 @@ from typing import Any
 
 import structlog
 
-from archiver import hub
-from archiver.app import check_hosts
-from archiver.demo.platform import SimulatedCall
 from archiver.errors import ArchiverError
 from archiver.manifest import layout
 from archiver.manifest.layout import SegmentName
 from archiver.model import Window
 from archiver.pipeline.backfill import Summary
+from archiver.wiring import check_hosts
+from tests.fakes.calls import SimulatedCall
 from tests.fakes.harm import Harm, put_there
 from tests.fakes.memory_rig import HOUR, Times
 from tests.fakes.population import PHONE, SECRET_WORDS, a_call
@@ -81,7 +81,7 @@ class YieldingWire(Wire):
     """With several workers, others go on at each request."""
 
     def send(self, *request: Any) -> Any:
-        hub.give_way()
+        time.sleep(0)
         return super().send(*request)
 
 
@@ -190,7 +190,7 @@ class Run:
         return self
 
     def _round(self) -> None:
-        """As `Service.run_forever` has it; a process that cannot start is started again later."""
+        """As `Loop.run_forever` has it; a process that cannot start is started again later."""
         try:
             if self._writer is None:
                 self._writer = self._start()

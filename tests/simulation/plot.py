@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Literal
 
-from archiver.demo.platform import BytesRecording, SimulatedCall
 from tests.fakes.audio import wav
+from tests.fakes.calls import BytesRecording, SimulatedCall
 from tests.fakes.memory_rig import HOUR, Times
 from tests.fakes.population import a_call, stamp
 

@@ -21,13 +21,13 @@ from typing import Any
 
 import structlog
 
-from archiver.audit.holds import Told
+from archiver.audit.hold_ledger import ArchivedHolds
 from archiver.clock import Interrupted
 from archiver.errors import ArchiverError, UsageError
 from archiver.manifest import layout
 from archiver.manifest.event import Action
 from archiver.model import Retention, Window
-from archiver.pipeline.holds import Holds
+from archiver.pipeline.hold_acts import Holds
 from tests.fakes import harm
 from tests.fakes.harm import Harm
 from tests.fakes.memory_rig import HOUR, Crash, SerialWorkers, Times
@@ -239,7 +239,7 @@ def hold(world: SimWorld, name: str, action: Action) -> None:
     writer = world.start(name)
     clock: Any = writer.process.clock
     assert writer.chain.open()
-    told = Told(writer.store, 1)
+    told = ArchivedHolds(writer.store, 1)
     holds = Holds(writer.store, writer.chain, told, SerialWorkers(), clock, world.retention)  # type: ignore[arg-type]
     try:
         holds.act(action, ["vc_0", "vc_1"], "J. Doe", "Case 1")

@@ -5,19 +5,12 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import unquote
 
-from archiver.demo.api import BASE_PATH
-from archiver.demo.wire import Reply, Request
-from archiver.source.client import VoiceCallsClient
-from archiver.source.recording import RecordingClient
-from tests.fakes.memory_source import (
-    Asked,
-    MemoryPlatform,
-    MemoryWire,
-    api_client,
-    recording_client,
-)
+from archiver.source.api import VoiceCallsClient
+from archiver.source.recordings import RecordingClient
+from tests.fakes.http_server import Reply, Request
+from tests.fakes.memory_source import MemoryPlatform, MemoryWire, api_client, recording_client
+from tests.fakes.platform import subject
 from tests.simulation.wire import Process, Wire
 
 STATUS = {"throttled": 429, "unavailable": 503, "internal": 500}
@@ -42,7 +35,9 @@ class Front:
 
     def respond(self, request: Request, client: str) -> Reply:
         api = request.server == "api"
-        operation, key = _what(request)
+        operation, key = subject(request)
+        if not api:
+            operation = "range" if request.headers.get("Range") else "fetch"
         side: Any = "api" if api else "blob"
         exchange, fault = self.wire.send(self.process, side, operation, key)
         if fault in ("unreachable", "out"):
@@ -81,21 +76,9 @@ class Front:
         return reply
 
 
-def _what(request: Request) -> tuple[str, str]:
-    """The operation, and the id of the call that it is about."""
-    if request.server == "blob":
-        call_id = unquote(request.path).removeprefix("/recs/").removesuffix(".wav")
-        return "range" if request.headers.get("Range") else "fetch", call_id
-    rest = request.path.removeprefix(f"{BASE_PATH}/voice-calls").strip("/")
-    if not rest:
-        return "list", request.query.get("dateFrom", "")
-    call_id, _, last = rest.partition("/")
-    return {"": "call", "epa-results": "epa", "recording-url": "url"}[last], unquote(call_id)
-
-
 def _without_range(request: Request) -> Request:
     headers: Any = {name: text for name, text in request.headers.items() if name != "Range"}
-    return Asked(request.server, request.method, request.path, request.raw_query, headers, b"")
+    return replace(request, headers=headers)
 
 
 def _says_what_it_is(reply: Reply) -> bool:

@@ -12,8 +12,8 @@ import structlog
 
 from archiver.clock import Interrupted
 from archiver.errors import ArchiverError, UsageError
-from archiver.pipeline.followups import SCAN_SECONDS
-from archiver.store.upload import ORPHANED_AFTER
+from archiver.pipeline.relist import SCAN_SECONDS
+from archiver.store.bucket import ORPHANED_AFTER
 from tests.fakes.memory_rig import HOUR, Crash
 from tests.fakes.population import PHONE, SECRET_WORDS
 from tests.simulation.faults import Weather

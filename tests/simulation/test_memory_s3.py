@@ -39,7 +39,7 @@ def in_memory(clock: HandClock, **options: Any) -> Bucket:
 def asked(answers: Answers, bucket: Bucket, request: Callable[[], Any]) -> Any:
     """Note what comes of a request: what it answers, or how it is refused."""
     try:
-        answer = bucket.requests.once("Request", request)
+        answer = bucket.client.attempt("Request", request)
     except StoreError as error:
         answers.append((type(error).__name__, error.status, error.reason))
         return {}
@@ -49,7 +49,7 @@ def asked(answers: Answers, bucket: Bucket, request: Callable[[], Any]) -> Any:
 
 def converse(bucket: Bucket, clock: HandClock) -> Answers:
     """One request after the other, each with what a store may find wrong with it."""
-    s3, at, answers = bucket.requests.s3, bucket.requests.at, Answers()
+    s3, at, answers = bucket.client.s3, bucket.client.at, Answers()
     until = clock.now().replace(year=2090)
     retention = {"Mode": "GOVERNANCE", "RetainUntilDate": until}
 
@@ -106,7 +106,7 @@ def test_what_may_overwrite_is_no_archivers_business(clock: HandClock) -> None:
     bucket = in_memory(clock)
     body = {"Body": io.BytesIO(b"x"), "ChecksumSHA256": sha256(b"x"), "ContentType": "text/plain"}
     with pytest.raises(Violation, match="may overwrite"):
-        bucket.requests.s3.put_object(**bucket.requests.at("k"), **body)
+        bucket.client.s3.put_object(**bucket.client.at("k"), **body)
 
 
 def test_uploads_of_the_dead_are_listed_until_they_are_aborted(clock: HandClock) -> None:

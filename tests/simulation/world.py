@@ -15,14 +15,12 @@ from archiver.errors import StoreError
 from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
 from archiver.model import Retention
-from archiver.pipeline.genesis import found_archive
 from archiver.retry import Retry
-from archiver.source.client import VoiceCallsClient
-from archiver.source.recording import RecordingClient
-from archiver.store.bucket import Bucket
+from archiver.source.api import VoiceCallsClient
+from archiver.source.recordings import RecordingClient
+from archiver.store.bucket import ORPHANED_AFTER, Bucket
 from archiver.store.client import StoreOptions
-from archiver.store.probe import glance, require_safe
-from archiver.store.upload import ORPHANED_AFTER
+from archiver.store.probe import quick_probe, require_safe
 from tests.fakes.harm import Harm, put_there, take_away
 from tests.fakes.memory_rig import Times, World, Writer
 from tests.fakes.memory_s3 import MemoryS3, S3Uploads
@@ -124,16 +122,15 @@ class SimWriter(Writer):
         """Open the archive, or begin it; then clear away what killed processes left."""
         world, bucket = self._world, self.store
         if not self.chain.open():
-            found_archive(
-                self.chain, bucket, world.key.public, self.process.clock,  # type: ignore[arg-type]
+            self.chain.begin(
                 capabilities={"create_once": True, "checksums": True, "whole_checksums": True},
                 pages=PAGES,
-                watermark=world.watermark, retention=world.retention,
+                watermark=world.watermark,
             )  # fmt: skip
             return
-        found = glance(bucket, self.chain.genesis().document["store"])
+        found = quick_probe(bucket, self.chain.genesis().document["store"])
         require_safe(found, single_writer=False)
         bucket.create_once, bucket.read_back = found.create_once, not found.checksums
-        bucket.believed = found.whole_checksums
+        bucket.trust_put_checksum = found.whole_checksums
         with suppress(StoreError):
             bucket.abort_uploads(layout.RECORDINGS, world.clock.now() - ORPHANED_AFTER)

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from archiver.demo.platform import Platform, SimulatedCall, VoiceRecording
+from tests.fakes.calls import NoiseRecording, SimulatedCall
+from tests.fakes.platform import Platform
 from tests.system.command import ROOT
 from tests.system.servers import Server, Weed
 
@@ -91,7 +92,7 @@ class ManyCalls(Server):
 def _serve(count: int) -> None:
     calls = []
     for document in documents(count):
-        recording = VoiceRecording(document["id"], SECONDS)
+        recording = NoiseRecording(document["id"], SECONDS)
         calls.append(SimulatedCall(document, recording, epa=document.pop("epaResults")))
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())

@@ -28,6 +28,8 @@ from tests.system.command import BIN, ROOT, clean_environment
 REGION = "us-east-1"
 AZURITE = ROOT / ".cache" / "azurite" / "node_modules" / ".bin" / "azurite-blob"
 _GRPC_OFFSET = 10_000
+_START_TRIES = 3
+_WEED_PARTS = ("s3", "master", "volume", "filer", "admin")
 
 
 @dataclass(frozen=True)
@@ -123,14 +125,22 @@ class Weed(Server):
         self.directory = directory
         self.tls = tls
         self._secret = secrets.token_hex(16)
-        parts = ("s3", "master", "volume", "filer", "admin")
-        self._ports = {part: free_port(grpc=True) for part in parts}
         (directory / "data").mkdir(parents=True)
-        self._log = (directory / "weed.log").open("w")
         (directory / "s3.json").write_text(json.dumps(self._identities()))
-        self._spawn([str(BIN / "weed"), *self._arguments()], self._log, cwd=directory)
-        self.client = s3_client(self.endpoint_url, self.environment, tls)
-        self._wait()
+        log_file = directory / "weed.log"
+        self._log = log_file.open("w")
+        for _ in range(_START_TRIES):
+            # Another process may take a port between the check and the start: then others do.
+            self._ports = {part: free_port(grpc=True) for part in _WEED_PARTS}
+            environment = clean_environment(WEED_S3_SSE_KEK_PASSPHRASE=secrets.token_hex(16))
+            command = [str(BIN / "weed"), *self._arguments()]
+            self._spawn(command, self._log, cwd=directory, env=environment)
+            self.client = s3_client(self.endpoint_url, self.environment, tls)
+            if self._gets_ready():
+                return
+            self._end()
+        self._log.close()
+        raise RuntimeError(f"SeaweedFS does not start: see {log_file}")
 
     @property
     def endpoint_url(self) -> str:
@@ -138,23 +148,44 @@ class Weed(Server):
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": self._secret}
+        return {
+            "AWS_ACCESS_KEY_ID": "tests",
+            "AWS_SECRET_ACCESS_KEY": self._secret,
+            "AWS_DEFAULT_REGION": REGION,
+        }
 
     def settings(self, bucket: str) -> dict[str, str]:
         return {"S3_BUCKET": bucket, "S3_ENDPOINT_URL": self.endpoint_url, "S3_REGION": REGION}
 
+    def create_bucket(self, name: str, *, object_lock: bool = True) -> None:
+        """Make a bucket unless it is there; versioned and lockable with `object_lock`."""
+        try:
+            self.client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=object_lock)
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 409:
+                raise
+
     def stop(self) -> None:
-        super().stop()
+        self._end()
         self._log.close()
-        for part, port in self._ports.items():
-            # It leaves some of its Unix sockets behind, there whatever TMPDIR says.
-            for left in (f"{part}-{port}", f"{part}-grpc-{port + _GRPC_OFFSET}"):
-                Path(f"/tmp/seaweedfs-{left}.sock").unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """End it at once: nobody reads its data again."""
+        if self._process is not None:
+            self._process.kill()
+        self.stop()
 
     def remove(self) -> None:
         """Give the disk back; only after the process has ended."""
         self.stop()
         shutil.rmtree(self.directory)
+
+    def _end(self) -> None:
+        super().stop()
+        for part, port in self._ports.items():
+            # It leaves some of its Unix sockets behind, there whatever TMPDIR says.
+            for left in (f"{part}-{port}", f"{part}-grpc-{port + _GRPC_OFFSET}"):
+                Path(f"/tmp/seaweedfs-{left}.sock").unlink(missing_ok=True)
 
     def _identities(self) -> dict[str, Any]:
         credentials = [{"accessKey": "tests", "secretKey": self._secret}]
@@ -181,19 +212,16 @@ class Weed(Server):
             options |= {"s3.cert.file": self.tls.cert, "s3.key.file": self.tls.key}
         return ["-logtostderr=true", "mini", *(f"-{k}={v}" for k, v in options.items())]
 
-    def _wait(self) -> None:
+    def _gets_ready(self) -> bool:
+        """False if it ended, or somebody else answers: only this server knows the key."""
+        assert self._process is not None
         end = time.monotonic() + 30
-        while True:
-            try:
+        while self._process.poll() is None and time.monotonic() < end:
+            with contextlib.suppress(BotoCoreError, ClientError):
                 self.client.list_buckets()
-            except (BotoCoreError, ClientError):
-                assert self._process is not None
-                if self._process.poll() is not None or time.monotonic() > end:
-                    self.stop()
-                    raise
-                time.sleep(0.05)
-            else:
-                return
+                return True
+            time.sleep(0.05)
+        return False
 
 
 class Source(Server):
@@ -202,7 +230,7 @@ class Source(Server):
     def __init__(self, directory: Path, *arguments: str, truth: bool = True) -> None:
         super().__init__()
         file = directory / f"truth-{secrets.token_hex(4)}.jsonl"
-        command = [sys.executable, "-m", "archiver.demo.platform", *arguments]
+        command = [sys.executable, "-m", "tests.fakes.platform", *arguments]
         command += ["--truth", str(file)] if truth else []
         with (directory / "source.log").open("a") as log:
             process = self._spawn(command, log, stdout=subprocess.PIPE, cwd=ROOT)

@@ -43,7 +43,7 @@ RETENTION_DAYS = 30
 PROBE = "manifest/probe"
 WORK = {
     *("call.archived", "call.no_recording", "record.adopted"),
-    *("records.untold", "window.rival", "seal.appended"),
+    *("records.orphaned", "window.conflict", "seal.appended"),
 }
 """What the log says of something done, or of another process that did it."""
 

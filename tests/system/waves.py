@@ -17,6 +17,8 @@ from typing import Any, Self
 
 import pytest
 
+from tests.fakes.calls import NoiseRecording, make_calls
+from tests.fakes.platform import Platform
 from tests.system.command import ROOT
 from tests.system.servers import Server
 
@@ -99,9 +101,6 @@ class Waves(Server):
 
 
 def _serve(plan: Plan) -> None:
-    # Only here, in the source's own process: the tests themselves never import the package.
-    from archiver.demo.platform import Platform, VoiceRecording, make_calls
-
     count = plan.slices * plan.windows * plan.calls
     calls = make_calls(count, plan.start, plan.end, plan.seed, short=True)
     waves: list[list[Any]] = [[] for _ in range(plan.slices)]
@@ -112,7 +111,7 @@ def _serve(plan: Plan) -> None:
     for number in range(plan.big):
         home = (2 * number + 1) * plan.slices // (2 * plan.big)
         call = next(call for call in waves[home] if call.recording is not None)
-        call.recording = VoiceRecording(call.id, BIG_SECONDS, content_md5=False)
+        call.recording = NoiseRecording(call.id, BIG_SECONDS, content_md5=False)
         call.document["durationSeconds"] = BIG_SECONDS
     # Both are for this thread alone, and are inherited as blocked by those that serve.
     awaited = {signal.SIGUSR1, signal.SIGTERM}
@@ -122,20 +121,13 @@ def _serve(plan: Plan) -> None:
             "api_url": platform.api_url,
             "token": platform.token,
             "blob_host": platform.blob_host,
-            "truth": [_truth(call) for call in calls],
+            "truth": [call.truth() for call in calls],
         }
         print(json.dumps(told), flush=True)
         coming = iter(waves)
         while signal.sigwait(awaited) == signal.SIGUSR1:
             platform.add(*next(coming))
             print(json.dumps("listed"), flush=True)
-
-
-def _truth(call: Any) -> dict[str, Any]:
-    told = None
-    if call.recording is not None:
-        told = {"bytes": call.recording.length, "sha256": call.recording.sha256()}
-    return {"id": call.id, "document": call.detail(), "epa": call.epa, "recording": told}
 
 
 if __name__ == "__main__":

@@ -5,16 +5,17 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
 
 from archiver.audit.verify import Options, verify
-from archiver.demo.platform import Platform
 from archiver.manifest.signing import SigningKey
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
+from tests.fakes.platform import Platform
 from tests.fakes.rig import Archive, Rig, wired
 
 
@@ -51,10 +52,24 @@ def audited(bucket: Bucket, key: SigningKey, archive: Callable[[], Archive]) -> 
 
 
 @pytest.fixture(scope="session")
-def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+def authority() -> trustme.CA:
+    """Signs the certificates of servers."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def root(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with its certificate."""
+    path = tmp_path_factory.mktemp("root") / "root.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tls(authority: trustme.CA) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """A server's context, and that of a client which trusts it."""
-    authority, server = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(server)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1", "localhost").configure_cert(server)
     client = ssl.create_default_context()
     authority.configure_trust(client)
     return server, client

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from archiver.app import check_hosts
-from archiver.demo.platform import READ, Reply, Request
 from archiver.errors import Reach, SourceError, SourceRefused, UsageError
-from archiver.source.client import VoiceCallsClient
-from archiver.source.recording import RecordingClient
-from archiver.source.signed import SignedUrl
+from archiver.source.api import SignedUrl, VoiceCallsClient
+from archiver.source.recordings import RecordingClient
+from archiver.wiring import check_hosts
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_source import MemoryPlatform, MemoryWire, api_client, recording_client
+from tests.fakes.platform import READ
 from tests.fakes.population import TEN, a_call
 
 HOST = "recs.example.com"

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from archiver.app import App
-from archiver.store.bucket import Bucket
-from archiver.store.protection import Protection
+from archiver.store.bucket import Bucket, proves_write
+from archiver.wiring import App
 from tests.fakes.proxy import FaultProxy
 
 TOLD = {"ChecksumSHA256": "abc=", "ETag": '"e"'}
@@ -26,7 +25,7 @@ def proxy(weed: Any) -> Iterator[FaultProxy]:
 def bucket(proxy: FaultProxy, open_bucket: Callable[..., Bucket]) -> Bucket:
     """On a store that names the checksums it computed; it has proved that it does."""
     made = open_bucket(endpoint_url=proxy.url)
-    made.believed = True
+    made.trust_put_checksum = True
     return made
 
 
@@ -56,7 +55,7 @@ def test_nothing_is_believed_before_the_store_proved_anything(
 
 def test_a_lock_is_looked_for(proxy: FaultProxy, open_bucket: Callable[..., Bucket]) -> None:
     locking = open_bucket(endpoint_url=proxy.url, lock_mode="GOVERNANCE")
-    locking.believed = True
+    locking.trust_put_checksum = True
     locking.put_once("k", b"data", retain_until=datetime.now(UTC) + timedelta(days=1), look=False)
     assert heads(proxy) == 1
 
@@ -94,7 +93,7 @@ def test_an_answer_that_tells_nothing_is_asked_again(bucket: Bucket, proxy: Faul
     ],
 )
 def test_what_an_answer_must_say(asked: dict[str, str], answer: dict[str, str], told: bool) -> None:
-    assert Protection.is_told(answer, {"ChecksumSHA256": "abc=", **asked}) is told
+    assert proves_write(answer, {"ChecksumSHA256": "abc=", **asked}) is told
 
 
 @pytest.mark.parametrize(
@@ -110,4 +109,4 @@ def test_only_a_proved_store_is_believed(setting: str, checksums: bool, believed
     app.settings.verify_writes = setting  # type: ignore[attr-defined]
     found.checksums, found.whole_checksums = True, checksums  # type: ignore[attr-defined]
     App._read_back(app, found)  # type: ignore[arg-type]
-    assert app.bucket.believed is believed  # type: ignore[attr-defined]
+    assert app.bucket.trust_put_checksum is believed  # type: ignore[attr-defined]

@@ -15,8 +15,8 @@ from datetime import timedelta
 
 import pytest
 
-from archiver.demo.wire import Reply, Request
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_rig import Times, World, Writer
 from tests.fakes.memory_source import MemoryPlatform
 from tests.fakes.memory_store import MemoryStore
@@ -81,8 +81,8 @@ def test_what_the_loop_has_in_mind_does_not_grow_with_the_archive() -> None:
     refuse_old_calls(world)
     one, other = world.writer("one"), world.writer("other")
     days(world, range(1, REACH), one, other)
-    before = weight(one.service)
+    before = weight(one.loop)
     days(world, range(REACH, REACH + MORE), one, other)
-    grown = weight(one.service) - before
+    grown = weight(one.loop) - before
     # A date for each day that was looked at for records is remembered: 20 kB a year.
     assert grown < 2.5 * MORE, f"{before}, and {grown} more after {MORE} days"

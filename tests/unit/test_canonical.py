@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archiver.errors import FormatError
@@ -130,3 +131,91 @@ def test_the_time_to_refuse_grows_no_faster_than_the_input(tail: bytes) -> None:
     with pytest.raises(FormatError):
         canonical.load(b"[" * 65 + tail)
     assert time.process_time() - began < 2
+
+
+# --- lines of our own, against the rule that they are read faster than
+
+
+def strictly(data: bytes) -> tuple[dict[str, Any], bool] | None:
+    """The rule, by the standard library alone; None for what is no JSON object."""
+    try:
+        document = canonical.load_object(data)
+        return document, canonical.dump(document) == data
+    except FormatError:
+        return None
+
+
+def by_line(data: bytes) -> tuple[dict[str, Any], bool] | None:
+    try:
+        return canonical.load_line(data)
+    except FormatError:
+        return None
+
+
+@settings(deadline=None)
+@given(st.dictionaries(TEXT, DOCUMENTS, max_size=4), st.randoms(use_true_random=False))
+def test_a_line_is_canonical_by_the_fast_rule_if_it_is_by_the_strict_one(
+    document: dict[str, Any], rng: random.Random
+) -> None:
+    data = canonical.dump(document)
+    assert by_line(data) == (document, True)
+    for other in (
+        json.dumps(document).encode(),
+        json.dumps(document, separators=(",", ":"), sort_keys=True).encode() + b"\n",
+        _damaged(data, rng),
+        _damaged(_damaged(data, rng), rng),
+    ):
+        assert repr(by_line(other)) == repr(strictly(other)), other
+
+
+def _damaged(data: bytes, rng: random.Random) -> bytes:
+    at, size = rng.randrange(len(data)), rng.choice([0, 1, 1, 2, 8])
+    pieces = [
+        *(bytes([one]) for one in b'0123456789.eE+-"\\,:{}[] \n\t/u'),
+        b"null",
+        b"\xed\xa0\x80",
+    ]
+    return (
+        data[:at] + rng.choice([*pieces, data[at : at + 9], rng.randbytes(2)]) + data[at + size :]
+    )
+
+
+NUMBERS = st.one_of(
+    st.floats().map(repr),
+    st.integers().map(str),
+    st.decimals(allow_nan=False, allow_infinity=False).map(str),
+    st.from_regex(r"-?[0-9]{1,25}(\.[0-9]{0,20})?([eE][+-]?[0-9]{1,3})?", fullmatch=True),
+)
+
+
+@settings(deadline=None)
+@given(NUMBERS)
+def test_numbers_are_canonical_in_one_spelling_alone(text: str) -> None:
+    data = f'{{"a":[{text}]}}\n'.encode()
+    assert repr(by_line(data)) == repr(strictly(data))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(b"0.00001", b"1e-05", b"1e16", b"1e+16", b"1e400", b"-1e400", b"-0", b"-0.0", b"0.10"),
+        *(b"1" * 4300, b"1" * 4301, b"-" + b"9" * 30, b"18446744073709551616", b"1.0", b"1E5"),
+        *(b"NaN", b"Infinity", b"-Infinity", b'{"b":1,"a":2}', b'{"a":1,"a":1}', b"[1, 2]"),
+        *(b'"\\ud800"', b'"\\ud83d\\udc4b"', b'"\xed\xa0\x80"', b'"\xff"', b'"\xc0\x80"', b'"\\/"'),
+        *(b'"\\u0041"', b'"\\u001F"', b'"\\u001f"', b'"\\u0008"', b'"\\b"', b'"\x01"', b'"\x7f"'),
+        *(b"[" * depth + b"]" * depth for depth in (62, 63, 64, 65, 500, 100_000)),
+        *(b'{"a":' * depth + b"1" + b"}" * depth for depth in (63, 64, 2000)),
+        *(b'"' + b"[" * 100 + b'"', b"true", b"null", b'"\xef\xbb\xbf"'),
+    ],
+    ids=lambda value: repr(value[:20]),
+)
+def test_odd_values_are_judged_as_by_the_strict_rule(value: bytes) -> None:
+    for data in (b'{"a":' + value + b"}\n", b'{"a":' + value + b"}", value + b"\n"):
+        assert repr(by_line(data)) == repr(strictly(data))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\n", b"{}\n{}\n", b"\n{}\n", b"\xef\xbb\xbf{}\n", b"{}\r\n"]
+)
+def test_what_is_not_one_line_is_judged_as_by_the_strict_rule(data: bytes) -> None:
+    assert repr(by_line(data)) == repr(strictly(data))

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 
-from archiver.demo.platform import Platform, Reply, Request, SimulatedCall
 from archiver.errors import CallError
 from archiver.manifest.record import FAILED_REASONS, FILE_KINDS, FINDINGS, INCOMPLETE, Record
 from archiver.model import Call, Retention
-from archiver.pipeline.attempts import Unarchived
-from archiver.pipeline.transfer import Transfer
-from archiver.source.client import VoiceCallsClient
+from archiver.pipeline.backoff import Unarchived
+from archiver.pipeline.call import CallArchiver
+from archiver.source.api import VoiceCallsClient
 from archiver.store.bucket import Bucket
+from tests.fakes.calls import SimulatedCall
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
+from tests.fakes.platform import Platform
 from tests.fakes.population import SECRET_WORDS, a_call, call_of, voice
 from tests.fakes.relisting import (
     FIRST,
@@ -286,12 +288,12 @@ class OddSource(VoiceCallsClient):
 @pytest.fixture
 def transfer(
     platform: Platform, clock: HandClock, bucket: Bucket
-) -> Iterator[Callable[..., Transfer]]:
+) -> Iterator[Callable[..., CallArchiver]]:
     api, blobs = api_client(platform, clock), blob_client(platform, clock)
 
-    def make(**odd: Callable[[], Any]) -> Transfer:
+    def make(**odd: Callable[[], Any]) -> CallArchiver:
         source = OddSource(api, **odd)
-        return Transfer(source, blobs, bucket, clock, retention=Retention(), give_up=GIVE_UP)
+        return CallArchiver(source, blobs, bucket, clock, retention=Retention(), give_up=GIVE_UP)
 
     yield make
     api.close()
@@ -299,7 +301,7 @@ def transfer(
 
 
 def test_what_may_be_an_outage_never_fails_a_call(
-    transfer: Callable[..., Transfer], clock: HandClock
+    transfer: Callable[..., CallArchiver], clock: HandClock
 ) -> None:
     def undecided() -> Any:
         error = CallError("who knows", reason="call_refused", status=403)
@@ -314,7 +316,7 @@ def test_what_may_be_an_outage_never_fails_a_call(
 
 
 def test_a_document_that_has_no_json_form_is_unavailable(
-    transfer: Callable[..., Transfer],
+    transfer: Callable[..., CallArchiver],
 ) -> None:
     half = Call("vc_1", {"id": "vc_1", "campaignId": "\ud800"})
     made = transfer(call=lambda: (half, None))

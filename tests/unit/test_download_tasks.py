@@ -1,24 +1,24 @@
-"""Recordings that tasks move side by side, on one thread, keep their bytes to themselves."""
+"""Recordings that threads move side by side keep their bytes to themselves."""
 
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime, timedelta
+import time
+from datetime import timedelta
 
 import pytest
 
-from archiver import hub
+from archiver.core.concurrency import Workers
 from archiver.errors import CallError
-from archiver.hub import Hub
-from archiver.pipeline.download import Download
-from archiver.source.recording import BlobInfo
-from archiver.store.objects import Stored
-from archiver.store.upload import GIVEN_UP_AFTER, ORPHANED_AFTER
+from archiver.pipeline.recording import RecordingWriter
+from archiver.source.recordings import BlobInfo
+from archiver.store.bucket import GIVEN_UP_AFTER, ORPHANED_AFTER
+from archiver.store.types import Stored
 from tests.fakes.audio import wav
 from tests.fakes.clock import HandClock
 from tests.fakes.memory_store import MemoryStore, Request
 
-TASKS = 4
+THREADS = 4
 
 
 class Slow:
@@ -30,7 +30,7 @@ class Slow:
         self.info = BlobInfo("blobs.example.com", len(data), '"x"', None, None)
 
     def readinto(self, view: memoryview) -> int:
-        hub.sleep(0.0)
+        time.sleep(0.0)
         piece = self._data[self._at : self._at + min(len(view), 5000)]
         view[: len(piece)] = piece
         self._at += len(piece)
@@ -46,23 +46,22 @@ class Memory:
         self.found: dict[str, str] = {}
 
     def put_once(self, key: str, data: memoryview, *, sha256: str, **_: object) -> Stored:
-        hub.sleep(0.001)
+        time.sleep(0.001)
         assert hashlib.sha256(data).hexdigest() == sha256
         self.found[key] = sha256
         return Stored(key, None, len(data), sha256)
 
 
-def test_tasks_do_not_share_a_buffer() -> None:
-    store, tasks = Memory(), Hub(TASKS)
-    download = Download(store)  # type: ignore[arg-type]
+def test_threads_do_not_share_a_buffer() -> None:
+    store, workers = Memory(), Workers(THREADS)
+    writer = RecordingWriter(store)  # type: ignore[arg-type]
     audio = {f"{n}.wav": wav(4.0 - n / 7, seed=n) for n in range(24)}
 
-    def move(key: str, until: datetime | None = None) -> None:
-        download.run(Slow(audio[key]), key, until, False)  # type: ignore[arg-type]
+    def move(key: str) -> None:
+        writer.write(Slow(audio[key]), key, None, False)  # type: ignore[arg-type]
 
-    for future in [tasks.submit(move, key) for key in audio]:
-        future.result(10)
-    tasks.shutdown()
+    workers.map(move, audio)
+    workers.close()
     assert store.found == {key: hashlib.sha256(data).hexdigest() for key, data in audio.items()}
 
 
@@ -79,14 +78,14 @@ def test_a_slow_upload_is_nobodys_orphan(days: float) -> None:
             clock.forward(timedelta(days=days) / (len(audio) // 4_000))
 
     store.hooks.append(slow)
-    download = Download(store, 4_000, lambda: "0" * 16, clock.monotonic)
+    writer = RecordingWriter(store, 4_000, lambda: "0" * 16, clock.monotonic)
     began = clock.now()
     if days < 6:
-        download.run(Slow(audio), "recording.wav", None, False)  # type: ignore[arg-type]
+        writer.write(Slow(audio), "recording.wav", None, False)  # type: ignore[arg-type]
         assert store.object(f"recording-{'0' * 16}.wav").data == audio
     else:
         with pytest.raises(CallError) as caught:
-            download.run(Slow(audio), "recording.wav", None, False)  # type: ignore[arg-type]
+            writer.write(Slow(audio), "recording.wav", None, False)  # type: ignore[arg-type]
         assert caught.value.reason == "too_slow"
         assert clock.now() - began < ORPHANED_AFTER
     assert timedelta(hours=36) < GIVEN_UP_AFTER < ORPHANED_AFTER

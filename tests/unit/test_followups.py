@@ -8,13 +8,14 @@ from datetime import timedelta
 import pytest
 
 from archiver.clock import Interrupted
-from archiver.demo.platform import Platform, Reply, Request
 from archiver.errors import StoreError
 from archiver.manifest import layout
-from archiver.pipeline import service
-from archiver.pipeline.service import Service
+from archiver.pipeline import loop as loop_module
+from archiver.pipeline.loop import Loop
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
+from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, call_of
 from tests.fakes.relisting import (
     AGES,
@@ -153,7 +154,7 @@ def test_a_first_look_at_the_bucket_that_fails_is_taken_again_in_the_next_round(
 # --- one for all
 
 
-def two_windows_of_age(platform: Platform, rig: MakeRig, clock: HandClock) -> Service:
+def two_windows_of_age(platform: Platform, rig: MakeRig, clock: HandClock) -> Loop:
     """Both have a call with a survey that is not archived yet, and wait to be listed again; another
     call has just begun."""
     platform.add(a_call(), a_call("other", ELEVEN))
@@ -166,7 +167,7 @@ def two_windows_of_age(platform: Platform, rig: MakeRig, clock: HandClock) -> Se
     return another(rig, give_up=DAY)
 
 
-def goes_on(platform: Platform, clock: HandClock, loop: Service) -> None:
+def goes_on(platform: Platform, clock: HandClock, loop: Loop) -> None:
     """All is well again, until the newest call's window is closed too."""
     platform.hooks.clear()
     clock.forward(3 * HOUR)
@@ -195,7 +196,7 @@ def test_a_damaged_segment_keeps_no_other_window_waiting(
     loop = two_windows_of_age(platform, rig, clock)
     key = layout.SegmentName(TEN, 1).jsonl
     record, line = archive().read(key).splitlines(keepends=True)
-    s3, at = bucket.requests.s3, bucket.requests.at(key)
+    s3, at = bucket.client.s3, bucket.client.at(key)
     body = record[:9] + b"\n" + line if what == "a record" else b"nothing of the sort\n"
     damage = s3.put_object(**at, Body=body)
     loop.round()
@@ -232,7 +233,7 @@ def test_follow_ups_do_not_starve_the_newest_calls(
 ) -> None:  # fmt: skip
     """A source is so slow that one window takes more than the round has for all of them."""
     loop = two_windows_of_age(platform, rig, clock)
-    monkeypatch.setattr(service, "CLOSED_AT_A_TIME", 1)
+    monkeypatch.setattr(loop_module, "CLOSED_AT_A_TIME", 1)
 
     def slow(request: Request) -> None:
         if "/voice-calls/vc_1" in request.path:
@@ -277,7 +278,7 @@ def test_calls_of_before_the_archive_are_not_kept_in_mind(
     platform.add(a_call("old", TEN - HOUR, audio=None), a_call(audio=None))
     made = rig(relist=AGES)
     made.found(TEN)
-    made.service().round()
+    made.loop().round()
     clock.forward(2 * MINUTE)  # what was tried does not rest any more
     assert made.windows.remembered == {WINDOW}
     assert platform.served("api", path_contains="/old") == []

@@ -17,8 +17,8 @@ from archiver.errors import StoreError
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Action, Hold
 from archiver.model import Retention
-from archiver.pipeline.heldcalls import HeldCalls
-from archiver.pipeline.sealing import Chain
+from archiver.pipeline.chain import Chain
+from archiver.pipeline.hold_enforcement import HeldCalls
 from tests.fakes.clock import HandClock
 from tests.fakes.memory_rig import HOUR, Crash, World
 from tests.fakes.memory_store import MemoryStore, Request
@@ -249,7 +249,7 @@ def test_what_is_not_sealed_counts_where_it_adds(world: World, officer: Officer)
     assert known.ids() == {"vc_1", "vc_2"}
     officer.act("remove", "vc_2")
     assert known.is_held("vc_2"), "as of a moment ago"
-    known.look()
+    known.refresh()
     assert known.ids() == {"vc_1"}, "a removal that came after it, and was sealed"
 
 
@@ -277,10 +277,10 @@ def test_a_segment_is_read_once_and_its_pointer_when_it_comes(
     )
     known = HeldCalls(store, world.clock)
     for _ in range(3):
-        known.look()
+        known.refresh()
     officer.seals(waiting)
     for _ in range(3):
-        known.look()
+        known.refresh()
     keys = [sealed, waiting.entry.key]
     assert asked == Counter([*keys, *map(layout.pointer_key, keys)])
 
@@ -296,7 +296,7 @@ def test_damage_stops_nothing_and_what_was_known_stays(
     world.store.by("stranger").put_once(key, data or b" ")
     with capture_logs() as logs:
         for _ in range(3):
-            good.look()
+            good.refresh()
         assert good.ids() == {"vc_1"}
         world.writer("second").backfill(TEN, TEN + HOUR)
     assert loose(world, "vc_1") == []

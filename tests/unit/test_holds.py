@@ -13,16 +13,15 @@ from typing import Any, Literal
 
 import pytest
 
-from archiver.audit.callobjects import Finder
-from archiver.audit.holds import Ledger, Told, standings
+from archiver.audit.hold_ledger import ArchivedHolds, CallFinder, HoldLedger, holds_by_call
 from archiver.audit.verify import Options, verify
 from archiver.clock import Interrupted
 from archiver.errors import FormatError, StoreError, UsageError
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Action
 from archiver.model import Retention
-from archiver.pipeline.holds import Holds, Result
-from archiver.pipeline.sealing import Chain
+from archiver.pipeline.chain import Chain
+from archiver.pipeline.hold_acts import Holds, Result
 from tests.fakes.clock import HandClock
 from tests.fakes.memory_rig import HOUR, Crash, SerialWorkers, World
 from tests.fakes.memory_store import MemoryStore, Request
@@ -49,7 +48,7 @@ class Officer:
         store = self.world.store.by(f"officer {self._number}", self.clock)
         chain = Chain(store, self.world.key, self.clock, Retention())
         assert chain.open()
-        told = Told(store, 1)
+        told = ArchivedHolds(store, 1)
         return Holds(store, chain, told, SerialWorkers(), self.clock, Retention()), store
 
     def act(
@@ -79,12 +78,12 @@ class Officer:
     @property
     def ledger(self) -> dict[str, list[str]]:
         """Call id → its acts in the chain's order."""
-        found = standings(Ledger(self.world.store).acts())
+        found = holds_by_call(HoldLedger(self.world.store).acts())
         return {i: [act.hold.action for act in one.acts] for i, one in found.items()}
 
     @property
     def unsealed(self) -> list[str]:
-        ledger = Ledger(self.world.store)
+        ledger = HoldLedger(self.world.store)
         ledger.acts()
         return ledger.unsealed
 
@@ -217,7 +216,7 @@ def test_a_call_with_records_on_two_days_is_held_on_both(world: World, officer: 
 
 
 def test_a_large_day_is_not_listed_for_few_calls(world: World) -> None:
-    finder = Finder(world.store, 1, page=1)
+    finder = CallFinder(world.store, 1, page=1)
     asked: list[Request] = []
     world.store.hooks.append(asked.append)
     found = finder.find(["vc_2", "vc_3"])
@@ -645,7 +644,7 @@ def test_each_seal_and_each_act_is_read_once(world: World, officer: Officer) -> 
         officer.add("vc_1", "vc_2")
     asked: list[Request] = []
     world.store.hooks.append(asked.append)
-    ledger = Ledger(world.store)
+    ledger = HoldLedger(world.store)
     assert len(ledger.acts()) == 6
     read = [one.key for one in asked if one.operation == "get" and one.moment == "before"]
     assert len(read) == len(set(read)) == 3 + 3 + 3
@@ -664,7 +663,7 @@ def test_a_damaged_ledger_is_one_clear_line(world: World, officer: Officer) -> N
 
     damaged = Damaged(officer.clock, shelf=world.store._shelf)
     with pytest.raises(StoreError, match="run archiver verify"):
-        Ledger(damaged).acts()
+        HoldLedger(damaged).acts()
 
 
 @pytest.mark.parametrize(

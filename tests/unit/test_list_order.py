@@ -8,7 +8,7 @@ import pytest
 
 from archiver.audit.verify import Options, verify
 from archiver.manifest import layout
-from archiver.pipeline.index import SegmentIndex
+from archiver.pipeline.bucket_state import SegmentIndex
 from tests.fakes.memory_rig import HOUR, Times, World
 from tests.fakes.population import TEN, a_call
 

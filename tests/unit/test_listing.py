@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from archiver.demo.platform import Platform, Reply, Request, SimulatedCall
 from archiver.model import Window
-from archiver.source import client as client_module
-from archiver.source.client import Filter
+from archiver.source import api as api_module
+from archiver.source.api import Filter
 from archiver.source.listing import MAX_PASSES, Listed, Lister
+from tests.fakes.calls import SimulatedCall
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
+from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, stamp
 from tests.fakes.rig import HOUR, WINDOW, api_client
 
@@ -220,7 +222,7 @@ def test_paging_that_never_ends_ends(platform: Platform, lister: MakeLister, cha
 def test_a_listing_of_ever_new_ids_is_not_complete(
     platform: Platform, lister: MakeLister, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "MAX_PAGES", 30)
+    monkeypatch.setattr(api_module, "MAX_PAGES", 30)
     numbers = iter(range(10**9))
     platform.hooks.append(
         lambda _: Reply(200, {}, json.dumps([{"id": f"x{next(numbers)}"}]).encode())

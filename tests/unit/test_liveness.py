@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import socket
 import threading
 import time
 import urllib.error
@@ -14,13 +13,17 @@ from contextlib import contextmanager
 import pytest
 
 from archiver import liveness
-from archiver.clock import Interrupted, SystemClock
-from archiver.heads import NoAnswer
-from archiver.hub import Hub
-from archiver.source.http import Pace
+from archiver.clock import SystemClock
+from archiver.core.concurrency import Workers
+from archiver.core.http import Transport, TransportError, make_client
+from archiver.errors import StoreError
+from archiver.retry import Retry
+from archiver.source.json_api import RateLimit
+from archiver.store.bucket import Bucket
+from archiver.store.client import StoreOptions
 from archiver.telemetry import Telemetry
-from archiver.wire import Wire
-from tests.system.tcp_proxy import Proxy
+from tests.fakes.clock import HandClock
+from tests.fakes.traps import silent, slow
 
 LONGEST_IDLE_SECONDS = 2.0
 """A second is what a wait goes on without a note; the rest is for a machine that is busy."""
@@ -45,63 +48,45 @@ def watched() -> Iterator[Callable[[], float]]:
         thread.join()
 
 
-class Silent(Proxy):
-    """Takes connections, reads slowly or not at all, and never answers."""
-
-    def __init__(self, bytes_per_second: int = 0) -> None:
-        super().__init__()
-        self._pace = bytes_per_second
-
-    def _serve(self, client: socket.socket) -> None:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        with client:
-            while self._pace and client.recv(self._pace // 10):
-                time.sleep(0.1)
-            time.sleep(30)
-
-
 def test_a_sleep_and_a_turn_under_a_rate_are_waits_on_purpose() -> None:
     clock = SystemClock()
-    pace = Pace(0.4, clock)
-    pace.wait()
+    rate = RateLimit(0.4, clock)
+    rate.wait()
     with watched() as most:
         clock.sleep(2.5)
-        pace.wait()
+        rate.wait()
     assert most() < LONGEST_IDLE_SECONDS
 
 
-@pytest.mark.parametrize("in_task", [False, True])
-def test_the_wait_for_an_answer_is_one(in_task: bool) -> None:
-    http = Wire(None, silence_seconds=3.5)
-    hub = Hub(2)
-    with Silent() as server, watched() as most:
+@pytest.mark.parametrize("transport", ["fast", "standard"])
+def test_the_wait_for_an_answer_is_one(transport: Transport) -> None:
+    http, workers = make_client(transport), Workers(2)
+    with silent() as server, watched() as most:
 
-        def ask() -> None:
-            with pytest.raises(NoAnswer, match="timeout"):
-                http.ask("GET", f"http://{server.address}/", {}, max_bytes=1)
+        def ask(_: int) -> None:
+            with pytest.raises(TransportError):
+                http.request("GET", server.url, {}, max_bytes=1, seconds=2.5)
 
         began = time.monotonic()
-        hub.submit(ask).result() if in_task else ask()
-        assert time.monotonic() - began > 3.4
+        workers.map(ask, range(2))
+        assert time.monotonic() - began > 2.4
         assert most() < LONGEST_IDLE_SECONDS
-    hub.shutdown()
+    workers.close()
 
 
-def test_whoever_waits_for_an_answer_hears_the_request_to_end() -> None:
-    clock = SystemClock()
-    http = Wire(None, check=clock.check)
-    with Silent() as server:
-        threading.Timer(0.5, clock.stop).start()
-        began = time.monotonic()
-        with pytest.raises(Interrupted):
-            http.ask("GET", f"http://{server.address}/", {}, max_bytes=1)
-        assert time.monotonic() - began < 5
+def test_it_is_none_any_longer_once_it_should_have_ended() -> None:
+    with liveness.waiting(0.2):
+        assert liveness.idle_seconds() == 0
+        time.sleep(0.5)
+        assert liveness.idle_seconds() > 0.2
+    assert liveness.idle_seconds() < 0.2
 
 
-def test_a_body_that_is_taken_slowly_is_life() -> None:
-    http = Wire(None, silence_seconds=1.5)
-    with Silent(64 << 10) as server, watched() as most, pytest.raises(NoAnswer):
-        http.ask("PUT", f"http://{server.address}/", {}, bytes(6 << 20), max_bytes=1)
+@pytest.mark.parametrize("transport", ["fast", "standard"])
+def test_a_body_that_is_taken_slowly_is_life(transport: Transport) -> None:
+    http = make_client(transport)
+    with slow(400_000) as server, watched() as most:
+        http.request("PUT", server.url, {}, bytes(1_000_000), max_bytes=9)
     assert most() < LONGEST_IDLE_SECONDS
 
 
@@ -138,11 +123,12 @@ def status(port: int) -> int:
         return error.code
 
 
-def test_a_file_that_is_sent_by_another_library_shows_life_at_each_block() -> None:
-    from archiver.store.bucket import _Sent
-
-    sent = _Sent(io.BytesIO(b"abc"))
-    time.sleep(0.2)
-    assert liveness.idle_seconds() > 0.1
-    assert (sent.read(2), sent.tell()) == (b"ab", 2)
-    assert liveness.idle_seconds() < 0.1
+def test_so_is_a_file_that_boto3_sends(clock: HandClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    with slow(400_000) as server, watched() as most:
+        options = StoreOptions("bucket", endpoint_url=server.url, region="us-east-1")
+        bucket = Bucket(options, clock, Retry(clock, attempts=1))
+        with pytest.raises(StoreError, match="PutObject"):
+            bucket.put_once("k", io.BytesIO(bytes(1_000_000)))
+    assert most() < LONGEST_IDLE_SECONDS

@@ -14,7 +14,7 @@ CODE = Path(archiver.__file__).parent
 PAGE = CODE.parent / "docs" / "operations.md"
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 SAY = {"info", "warning"}
-"""`say` in pipeline/transfer.py is one of these, by the outcome."""
+"""`say` in pipeline/call.py is one of these, by the outcome."""
 
 
 def logged() -> dict[str, set[str]]:

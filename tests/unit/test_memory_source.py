@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from archiver.demo.wire import Reply, Request
 from archiver.errors import CallError, NoRecording, SourceError, SourceRefused
-from archiver.source.client import Filter
-from archiver.source.recording import Expired
+from archiver.source.api import Filter
+from archiver.source.recordings import Expired
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_source import (
     API_URL,
     MemoryPlatform,
@@ -185,5 +185,7 @@ def test_an_answer_may_be_cut(platform: MemoryPlatform, clock: HandClock, cut: i
 
 def test_what_no_client_may_send_is_a_violation(platform: MemoryPlatform) -> None:
     headers = {"Authorization": f"Bearer {platform.token}"}
-    assert MemoryWire(platform).ask("POST", f"{API_URL}/voice-calls", headers, max_bytes=1 << 20)
+    assert MemoryWire(platform).request(
+        "POST", f"{API_URL}/voice-calls", headers, max_bytes=1 << 20
+    )
     assert platform.violations == ["POST sent to the API"]

@@ -9,10 +9,10 @@ from datetime import datetime, timedelta
 import pytest
 
 from archiver.audit.verify import Options, verify
-from archiver.demo.wire import Reply, Request
 from archiver.errors import Reach, StoreError
 from archiver.manifest import layout
 from archiver.model import Window
+from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_rig import HOUR, World, Writer
 from tests.fakes.memory_store import Request as Asked
 from tests.fakes.population import TEN, a_call, stamp

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from datetime import timedelta
 
 import pytest
 
-from archiver import hub
+from archiver.core.concurrency import Workers
 from archiver.errors import SourceError
-from archiver.pipeline.pool import Workers
 from archiver.pressure import Pressure
 from archiver.retry import Retry
 from tests.fakes.clock import HandClock
@@ -41,7 +42,8 @@ def test_work_that_ends_brings_it_back(clock: HandClock) -> None:
     limits = []
     for _ in range(40):
         limits.append(pressure.limit)
-        pressure.recover()
+        with pressure.slot():
+            pass
     assert limits == sorted(limits)
     assert pressure.limit == 8
     assert limits.index(8) > 8, "not all at once"
@@ -61,21 +63,25 @@ def test_it_hears_of_answers_that_say_so(clock: HandClock, status: int | None, l
 
 
 def test_workers_keep_to_it_and_bring_it_back(clock: HandClock) -> None:
-    pressure, active, most = Pressure(8, clock), [0], []
+    pressure, lock = Pressure(8, clock), threading.Lock()
+    active, most = [0], []
     crowded_until(pressure, clock, 2)
 
     def work(_: int) -> None:
-        active[0] += 1
-        most.append((active[0], pressure.limit))
-        hub.sleep(0.002)
-        active[0] -= 1
+        with lock:
+            active[0] += 1
+            most.append((active[0], pressure.limit))
+        time.sleep(0.005)
+        with lock:
+            active[0] -= 1
 
     workers = Workers(8, pressure)
     workers.map(work, range(100))
     workers.close()
-    assert max(at_work for at_work, _ in most[:2]) == 2
+    assert max(at_work for at_work, _ in most[:2]) <= 2
     assert all(at_work <= limit for at_work, limit in most)
-    assert max(at_work for at_work, _ in most) == 8 == pressure.limit
+    assert max(at_work for at_work, _ in most) > 4
+    assert pressure.limit == 8
 
 
 def test_work_that_fails_brings_it_back_too(clock: HandClock) -> None:

@@ -14,8 +14,8 @@ from archiver.audit.verify import Options, verify
 from archiver.errors import Reach, StoreError
 from archiver.manifest import layout
 from archiver.model import Window
-from archiver.pipeline.service import CLOSED_AT_A_TIME
-from archiver.pipeline.store_health import HOPELESS, SUSPICIOUS, StoreHealth
+from archiver.pipeline.health import HOPELESS, SUSPICIOUS, StoreHealth
+from archiver.pipeline.loop import CLOSED_AT_A_TIME
 from tests.fakes import harm
 from tests.fakes.audio import wav
 from tests.fakes.harm import Harms

@@ -7,9 +7,10 @@ import json
 
 import pytest
 
-from archiver.demo.platform import Platform, Reply, Request
-from archiver.pipeline.service import Service
+from archiver.pipeline.loop import Loop
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
+from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, call_of, stamp
 from tests.fakes.relisting import (
     AGES,
@@ -32,7 +33,7 @@ TALK = [{"role": "user", "text": "I said something else", "timestamp": stamp(TEN
 
 
 @pytest.fixture
-def loop(rig: MakeRig) -> Service:
+def loop(rig: MakeRig) -> Loop:
     return another(rig)
 
 
@@ -44,7 +45,7 @@ def bytes_asked(platform: Platform) -> int:
 
 
 def test_a_call_listed_hours_late_comes_with_the_next_listing(
-    platform: Platform, loop: Service, clock: HandClock, archive: Look
+    platform: Platform, loop: Loop, clock: HandClock, archive: Look
 ) -> None:
     platform.add(a_call())
     clock.turn_to(SETTLED)
@@ -67,7 +68,7 @@ def test_a_call_listed_hours_late_comes_with_the_next_listing(
 
 
 def test_a_recording_that_is_late_by_two_hours(
-    platform: Platform, loop: Service, clock: HandClock, archive: Look
+    platform: Platform, loop: Loop, clock: HandClock, archive: Look
 ) -> None:
     """404 for 2 h, then there: tried again with growing pauses, archived before it is sealed."""
     noon = clock.now()
@@ -90,7 +91,7 @@ def test_a_recording_that_is_late_by_two_hours(
 
 
 def test_a_recording_that_comes_after_its_window_was_sealed(
-    platform: Platform, loop: Service, clock: HandClock, archive: Look
+    platform: Platform, loop: Loop, clock: HandClock, archive: Look
 ) -> None:
     platform.add(a_call(audio=None))
     clock.turn_to(SETTLED)
@@ -123,7 +124,7 @@ def test_a_failed_call_whose_recording_comes_back(
 
 
 def test_a_survey_that_is_filled_in_later(
-    platform: Platform, loop: Service, clock: HandClock, archive: Look
+    platform: Platform, loop: Loop, clock: HandClock, archive: Look
 ) -> None:
     platform.add(a_call(), a_call("other", TEN + MINUTE))
     clock.turn_to(SETTLED)
@@ -147,7 +148,7 @@ def test_a_survey_that_is_filled_in_later(
 
 
 def test_a_transcript_that_has_changed_stands_beside_the_old_one(
-    platform: Platform, loop: Service, clock: HandClock, archive: Look
+    platform: Platform, loop: Loop, clock: HandClock, archive: Look
 ) -> None:
     platform.add(a_call(epa={"state": "Completed"}))
     clock.turn_to(SETTLED)
@@ -166,7 +167,7 @@ def test_a_transcript_that_has_changed_stands_beside_the_old_one(
 
 
 def test_another_duration_is_noticed(
-    platform: Platform, loop: Service, clock: HandClock, archive: Look
+    platform: Platform, loop: Loop, clock: HandClock, archive: Look
 ) -> None:
     platform.add(a_call())
     clock.turn_to(SETTLED)
@@ -183,7 +184,7 @@ def test_another_duration_is_noticed(
 
 
 def test_what_the_source_has_lost_stays_in_the_record(
-    platform: Platform, loop: Service, clock: HandClock, archive: Look
+    platform: Platform, loop: Loop, clock: HandClock, archive: Look
 ) -> None:
     platform.add(a_call(epa={"state": "Completed"}))
     clock.turn_to(SETTLED)
@@ -205,7 +206,7 @@ def test_what_the_source_has_lost_stays_in_the_record(
 
 
 def test_a_failure_does_not_become_a_call_without_a_recording(
-    platform: Platform, loop: Service, clock: HandClock, archive: Look
+    platform: Platform, loop: Loop, clock: HandClock, archive: Look
 ) -> None:
     """The source had one, and has deleted it since."""
     platform.add(a_call())
@@ -224,7 +225,7 @@ def test_a_failure_does_not_become_a_call_without_a_recording(
 
 
 def test_a_call_that_is_not_listed_any_more_has_vanished_until_it_is(
-    platform: Platform, loop: Service, clock: HandClock, archive: Look
+    platform: Platform, loop: Loop, clock: HandClock, archive: Look
 ) -> None:
     gone = a_call("gone", TEN + MINUTE)
     platform.add(a_call(), gone)
@@ -244,7 +245,7 @@ def test_a_call_that_is_not_listed_any_more_has_vanished_until_it_is(
 
 
 def test_a_call_that_was_listed_once_and_never_came_is_told_of(
-    platform: Platform, loop: Service, clock: HandClock, archive: Look
+    platform: Platform, loop: Loop, clock: HandClock, archive: Look
 ) -> None:
     """Listed while its window was open, gone before it could be archived."""
     platform.add(a_call(), a_call("gone", TEN + MINUTE, audio=None))
@@ -266,7 +267,7 @@ def test_a_call_that_was_listed_once_and_never_came_is_told_of(
 
 
 def test_a_call_that_only_one_pass_has_listed_is_archived(
-    platform: Platform, loop: Service, clock: HandClock, archive: Look
+    platform: Platform, loop: Loop, clock: HandClock, archive: Look
 ) -> None:
     """Hidden from the second pass on, but still there for who asks by its id."""
     platform.add(a_call(), a_call("shy", TEN + MINUTE))
@@ -419,7 +420,7 @@ def test_without_ages_nothing_is_listed_again(
 
 
 def test_an_outage_postpones_the_listing(
-    platform: Platform, loop: Service, clock: HandClock, archive: Look
+    platform: Platform, loop: Loop, clock: HandClock, archive: Look
 ) -> None:
     """Else a survey that changed would never be found out."""
     platform.add(a_call())
@@ -440,7 +441,7 @@ def test_an_outage_postpones_the_listing(
 
 
 def test_an_outage_that_does_not_end_is_not_waited_for_longer_than_give_up(
-    platform: Platform, loop: Service, clock: HandClock, archive: Look
+    platform: Platform, loop: Loop, clock: HandClock, archive: Look
 ) -> None:
     platform.add(a_call())
     clock.turn_to(SETTLED)
@@ -460,7 +461,7 @@ def test_an_outage_that_does_not_end_is_not_waited_for_longer_than_give_up(
 
 
 def test_a_late_call_of_a_date_only_source_is_seen_at_once(
-    platform: Platform, loop: Service, clock: HandClock, archive: Look
+    platform: Platform, loop: Loop, clock: HandClock, archive: Look
 ) -> None:
     """Each listing shows the whole day, so a late call turns up beside another window's."""
     platform.options.whole_days = True

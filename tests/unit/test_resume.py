@@ -8,11 +8,11 @@ from datetime import timedelta
 
 import pytest
 
-from archiver.demo.platform import BytesRecording, SimulatedCall
-from archiver.demo.wire import Reply, Request
 from archiver.errors import CallError
-from archiver.source.resume import Resumed
+from archiver.source.recordings import ResumableDownload
+from tests.fakes.calls import BytesRecording, SimulatedCall
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_source import MemoryPlatform, api_client, recording_client
 from tests.fakes.population import a_call
 
@@ -48,7 +48,7 @@ class Blobs:
         blobs = recording_client(self.platform, self.clock, **pace)
         buffer = bytearray(MIB)
         found = b""
-        recording = Resumed(blobs, lambda: api.recording_url("vc_1"), self.clock)
+        recording = ResumableDownload(blobs, lambda: api.recording_url("vc_1"), self.clock)
         with closing(recording):
             while len(found) < recording.info.length:
                 found += buffer[: recording.readinto(memoryview(buffer))]

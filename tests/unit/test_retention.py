@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from archiver.demo.platform import Platform
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Action, Hold
 from archiver.manifest.signing import SigningKey
 from archiver.model import Retention, parse_time, windows_between
 from archiver.pipeline.backfill import Backfill
-from archiver.pipeline.planning import BACKFILL
+from archiver.pipeline.plan import Purpose
 from archiver.store.bucket import Bucket
-from archiver.store.objects import Lock
+from archiver.store.types import Lock
 from tests.fakes.clock import HandClock
+from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, stamp
 from tests.fakes.proxy import FaultProxy
 from tests.fakes.relisting import (
@@ -94,7 +94,7 @@ def locks(bucket: Bucket) -> Callable[[], dict[str, OtherLock]]:
 def counted(bucket: Bucket) -> Iterator[Counter[str]]:
     """What boto3 is asked for meanwhile, by operation: locks and holds are."""
     asked: Counter[str] = Counter()
-    events = bucket.requests.s3.meta.events
+    events = bucket.client.s3.meta.events
 
     def count(model: Any, **_: Any) -> None:
         asked[model.name] += 1
@@ -109,7 +109,7 @@ def counted(bucket: Bucket) -> Iterator[Counter[str]]:
 def asked_by(proxy: FaultProxy, policy: Policy, mode: str | None, days: int = 0) -> list[str]:
     """What a backfill asks, but for its look at the archive as a whole."""
     rig = policy.rig(mode, days, policy.open_bucket(lock_mode=mode, endpoint_url=proxy.url))
-    rig.windows.keeper.keep_archive(rig.chain.head.key_id)
+    rig.windows.retention.keep_archive(rig.chain.head.key_id)
     proxy.seen.clear()
     rig.backfill()
     return list(proxy.seen)
@@ -288,8 +288,8 @@ class Dying(Bucket):
     """Its process dies at the `nth` object whose lock is to be extended."""
 
     def __init__(self, real: Bucket, nth: int) -> None:
-        requests = real.requests
-        super().__init__(real.options, requests.clock, requests.retry, client=requests.client)
+        client = real.client
+        super().__init__(real.options, client.clock, client.retry, client=client.s3)
         self.left = nth
 
     def extend(self, *what: Any) -> Lock:
@@ -324,16 +324,16 @@ def test_an_object_that_is_gone_does_not_stop_the_others(
     platform.add(a_call("one"), a_call("two"))
     clock.turn_to(SETTLED)
     policy.rig(None).backfill()
-    requests = bucket.requests
+    client = bucket.client
     gone = layout.recording_dir(TEN.date(), "one") + "transcript.json"
     for version in list(bucket.versions(gone)):
-        requests.s3.delete_object(**requests.at(gone, version.version_id))
+        client.s3.delete_object(**client.at(gone, version.version_id))
     with capture_logs() as logs:
         policy.rig(GOVERNANCE, SHORT).backfill()
     assert short_of(locks(), SHORT) == []
     told = [line for line in logs if line["event"].startswith("window.")]
     assert [(line["event"], line["objects"]) for line in told] == [
-        ("window.kept_longer", 5 + 5),
+        ("window.locks_extended", 5 + 5),
         ("window.objects_gone", 1),
     ]
 
@@ -380,11 +380,11 @@ def test_a_seal_of_many_windows_is_extended_once_by_many_threads(
     clock.turn_to(SETTLED + count * HOUR)
     windows = list(windows_between(TEN, TEN + count * HOUR, HOUR))
     rig = policy.rig(GOVERNANCE, SHORT)
-    outcomes = [rig.windows.process(window, BACKFILL) for window in windows]
+    outcomes = [rig.windows.process(window, Purpose.BACKFILL) for window in windows]
     Backfill(rig.windows, rig.chain, rig.segments).seal(outcomes, None)
     for days in (LONG, LONG + 5):
         longer = policy.rig(GOVERNANCE, days)
-        longer.windows.keeper.keep_archive(rig.chain.head.key_id)
+        longer.windows.retention.keep_archive(rig.chain.head.key_id)
         with counted(bucket) as asked:
             Backfill(longer.windows, longer.chain, longer.segments, at_once=8).run(windows)
         assert asked["PutObjectRetention"] == 2 + (3 + 3) * count
@@ -444,7 +444,7 @@ def test_what_tells_of_a_hold_is_kept_longer_too(
     now = locks()
     assert short_of(only(now, stands), LONG, since=clock.now()) == []
     assert only(now, ended + removed) == only(before, ended + removed)
-    assert [one["objects"] for one in logs if one["event"] == "holds.kept_longer"] == [5]
+    assert [one["objects"] for one in logs if one["event"] == "holds.locks_extended"] == [5]
     with counted(bucket) as asked:
         policy.rig(GOVERNANCE, LONG).backfill()
     assert asked["PutObjectRetention"] == 0
@@ -558,8 +558,8 @@ class HeldMeanwhile(Bucket):
     """Somebody puts a call on hold just after its standing record was looked at."""
 
     def __init__(self, real: Bucket) -> None:
-        requests = real.requests
-        super().__init__(real.options, requests.clock, requests.retry, client=requests.client)
+        client = real.client
+        super().__init__(real.options, client.clock, client.retry, client=client.s3)
         self._done = False
 
     def put_once(self, key: str, *rest: Any, **options: Any) -> Any:

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from archiver import fixity
-from archiver.demo.platform import Platform, Reply, Request
 from archiver.errors import KeyTaken, StoreError
 from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
 from archiver.retry import Retry
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
+from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call
 from tests.fakes.rig import HOUR, WINDOW, Archive, Rig
 
@@ -123,7 +124,7 @@ def test_a_call_that_goes_while_its_window_is_open_is_told_when_it_closes(
     made.found()
     platform.add(a_call("stays"), a_call("goes"))
     clock.turn_to(WINDOW.end + HOUR)
-    loop = made.service()
+    loop = made.loop()
     loop.round()
     platform.remove("goes")
     clock.turn_to(SETTLED)
@@ -157,7 +158,7 @@ def test_an_outage_after_a_long_downtime_is_mended_by_the_next_round(
     platform.add(a_call(), a_call("newer", TEN + 8 * HOUR))
     clock.turn_to(WINDOW.end + 10 * HOUR)
     platform.hooks.append(lambda r: Reply(503, {}, b"") if r.server == "blob" else None)
-    loop = made.service()
+    loop = made.loop()
     loop.round()
     assert archive().line()["pending"] == ["vc_1"]
     platform.hooks.clear()
@@ -195,8 +196,8 @@ def test_a_lost_seal_is_never_replaced(
     for hour in range(4):
         made.backfill(TEN + hour * HOUR)
     assert made.chain.head.seq == 4
-    bucket.requests.s3.delete_object(
-        Bucket=bucket.options.bucket, Key=bucket.requests.prefix + layout.seal_key(2)
+    bucket.client.s3.delete_object(
+        Bucket=bucket.options.bucket, Key=bucket.client.prefix + layout.seal_key(2)
     )
     platform.add(a_call("new", TEN + 5 * HOUR))
     with pytest.raises(StoreError, match="seal 2 is missing"):
@@ -221,7 +222,7 @@ class Forgetful:
 def test_one_writer_on_a_store_that_overwrites_looks_before_it_writes(
     bucket: Bucket, clock: HandClock
 ) -> None:
-    careless = Bucket(bucket.options, clock, Retry(clock), client=Forgetful(bucket.requests.client))
+    careless = Bucket(bucket.options, clock, Retry(clock), client=Forgetful(bucket.client.s3))
     careless.create_once = False
     first = careless.put_once("records/x", b"first")
     assert careless.put_once("records/x", b"first").adopted

@@ -15,10 +15,10 @@ from archiver.manifest import layout, seal, segment
 from archiver.manifest.segment import Balance, Listing
 from archiver.manifest.signing import SigningKey
 from archiver.model import Retention, Window
-from archiver.pipeline.history import Unsealed
-from archiver.pipeline.sealing import Chain, _last
+from archiver.pipeline.bucket_state import UnsealedSegment
+from archiver.pipeline.chain import Chain, last_number
 from archiver.store.bucket import Bucket
-from archiver.store.objects import Stored
+from archiver.store.types import Stored
 from tests.fakes.clock import HandClock
 from tests.fakes.population import TEN
 from tests.fakes.rig import HOUR, Archive, Rig, new_key
@@ -35,9 +35,7 @@ class Crashing(Bucket):
     """Dies before it writes the first key that ends so, or just after it did."""
 
     def __init__(self, real: Bucket, ending: str, *, after: bool = False) -> None:
-        super().__init__(
-            real.options, real.requests.clock, real.requests.retry, client=real.requests.client
-        )
+        super().__init__(real.options, real.client.clock, real.client.retry, client=real.client.s3)
         self._ending = ending
         self._after = after
 
@@ -49,14 +47,14 @@ class Crashing(Bucket):
         raise Crash
 
 
-def write_segment(bucket: Bucket, start: datetime, revision: int = 1) -> Unsealed:
+def write_segment(bucket: Bucket, start: datetime, revision: int = 1) -> UnsealedSegment:
     """An empty window's segment, durable with its companion, not sealed."""
     window = Window(start, start + HOUR)
     listing = Listing(start, 1, 2, 0, {"state": ["Completed"]})
     made = segment.parse_segment(segment.build(window, revision, [], Balance({}), listing))
     bucket.put_once(made.name.jsonl, made.data)
     bucket.put_once(made.name.sha256, made.sha256_file())
-    return Unsealed(made.name, seal.describe(made.name.jsonl, io.BytesIO(made.data)), None)
+    return UnsealedSegment(seal.describe(made.name.jsonl, io.BytesIO(made.data)), None)
 
 
 @pytest.mark.parametrize("count", [*range(12), 100, 1000])
@@ -67,7 +65,7 @@ def test_the_head_is_found_in_few_steps(count: int) -> None:
         asked.append(number)
         return number < count
 
-    assert _last(exists) == (count - 1 if count else None)
+    assert last_number(exists) == (count - 1 if count else None)
     assert len(asked) <= 2 * max(1, count).bit_length() + 2
 
 

@@ -8,17 +8,13 @@ from pathlib import Path
 import pytest
 
 from archiver.errors import UsageError
-from archiver.secretfile import fixed, from_file
-
-
-def test_a_fixed_secret_stays() -> None:
-    assert fixed("x")() == "x"
+from archiver.settings import secret_file
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("first\n")
-    secret = from_file(file, "ARCHIVER_API_TOKEN_FILE")
+    secret = secret_file(file, "ARCHIVER_API_TOKEN_FILE")
     assert secret() == "first"
     file.write_text("second, longer\n")
     assert secret() == "second, longer"
@@ -30,7 +26,7 @@ def test_a_swapped_link_is_noticed_as_kubernetes_does_it(tmp_path: Path) -> None
         os.utime(tmp_path / name, (1, 1))
     link = tmp_path / "token"
     link.symlink_to("one")
-    secret = from_file(link, "ARCHIVER_API_TOKEN_FILE")
+    secret = secret_file(link, "ARCHIVER_API_TOKEN_FILE")
     assert secret() == "secret one"
     (tmp_path / "new").symlink_to("two")
     (tmp_path / "new").replace(link)
@@ -41,7 +37,7 @@ def test_a_swapped_link_is_noticed_as_kubernetes_does_it(tmp_path: Path) -> None
 def test_while_a_rotation_is_under_way_the_old_value_stands(tmp_path: Path, damage: str) -> None:
     file = tmp_path / "token"
     file.write_text("old")
-    secret = from_file(file, "ARCHIVER_API_TOKEN_FILE")
+    secret = secret_file(file, "ARCHIVER_API_TOKEN_FILE")
     file.unlink()
     if damage == "empty":
         file.write_text("")
@@ -63,11 +59,11 @@ def test_what_is_no_secret_names_the_variable_and_not_the_content(
     file = tmp_path / "token"
     file.write_bytes(content)
     with pytest.raises(UsageError, match="ARCHIVER_API_TOKEN_FILE") as caught:
-        from_file(file, "ARCHIVER_API_TOKEN_FILE")
+        secret_file(file, "ARCHIVER_API_TOKEN_FILE")
     assert "lines" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
-        from_file(tmp_path / "nothing", "ARCHIVER_API_TOKEN_FILE")
+        secret_file(tmp_path / "nothing", "ARCHIVER_API_TOKEN_FILE")

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from archiver.demo.wire import Reply, Request
 from archiver.errors import Reach, SourceError, StoreError
 from archiver.manifest import layout, sighting
 from archiver.model import Window
-from archiver.pipeline.download import random_tag
+from archiver.pipeline.bucket_state import RecordIndex
+from archiver.pipeline.recording import random_tag
 from archiver.pipeline.sightings import Sightings
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_rig import HOUR, Crash, SerialWorkers, Times, World, Writer
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.memory_store import Request as Asked
@@ -274,17 +275,23 @@ def store(clock: HandClock) -> MemoryStore:
 def opened(store: MemoryStore, clock: HandClock, *tags: str) -> Sightings:
     given = iter(tags)
     tag = (lambda: next(given)) if tags else random_tag
-    return Sightings(store, SerialWorkers(), clock, tag)  # type: ignore[arg-type]
+    records = RecordIndex(store)  # type: ignore[arg-type]
+    return Sightings(store, records, SerialWorkers(), clock, tag)  # type: ignore[arg-type]
+
+
+def add_ids(sightings: Sightings, call_ids: list[str]) -> None:
+    sightings.keep(WINDOW, call_ids)
+    sightings.write()
 
 
 def test_an_id_is_written_down_once(store: MemoryStore, clock: HandClock) -> None:
     one = opened(store, clock)
-    one.add(WINDOW, ["vc_2", "vc_1"])
-    one.add(WINDOW, ["vc_1"])
-    one.add(WINDOW, ["vc_1", "vc_3"])
+    add_ids(one, ["vc_2", "vc_1"])
+    add_ids(one, ["vc_1"])
+    add_ids(one, ["vc_1", "vc_3"])
     other = opened(store, clock)
-    other.add(WINDOW, ["vc_1", "vc_3"])
-    other.add(WINDOW, [])
+    add_ids(other, ["vc_1", "vc_3"])
+    add_ids(other, [])
     assert other.read(WINDOW).ids == {"vc_1", "vc_2", "vc_3"}
     bodies = [json.loads(made.data) for made in store.objects]
     assert [body["ids"] for body in bodies] == [["vc_1", "vc_2"], ["vc_3"]]
@@ -296,13 +303,13 @@ def test_each_object_is_read_once_and_what_others_add_when_asked_afresh(
 ) -> None:
     reading = store.by("other")
     one, other = opened(store, clock), opened(reading, clock)
-    one.add(WINDOW, ["vc_1"])
+    add_ids(one, ["vc_1"])
     asked: list[str] = []
     reading.hooks.append(lambda r: asked.append(r.operation) if r.moment == "before" else None)
     for _ in range(3):
         assert other.read(WINDOW).ids == {"vc_1"}
     assert asked == ["list", "get"]
-    one.add(WINDOW, ["vc_2"])
+    add_ids(one, ["vc_2"])
     assert other.read(WINDOW).ids == {"vc_1"}
     assert other.read(WINDOW, afresh=True).ids == {"vc_1", "vc_2"}
     assert asked == ["list", "get", "list", "get"]
@@ -310,8 +317,8 @@ def test_each_object_is_read_once_and_what_others_add_when_asked_afresh(
 
 def test_a_taken_key_takes_another_tag(store: MemoryStore, clock: HandClock) -> None:
     tags = [f"{n:016x}" for n in range(2)]
-    opened(store, clock, tags[0]).add(WINDOW, ["vc_1"])
-    opened(store, clock, *tags).add(WINDOW, ["vc_2"])
+    add_ids(opened(store, clock, tags[0]), ["vc_1"])
+    add_ids(opened(store, clock, *tags), ["vc_2"])
     assert [key.rpartition("-")[2] for key in store.keys] == [f"{tag}.json" for tag in tags]
 
 
@@ -325,7 +332,7 @@ def test_one_that_cannot_be_read_is_told_once_and_stops_nothing(
 ) -> None:
     store.put_once(layout.sighting_key(TEN, "f" * 16), data)
     store.put_once("manifest/sightings/dt=2024-01-15/1000-none", b"foreign")
-    opened(store, clock).add(WINDOW, ["vc_1"])
+    add_ids(opened(store, clock), ["vc_1"])
     sightings = opened(store, clock)
     with capture_logs() as logs:
         for afresh in (False, True, True):
@@ -337,8 +344,8 @@ def test_one_that_cannot_be_read_is_told_once_and_stops_nothing(
 def test_an_object_that_the_store_does_not_hand_out_is_passed_over(
     store: MemoryStore, clock: HandClock
 ) -> None:
-    opened(store, clock).add(WINDOW, ["vc_1"])
-    opened(store, clock).add(WINDOW, ["vc_2"])
+    add_ids(opened(store, clock), ["vc_1"])
+    add_ids(opened(store, clock), ["vc_2"])
 
     def refuse(request: Asked) -> None:
         if request.operation == "get" and request.key == store.keys[0]:
@@ -362,9 +369,9 @@ def test_what_the_store_refuses_to_take_is_kept_in_memory(
 
     store.hooks.append(refuse)
     with pytest.raises(StoreError):
-        sightings.add(WINDOW, ["vc_1"])
+        add_ids(sightings, ["vc_1"])
     with capture_logs() as logs:
-        sightings.add(WINDOW, ["vc_2"])
+        add_ids(sightings, ["vc_2"])
     assert [line["event"] for line in logs] == ["sighting.refused"]
     assert sightings.read(WINDOW).ids == {"vc_1", "vc_2"}
     assert sightings.unaccounted == {WINDOW}
@@ -377,9 +384,9 @@ def test_a_window_is_accounted_for_once_it_is_closed_but_not_for_what_came_since
     store: MemoryStore, clock: HandClock
 ) -> None:
     sightings = opened(store, clock)
-    sightings.add(WINDOW, ["vc_1"])
+    add_ids(sightings, ["vc_1"])
     seen = sightings.read(WINDOW)
-    sightings.add(WINDOW, ["late"])
+    add_ids(sightings, ["late"])
     sightings.closed(WINDOW, seen, pending=False)
     assert sightings.unaccounted == {WINDOW}
     sightings.closed(WINDOW, sightings.read(WINDOW), pending=False)

@@ -12,11 +12,12 @@ from functools import partial
 import pytest
 from structlog.testing import capture_logs
 
-from archiver.demo.platform import AUDIO, READ, Platform, Reply, Request
 from archiver.errors import CallError, NoRecording, SourceError, SourceRefused
-from archiver.source.auth import BearerAuth, SignedKeyAuth
-from archiver.source.client import Filter, VoiceCallsClient
+from archiver.source.api import Filter, VoiceCallsClient
+from archiver.source.json_api import BearerAuth, SignedKeyAuth
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
+from tests.fakes.platform import AUDIO, READ, Platform
 from tests.fakes.population import TEN, a_call
 from tests.fakes.rig import WINDOW, api_client
 

@@ -2,137 +2,125 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import ssl
-import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
-import trustme
 
-from archiver import wire
-from archiver.demo.platform import Platform
+from archiver.core import http
+from archiver.core.http import Transport, make_httpx_client
 from archiver.errors import SourceError
 from archiver.retry import Retry
-from archiver.source.auth import BearerAuth
-from archiver.source.client import VoiceCallsClient
-from archiver.source.http import JsonApi
-from archiver.tls import client_context
-from archiver.wire import Wire
+from archiver.source.api import VoiceCallsClient
+from archiver.source.json_api import BearerAuth, JsonApi
 from tests.fakes.clock import HandClock
+from tests.fakes.platform import Platform
 from tests.fakes.population import a_call
-from tests.fakes.rig import api_client
-from tests.system.tcp_proxy import Proxy, reset
+from tests.fakes.traps import Connection, Trap, answering, scripted
+from tests.system.tcp_proxy import reset
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"id":"vc_1"}'
+Connect = Callable[..., VoiceCallsClient]
 
 
-class Server(Proxy):
-    """Gives the one answer, to so many requests on each connection; `ended` tells of its end."""
-
-    def __init__(self, requests: int = 1000) -> None:
-        super().__init__()
-        self.connections = 0
-        self.ended = threading.Semaphore(0)
-        self._requests = requests
-
-    def _serve(self, client: socket.socket) -> None:
-        self.connections += 1
-        with contextlib.suppress(OSError), client:
-            for _ in range(self._requests):
-                if not client.recv(1 << 16):
-                    break
-                client.sendall(ANSWER)
-        self.ended.release()
+@pytest.fixture(params=["fast", "standard"])
+def transport(request: pytest.FixtureRequest) -> Transport:
+    return request.param  # type: ignore[no-any-return]
 
 
-class Rude(Proxy):
-    """Resets each connection at its first byte: a TLS handshake's, or a request's."""
+@pytest.fixture
+def connect(transport: Transport, clock: HandClock) -> Iterator[Connect]:
+    """Makes API clients: `connect(url)`."""
+    with ExitStack() as stack:
 
-    def _serve(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client:
-            client.recv(1)
-            reset(client)
+        def made(url: str, token: str = "a-token-for-tests", **options: Any) -> VoiceCallsClient:
+            client = make_httpx_client(transport, check=clock.check, **options)
+            auth = BearerAuth(lambda: token)
+            api = VoiceCallsClient(JsonApi(url, auth, clock, client, retry=Retry(clock)))
+            stack.callback(api.close)
+            return api
 
-
-def client_at(url: str, clock: HandClock) -> VoiceCallsClient:
-    auth = BearerAuth(lambda: "a-token-for-tests")
-    http = Wire(client_context(), check=clock.check)
-    return VoiceCallsClient(JsonApi(url, auth, clock, http, retry=Retry(clock)))
-
-
-def client_of(address: str, clock: HandClock, scheme: str = "http") -> VoiceCallsClient:
-    return client_at(f"{scheme}://{address}/api/v1", clock)
+        yield made
 
 
-def test_a_connection_is_used_again(clock: HandClock) -> None:
-    with Server() as server:
-        client = client_of(server.address, clock)
+def test_a_connection_is_used_again_over_fast(connect: Connect, transport: Transport) -> None:
+    with answering(ANSWER) as server:
+        client = connect(server.url)
         for _ in range(3):
             client.call("vc_1")
-        assert server.connections == 1
-        client.close()
+        assert server.connections == (1 if transport == "fast" else 3)
 
 
-def test_one_that_was_idle_is_not(clock: HandClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "IDLE_SECONDS", -1.0)
-    with Server() as server:
-        client = client_of(server.address, clock)
+def test_one_that_was_idle_is_not(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "IDLE_SECONDS", 0.0)
+    with answering(ANSWER) as server:
+        client = connect(server.url)
         for _ in range(3):
             client.call("vc_1")
         assert server.connections == 3
-        client.close()
 
 
-def test_one_that_the_source_closed_is_no_failure(clock: HandClock) -> None:
-    with Server(requests=1) as server:
-        client = client_of(server.address, clock)
+def test_one_that_the_source_closed_is_no_failure(connect: Connect, clock: HandClock) -> None:
+    with scripted([ANSWER], [ANSWER], [ANSWER]) as server:
+        client = connect(server.url)
         for _ in range(3):
             client.call("vc_1")
             assert server.ended.acquire(timeout=10)
-        assert (server.connections, clock.sleeps) == (3, [])
-        client.close()
+    assert (server.connections, clock.sleeps) == (3, [])
+
+
+def rude() -> Trap:
+    """Resets each connection at its first byte: a TLS handshake's, or a request's."""
+
+    def serve(_: Trap, connection: Connection) -> None:
+        connection.read(1)
+        reset(connection.socket)
+
+    return Trap(serve)
 
 
 @pytest.mark.parametrize(("scheme", "reason"), [("https", "unreachable"), ("http", "broken_off")])
-def test_a_broken_handshake_is_an_outage(clock: HandClock, scheme: str, reason: str) -> None:
+def test_a_broken_handshake_is_an_outage(
+    connect: Connect, clock: HandClock, scheme: str, reason: str
+) -> None:
     """A request that breaks off may be its call's own matter."""
-    with Rude() as server:
-        client = client_of(server.address, clock, scheme)
+    with rude() as server:
+        client = connect(f"{scheme}://{server.address}/api/v1")
         with pytest.raises(SourceError, match="ARCHIVER_API_BASE_URL") as caught:
             client.check_access()
-        assert (caught.value.reason, len(clock.sleeps)) == (reason, 4)
-        client.close()
+    assert (caught.value.reason, len(clock.sleeps)) == (reason, 4)
 
 
-def test_who_speaks_no_tls_is_unreachable(clock: HandClock) -> None:
-    with Server() as server:
-        client = client_of(server.address, clock, "https")
-        with pytest.raises(SourceError, match=r"unreachable \(no TLS handshake\)") as caught:
+def test_who_speaks_no_tls_is_unreachable(connect: Connect) -> None:
+    def serve(_: Trap, connection: Connection) -> None:
+        connection.read(1)
+        connection.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with Trap(serve) as server:
+        client = connect(f"https://{server.address}/api/v1")
+        with pytest.raises(SourceError, match="the source is unreachable") as caught:
             client.check_access()
-        assert caught.value.reason == "unreachable"
-        client.close()
+    assert caught.value.reason == "unreachable"
 
 
-def test_a_certificate_is_checked_and_said_to_be_untrusted_once(clock: HandClock) -> None:
-    authority, server = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(server)
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
-    with Platform([a_call()], clock=clock.now, tls=server) as platform:
-        client = api_client(platform, clock, tls=trusting)
+def test_a_certificate_is_checked_and_said_to_be_untrusted_once(
+    connect: Connect, clock: HandClock, tls: Any, root: Path
+) -> None:
+    with Platform([a_call()], clock=clock.now, tls=tls[0]) as platform:
+        client = connect(platform.api_url, platform.token, roots=root)
         assert client.call("vc_1")[0].id == "vc_1"
-        client.close()
-        client = api_client(platform, clock)
+        client = connect(platform.api_url, platform.token)
         with pytest.raises(SourceError, match=r"not trusted .*: set SSL_CERT_FILE") as caught:
             client.check_access()
         assert (caught.value.retryable, clock.sleeps) == (False, [])
         assert client.clock_skew_seconds() is None
-        client.close()
 
 
-@pytest.mark.parametrize("url", ["https://api example.com", "https://x..y/api/v1"])
-def test_what_is_no_url_is_said_to_be_none(clock: HandClock, url: str) -> None:
+@pytest.mark.parametrize("url", ["https://", "ftp://example.com/api/v1"])
+def test_what_is_no_url_is_said_to_be_none(connect: Connect, clock: HandClock, url: str) -> None:
+    """Most of these the settings refuse."""
     with pytest.raises(SourceError, match="is not a URL that can be asked"):
-        client_at(url, clock).check_access()
+        connect(url).check_access()
     assert clock.sleeps == []

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from archiver.demo.platform import AUDIO, READ, Reply, Request
 from archiver.errors import CallError, Reach, SourceError, SourceRefused
 from archiver.metrics import REGISTRY
 from archiver.retry import Retry
-from archiver.source.auth import BearerAuth
-from archiver.source.client import Filter, Page, VoiceCallsClient
-from archiver.source.http import JsonApi
+from archiver.source.api import Filter, Page, VoiceCallsClient
+from archiver.source.json_api import BearerAuth, JsonApi
 from archiver.source.listing import Listed, Lister
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_source import API_URL, MemoryPlatform, MemoryWire, api_client
+from tests.fakes.platform import AUDIO, READ
 from tests.fakes.population import TEN, a_call, stamp
 from tests.fakes.rig import HOUR, WINDOW
 

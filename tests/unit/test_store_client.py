@@ -1,44 +1,64 @@
-"""Our way to botocore's description of AWS says what botocore's own says."""
+"""boto3's client as it is set up: one try, no checksums of its own, the bucket where it lies."""
 
 from __future__ import annotations
 
-import botocore.session
+from urllib.parse import urlsplit
+
+import boto3
 import pytest
+from botocore.exceptions import ClientError, HTTPClientError
 
-from archiver.store.client import make_session
+from archiver.errors import StoreError
+from archiver.store.client import StoreOptions, make_client
+from tests.fakes.traps import OK, answering, silent
 
-REGIONS = [
-    "us-east-1",
-    "eu-central-1",
-    "cn-north-1",
-    "us-gov-west-1",
-    "eusc-de-east-1",
-    "nowhere-1",
-]
-SERVICES = ["s3", "sts", "sso", "sso-oidc"]
-"""The store, and where credentials come from."""
+SESSION = boto3.Session("a", "b", region_name="us-east-1")
 
 
-@pytest.mark.parametrize("region", REGIONS)
-@pytest.mark.parametrize("service", SERVICES)
-def test_addresses_are_botocores(service: str, region: str) -> None:
-    ours, theirs = (
-        session.create_client(
-            service, region_name=region, aws_access_key_id="x", aws_secret_access_key="x"
-        )
-        for session in (make_session(), botocore.session.Session())
-    )
-    assert ours.meta.endpoint_url == theirs.meta.endpoint_url
-    assert ours.meta.partition == theirs.meta.partition
-    assert ours.meta.region_name == theirs.meta.region_name
+def test_it_tries_once() -> None:
+    """Trying again is `retry.py`'s matter, which knows what may have happened."""
+    with answering(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n") as server:
+        client = make_client(StoreOptions("bucket", endpoint_url=server.url), SESSION)
+        with pytest.raises(ClientError):
+            client.put_object(Bucket="bucket", Key="k", Body=b"data")
+        assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("partition", ["aws", "aws-cn", "aws-us-gov"])
-def test_regions_are_botocores(partition: str) -> None:
-    for service in ("s3", "sts"):
-        ours, theirs = (
-            session.get_available_regions(service, partition, allow_non_regional=True)
-            for session in (make_session(), botocore.session.Session())
-        )
-        assert ours == theirs
-        assert ours
+def test_it_waits_no_longer_than_it_is_told() -> None:
+    with silent() as server:
+        options = StoreOptions("bucket", endpoint_url=server.url)
+        client = make_client(options, SESSION, read_timeout_seconds=0.2)
+        with pytest.raises(HTTPClientError):
+            client.head_object(Bucket="bucket", Key="k")
+        assert len(server.requests) == 1
+
+
+def test_checksums_are_sent_where_we_give_them_alone() -> None:
+    with answering(OK + b"Content-Length: 0\r\n\r\n") as server:
+        client = make_client(StoreOptions("bucket", endpoint_url=server.url), SESSION)
+        client.put_object(Bucket="bucket", Key="k", Body=b"data")
+        client.put_object(Bucket="bucket", Key="k", Body=b"data", ChecksumSHA256="x")
+    one, other = server.requests
+    assert b"x-amz-checksum" not in one.lower()
+    assert b"x-amz-checksum-sha256: x\r\n" in other.lower()
+    assert b"call-archiver/" in one, "the store's own log tells who asked"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host", "path"),
+    [
+        (None, "bucket.s3.amazonaws.com", "/k"),
+        ("https://store.example.com:9000", "store.example.com:9000", "/bucket/k"),
+    ],
+)
+def test_where_a_bucket_lies(endpoint: str | None, host: str, path: str) -> None:
+    """A store behind an address of its own rarely has a name for each bucket."""
+    client = make_client(StoreOptions("bucket", endpoint_url=endpoint), SESSION)
+    where = {"Bucket": "bucket", "Key": "k"}
+    url = urlsplit(client.generate_presigned_url("head_object", Params=where))
+    assert (url.netloc, url.path) == (host, path)
+
+
+def test_an_endpoint_that_is_none_is_said_to_be_none() -> None:
+    with pytest.raises(StoreError, match="ARCHIVER_S3_ENDPOINT_URL"):
+        make_client(StoreOptions("bucket", endpoint_url="store.example.com"), SESSION)

@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 
 from archiver import fixity
-from archiver.demo.platform import BytesRecording, Platform, Reply, Request
 from archiver.errors import StoreError
 from archiver.manifest import canonical
 from archiver.manifest.record import FAILED_REASONS, Record
 from archiver.metrics import REGISTRY
 from archiver.model import Call
-from archiver.pipeline.transfer import Unarchived
+from archiver.pipeline.backoff import Unarchived
 from archiver.store.bucket import Bucket
 from tests.fakes.audio import MULAW, chunk, fmt, noise, riff, wav
+from tests.fakes.calls import BytesRecording
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
+from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, voice
 from tests.fakes.rig import HOUR, WINDOW, Archive, Rig, blob_client
 
@@ -81,7 +83,7 @@ def test_the_record_is_written_last(platform: Platform, rig: MakeRig, bucket: Bu
             return super().put_once(key, *rest, **options)  # type: ignore[arg-type]
 
     watching = Watching(
-        bucket.options, bucket.requests.clock, bucket.requests.retry, client=bucket.requests.client
+        bucket.options, bucket.client.clock, bucket.client.retry, client=bucket.client.s3
     )
     archived(rig(watching))
     assert written[-1].startswith("records/")
@@ -138,9 +140,7 @@ def test_a_multipart_upload_that_breaks_is_aborted(
     cut = Reply(200, {}, data, close_after=8 << 20)
     platform.hooks.append(lambda request: cut if request.server == "blob" else None)
     assert unarchived(rig(part_bytes=5 << 20)).reason == "truncated"
-    uploads = bucket.requests.s3.list_multipart_uploads(
-        Bucket="locked", Prefix=bucket.requests.prefix
-    )
+    uploads = bucket.client.s3.list_multipart_uploads(Bucket="locked", Prefix=bucket.client.prefix)
     assert "Uploads" not in uploads
     assert list(bucket.list("")) == []
 
@@ -335,9 +335,7 @@ def test_read_back_finds_other_bytes(platform: Platform, rig: MakeRig, bucket: B
         def stream(self, key: str, version_id: str | None = None) -> object:  # type: ignore[override]
             return iter([b"other"]) if key.endswith(".wav") else super().stream(key, version_id)
 
-    lying = Lying(
-        bucket.options, bucket.requests.clock, bucket.requests.retry, client=bucket.requests.client
-    )
+    lying = Lying(bucket.options, bucket.client.clock, bucket.client.retry, client=bucket.client.s3)
     lying.read_back = True
     with pytest.raises(StoreError, match="other bytes"):
         archived(rig(lying))

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from archiver.demo.platform import Platform
 from archiver.errors import StoreError
 from archiver.model import Retention, parse_time
-from archiver.pipeline.service import Service
+from archiver.pipeline.loop import Loop
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
+from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, stamp
 from tests.fakes.relisting import (
     DAY,
@@ -46,7 +46,7 @@ def out() -> None:
     raise StoreError("the store is out")
 
 
-def put_off(platform: Platform, clock: HandClock, loop: Service, late: Any) -> None:
+def put_off(platform: Platform, clock: HandClock, loop: Loop, late: Any) -> None:
     """At the window's first age a late call is listed, while the survey of another one is out: so
     that listing is put off. Then all is well again, but the late call is not listed any more."""
     platform.add(a_call())
@@ -234,7 +234,7 @@ def locking(open_bucket: Callable[..., Bucket]) -> Bucket:
     return open_bucket(lock_mode=LONG.mode)
 
 
-def end_comes_late(platform: Platform, clock: HandClock, loop: Service) -> None:
+def end_comes_late(platform: Platform, clock: HandClock, loop: Loop) -> None:
     """A call is archived before the source knows its end: it is kept from its start on then."""
     platform.add(a_call(endTime=None))
     clock.turn_to(SETTLED)

@@ -10,17 +10,18 @@ import pytest
 
 from archiver import metrics
 from archiver.clock import Interrupted
-from archiver.demo.platform import Platform, Reply, Request
 from archiver.errors import SourceError, SourceRefused
 from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
 from archiver.model import Window, window_of
-from archiver.pipeline import service
-from archiver.pipeline.backfill import range_windows, shard_of
-from archiver.pipeline.planning import ROUND
-from archiver.pipeline.service import loop_start
+from archiver.pipeline import loop as loop_module
+from archiver.pipeline.backfill import range_windows
+from archiver.pipeline.loop import loop_start
+from archiver.pipeline.plan import Purpose
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
+from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, call_of
 from tests.fakes.rig import HOUR, WINDOW, Archive, Rig
 from tests.unit.test_sealing import Crash, Crashing
@@ -126,7 +127,7 @@ def test_given_up_calls_are_failed_and_tried_again_by_a_backfill(
     again = rig().backfill()
     assert (again.failed, again.committed, again.segments) == (1, {}, 0)
     missing(platform, "vc_1", gone=False)
-    assert rig().backfill(aim=ROUND).committed == {}
+    assert rig().backfill(purpose=Purpose.CLOSE).committed == {}
     assert rig().backfill().committed == {"archived": 1}
     look = archive()
     assert look.records["vc_1"]["revision"] == 2
@@ -301,8 +302,8 @@ def test_shards_share_every_window_once(count: int) -> None:
     parts = [range_windows(TEN, end, HOUR, (index, count)) for index in range(count)]
     assert sorted(window for part in parts for window in part) == whole
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    [same] = range_windows(TEN, TEN + HOUR, HOUR)
-    assert shard_of(whole[0], HOUR, count) == shard_of(same, HOUR, count)
+    alone = [range_windows(TEN, TEN + HOUR, HOUR, (index, count)) for index in range(count)]
+    assert [whole[0] in part for part in parts] == [bool(part) for part in alone]
 
 
 # --- the loop
@@ -313,7 +314,7 @@ def test_the_loop_archives_at_once_and_seals_when_settled(
 ) -> None:
     made = rig()
     made.found(TEN)
-    loop = made.service()
+    loop = made.loop()
     platform.add(a_call(), a_call("none", audio=None))
     clock.turn_to(SETTLED - MINUTE)
     summary = loop.round()
@@ -348,12 +349,12 @@ def test_a_window_that_settles_while_a_round_looks_at_it_is_the_next_ones(
         return None
 
     platform.hooks.append(later)
-    made.service().round()
+    made.loop().round()
     look = archive()
     assert clock.now() >= SETTLED
     assert "vc_1" in look.records
     assert look.below("manifest/segments/") == []
-    made.service().round()
+    made.loop().round()
     look = archive()
     look.check(key)
     assert look.seals[-1].watermark == WINDOW.end
@@ -364,7 +365,7 @@ def test_no_recording_before_settling_may_still_come(
 ) -> None:
     made = rig()
     made.found(TEN)
-    loop = made.service()
+    loop = made.loop()
     platform.add(a_call(audio=None))
     assert clock.now() < SETTLED
     loop.round()
@@ -383,7 +384,7 @@ def test_pending_is_listed_again_until_it_comes(
 ) -> None:
     made = rig()
     made.found(TEN)
-    loop = made.service()
+    loop = made.loop()
     platform.add(a_call())
     missing(platform, "vc_1")
     clock.turn_to(SETTLED)
@@ -410,7 +411,7 @@ def test_pending_is_given_up_in_time(
 ) -> None:  # fmt: skip
     made = rig(give_up=4 * HOUR)
     made.found(TEN)
-    loop = made.service()
+    loop = made.loop()
     platform.add(a_call())
     missing(platform, "vc_1")
     clock.turn_to(SETTLED)
@@ -419,7 +420,7 @@ def test_pending_is_given_up_in_time(
     if restarted:
         made = rig(give_up=4 * HOUR)
         made.found()
-        loop = made.service()
+        loop = made.loop()
     loop.round()
     look = archive()
     assert look.records["vc_1"]["outcome"] == "failed"
@@ -439,15 +440,15 @@ def test_a_crash_in_a_relisting_is_mended_by_the_loop(
     platform.add(a_call())
     missing(platform, "vc_1")
     clock.turn_to(SETTLED)
-    first.service().round()
+    first.loop().round()
     missing(platform, "vc_1", gone=False)
     dying = rig(Crashing(bucket, ending, after=True))
     dying.found()
     with pytest.raises(Crash):
-        dying.service().round()
+        dying.loop().round()
     made = rig()
     made.found()
-    made.service().round()
+    made.loop().round()
     look = archive()
     look.check(key)
     assert look.line(revision=2)["archived"] == 1
@@ -462,7 +463,7 @@ def test_the_watermark_moves_over_windows_that_a_backfill_sealed(
     rig().backfill(TEN + HOUR)
     assert archive().seals[-1].watermark == TEN, "a backfill carries it on unchanged"
     platform.add(a_call())
-    made.service().round()
+    made.loop().round()
     look = archive()
     assert look.seals[-1].watermark == TEN + 3 * HOUR
     look.check(key)
@@ -476,8 +477,8 @@ def test_a_backlog_is_worked_off_in_order(
     made.found(TEN)
     platform.add(*[a_call(f"vc_{n}", TEN + n * HOUR) for n in range(10)])
     clock.turn_to(TEN + 12 * HOUR)
-    monkeypatch.setattr(service, "CLOSED_AT_A_TIME", 4)
-    made.service().round()
+    monkeypatch.setattr(loop_module, "CLOSED_AT_A_TIME", 4)
+    made.loop().round()
     look = archive()
     look.check(key)
     assert [one.watermark for one in look.seals] == [TEN + n * HOUR for n in (0, 4, 8, 10)]
@@ -490,7 +491,7 @@ def test_an_unstable_window_is_not_closed_and_the_mark_waits(
 ) -> None:
     made = rig()
     made.found(TEN)
-    loop = made.service()
+    loop = made.loop()
     clock.turn_to(SETTLED + HOUR)
     numbers = iter(range(1000))
 
@@ -525,7 +526,7 @@ def test_a_round_that_fails_is_followed_by_another(
 
     platform.hooks += [stop_at_last, down_at_first]
     with pytest.raises(Interrupted):
-        made.service().run_forever()
+        made.loop().run_forever()
     clock.go_on()
     archive().check(key)
     assert archive().records["vc_1"]["outcome"] == "archived"
@@ -540,7 +541,7 @@ def test_a_single_round_tells_its_failure(
     clock.turn_to(SETTLED)
     platform.hooks.append(lambda _: Reply(500, {}, b""))
     with pytest.raises(SourceError):
-        made.service().round()
+        made.loop().round()
 
 
 def test_an_archive_that_begins_in_the_future_waits(
@@ -548,7 +549,7 @@ def test_an_archive_that_begins_in_the_future_waits(
 ) -> None:
     made = rig()
     made.found(clock.now() + timedelta(days=1))
-    made.service().round()
+    made.loop().round()
     assert archive().segments == {}
 
 

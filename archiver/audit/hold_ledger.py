@@ -1,0 +1,460 @@
+"""Legal holds: every act on the ledger, and every object of the calls that they are about.
+
+- Only what is sealed counts: of a segment of events, and of its pointer, all versions are looked
+  at, and the one counts whose SHA-256 a seal names. So whoever may write to the bucket can add
+  nothing, and hide or overlay nothing. Signatures are `verify`'s business.
+- A hold must miss no object of a call, so nothing is taken from what a record says, which may be
+  hidden or overlaid: every version counts of all that lies in the call's two directories.
+- A call has its records on one day, but for one that its source moved to another day before the
+  archive knew it there: that one has records on both. So all days of the archive are looked at.
+
+What it costs: for the acts a LIST of all events, and for each segment of events, which is one
+command of somebody's, three small GETs, several at a time; asked again, only for new ones. For the
+objects a LIST a day, of the whole day where it is not large, else of each call's own directory;
+then a HEAD for each object, and a GET for each record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
+from typing import Any
+
+from archiver.audit.chain import MAX_SEAL_BYTES
+from archiver.audit.safe_reader import Head, ItemReader, Reader, Unreadable, lists_no_versions
+from archiver.audit.sealed_segments import SealedSegments, record_day, record_days
+from archiver.audit.segment_lines import MAX_RECORD_BYTES, is_held_object, parse_record
+from archiver.core.concurrency import ordered
+from archiver.errors import ArchiverError, FormatError, StoreError
+from archiver.manifest import event, layout, seal
+from archiver.manifest.event import Act, Hold, ObjectRef
+from archiver.manifest.seal import POINTER_BYTES, SegmentEntry, parse_pointer
+from archiver.model import format_second, format_time
+from archiver.store.bucket import is_of_one_object
+from archiver.store.types import CallObjects
+
+AT_ONCE = 8
+LIST_PAGE = 1000
+"""Keys that one LIST brings."""
+ChainPlace = tuple[int, int]
+"""Where a segment stands: the number of its seal, and which of that seal's segments it is."""
+EventEntries = Mapping[str, tuple[ChainPlace, SegmentEntry]]
+"""What a seal says of segments of events, by their keys."""
+
+
+class AllVersions:
+    """Lists all versions; of a store that keeps none, what is there. Threads share it.
+
+    Whoever may write to a bucket can put another version on a key, or a delete marker, whatever the
+    lock, and a listing shows only what is on top. So what must not be missed is looked for here.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._has_versions: bool | None = None
+
+    def below(self, prefix: str) -> Iterator[tuple[ObjectRef, bool]]:
+        """Each version, or delete marker (True). Raises `StoreError`, also where we may not list
+        versions: what we cannot see would pass for missing."""
+        if not self._lists_versions():
+            yield from ((ObjectRef(item.key, None), False) for item in self._reader.list(prefix))
+            return
+        for one in self._reader.versions(prefix):
+            version_id = None if one.version_id == "null" and one.is_latest else one.version_id
+            yield ObjectRef(one.key, version_id), one.is_delete_marker
+
+    def folders(self, prefix: str) -> set[str]:
+        """The names right below a prefix that a slash ends, hidden or not."""
+        return self._reader.folders(prefix, hidden=self._lists_versions())
+
+    def _lists_versions(self) -> bool:
+        """Every archive has a seal 0, hidden or not."""
+        if self._has_versions is None:
+            try:
+                first = next(iter(self._reader.versions(layout.seal_key(0))), None)
+            except StoreError as error:
+                if not lists_no_versions(error):
+                    raise
+                first = None
+            self._has_versions = first is not None
+        return self._has_versions
+
+
+# --- the acts
+
+
+@dataclass
+class _SegmentVersions:
+    """The versions of a segment of events, and of its pointer."""
+
+    jsonl: list[ObjectRef] = field(default_factory=list)
+    pointer: list[ObjectRef] = field(default_factory=list)
+
+
+class HoldLedger:
+    """Reads the acts of an archive. One thread uses it."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = ItemReader(reader)
+        self._versions = AllVersions(self._reader)
+        self._acts: dict[str, tuple[ChainPlace, list[Act]]] = {}
+        """What was read so far, by the key of the segment."""
+        self._seals: dict[int, EventEntries] = {}
+        self.unsealed: list[str] = []
+        """The segments of events that no seal names, as of the last reading."""
+        self.damaged: list[str] = []
+        """What is wrong with those that are not as they were sealed, as of the last reading."""
+
+    def acts(self) -> list[Act]:
+        """All acts that are sealed by now, oldest first. Raises `StoreError`, also where one is
+        not as it was sealed or cannot be read: then nobody can tell who is held."""
+        try:
+            found = self.readable()
+        except Unreadable as error:
+            raise StoreError(str(error), reason="damaged") from None
+        if self.damaged:
+            raise StoreError(
+                f"{self.damaged[0]}: run archiver verify, and bring it back from a copy; until "
+                "then nobody can tell for certain what is held (hold add works all the same)",
+                reason="damaged",
+            )
+        return found
+
+    def readable(self) -> list[Act]:
+        """The same without those that are `damaged`. Raises `Unreadable` where the events cannot
+        be listed.
+
+        1. List the segments of events, and skip those that were read before.
+        2. Read their pointers, and the seals that these name.
+        3. Where no seal names a segment: a seal is completed before the next is made, so only the
+           newest seal can lack its pointers, and a pointer may have been written since. Look there.
+        4. Read the version of each segment that its seal names.
+        """
+        # 1. New segments.
+        listed = sorted(self._list(layout.EVENTS).items())
+        todo = {key: versions for key, versions in listed if key not in self._acts}
+        self.unsealed, self.damaged = [], []
+        with ThreadPoolExecutor(AT_ONCE) as executor:
+            # 2. Pointers and seals.
+            pointers = dict(zip(todo, executor.map(self._seal_numbers, todo.values()), strict=True))
+            self._read_seals(executor, pointers.values())
+            # 3. The newest seal, and pointers written since.
+            unplaced = [key for key in todo if self._entry(key, pointers[key]) is None]
+            if unplaced:
+                newest = SealedSegments(self._reader).newest().seq
+                for key in unplaced:
+                    again = self._list(layout.pointer_key(key)).get(key, _SegmentVersions())
+                    pointers[key] |= {newest, *self._seal_numbers(again)}
+                self._read_seals(executor, [pointers[key] for key in unplaced])
+            # 4. The segments.
+            list(executor.map(lambda key: self._read_acts(key, todo[key], pointers[key]), todo))
+        self.unsealed, self.damaged = sorted(self.unsealed), sorted(set(self.damaged))
+        in_order = sorted(self._acts.values(), key=lambda one: one[0])
+        return [act for _, acts in in_order for act in acts]
+
+    def _list(self, prefix: str) -> dict[str, _SegmentVersions]:
+        """By the keys of segments; delete markers are skipped."""
+        found: dict[str, _SegmentVersions] = {}
+        for ref, is_marker in self._versions.below(prefix):
+            parsed = layout.parse_event_key(ref.key)
+            if parsed is not None and parsed[1] != "sha256" and not is_marker:
+                versions = found.setdefault(f"{parsed[0]}.jsonl", _SegmentVersions())
+                (versions.jsonl if parsed[1] == "jsonl" else versions.pointer).append(ref)
+        return found
+
+    def _seal_numbers(self, versions: _SegmentVersions) -> set[int]:
+        """The seals that the pointer's versions name."""
+        found = (parse_pointer(self._read(ref, POINTER_BYTES) or b"") for ref in versions.pointer)
+        return {number for number in found if number is not None}
+
+    def _read_seals(self, executor: ThreadPoolExecutor, numbers: Iterable[set[int]]) -> None:
+        new = sorted({number for some in numbers for number in some} - self._seals.keys())
+        read = zip(new, executor.map(self._read_seal, new), strict=True)
+        self._seals |= {number: entries for number, entries in read if entries is not None}
+
+    def _read_seal(self, number: int) -> EventEntries | None:
+        """What it says of events; None where there is no such seal: anybody may write a pointer."""
+        key = layout.seal_key(number)
+        before = len(self.damaged)
+        data = self._read(ObjectRef(key, None), MAX_SEAL_BYTES)
+        if len(self.damaged) > before:
+            return None  # it cannot be read, and that was said
+        if data is None and next(iter(self._versions.below(key + ".sig")), None) is None:
+            return None
+        try:
+            sealed = seal.parse_seal(data or b"")
+        except FormatError as error:
+            self.damaged.append(f"{key} cannot be read ({error})")
+            return None
+        return {
+            entry.key: ((number, at), entry)
+            for at, entry in enumerate(sealed.segments)
+            if layout.parse_event_key(entry.key) is not None
+        }
+
+    def _entry(self, key: str, numbers: Iterable[int]) -> tuple[ChainPlace, SegmentEntry] | None:
+        entries = (self._seals.get(number, {}).get(key) for number in sorted(numbers))
+        return next((entry for entry in entries if entry is not None), None)
+
+    def _read_acts(self, key: str, versions: _SegmentVersions, numbers: Iterable[int]) -> None:
+        sealed = self._entry(key, numbers)
+        if sealed is None:
+            self.unsealed += [key] if versions.jsonl else []
+            return
+        place, entry = sealed
+        before = len(self.damaged)
+        read = (self._read(ref, entry.bytes) or b"" for ref in versions.jsonl)
+        data = next((d for d in read if hashlib.sha256(d).hexdigest() == entry.sha256), None)
+        if data is None and len(self.damaged) > before:
+            return  # a version of it cannot be read, and that was said
+        if data is None:
+            self.damaged.append(f"{key} is not there as seal {place[0]} tells of it")
+            return
+        try:
+            events = event.parse_segment(data)
+        except FormatError as error:
+            self.damaged.append(f"{key}: {error}")
+            return
+        self._acts[key] = place, [Act(one, key, place[0]) for one in events]
+
+    def _read(self, ref: ObjectRef, max_bytes: int) -> bytes | None:
+        """None where it is not there, larger than that, or cannot be read (`damaged`)."""
+        try:
+            return self._reader.read(ref.key, ref.version_id, max_bytes)
+        except Unreadable as error:
+            if error.reason != "too_large":
+                self.damaged.append(str(error))
+            return None
+
+
+# --- the objects of calls
+
+
+@dataclass
+class FoundCalls:
+    """The objects of each call that has a record, by call id; and of which calls one of them cannot
+    be asked for, with the reason."""
+
+    calls: dict[str, CallObjects] = field(default_factory=dict)
+    left: dict[str, ArchiverError] = field(default_factory=dict)
+
+
+class CallFinder:
+    """Finds the objects of calls. One thread uses it; close it after use."""
+
+    def __init__(self, reader: Reader, at_once: int, *, page: int = LIST_PAGE) -> None:
+        self._reader = reader
+        self._versions = AllVersions(reader)
+        self._page = page
+        self._ahead = 2 * at_once
+        self._executor = ThreadPoolExecutor(at_once, thread_name_prefix="objects")
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def find(self, call_ids: Collection[str]) -> FoundCalls:
+        """Of each call that has a record, hidden or not, what there is. Raises `StoreError` where
+        the store is out, or refuses to list."""
+        dirs = {layout.call_dir(call_id): call_id for call_id in call_ids}
+        days: dict[str, set[str]] = {}
+        listed = record_days(self._versions.folders(layout.RECORDS))
+        for found_there in ordered(
+            self._executor, lambda day: self._calls_of_day(day, dirs), listed, self._ahead
+        ):
+            for day, call_dir in found_there:
+                days.setdefault(dirs[call_dir], set()).add(day)
+
+        def try_one(call: tuple[str, set[str]]) -> CallObjects | ArchiverError:
+            """What is wrong with one call's objects keeps no other call waiting."""
+            try:
+                return self._objects(*call)
+            except Unreadable as error:
+                return error
+            except StoreError as error:
+                if not is_of_one_object(self._reader, error):
+                    raise
+                return error
+
+        found = FoundCalls()
+        looked = ordered(self._executor, try_one, list(days.items()), self._ahead)
+        for call_id, one in zip(days, looked, strict=True):
+            if isinstance(one, ArchiverError):
+                found.left[call_id] = one
+            else:
+                found.calls[call_id] = one
+        return found
+
+    def beside(self, hold: Hold) -> CallObjects:
+        """What lies by now where the objects of an act lie: later revisions stay where the first
+        one is. Many threads may call it. Raises `StoreError`."""
+        return self._objects(hold.call_id, {one.key.split("/")[1] for one in hold.objects})
+
+    def _calls_of_day(self, day: date, dirs: Collection[str]) -> set[tuple[str, str]]:
+        """`(dt=<day>, directory)` of each of these calls that has a record on a day."""
+        prefix, found = layout.record_prefix(day), set[tuple[str, str]]()
+        if len(dirs) > 1:
+            for number, (call_dir, is_record) in enumerate(self._records(prefix)):
+                if number >= self._page * len(dirs):
+                    break  # more pages than calls: these are looked for one by one
+                if call_dir in dirs and is_record:
+                    found.add((layout.day_dir(day), call_dir))
+            else:
+                return found
+        return {
+            (layout.day_dir(day), call_dir)
+            for call_dir in dirs
+            if any(is_record for _, is_record in self._records(f"{prefix}{call_dir}/"))
+        }
+
+    def _records(self, prefix: str) -> Iterator[tuple[str, bool]]:
+        """Each version below a prefix: its call's directory, and whether it is a record."""
+        for ref, is_marker in self._versions.below(prefix):
+            yield ref.key.split("/")[2], not is_marker and record_day(ref.key) is not None
+
+    def _objects(self, call_id: str, days: Iterable[str]) -> CallObjects:
+        """List what the call has on these days (`dt=…`), and ask for each version of it."""
+        held, loose, gone, dates = set[ObjectRef](), set[ObjectRef](), set[str](), set[datetime]()
+        for day in sorted(days):
+            for top in (layout.RECORDS, layout.RECORDINGS):
+                prefix = f"{top}{day}/{layout.call_dir(call_id)}/"
+                for ref, is_marker in self._versions.below(prefix):
+                    head = None if is_marker else self._reader.head(ref.key, ref.version_id)
+                    if head is None:
+                        gone.add(ref.key)
+                        continue
+                    (held if head.held else loose).add(replace(ref, version_id=head.version_id))
+                    dates |= {head.lock_until} if head.lock_until else set()
+        found = held | loose
+        return CallObjects(
+            call_id,
+            held=frozenset(held),
+            loose=frozenset(loose),
+            named=frozenset(one for one in found if is_held_object(call_id, one)),
+            gone=frozenset(gone | self._missing(found)),
+            locked_until=max(dates, default=None),
+        )
+
+    def _missing(self, found: Collection[ObjectRef]) -> set[str]:
+        """What records name and is not there, and the records that are damaged. It is only
+        reported: anybody may have put a record there."""
+        missing, keys = set[str](), {one.key for one in found}
+        for one in found:
+            if record_day(one.key) is None:
+                continue
+            try:
+                data = self._reader.read(one.key, one.version_id, MAX_RECORD_BYTES)
+                files = parse_record(data or b"").document["files"]
+            except FormatError:
+                missing.add(one.key)
+            except StoreError as error:
+                if error.reason != "too_large":
+                    raise
+                missing.add(one.key)
+            else:
+                missing |= {file["key"] for file in files} - keys
+        return missing
+
+
+class ArchivedHolds:
+    """The ledger's acts and the calls' objects: what `pipeline/holds.py` asks the archive for. One
+    thread uses it, but for `beside`; close it after use."""
+
+    def __init__(self, reader: Reader, at_once: int) -> None:
+        self._ledger = HoldLedger(reader)
+        finder = CallFinder(reader, at_once)
+        self.acts, self.readable = self._ledger.acts, self._ledger.readable
+        self.find, self.beside, self.close = finder.find, finder.beside, finder.close
+
+    @property
+    def damaged(self) -> Sequence[str]:
+        return self._ledger.damaged
+
+
+def have_records(reader: Reader, call_ids: Collection[str]) -> set[str]:
+    """Those of these calls that the archive has a record of, hidden or not."""
+    finder = CallFinder(ItemReader(reader), AT_ONCE)
+    try:
+        found = finder.find(call_ids) if call_ids else FoundCalls()
+        return {*found.calls, *found.left}
+    finally:
+        finder.close()
+
+
+# --- the holds of one call
+
+
+@dataclass
+class CallHolds:
+    """The acts about a call, oldest first, and what the store says of its objects."""
+
+    acts: Sequence[Act]
+    heads: Mapping[ObjectRef, Head | None] = field(default_factory=dict)
+
+    @property
+    def is_held(self) -> bool:
+        return bool(self.acts) and self.acts[-1].hold.action == "add"
+
+    @property
+    def last(self) -> list[Act]:
+        """The acts that make it held or not held now, oldest first."""
+        return event.standing(self.acts)
+
+    def document(self) -> dict[str, Any]:
+        """`{"acts", "held"}`, as `hold list --json` and `manifest show --json` have it."""
+        acts = [
+            {**hold_document(act.hold), "seal": act.seal, "segment": act.segment}
+            for act in self.acts
+        ]
+        return {"acts": acts, "held": self.is_held}
+
+
+def holds_by_call(acts: Sequence[Act]) -> dict[str, CallHolds]:
+    """By call id; calls in the order of their first acts."""
+    return {call_id: CallHolds(own) for call_id, own in event.by_call(acts).items()}
+
+
+def holds_of(
+    reader: Reader, call_id: str, objects: Collection[ObjectRef]
+) -> tuple[CallHolds, list[str]]:
+    """The holds of a call whose records name these objects; an act may name more. And what could
+    not be read, one line each: events, or what the store says of an object."""
+    ledger, items = HoldLedger(reader), ItemReader(reader)
+    acts = [act for act in ledger.readable() if act.hold.call_id == call_id]
+    wanted = {*objects, *(acts[-1].hold.objects if acts else ())}
+    damages = list(ledger.damaged)
+
+    def head(one: ObjectRef) -> Head | None:
+        try:
+            return items.head(one.key, one.version_id)
+        except Unreadable as error:
+            damages.append(str(error))
+            return None
+
+    with ThreadPoolExecutor(AT_ONCE) as executor:
+        heads = executor.map(head, wanted)
+        return CallHolds(acts, dict(zip(wanted, heads, strict=True))), damages
+
+
+def hold_document(hold: Hold) -> dict[str, Any]:
+    return {
+        "action": hold.action,
+        "at": format_second(hold.at),
+        "by": hold.by,
+        "objects": [vars(one) for one in hold.objects],
+        "reason": hold.reason,
+    }
+
+
+def object_document(ref: ObjectRef, head: Head | None) -> dict[str, Any]:
+    """An object as the store has it; all of it null where there is none."""
+    until = head.lock_until if head else None
+    return {
+        "held": head.held if head else None,
+        "key": ref.key,
+        "lock_mode": head.lock_mode if head else None,
+        "lock_until": format_time(until) if until else None,
+        "version_id": head.version_id if head else None,
+    }

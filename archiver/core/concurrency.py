@@ -1,0 +1,105 @@
+"""Threads at work: calls and windows side by side, in bounded memory, fewer while throttled."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from queue import SimpleQueue
+from typing import TypeVar
+
+from archiver.pressure import Pressure
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Workers:
+    """A pool of `count` threads that many windows share; fewer work while there is `pressure`."""
+
+    def __init__(self, count: int, pressure: Pressure | None = None) -> None:
+        self._pressure = pressure
+        self._executor = ThreadPoolExecutor(count, thread_name_prefix="worker")
+        self._ahead = 2 * count
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """`function` of each item, in order. The first exception ends what has not begun, waits
+        for what has, and is raised. Only a few items are queued at a time: there may be many."""
+        results: dict[int, R] = {}
+        running: dict[Future[R], int] = {}
+        done = SimpleQueue[Future[R]]()
+        waiting = enumerate(items)
+        try:
+            while True:
+                for number, item in waiting:
+                    future = self._executor.submit(self._work, function, item)
+                    running[future] = number
+                    future.add_done_callback(done.put)
+                    if len(running) >= self._ahead:
+                        break
+                if not running:
+                    return [results[number] for number in range(len(results))]
+                future = done.get()
+                results[running.pop(future)] = future.result()
+        finally:
+            for future in running:
+                future.cancel()
+            wait(running)
+
+    def _work(self, function: Callable[[T], R], item: T) -> R:
+        if self._pressure is None:
+            return function(item)
+        with self._pressure.slot():
+            return function(item)
+
+    def close(self) -> None:
+        """End the threads; what they have begun is finished or aborted first."""
+        self._executor.shutdown(cancel_futures=True)
+
+
+def ordered(
+    executor: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int
+) -> Iterator[R]:
+    """`function` of each item, in order, at most `ahead` of them begun and not yet taken."""
+    running: deque[Future[R]] = deque()
+    for item in items:
+        running.append(executor.submit(function, item))
+        if len(running) >= ahead:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+class Backlog:
+    """Tasks without results, at most `limit` waiting or running: whoever adds more has to wait.
+
+    Many threads may add, one drains. A task's exception is raised to whoever adds or drains next.
+    """
+
+    def __init__(self, executor: Executor, limit: int) -> None:
+        self._executor = executor
+        self._limit = limit
+        self._slots = threading.Semaphore(limit)
+        self._error: BaseException | None = None
+
+    def add(self, function: Callable[[], None]) -> None:
+        self._slots.acquire()
+        if self._error is not None:
+            self._slots.release()
+            raise self._error
+        self._executor.submit(function).add_done_callback(self._done)
+
+    def drain(self) -> None:
+        """Wait for all tasks."""
+        for _ in range(self._limit):
+            self._slots.acquire()
+        for _ in range(self._limit):
+            self._slots.release()
+        if self._error is not None:
+            raise self._error
+
+    def _done(self, future: Future[None]) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            self._error = self._error or error
+        self._slots.release()

@@ -1,0 +1,216 @@
+"""Progress for people: a bar on a terminal; elsewhere log lines of a backfill, nothing of an audit.
+
+rich draws the bar. It is imported on a terminal only, so that commands start fast elsewhere. The
+classes here are the `Progress` of a backfill (`pipeline/ports.py`) or an audit (`audit/verify.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+import structlog
+
+from archiver.model import Window
+
+if TYPE_CHECKING:
+    from typing import Self
+
+log = structlog.get_logger()
+
+LOG_EVERY_SECONDS = 30.0
+REDRAWS_PER_SECOND = 5
+SPEED_SECONDS = 3600.0
+"""The time left is estimated from what was done in so many seconds. In rich's default of 30 not one
+window may be done, and then it shows no time at all."""
+
+
+@contextmanager
+def backfill_progress(windows: int) -> Iterator[LogProgress | BackfillBar]:
+    if not _on_terminal():
+        yield LogProgress(windows)
+        return
+    with BackfillBar(windows) as bar:
+        yield bar
+
+
+@contextmanager
+def audit_progress(label: str) -> Iterator[AuditBar | None]:
+    """None where stderr is no terminal: the report is the result."""
+    if not _on_terminal():
+        yield None
+        return
+    with AuditBar(label) as bar:
+        yield bar
+
+
+def _on_terminal() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+class LogProgress:
+    """A log line every 30 seconds, and one at the end."""
+
+    def __init__(self, windows: int) -> None:
+        self._lock = threading.Lock()
+        self._windows = windows
+        self._windows_done = 0
+        self._calls: Counter[str] = Counter()
+        self._bytes = 0
+        self._next = time.monotonic() + LOG_EVERY_SECONDS
+
+    def window_listed(self, window: Window, new_calls: int) -> None:
+        log.debug("window.listed", window=str(window), new_calls=new_calls)
+
+    def call_done(self, outcome: str, recording_bytes: int) -> None:
+        with self._lock:
+            self._calls[outcome] += 1
+            self._bytes += recording_bytes
+            if time.monotonic() < self._next:
+                return
+            self._next = time.monotonic() + LOG_EVERY_SECONDS
+        self._say()
+
+    def window_done(self, window: Window) -> None:
+        with self._lock:
+            self._windows_done += 1
+            last = self._windows_done == self._windows
+        log.debug("window.done", window=str(window))
+        if last:
+            self._say()
+
+    def _say(self) -> None:
+        log.info(
+            "backfill.progress",
+            windows=f"{self._windows_done}/{self._windows}",
+            bytes=self._bytes,
+            **self._calls,
+        )
+
+
+class _Bar:
+    """The terminal's last two lines: windows and times, and below them `_note`.
+
+    While it is shown, lines that are written to stderr go above it.
+    """
+
+    def __init__(self, label: str, windows: int | None) -> None:
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.text import Text
+
+        self._lock = threading.Lock()
+        self._bytes = 0
+        # soft_wrap: the terminal breaks a long log line, so that it is still copied as one.
+        console = Console(file=cast("TextIO", _Terminal(sys.stderr)), soft_wrap=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30, complete_style="cyan"),  # by default it is red, like an error
+            MofNCompleteColumn(),
+            TextColumn("windows"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            speed_estimate_period=SPEED_SECONDS,
+        )
+        self._task = self._progress.add_task(label, total=windows, left="left" if windows else "")
+        self._live = Live(
+            get_renderable=lambda: Group(
+                self._progress, Text.from_markup(self._note(), overflow="ellipsis")
+            ),
+            console=console,
+            refresh_per_second=REDRAWS_PER_SECOND,
+            redirect_stdout=False,
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start(refresh=True)
+        # rich hides the cursor until the end. A process that is killed would leave it hidden.
+        self._live.console.show_cursor()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._live.stop()
+
+    def _note(self) -> str:
+        """The second line, in rich's markup. Asked for at each redraw, on any thread."""
+        raise NotImplementedError
+
+
+class BackfillBar(_Bar):
+    """Counts windows; the note tells calls and bytes."""
+
+    def __init__(self, windows: int) -> None:
+        self._calls: Counter[str] = Counter()
+        self._todo = 0
+        super().__init__("archiving", windows)
+
+    def window_listed(self, window: Window, new_calls: int) -> None:
+        with self._lock:
+            self._todo += new_calls
+
+    def call_done(self, outcome: str, recording_bytes: int) -> None:
+        with self._lock:
+            self._calls[outcome] += 1
+            self._bytes += recording_bytes
+
+    def window_done(self, window: Window) -> None:
+        self._progress.advance(self._task)
+
+    def _note(self) -> str:
+        with self._lock:
+            note = f"{self._calls.total()}/{self._todo} calls, {self._bytes / 1e6:,.1f} MB"
+            bad = self._calls["failed"] + self._calls["pending"]
+        return note + (f", [red]{bad} not archived[/]" if bad else "")
+
+
+class AuditBar(_Bar):
+    """Counts windows, whose number is known only once the audit is under way; the note tells what
+    was hashed, if anything."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__(label, None)
+
+    def windows(self, done: int, total: int) -> None:
+        self._progress.update(self._task, completed=done, total=total, left="left")
+
+    def hashed(self, size: int) -> None:
+        with self._lock:
+            self._bytes += size
+
+    def _note(self) -> str:
+        return f"{self._bytes / 1e6:,.1f} MB hashed" if self._bytes else ""
+
+
+class _Terminal:
+    """stderr. Once the terminal is gone, what is written is lost, and the work goes on."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._file.flush()

@@ -1,0 +1,696 @@
+"""One call: its documents and its recording into the bucket, and its record last.
+
+A call is archived when its record is there. The recording and the two documents, the call's own
+(`transcript`) and the survey (`epa`), are fetched and judged one by one: one that cannot be had
+takes nothing from the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from typing import Any
+
+import structlog
+
+from archiver import fixity, metrics
+from archiver.clock import Clock
+from archiver.errors import CallError, FormatError, KeyTaken, NoRecording, Reach, StoreError
+from archiver.manifest import canonical, layout, record
+from archiver.manifest.record import FILE_KINDS, File, Record, Result
+from archiver.model import Call, Retention, Window, lock_start, parse_time, placing_time
+from archiver.pipeline.backoff import SOURCE_SILENT, Backoff, Unarchived
+from archiver.pipeline.health import StoreHealth
+from archiver.pipeline.hold_enforcement import HeldCalls, refs_of
+from archiver.pipeline.lock_dates import promise, promises_less
+from archiver.pipeline.ports import Recordings, Source, Store
+from archiver.pipeline.recording import PART_BYTES, RecordingWriter, put_or_beside, random_tag
+from archiver.pressure import Pressure
+from archiver.retry import Retry
+from archiver.source.api import SignedUrl
+from archiver.source.recordings import ResumableDownload
+from archiver.store.types import Stored
+
+log = structlog.get_logger()
+
+HAD_RECORDING = {
+    "bad_response",
+    "digest_mismatch",
+    "not_wav",
+    "recording_changed",
+    "recording_empty",
+    "recording_missing",
+    "too_large",
+    "too_slow",
+    "truncated",
+    "url_refused",
+}
+"""Reasons of a failure that say that the source had a recording once."""
+OUTAGES = ("source_unavailable", "store_refused")
+"""Reasons of a failure that an outage may have caused: after one such try no call is given up."""
+DOWNLOADS = 4
+"""How often a recording is begun that changes, or proves damaged, on the way."""
+MISMATCH_SECONDS = 2.0
+MISMATCH_SHARE = 0.02
+MAX_SIDECAR_BYTES = 64 << 20
+
+Survey = dict[str, Any] | list[Any]
+
+_SIDECARS = {*record.UNAVAILABLE, *(FILE_KINDS[kind].malformed for kind in record.UNAVAILABLE)}
+_REFRESHED_FINDINGS = {"duration_mismatch", "time_implausible", *record.INCOMPLETE}
+_RECORD_FIELDS = {
+    "campaignId": "campaign_id",
+    "direction": "direction",
+    "durationSeconds": "duration_seconds",
+    "endTime": "ended_at",
+    "startTime": "started_at",
+    "state": "state",
+}
+"""Fields of a call → those of its record."""
+
+
+class CallArchiver:
+    """Archives single calls. Threads share it."""
+
+    def __init__(
+        self,
+        source: Source,
+        recordings: Recordings,
+        store: Store,
+        clock: Clock,
+        *,
+        retention: Retention,
+        give_up: timedelta,
+        first_rest_seconds: float = 60.0,
+        part_bytes: int = PART_BYTES,
+        pressure: Pressure | None = None,
+        tag: Callable[[], str] = random_tag,
+    ) -> None:
+        self._source = source
+        self._recordings = recordings
+        self._store = store
+        self._clock = clock
+        self._retention = retention
+        self._give_up = give_up
+        self._pressure = pressure
+        self._writer = RecordingWriter(store, part_bytes, tag, clock.monotonic)
+        self._retry = Retry(clock, attempts=DOWNLOADS)
+        self.store_health = StoreHealth(store.is_answering)
+        self.held = HeldCalls(store, clock)
+        self.backoff = Backoff(clock, first_rest_seconds)
+
+    def archive(
+        self,
+        call: Call,
+        window: Window,
+        *,
+        settled: bool,
+        listed_at: datetime | None = None,
+        previous: Record | None = None,
+        was_pending: bool = False,
+        taken: int = 0,
+    ) -> Record | Unarchived:
+        """Archive one listed call, as revision 1 or as the one after `previous`, which says
+        `no_recording` or `failed`. Returns `previous` itself where there is nothing new.
+
+        1. Fetch the call's own document and its survey.
+        2. Stream the recording into the bucket.
+        3. Store the documents.
+        4. Write the record: from here on the call is archived.
+        5. Where one of these failed, the call waits.
+        6. After `give_up`, a record says that it failed.
+
+        Until the window has settled, nothing but success is written down: what is missing may still
+        come. After that, `no_recording` is a result, and what fails is pending until `give_up`
+        after the window's end, then `failed`. What the store refuses to keep for this call alone is
+        pending and given up in the same way.
+
+        `was_pending` says that another process has tried before; `taken` is the highest revision
+        whose key has foreign bytes. `listed_at` is when the listing of the window began; now, where
+        the call is worked at without one.
+        Raises `SourceRefused`, `SourceError` and `StoreError` where they reach beyond the call, and
+        `Interrupted`.
+        """
+        with self._trying(call, window, previous, listed_at, taken) as one:
+            try:
+                # 1. A document that cannot be had is a finding of the record. Until the window has
+                #    settled the call waits for it, and its recording is not downloaded meanwhile.
+                self._fetch_documents(one)
+                one.files = one.carried_files(exclude={"recording"})
+                for error in one.errors.values() if not settled else ():
+                    raise error
+                # 2. A crash from here to 4 leaves files that no record names. The next try adopts
+                #    those that hold the same bytes, and writes beside those that do not.
+                result = self._store_recording(one, settled)
+                # 3.
+                self._store_documents(one)
+                # 4. A crash before this write leaves no record: the call is archived anew. After
+                #    it, only a segment is missing that names the record.
+                found = self._commit(one, one.result(**result))
+            except CallError as error:
+                # 5.
+                unarchived = self._failed(one, error)
+            except StoreError as error:
+                unarchived = self._store_refused(one, error)
+            else:
+                self.store_health.succeeded()
+                return self._refresh_if_older(one, found)
+            # 6. What an outage may have caused says nothing of the call: that takes two tries.
+            first = one.number < 2 and not was_pending
+            if (first and unarchived.reason in OUTAGES) or unarchived.undecided:
+                return unarchived
+            if not settled or not self._is_given_up(window, previous):
+                return unarchived
+            return self._write_failure(one, unarchived)
+
+    def refresh(
+        self, call: Call, window: Window, previous: Record, listed_at: datetime | None = None
+    ) -> Record | Unarchived:
+        """Fetch the documents of an archived call again; its recording stays. Returns the revision
+        after `previous` where they have changed, or one can be had that could not before; else
+        `previous` itself. `Unarchived` where the source did not answer for a document; what it did
+        answer is written down all the same.
+
+        That a document which `previous` says cannot be had still cannot, for the same reason, is an
+        answer. Raises as `archive` does.
+        """
+        with self._trying(call, window, previous, listed_at) as one:
+            before = previous.document
+            try:
+                self._fetch_documents(one)
+                one.source = {**before["source"], **one.source}
+                one.files = one.carried_files()
+                self._store_documents(one)
+                findings = [f for f in before["findings"] if f not in _REFRESHED_FINDINGS]
+                found = self._commit(
+                    one, one.result("archived", audio=before["audio"], findings=findings)
+                )
+            except StoreError as error:
+                return self._store_refused(one, error)
+            self.store_health.succeeded()
+            if (silent := one.unanswered) is not None:
+                return self._failed(one, silent, None if found is previous else found)
+            return found
+
+    @contextmanager
+    def _trying(
+        self,
+        call: Call,
+        window: Window,
+        previous: Record | None,
+        listed_at: datetime | None,
+        taken: int = 0,
+    ) -> Iterator[_Try]:
+        """Count a try, and the call in flight."""
+        with structlog.contextvars.bound_contextvars(call_id=call.id):
+            self._clock.check()
+            with metrics.IN_FLIGHT.track_inprogress():
+                number, now = self.backoff.begin(call.id), self._clock.now()
+                yield _Try(
+                    listed=call,
+                    window=window,
+                    listed_at=listed_at or now,
+                    previous=previous,
+                    taken=taken,
+                    number=number,
+                    began=now,
+                    held=self.held.is_held(call.id),
+                    retention=self._retention,
+                    source={"api": self._source.base_url},
+                )
+
+    # --- 1. the documents
+
+    def _fetch_documents(self, one: _Try) -> None:
+        """The call's own document first: where it cannot be had, the listing says what is known of
+        the call. Then the survey, which the source may have in two copies."""
+        call_id = one.listed.id
+        try:
+            one.call, one.source["request_id"] = self._source.call(call_id)
+            one.take("transcript", _without_survey(one.call))
+        except CallError as error:
+            one.could_not_have("transcript", error)
+            if one.listed.document.get("transcript") is not None:
+                one.take("transcript", _without_survey(one.listed))
+        if "transcript" in one.errors:
+            one.call = one.as_known()
+        inline, survey = one.call.document.get("epaResults"), None
+        try:
+            survey = self._source.survey(call_id)
+        except CallError as error:
+            one.could_not_have("epa", error)
+        # Where one of the survey's two copies is missing today, what only that one had stays.
+        if survey is not None and inline is None and "transcript" in one.errors:
+            inline = self._read_previous_survey(one)
+        if survey is None and inline and "epa" not in one.errors:
+            survey = inline if isinstance(inline, dict | list) else None
+            inline = self._read_previous_survey(one)
+        merged = _merged(survey, inline)
+        if merged is not None:
+            one.take("epa", merged)
+
+    def _read_previous_survey(self, one: _Try) -> object:
+        before = one.previous_file("epa")
+        return self._read_json(before) if before is not None else None
+
+    def _read_json(self, file: File) -> object:
+        """None for a file that cannot be read."""
+        data = self._store.read(file.key, file.version_id, MAX_SIDECAR_BYTES)
+        try:
+            return canonical.load(data or b"")
+        except FormatError:
+            return None
+
+    # --- 2. the recording
+
+    def _store_recording(self, one: _Try, settled: bool) -> dict[str, Any]:
+        """What the record says of the recording. One that changes on the way is begun anew."""
+        try:
+            return self._retry.call("transfer", lambda: self._store_recording_once(one))
+        except NoRecording as error:
+            if not settled:
+                raise
+            own = one.errors.get("transcript")
+            if own is not None and own.reason == "call_missing":
+                raise own from None  # the source knows nothing of the call: no word on a recording
+            return {"outcome": "no_recording", "reason": error.reason, "status": error.status}
+
+    def _store_recording_once(self, one: _Try) -> dict[str, Any]:
+        def signed_url() -> SignedUrl:
+            signed = self._source.recording_url(one.call.id)
+            one.source["request_id"] = signed.request_id or one.source.get("request_id")
+            return signed
+
+        with (
+            metrics.stage("transfer"),
+            closing(
+                ResumableDownload(self._recordings, signed_url, self._clock, self._pressure)
+            ) as stream,
+        ):
+            done = self._writer.write(stream, one.recording_key, one.retain_until, one.held)
+        one.add("recording", done.stored)
+        one.source |= {
+            "content_md5": done.info.content_md5,
+            "etag": done.info.etag,
+            "last_modified": done.info.last_modified,
+            "recording_host": done.info.host,
+        }
+        audio, findings = done.audio()
+        return {"outcome": "archived", "audio": audio, "findings": findings}
+
+    # --- 3. the sidecars
+
+    def _store_documents(self, one: _Try) -> None:
+        """Store the documents, and note which could not be had. A file that stands and is whole
+        stays, whatever the source answers today."""
+        for kind, finding in record.UNAVAILABLE.items():
+            error, document = one.errors.get(kind), one.documents.get(kind)
+            before = one.previous_file(kind)
+            if error is not None and one.has_document(kind):
+                document = None
+            elif error is not None:
+                one.findings.add(finding)
+                self._store_malformed(one, kind, error.body)
+            if document is not None and not (before and self._still_stands(before, document)):
+                self._store_sidecar(one, kind, document)
+            elif before is not None:
+                one.files.append(before)  # the source has lost it: no reason to lose it too
+
+    def _store_malformed(self, one: _Try, kind: str, body: bytes | None) -> None:
+        """Keep the bytes that came in place of a document; else those of an earlier revision."""
+        malformed = FILE_KINDS[kind].malformed
+        assert malformed is not None  # noqa: S101  (the kind of a document)
+        before = one.previous_file(malformed)
+        if body and (before is None or before.sha256 != fixity.sha256_hex(body)):
+            self._store_sidecar(one, malformed, body)
+        elif before is not None:
+            one.files.append(before)
+        else:
+            return
+        one.findings.add("document_malformed")
+
+    def _store_sidecar(self, one: _Try, kind: str, data: bytes) -> None:
+        row = FILE_KINDS[kind]
+        key = layout.recording_dir(one.day, one.call.id) + row.name
+        stored = put_or_beside(
+            self._store, key, data, row.content_type, one.retain_until, one.held, look=False
+        )
+        one.add(kind, stored)
+
+    def _still_stands(self, before: File, document: bytes) -> bool:
+        """Whether the previous sidecar is still the one to name: the same bytes, or the one that
+        has a transcript where the source has none any more."""
+        if before.sha256 == fixity.sha256_hex(document):
+            return True
+        if before.kind != "transcript" or _has_transcript(canonical.load(document)):
+            return False
+        if not _has_transcript(self._read_json(before)):
+            return False
+        log.warning("call.transcript_withdrawn")
+        return True
+
+    # --- 4. the record
+
+    def _commit(self, one: _Try, result: Result) -> Record:
+        """Write the record: the one place where exactly-once is decided.
+
+        1. Write nothing where nothing is new.
+        2. Keep what the previous revision names for as long, and held, as the new one.
+        3. Write the record, once. Where another writer was first, its record is the record.
+        4. Hold it where somebody has put a hold on the call meanwhile.
+        """
+        self.backoff.succeeded(one.listed.id)
+        previous, until = one.previous, one.retain_until
+        # 1.
+        if previous is not None and _says_the_same(previous, result):
+            return previous
+        # 2. A crash after this leaves longer locks and more holds than are promised, which does
+        #    no harm.
+        revision = max(previous.revision if previous else 0, one.taken) + 1
+        held = one.held
+        if previous is not None:
+            one.lock_modes |= self._keep_previous(previous, result, until)
+            held = held or self._hold_as_previous(previous, result)
+        made = record.build(
+            one.call,
+            result,
+            day=one.day,
+            revision=revision,
+            archived_at=self._clock.now(),
+            retention=promise(self._retention, until, one.lock_modes),
+        )
+        with metrics.stage("record"):
+            # 3.
+            try:
+                stored = self._store.put_once(
+                    made.key, made.data, retain_until=until, held=held, look=False
+                )
+            except KeyTaken:
+                one.was_second = True
+                return self._adopt(made.key, held)
+            if result.outcome == "archived":
+                self._writer.forget(one.recording_key)
+            # 4. A crash before this leaves a record without its hold: `hold_enforcement` finds it.
+            if previous is not None and not held and self._hold_as_previous(previous, result):
+                self._store.set_hold(made.key, stored.version_id, True)
+            _count(result, previous)
+        return made
+
+    def _keep_previous(self, previous: Record, result: Result, until: datetime | None) -> set[str]:
+        """Keep what stood before for as long as the new record promises, where that is longer: the
+        record, the files carried over, those that are replaced. Returns the modes that the files
+        carried over are locked in, as far as the store was asked."""
+        if not promises_less(previous, self._retention, until):
+            return set()
+        carried, modes = {file.key for file in result.files}, set[str]()
+        for file in [*previous.files, {"key": previous.key, "version_id": None}]:
+            try:
+                mode = self._store.extend(file["key"], file["version_id"], until).mode
+            except StoreError as error:
+                if error.reason != "gone":
+                    raise
+                # `verify` reports it: the call's other objects are not to wait for it.
+                log.error("call.object_gone", key=file["key"])
+                continue
+            if mode is not None and file["key"] in carried:
+                modes.add(mode)
+        return modes
+
+    def _hold_as_previous(self, previous: Record, result: Result) -> bool:
+        """Whether the call's previous record is on legal hold; then its new files are too. It may
+        be, though the ledger does not say so: somebody may just be putting it on hold."""
+        head = self._store.head(previous.key)
+        if head is None or not head.held:
+            return False
+        known = {file["key"] for file in previous.files}
+        for file in result.files:
+            if file.key not in known:
+                self._store.set_hold(file.key, file.version_id, True)
+        return True
+
+    def _adopt(self, key: str, held: bool) -> Record:
+        """The record of a concurrent writer, which may not have known that the call is held."""
+        try:
+            found = record.parse(self._store.read(key) or b"")
+        except FormatError as error:
+            raise StoreError(
+                f"{key} is taken by other bytes than a record ({error}): run archiver verify",
+                reason="record_unreadable",
+                reach=Reach.ITEM,
+            ) from None
+        log.info("record.adopted")
+        for ref in refs_of(found) if held else ():
+            self._store.set_hold(ref.key, ref.version_id, True)
+        return found
+
+    def _refresh_if_older(self, one: _Try, found: Record) -> Record:
+        """A concurrent writer's record that is older than our asking may be of an older call."""
+        made_at = parse_time(found.document.get("archived_at"))
+        if not one.was_second or found.outcome != "archived":
+            return found
+        if made_at is None or made_at >= one.began:
+            return found
+        again = self.refresh(one.listed, one.window, found, one.listed_at)
+        return (again.amended or found) if isinstance(again, Unarchived) else again
+
+    # --- 5. and 6. failures
+
+    def _failed(self, one: _Try, error: CallError, amended: Record | None = None) -> Unarchived:
+        log.warning("call.unarchived", stage=error.stage, reason=error.reason, status=error.status)
+        unarchived = Unarchived(
+            one.listed, error.reason, one.number, error.status, error.undecided, amended
+        )
+        self.backoff.failed(unarchived)
+        return unarchived
+
+    def _store_refused(self, one: _Try, error: StoreError) -> Unarchived:
+        """The call stays behind; raises `error` where it is about the store as a whole."""
+        if self.store_health.is_outage(one.listed.id, error):
+            raise error
+        reason = error.reason if error.reason == "record_unreadable" else "store_refused"
+        log.error("call.store_refused", stage=error.stage, status=error.status, error=str(error))
+        unarchived = Unarchived(one.listed, reason, one.number, error.status)
+        self.backoff.failed(unarchived)
+        return unarchived
+
+    def _is_given_up(self, window: Window, previous: Record | None) -> bool:
+        """A failure does not take back that the source once said that there is no recording."""
+        if previous is not None and previous.outcome != "failed":
+            return False
+        return self._clock.now() >= window.end + self._give_up
+
+    def _write_failure(self, one: _Try, why: Unarchived) -> Record | Unarchived:
+        """A record that says why the call was given up, with what is known of it."""
+        try:
+            one.files = one.carried_files(exclude={"recording"})
+            self._store_documents(one)
+            found = self._commit(one, one.result("failed", reason=why.reason, status=why.status))
+        except CallError as error:
+            return self._failed(one, error)
+        except StoreError as error:
+            return self._store_refused(one, error)
+        self.store_health.succeeded()
+        return found
+
+
+@dataclass
+class _Try:
+    """One try at one call: what is known of it so far, and what its record will say."""
+
+    listed: Call
+    window: Window
+    listed_at: datetime
+    previous: Record | None
+    taken: int
+    number: int
+    began: datetime
+    held: bool
+    retention: Retention
+    source: dict[str, Any]
+    call: Call = field(init=False)
+    documents: dict[str, bytes] = field(default_factory=dict)
+    """File kind → that document in the archive's form; absent where the source has none."""
+    errors: dict[str, CallError] = field(default_factory=dict)
+    """File kind → why that document could not be had."""
+    files: list[File] = field(default_factory=list)
+    findings: set[str] = field(default_factory=set)
+    """Those about documents."""
+    lock_modes: set[str] = field(default_factory=set)
+    """The modes that the files of this try are locked in."""
+    was_second: bool = False
+    """Whether a concurrent writer's record was first."""
+
+    def __post_init__(self) -> None:
+        self.call = self.listed
+
+    @property
+    def day(self) -> date:
+        """The call's `dt`; a later revision stays where the first one is."""
+        home = layout.parse_record_key(self.previous.key) if self.previous else None
+        return home[0] if home else placing_time(self.call, self.window, self.listed_at).date()
+
+    @property
+    def recording_key(self) -> str:
+        """Where the recording is to lie; it may lie beside it."""
+        return layout.recording_dir(self.day, self.call.id) + "recording.wav"
+
+    @property
+    def retain_until(self) -> datetime | None:
+        return self.retention.until(lock_start(self.call, self.window, self.listed_at)[0])
+
+    @property
+    def unanswered(self) -> CallError | None:
+        """Why the source did not answer for a document, where that says nothing of the document
+        and the previous record does not say it already."""
+        for kind, error in self.errors.items():
+            known = self.previous.why_unavailable(kind) if self.previous else None
+            if error.undecided or (error.reason in SOURCE_SILENT and error.reason != known):
+                return error
+        return None
+
+    def take(self, kind: str, document: Survey) -> None:
+        """Keep a document in the archive's form; one that has no such form could not be had."""
+        try:
+            self.documents[kind] = canonical.dump(document)
+        except FormatError:
+            error = CallError("not representable as JSON", reason="bad_document")
+            self.could_not_have(kind, error)
+
+    def could_not_have(self, kind: str, error: CallError) -> None:
+        self.errors.setdefault(kind, error)
+        reason, status = error.reason, error.status
+        log.warning("call.document_unavailable", kind=kind, reason=reason, status=status)
+
+    def as_known(self) -> Call:
+        """The call as it is listed, and as the previous record has it where the listing lacks a
+        field."""
+        before: Mapping[str, Any] = self.previous.document if self.previous else {}
+        known = {name: before.get(recorded) for name, recorded in _RECORD_FIELDS.items()}
+        listed = {name: v for name, v in self.listed.document.items() if v is not None}
+        return Call(self.listed.id, {**known, **listed})
+
+    def previous_files(self) -> Iterator[File]:
+        """The files that the previous record names."""
+        names = ("kind", "key", "bytes", "sha256", "content_type", "version_id")
+        for file in self.previous.files if self.previous else ():
+            yield File(**{name: file[name] for name in names})
+
+    def previous_file(self, kind: str) -> File | None:
+        return next((file for file in self.previous_files() if file.kind == kind), None)
+
+    def carried_files(self, exclude: Set[str] = frozenset()) -> list[File]:
+        """The previous files that this try does not fetch: the recording, and kinds that a newer
+        release knows."""
+        leave = {*_SIDECARS, *exclude}
+        return [file for file in self.previous_files() if file.kind not in leave]
+
+    def has_document(self, kind: str) -> bool:
+        """Whether the previous record has the whole document, or knows that there is none."""
+        if self.previous is None or record.UNAVAILABLE[kind] in self.previous.document["findings"]:
+            return False
+        return self.previous.outcome == "archived" or self.previous_file(kind) is not None
+
+    def add(self, kind: str, stored: Stored) -> None:
+        """Add a file to those that the record will name."""
+        content_type = FILE_KINDS[kind].content_type
+        self.files.append(
+            File(kind, stored.key, stored.size, stored.sha256, content_type, stored.version_id)
+        )
+        if stored.lock_mode:
+            self.lock_modes.add(stored.lock_mode)
+
+    def result(
+        self,
+        outcome: record.Outcome,
+        *,
+        reason: str | None = None,
+        status: int | None = None,
+        audio: Mapping[str, Any] | None = None,
+        findings: Iterable[str] = (),
+    ) -> Result:
+        """What the record will say; `findings` are those about the recording."""
+        codes = {*findings, *self.findings}
+        length = self.call.duration_seconds
+        if audio is not None and length is not None:
+            allowed = max(MISMATCH_SECONDS, MISMATCH_SHARE * length)
+            if abs(audio["duration_seconds"] - length) > allowed:
+                codes.add("duration_mismatch")
+        if not lock_start(self.call, self.window, self.listed_at)[1]:
+            codes.add("time_implausible")
+        order = {kind: place for place, kind in enumerate(FILE_KINDS)}
+        unavailable = {
+            kind: {"reason": error.reason, "status": error.status}
+            for kind, error in self.errors.items()
+            if record.UNAVAILABLE[kind] in self.findings
+        }
+        return Result(
+            outcome,
+            # Kinds of a newer release come last.
+            files=tuple(sorted(self.files, key=lambda file: order.get(file.kind, len(order)))),
+            source=self.source,
+            audio=audio,
+            findings=tuple(codes),
+            reason=reason,
+            attempts=None if outcome == "archived" else self.number,
+            status=status,
+            unavailable=unavailable,
+        )
+
+
+def _count(result: Result, previous: Record | None) -> None:
+    """Metrics and log; a later revision counts only the files that it brought."""
+    known = {file["key"] for file in previous.files} if previous else set()
+    new = [file for file in result.files if file.key not in known]
+    if previous is None or previous.outcome != result.outcome:
+        metrics.CALLS.labels(result.outcome).inc()
+    for file in new:
+        metrics.BYTES.labels(file.kind).inc(file.bytes)
+    for code in set(result.findings) - set(previous.document["findings"] if previous else ()):
+        metrics.FINDINGS.labels(code).inc()
+    say = log.warning if result.outcome == "failed" else log.info
+    size = sum(file.bytes for file in new)
+    if previous is None:
+        say(f"call.{result.outcome}", reason=result.reason, bytes=size)
+    else:
+        say("call.amended", outcome=result.outcome, reason=result.reason, bytes=size)
+
+
+def _says_the_same(previous: Record, result: Result) -> bool:
+    """Whether a new revision would say nothing new: the same outcome, files and findings about
+    documents, and of a failure the same reason. That a source has deleted a recording which could
+    not be archived, or is out, does not take back that there was one."""
+    before = previous.document
+    is_weaker = result.outcome == "no_recording" or result.reason not in HAD_RECORDING
+    if before["reason"] in HAD_RECORDING and result.outcome != "archived" and is_weaker:
+        return True
+    if previous.outcome != result.outcome:
+        return False
+    if result.outcome == "failed" and before["reason"] != result.reason:
+        return False
+    if previous.incomplete != record.INCOMPLETE.intersection(result.findings):
+        return False
+    files = {(file["kind"], file["sha256"]) for file in previous.files}
+    return files == {(file.kind, file.sha256) for file in result.files}
+
+
+def _without_survey(call: Call) -> dict[str, Any]:
+    """The call as `transcript.json` has it."""
+    document = dict(call.document)
+    if isinstance(document.get("epaResults"), dict | list | None):
+        document.pop("epaResults", None)  # anything else is no survey, and would be lost
+    return document
+
+
+def _has_transcript(document: object) -> bool:
+    return isinstance(document, dict) and bool(document.get("transcript"))
+
+
+def _merged(survey: Survey | None, inline: object) -> Survey | None:
+    """The survey of its own endpoint, and what only the call's inline copy has: nothing is lost."""
+    if not isinstance(inline, dict | list) or not inline:
+        return survey
+    if isinstance(inline, dict) and isinstance(survey, dict):
+        return {**inline, **survey}
+    return inline if survey is None else survey

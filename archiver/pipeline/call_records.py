@@ -1,0 +1,338 @@
+"""Which record each call of a window has, and the two kinds of calls that its listing lacks.
+
+- A missing call was listed before, is not listed now, and no segment of its window has a record of
+  it: by what the manifest calls pending, by the sightings, or by another pass of this listing.
+- An orphan record is one that no segment names yet: a process wrote it and ended before it closed
+  the window, or another window's listing showed the call. Those that are still listed are found
+  anyway. One that is not listed any more would never stand in a segment: so a process that starts
+  anew looks for orphans, once for each day of records.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from datetime import UTC, date, datetime, timedelta
+
+import structlog
+
+from archiver.clock import Interrupted
+from archiver.core.concurrency import Workers
+from archiver.errors import FormatError, NewerFormat, Reach, StoreError
+from archiver.manifest import layout, record
+from archiver.manifest.layout import SegmentName
+from archiver.model import DAY, Call, Window, parse_time, placing_time, window_of
+from archiver.pipeline.bucket_state import (
+    MAX_SEGMENT_BYTES,
+    LatestRecord,
+    RecordIndex,
+    SegmentIndex,
+    UnreadableRecord,
+    WindowState,
+    spool,
+)
+from archiver.pipeline.ports import Store
+from archiver.pipeline.sightings import Sightings
+from archiver.source.listing import Listed, Lister
+
+log = structlog.get_logger()
+
+NEAR = timedelta(hours=3)
+"""A window may list calls of the day before or after its own, so near to midnight."""
+MANY = 10_000
+
+
+class CallRecords:
+    """Finds records, and owns the orphans that this process knows of, each with the window that is
+    to name it. Threads share it, each at a window of its own."""
+
+    def __init__(
+        self,
+        store: Store,
+        index: RecordIndex,
+        segments: SegmentIndex,
+        workers: Workers,
+        lister: Lister,
+        sightings: Sightings,
+    ) -> None:
+        self._store = store
+        self._index = index
+        self._segments = segments
+        self._workers = workers
+        self._lister = lister
+        self._sightings = sightings
+        self._logged: set[str] = set()
+        """Keys of records that the log has named as unreadable."""
+        self._lock = threading.Lock()
+        self._orphans: dict[Window, dict[str, LatestRecord]] = {}
+        self._loading = threading.RLock()  # held while a day's segments are read
+        self._loaded_days: set[date] = set()
+        self._unclaimed: dict[Window, dict[str, LatestRecord]] = {}
+        """Orphans of days that were loaded; each window gets its own when it is worked at."""
+        self._named: set[tuple[date, str]] = set()
+
+    # --- the newest record of each call
+
+    def missing(self, listed: Listed, state: WindowState, sighted: Set[str]) -> dict[str, Call]:
+        """The missing calls of a window. Two windows may know of the same call. It is left to the
+        other one where this listing shows that the call is listed there, where this process has an
+        orphan record of it there, or where a segment there names its record; else both answer for
+        it."""
+        glimpsed = listed.glimpsed
+        loose = set(sighted) - {*listed.calls, *state.records, *glimpsed} - state.pending
+        loose -= {call_id for calls in listed.strays.values() for call_id in calls}
+        with self._lock:
+            loose -= {call_id for orphans in self._orphans.values() for call_id in orphans}
+        revision, days = self._index.tolerant(listed.window), _days_near(listed.window)
+        found = {i: next((day for day in days if revision(day, i)), None) for i in loose}
+        recorded = {(day, layout.call_dir(i)) for i, day in found.items() if day is not None}
+        named = self._named_among(recorded, listed.window) if recorded else set()
+        loose = {i for i in loose if (found[i], layout.call_dir(i)) not in named}
+        calls = {call_id: Call(call_id, {}) for call_id in sorted(loose | state.pending)}
+        return {i: call for i, call in {**calls, **glimpsed}.items() if i not in listed.calls}
+
+    def latest(
+        self, listed: Listed, missing: Mapping[str, Call], state: WindowState
+    ) -> tuple[dict[str, LatestRecord], dict[str, UnreadableRecord]]:
+        """The newest record of each call that is listed, missing or an orphan, as segments, this
+        process or the bucket have it; and what lies in the place of one and cannot be read."""
+        with self._lock:
+            orphans = self._orphans.setdefault(listed.window, {})
+            for call_id, named in state.records.items():
+                if call_id in orphans and orphans[call_id].revision <= named.revision:
+                    del orphans[call_id]  # another writer's segment names it, or a later one
+            latest = dict(orphans)
+        keys: dict[str, str] = {}
+        revision_of = self._index.tolerant(listed.window)
+        for call_id, days in _days_of_calls(listed, missing, state):
+            known = [one for one in (latest.get(call_id), state.records.get(call_id)) if one]
+            found = max(known, key=lambda one: one.revision, default=None)
+            if found is not None and (call_id in listed.calls or call_id in missing):
+                latest[call_id] = found
+            in_bucket = ((day, revision_of(day, call_id)) for day in days)
+            day, revision = next((one for one in in_bucket if one[1]), (days[0], 0))
+            if revision > (found.revision if found else 0):
+                keys[call_id] = layout.record_key(day, call_id, revision)
+        unreadable: dict[str, UnreadableRecord] = {}
+        read = self._workers.map(self._read, keys.values())
+        for call_id, newest in zip(keys, read, strict=True):
+            if isinstance(newest, UnreadableRecord):
+                unreadable[call_id] = newest
+            else:
+                latest[call_id] = newest
+        return latest, unreadable
+
+    def _read(self, key: str) -> LatestRecord | UnreadableRecord:
+        """A record. One that cannot be read stops nothing: it is an error in the log, once."""
+        try:
+            return LatestRecord.of(record.parse(self._store.read(key) or b""))
+        except (FormatError, StoreError) as error:
+            if error.reach is not Reach.ITEM:
+                raise
+            if key not in self._logged:
+                self._logged.add(key)
+                log.error("record.unreadable", key=key, error=str(error))
+            foreign = isinstance(error, FormatError) and not isinstance(error, NewerFormat)
+            parsed = layout.parse_record_key(key)
+            return UnreadableRecord(parsed[2] if parsed else 1, foreign)
+
+    # --- orphan records
+
+    @property
+    def windows_with_orphans(self) -> set[Window]:
+        with self._lock:
+            return {window for window, orphans in self._orphans.items() if orphans}
+
+    def add_orphans(self, window: Window, records: Mapping[str, LatestRecord]) -> None:
+        """These records wait for a segment of the window to name them."""
+        with self._lock:
+            self._orphans.setdefault(window, {}).update(records)
+
+    def named(self, window: Window, call_ids: Collection[str]) -> None:
+        """A segment of the window names these calls now. What another window's listing showed
+        meanwhile it does not name: that stays."""
+        with self._lock:
+            for call_id in call_ids:
+                self._orphans.get(window, {}).pop(call_id, None)
+
+    def forget_if_empty(self, window: Window) -> None:
+        """For the one thread that works at the window."""
+        with self._lock:
+            if not self._orphans.get(window):
+                self._orphans.pop(window, None)
+
+    def load_orphans(self, listed: Listed, *, few: bool) -> None:
+        """Look for orphan records that an earlier process left: the window that lists such a call
+        is to name it, or the window of its start. `few`: not where there are very many, which other
+        processes are at work on. Raises `StoreError`, and what listing a neighbour raises."""
+        window = listed.window
+        found = self._claim(window, few)
+        try:
+            self._hand_to_neighbours(found, listed)
+        finally:  # they are handed out once
+            with self._lock:
+                self._orphans[window] = {**found, **self._orphans.get(window, {})}
+        # One lock for both: else two windows might leave the same record to each other.
+        with self._lock:
+            own = self._orphans[window]
+            others = [orphans for other, orphans in self._orphans.items() if other != window]
+            for call_id, orphan in list(own.items()):
+                same = (other.get(call_id) for other in others)
+                if call_id not in listed.calls and any(o and o.key == orphan.key for o in same):
+                    del own[call_id]
+
+    def _hand_to_neighbours(self, found: dict[str, LatestRecord], listed: Listed) -> None:
+        """An orphan that this listing lacks may appear in the neighbouring window, because the
+        source may filter by another timestamp: then that window is to name it."""
+        length, listed_at = listed.window.end - listed.window.start, listed.listing.listed_at
+        for by in (-length, length):
+            if not found.keys() - listed.calls.keys():
+                return
+            neighbour = Window(listed.window.start + by, listed.window.end + by)
+            seen: dict[str, Call] = {}
+            try:
+                shown = self._lister.glance(neighbour, seen)
+            except Interrupted:
+                raise
+            except Exception:
+                self._sightings.note_cut_short(listed.window, (), seen.values(), listed_at)
+                raise
+            for home, calls in shown.items():
+                if self._sightings.is_ours(home):
+                    self._sightings.add(listed.window, {home: calls.values()}, listed_at)
+                there = calls.keys() & found.keys() - listed.calls.keys()
+                if there:
+                    self.add_orphans(neighbour, {call_id: found.pop(call_id) for call_id in there})
+
+    def _claim(self, window: Window, few: bool) -> dict[str, LatestRecord]:
+        day = window.start.date()
+        with self._loading:
+            if day not in self._loaded_days:
+                if not self._load_day(day, window, few):
+                    return {}
+                self._loaded_days.add(day)
+            return self._unclaimed.pop(window, {})
+
+    def _load_day(self, day: date, window: Window, few: bool) -> bool:
+        orphans = self._index.revisions(day)
+        if orphans:
+            for keys in self._workers.map(self._keys_named_by, self._segments_near(day)):
+                for named_day, call_dir in keys:
+                    if named_day == day:
+                        orphans.pop(call_dir, None)
+        if few and len(orphans) > MANY:
+            log.info("records.orphaned", day=day.isoformat(), count=len(orphans))
+            return False
+        keys_of = [f"{layout.record_prefix(day)}{name}/r{n}.json" for name, n in orphans.items()]
+        for found in self._workers.map(self._read, keys_of):
+            if isinstance(found, UnreadableRecord):
+                continue  # the log names it, and `verify` does
+            moment = _placing_time(found)
+            # Without a time of its own it may be any window's of the day: so it is this one's.
+            home = window_of(moment, window.end - window.start) if moment else window
+            self._unclaimed.setdefault(home, {})[found.record().call_id] = found
+        return True
+
+    # --- what segments name
+
+    def lacks_sighted(
+        self, newest: SegmentName, pending: Collection[str], keys: Iterable[str]
+    ) -> bool:
+        """Whether one of these sightings has an id that neither the newest segment of its window
+        calls pending nor any of its segments has a record of. Raises `StoreError`."""
+        found = self._sightings.read_objects(keys)
+        loose = {call_id for one in found for call_id in one.ids}.difference(pending)
+        if not loose:
+            return False
+        names = [SegmentName(newest.start, number) for number in range(1, newest.revision + 1)]
+        named = {one for keys in self._workers.map(self._keys_named_by, names) for _, one in keys}
+        return any(layout.call_dir(call_id) not in named for call_id in loose)
+
+    def _named_among(self, wanted: Set[tuple[date, str]], window: Window) -> set[tuple[date, str]]:
+        """Those of these records, by day and call directory, that a segment of the windows near
+        this one names. Raises `StoreError`."""
+        with self._loading:
+            left = wanted - self._named
+            if left:
+                if len(self._named) > MANY:
+                    self._named.clear()
+                names = self._segments_near(window.start.date())
+                for keys in self._workers.map(self._keys_named_by, names):
+                    self._named |= left & set(keys)
+            return {one for one in wanted if one in self._named}
+
+    def _segments_near(self, day: date) -> Iterator[SegmentName]:
+        """The segments that may name a record of this day."""
+        midnight = datetime.combine(day, datetime.min.time(), UTC)
+        for other in (day - DAY, day, day + DAY):
+            try:
+                names = self._segments.list_day(other)
+            except StoreError as error:
+                if error.reach is not Reach.ITEM:
+                    raise
+                log.error("day.unlistable", day=str(other), error=str(error))
+                continue
+            for name in names:
+                if midnight - NEAR <= name.start < midnight + DAY + NEAR:
+                    yield name
+
+    def _keys_named_by(self, name: SegmentName) -> list[tuple[date, str]]:
+        """Day and call directory of a segment's records, from its `.sha256`, which is cheaper to
+        read. Where the store refuses that file, none: the window that has these records knows them
+        from its segment, so that none is named twice."""
+        found = []
+        with spool() as file:
+            try:
+                self._store.read_into(name.sha256, file, MAX_SEGMENT_BYTES)
+            except StoreError as error:
+                if error.reach is not Reach.ITEM:
+                    raise
+                log.error("segment.unreadable", key=name.sha256, error=str(error))
+                return []
+            file.seek(0)
+            for line in file:
+                parsed = layout.parse_record_key(line[66:].decode("utf-8", "replace").rstrip("\n"))
+                if parsed is not None:
+                    found.append(parsed[:2])
+        return found
+
+
+def _placing_time(found: LatestRecord) -> datetime | None:
+    """The time that places a record's call in a window; None where the record states none, or one
+    that was too late to be true when the call was listed: that lay ahead when the record was
+    written, and the record lies below an earlier day."""
+    document = found.record().document
+    moment = parse_time(document.get("started_at")) or parse_time(document.get("ended_at"))
+    archived_at = parse_time(document.get("archived_at"))
+    ahead = moment is not None and archived_at is not None and moment > archived_at
+    return None if moment and ahead and moment.date() > found.day else moment
+
+
+def _days_of_calls(
+    listed: Listed, missing: Mapping[str, Call], state: WindowState
+) -> Iterator[tuple[str, list[date]]]:
+    """Every id that is known of the window, with the days below which its record may lie.
+
+    A time that is plausible now may have been too late to be true when the call was archived: then
+    its record lies below the window's day, which comes first.
+    """
+    own_day = listed.window.start.date()
+    for call in [*listed.calls.values(), *missing.values()]:
+        named = state.records.get(call.id)
+        if named is not None:
+            yield call.id, [named.day]
+        elif call.own_time is None and call.id in missing:
+            yield call.id, _days_near(listed.window)
+        else:
+            day = placing_time(call, listed.window, listed.listing.listed_at).date()
+            yield call.id, [own_day, day] if day > own_day else [day]
+    for call_id, named in state.records.items():
+        if call_id not in listed.calls:
+            yield call_id, [named.day]
+
+
+def _days_near(window: Window) -> list[date]:
+    """The days of a window's calls: its own first, then those of calls that were listed in it by
+    another time than their start."""
+    moments = (window.start, window.start - NEAR, window.end + NEAR)
+    return list(dict.fromkeys(moment.date() for moment in moments))

@@ -1,0 +1,348 @@
+"""The chain of seals: begin it, find its head, append to it, complete what a crash left.
+
+Why it cannot fork: a seal's number is its key, and a key is created once. Why a segment stands in
+one seal only: a seal is completed (signature, then pointers) before the next one is appended, so
+only the newest can lack its pointers; and a writer that loses a number reads the seals that won,
+drops the segments that they cover, and goes on behind them.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+
+from archiver import fixity, metrics
+from archiver.clock import Clock
+from archiver.errors import FormatError, KeyTaken, NewerFormat, Reach, StoreError, UsageError
+from archiver.manifest import layout, seal
+from archiver.manifest.seal import Seal
+from archiver.manifest.signing import SigningKey
+from archiver.model import Retention
+from archiver.pipeline.bucket_state import UnsealedSegment
+from archiver.pipeline.lock_dates import latest_date
+from archiver.pipeline.ports import Store
+
+log = structlog.get_logger()
+
+REMEMBERED_SEGMENTS = 10_000
+REMEMBERED_SEALS = 256
+CLOCKS_DIFFER = timedelta(minutes=10)
+"""How far the clocks of two writers may lie apart: nothing is closed beyond 5 minutes."""
+
+
+class Chain:
+    """The chain of seals, as one writer sees it. Threads share it; appends wait for each other."""
+
+    def __init__(
+        self,
+        store: Store,
+        key: SigningKey,
+        clock: Clock,
+        retention: Retention,
+        remembered: int = REMEMBERED_SEGMENTS,
+    ) -> None:
+        """`remembered`: how many of the segments sealed last are kept in memory; for the others the
+        bucket is asked whether they have a pointer."""
+        self._store = store
+        self._key = key
+        self._clock = clock
+        self._retention = retention
+        self.single_writer = False
+        """Whether each seal is to say that it relies on there being one writer."""
+        self._lock = threading.RLock()
+        self._head: Seal | None = None
+        self._remembered = remembered
+        self._newly_sealed: dict[str, None] = {}
+        """The segments that were sealed last, oldest first."""
+        self._has_forgotten = False
+        self._read_back: dict[int, tuple[datetime, frozenset[str]]] = {}
+        """When a seal that was read again was made, and the keys of its segments, by number."""
+
+    @property
+    def head(self) -> Seal:
+        if self._head is None:
+            raise StoreError("the chain was not opened")
+        return self._head
+
+    # --- begin and open
+
+    def begin(
+        self,
+        *,
+        capabilities: Mapping[str, Any],
+        pages: Mapping[str, bytes],
+        watermark: datetime,
+    ) -> bool:
+        """Begin an archive and open its chain; False where another writer was first.
+
+        1. The public key.
+        2. The verifier's `pages`, by key.
+        3. Seal 0, which has the key, names the pages by hash, and says what the store proved
+           (`capabilities`).
+
+        A crash in between leaves objects that the next try finds and adopts.
+        """
+        until = self._lock_until([])
+        # 1.
+        public = self._key.public
+        self._store.put_once(
+            layout.public_key_key(public.key_id),
+            public.pem,
+            content_type="application/x-pem-file",
+            retain_until=until,
+        )
+        # 2. A page of an earlier version that has the key already holds for this archive too.
+        digests = {}
+        for key, page in pages.items():
+            try:
+                self._store.put_once(key, page, content_type="text/plain", retain_until=until)
+                digests[key] = fixity.sha256_hex(page)
+            except KeyTaken:
+                digests[key] = fixity.sha256_hex(self._store.read(key) or b"")
+        # 3.
+        data = seal.genesis(
+            str(uuid.uuid4()),
+            public,
+            {**capabilities, "pages": digests},
+            sealed_at=self._clock.now(),
+            watermark=watermark,
+        )
+        is_ours = True
+        with self._lock:
+            try:
+                self._store.put_once(layout.seal_key(0), data, retain_until=until)
+            except KeyTaken:
+                is_ours = False
+            self.open()
+        return is_ours
+
+    def open(self) -> bool:
+        """Find the head and complete it; False where the archive is empty.
+
+        Raises `UsageError` where the archive is signed with another key than ours, `StoreError`
+        where a seal is missing: its place is never filled, and no archive is begun over one whose
+        seal 0 is gone or hidden, because the true seal could never be put back.
+        """
+        with self._lock:
+            number = self._newest()
+            if number is None:
+                prefixes = (layout.SEALS, layout.SEGMENTS, layout.RECORDS)
+                if not any(True for prefix in prefixes for _ in self._store.list(prefix)):
+                    return False
+                number = self._newest()  # another writer may have begun the archive meanwhile
+            if number is None:
+                raise StoreError(
+                    "seal 0 is missing, but an archive is there: run archiver verify, and bring "
+                    "the lost seal back before anything is archived"
+                )
+            self._refuse_a_gap(number)
+            head = self._read(number)
+            if head is None:
+                raise StoreError(f"seal {number} cannot be read: run archiver verify")
+            self._adopt(head)
+            return True
+
+    def genesis(self) -> Seal:
+        """Seal 0. Raises `StoreError` where it is gone."""
+        found = self._read(0)
+        if found is None:
+            raise StoreError("seal 0 is gone: run archiver verify")
+        return found
+
+    def _newest(self) -> int | None:
+        return last_number(lambda number: self._store.head(layout.seal_key(number)) is not None)
+
+    def _refuse_a_gap(self, number: int) -> None:
+        """A seal beyond the first missing number means that one was lost.
+
+        `start_after` only saves pages: any seal that is listed counts, in whatever order.
+        """
+        for item in self._store.list(layout.SEALS, start_after=layout.signature_key(number)):
+            parsed = layout.parse_seal_key(item.key)
+            if parsed is None or parsed[0] <= number + 1:
+                continue
+            # Another writer may have appended meanwhile: then the next number is there by now.
+            if self._store.head(layout.seal_key(number + 1)) is None:
+                raise StoreError(
+                    f"seal {number + 1} is missing, but later ones are there: run archiver verify, "
+                    "and bring the lost seal back before anything is archived"
+                )
+            return
+
+    # --- read on and append
+
+    def refresh(self) -> Seal:
+        """Read on from the known head to the newest, completing each seal on the way."""
+        with self._lock:
+            while (following := self._read(self.head.seq + 1)) is not None:
+                if following.prev != self.head.sha256 or following.archive != self.head.archive:
+                    raise StoreError(
+                        f"seal {following.seq} does not follow seal {self.head.seq}: "
+                        "run archiver verify"
+                    )
+                self._adopt(following)
+            return self.head
+
+    def append(
+        self,
+        segments: Sequence[UnsealedSegment],
+        watermark: datetime | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        """Seal segments that are durable with their `.sha256`; sealed ones are passed over.
+
+        `watermark` moves the loop's mark forward; None carries it on unchanged. `check` is called
+        before each try, behind the newest seal: only a lost try comes between the two. What it
+        raises ends this, with nothing sealed.
+
+        1. Read the chain on to its newest seal.
+        2. Drop the segments that are sealed by now.
+        3. Create the next number. Where it is taken, begin anew.
+        4. Complete the seal: signature, then pointers.
+        """
+        with self._lock, metrics.stage("seal"):
+            while True:
+                # 1.
+                head = self.refresh()
+                # 2.
+                todo = [segment for segment in segments if not self._is_sealed(segment)]
+                if not todo:
+                    return
+                if check is not None:
+                    check()
+                data = seal.following(
+                    head,
+                    [segment.entry for segment in todo],
+                    key_id=self._key.public.key_id,
+                    sealed_at=max(self._clock.now(), head.sealed_at),
+                    watermark=watermark or head.watermark,
+                    single_writer=self.single_writer,
+                )
+                until = self._lock_until(todo)
+                # 3. A crash before this write leaves segments that the next writer seals. After it
+                #    they are official, and anybody with the key can do 4.
+                try:
+                    self._store.put_once(layout.seal_key(head.seq + 1), data, retain_until=until)
+                except KeyTaken:
+                    continue
+                # 4. A crash within leaves a seal that the next process that reads it completes.
+                sealed = seal.parse_seal(data)
+                self._complete(sealed, until)
+                self._advance(sealed)
+                log.info("seal.appended", seq=sealed.seq, segments=len(todo))
+                return
+
+    def _read(self, number: int) -> Seal | None:
+        data = self._store.read(layout.seal_key(number))
+        if data is None:
+            return None
+        try:
+            parsed = seal.parse_seal(data)
+        except NewerFormat as error:
+            raise StoreError(f"seal {number} was {error}") from None
+        except FormatError as error:
+            raise StoreError(f"seal {number} is damaged ({error}): run archiver verify") from None
+        if parsed.seq != number:
+            raise StoreError(f"seal {number} has another number in it: run archiver verify")
+        return parsed
+
+    def _adopt(self, sealed: Seal) -> None:
+        """Make a seal of the bucket our head, and complete it if nobody did."""
+        if sealed.key_id != self._key.public.key_id:
+            raise UsageError(
+                f"ARCHIVER_SIGNING_KEY_FILE holds key {self._key.public.key_id}, but this archive "
+                f"is signed with {sealed.key_id}: use that key"
+            )
+        keys = [layout.pointer_key(entry.key) for entry in sealed.segments]
+        keys.append(layout.signature_key(sealed.seq))
+        if not all(self._store.head(key) is not None for key in keys):
+            self._complete(sealed, self._lock_until([]))
+        self._advance(sealed)
+
+    def _complete(self, sealed: Seal, until: datetime | None) -> None:
+        """Signature, then pointers. Ed25519 is deterministic: every writer makes the same bytes.
+
+        One that cannot be written, because foreign bytes have its key or the store refuses it, is
+        an error in the log and a finding of `verify`. The chain goes on without it.
+        """
+        signature = layout.signature_key(sealed.seq)
+        objects = [(signature, self._key.sign(sealed.data), "application/octet-stream")]
+        for entry in sealed.segments:
+            pointer = layout.pointer_key(entry.key)
+            objects.append((pointer, seal.pointer(sealed.seq), "text/plain"))
+        for key, data, content_type in objects:
+            try:
+                self._store.put_once(key, data, content_type=content_type, retain_until=until)
+            except StoreError as error:
+                if error.reach is not Reach.ITEM:
+                    raise
+                log.error("seal.incomplete", seq=sealed.seq, key=key, error=str(error))
+
+    def _is_sealed(self, segment: UnsealedSegment) -> bool:
+        """Whether a segment was sealed since somebody read that it was not.
+
+        This process remembers what it sealed last. An older seal may lack a pointer that the store
+        refused: so a segment that was found without one is looked for in the seals themselves.
+        """
+        key = segment.entry.key
+        if key in self._newly_sealed:
+            return True
+        if self._has_forgotten and self._store.head(layout.pointer_key(key)) is not None:
+            return True
+        if segment.found_since is None:
+            return False
+        for number in range(self.head.seq, 0, -1):
+            sealed_at, keys = self._segments_of(number)
+            if key in keys:
+                return True
+            if sealed_at < segment.found_since - CLOCKS_DIFFER:
+                break
+        return False
+
+    def _segments_of(self, number: int) -> tuple[datetime, frozenset[str]]:
+        """When a seal was made, and the keys of its segments."""
+        if number not in self._read_back:
+            found = self.head if number == self.head.seq else self._read(number)
+            if found is None:
+                raise StoreError(f"seal {number} is missing: run archiver verify")
+            if len(self._read_back) >= REMEMBERED_SEALS:
+                self._read_back.clear()
+            keys = frozenset(entry.key for entry in found.segments)
+            self._read_back[number] = (found.sealed_at, keys)
+        return self._read_back[number]
+
+    def _advance(self, sealed: Seal) -> None:
+        self._head = sealed
+        self._newly_sealed |= dict.fromkeys(entry.key for entry in sealed.segments)
+        for key in list(self._newly_sealed)[: -max(self._remembered, len(sealed.segments))]:
+            del self._newly_sealed[key]
+            self._has_forgotten = True
+        metrics.SEAL_SEQUENCE.set(sealed.seq)
+        metrics.LAST_SEAL.set(sealed.sealed_at.timestamp())
+        metrics.WATERMARK.set(sealed.watermark.timestamp())
+
+    def _lock_until(self, segments: Sequence[UnsealedSegment]) -> datetime | None:
+        """The latest lock date of what is sealed, and at least ours from now."""
+        ours = self._retention.until(self._clock.now())
+        return latest_date(ours, *(segment.retain_until for segment in segments))
+
+
+def last_number(exists: Callable[[int], bool]) -> int | None:
+    """The largest number that exists, where all smaller ones do: doubling, then halving. None where
+    0 does not exist."""
+    if not exists(0):
+        return None
+    low, high = 0, 1
+    while exists(high):
+        if 2 * high > layout.MAX_SEQUENCE:
+            raise StoreError("the store says of every key that it is there: it is unsafe")
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if exists(middle) else (low, middle)
+    return low

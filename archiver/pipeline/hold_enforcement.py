@@ -1,0 +1,276 @@
+"""Legal holds as whoever archives needs them: which calls are held, and holding what is not.
+
+`HeldCalls` reads the ledger (the segments of events):
+
+- A call is held where its newest act says `add`: in the order of the seals, as the pointers beside
+  the segments number them. Of acts about one call in one seal an `add` counts.
+- An `add` that is not sealed counts too, unless a removal was sealed that is younger: its command
+  may be at work. A removal that is not sealed does not count.
+- It costs a LIST of all events, and two small GETs for each segment of events, once. The ledger is
+  refreshed now and then, and just before anything is held: so a removal counts at once.
+- Damage stops nothing: a segment that cannot be read, because it is damaged, refused by the store
+  or written by a newer release, is left to `verify`, with a warning in the log, and what was known
+  goes on counting. Only a store that is out is an error.
+
+`HoldEnforcement` holds what the ledger calls held, at each touch of a window that has settled.
+Whoever puts a hold on a call holds what it has by then. What came meanwhile, and what a crash left
+between a record and the second look at its call's hold, is found here. New objects are created with
+the hold (`call.py`); no hold is ever taken off here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import structlog
+
+from archiver.clock import Clock
+from archiver.core.concurrency import Workers
+from archiver.errors import FormatError, Reach, StoreError
+from archiver.manifest import event, layout, seal
+from archiver.manifest.event import ObjectRef
+from archiver.manifest.record import Record
+from archiver.model import Window
+from archiver.pipeline.bucket_state import LatestRecord
+from archiver.pipeline.ports import Store
+from archiver.store.bucket import is_of_one_object
+from archiver.store.types import Head
+
+log = structlog.get_logger()
+
+REFRESH_SECONDS = 300.0
+"""Refresh the ledger at most this often before treating a call as not held."""
+REFRESH_HELD_SECONDS = 10.0
+"""Refresh the ledger at most this often before treating a call as held."""
+CALLS_AT_ONCE = 1000
+"""Calls whose objects without a hold are kept in memory: a window may have 100,000 held calls."""
+
+
+@dataclass(frozen=True)
+class _Act:
+    """What one act says of one call."""
+
+    call_id: str
+    adds: bool
+    at: datetime
+
+
+@dataclass(frozen=True)
+class _EventSegment:
+    """A segment of events; `seal` is its number, None while it has none that can be read."""
+
+    key: str
+    acts: tuple[_Act, ...]
+    seal: int | None = None
+
+
+@dataclass(frozen=True)
+class HoldEvent:
+    """A sealed segment of events: the number of its seal, when its last act was, and whether one
+    of its calls is held now."""
+
+    key: str
+    seal: int
+    at: datetime
+    holds: bool
+
+
+class HeldCalls:
+    """Knows which calls are held. Threads share it."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._ids: frozenset[str] = frozenset()
+        self._segments: dict[str, _EventSegment] = {}
+        self._refreshed_at: float | None = None
+        self._logged: set[str] = set()
+        self._lock = threading.RLock()
+
+    def refresh(self, after_seconds: float = 0.0) -> None:
+        """Read what was added to the ledger, unless that was done so short a while ago. Raises
+        `StoreError` where the store does not answer."""
+        now = self._clock.monotonic()
+        with self._lock:
+            if self._refreshed_at is not None and now < self._refreshed_at + after_seconds:
+                return
+            try:
+                self._segments = self._read_new(self._segments)
+            except StoreError as error:
+                if error.reach is not Reach.ITEM:
+                    raise
+                # A store that will not list events must not stop the archiving of calls.
+                log.error("holds.unknown", error=str(error))
+            self._ids = _held_by(self._segments.values())
+            self._refreshed_at = now
+
+    def is_held(self, call_id: str) -> bool:
+        self.refresh(REFRESH_SECONDS)
+        if call_id not in self._ids:
+            return False
+        self.refresh(REFRESH_HELD_SECONDS)
+        return call_id in self._ids
+
+    def ids(self) -> frozenset[str]:
+        """The calls that are held."""
+        self.refresh(REFRESH_SECONDS)
+        return self._ids
+
+    def events(self) -> list[HoldEvent]:
+        """The sealed segments of events, as of the last refresh."""
+        with self._lock:
+            ids, segments = self._ids, list(self._segments.values())
+        return [
+            HoldEvent(
+                one.key,
+                one.seal,
+                max(act.at for act in one.acts),
+                any(act.call_id in ids for act in one.acts),
+            )
+            for one in segments
+            if one.seal is not None and one.acts
+        ]
+
+    def _read_new(self, before: Mapping[str, _EventSegment]) -> dict[str, _EventSegment]:
+        """All segments: what was read once is not read again, and does not go away."""
+        suffixes: dict[str, set[str]] = {}
+        for item in self._store.list(layout.EVENTS):
+            if (parsed := layout.parse_event_key(item.key)) is not None:
+                suffixes.setdefault(parsed[0], set()).add(parsed[1])
+        found = dict(before)
+        for stem, there in suffixes.items():
+            key = stem + ".jsonl"
+            one = found.get(key) or (self._read(key) if "jsonl" in there else None)
+            if one is not None and one.seal is None and "seal" in there:
+                one = replace(one, seal=self._seal_number(layout.pointer_key(key)))
+            if one is not None:
+                found[key] = one
+        return found
+
+    def _read(self, key: str) -> _EventSegment | None:
+        """None where it is damaged: it is tried again at the next refresh."""
+        try:
+            data = self._store.read(key, max_bytes=event.MAX_SEGMENT_BYTES) or b""
+            if hashlib.sha256(data).hexdigest()[:8] != key.removesuffix(".jsonl")[-8:]:
+                raise FormatError("other bytes than its name says")
+            # Line by line, because an act may name very many objects, and these are not kept.
+            holds = filter(None, map(event.parse, io.BytesIO(data)))
+            acts = tuple(_Act(hold.call_id, hold.action == "add", hold.at) for hold in holds)
+            return _EventSegment(key, acts)
+        except (FormatError, StoreError) as error:
+            self._pass_over(key, error)
+            return None
+
+    def _seal_number(self, key: str) -> int | None:
+        try:
+            number = seal.parse_pointer(self._store.read(key, max_bytes=seal.POINTER_BYTES) or b"")
+            if number is None:
+                raise FormatError("no number of a seal")
+        except (FormatError, StoreError) as error:
+            self._pass_over(key, error)
+            return None
+        return number
+
+    def _pass_over(self, key: str, error: FormatError | StoreError) -> None:
+        if isinstance(error, StoreError) and not is_of_one_object(self._store, error):
+            raise error
+        if key not in self._logged:
+            self._logged.add(key)
+            log.warning("holds.unreadable", key=key, error=str(error))
+
+
+def _held_by(segments: Iterable[_EventSegment]) -> frozenset[str]:
+    """The calls that these acts together hold."""
+    sealed = [one for one in segments if one.seal is not None]
+    sealed.sort(key=lambda one: (one.seal or 0, any(act.adds for act in one.acts)))
+    newest = {act.call_id: act for segment in sealed for act in segment.acts}
+    held = {act.call_id for act in newest.values() if act.adds}
+    for segment in segments:
+        for act in segment.acts if segment.seal is None else ():
+            last = newest.get(act.call_id)
+            if act.adds and (last is None or last.at <= act.at):
+                held.add(act.call_id)
+    return frozenset(held)
+
+
+class HoldEnforcement:
+    """Holds the objects of held calls. Threads share it, each at a window of its own."""
+
+    def __init__(self, store: Store, held: HeldCalls, workers: Workers) -> None:
+        self._store = store
+        self._held = held
+        self._workers = workers
+
+    def enforce(
+        self,
+        window: Window,
+        latest: Mapping[str, LatestRecord],
+        named: Mapping[str, LatestRecord],
+    ) -> None:
+        """Hold the objects, of all revisions, of a window's held calls. `latest` and `named` have
+        the newest records, by call id; the first counts. What is gone, or refused by the store, is
+        left to `verify`, with an error in the log. Raises `StoreError` that is about more than one
+        object."""
+        held = self._held.ids()
+        if not held:
+            return
+        known = {**named, **latest}
+        calls = [known[call_id] for call_id in known.keys() & held]
+        loose = gone = 0
+        for at in range(0, len(calls), CALLS_AT_ONCE):
+            counts = self._enforce_some(calls[at : at + CALLS_AT_ONCE])
+            loose, gone = loose + counts[0], gone + counts[1]
+        if loose:
+            log.warning("window.held_again", window=str(window), objects=loose)
+        if gone:
+            log.error("window.objects_gone", window=str(window), objects=gone)
+
+    def _enforce_some(self, calls: Sequence[LatestRecord]) -> tuple[int, int]:
+        """How many objects of these calls are held now that were not, and how many are gone."""
+        found = self._workers.map(self._check, calls)
+        if any(loose for _, loose, _ in found):
+            self._held.refresh()  # a call that was released meanwhile is not held again
+        held = self._held.ids()
+        todo = [ref for call_id, loose, _ in found if call_id in held for ref in loose]
+        self._workers.map(self._hold, todo)
+        return len(todo), sum(gone for _, _, gone in found)
+
+    def _check(self, latest: LatestRecord) -> tuple[str, list[ObjectRef], int]:
+        """A call's id, its objects without a hold, and how many are missing or damaged."""
+        records = list(latest.revisions(self._store))
+        refs = dict.fromkeys(ref for one in records if one is not None for ref in refs_of(one))
+        heads = [(ref, self._head(ref)) for ref in refs]
+        loose = [ref for ref, head in heads if head is not None and not head.held]
+        gone = records.count(None) + sum(head is None for _, head in heads)
+        return latest.record().call_id, loose, gone
+
+    def _head(self, ref: ObjectRef) -> Head | None:
+        """What the store says of an object; None, with an error in the log, where it refuses."""
+        try:
+            return self._store.head(ref.key, ref.version_id)
+        except StoreError as error:
+            if error.reach is not Reach.ITEM:
+                raise
+            log.error("hold.unknown", key=ref.key, error=str(error))
+            return None
+
+    def _hold(self, ref: ObjectRef) -> None:
+        try:
+            self._store.set_hold(ref.key, ref.version_id, True)
+        except StoreError as error:
+            if error.reach is Reach.ITEM:
+                log.error("hold.refused", key=ref.key, error=str(error))
+            elif self._store.head(ref.key, ref.version_id) is not None:
+                raise
+
+
+def refs_of(found: Record) -> Iterator[ObjectRef]:
+    """The objects of a record: itself, in the version on top, and its files."""
+    yield ObjectRef(found.key, None)
+    for file in found.files:
+        yield ObjectRef(file["key"], file["version_id"])

@@ -1,0 +1,277 @@
+"""The loop: which windows are due, round after round, until the process must end.
+
+What is due is derived from the bucket alone: the watermark of the newest seal says up to where all
+is sealed; everything from there to now is listed each round. A call is archived in the first round
+that lists it; its window is sealed once it has settled. Sealed windows are listed again when they
+come of age, and while they have pending calls (`relist.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+import structlog
+
+from archiver import metrics
+from archiver.clock import Clock, Interrupted
+from archiver.errors import ArchiverError, UsageError
+from archiver.model import Window, format_time, placing_time, window_of, windows_between
+from archiver.pipeline.backfill import WINDOWS_AT_ONCE, Backfill, Summary
+from archiver.pipeline.bucket_state import SegmentIndex
+from archiver.pipeline.chain import Chain
+from archiver.pipeline.plan import Purpose
+from archiver.pipeline.relist import Relisting
+from archiver.pipeline.window import WindowArchiver, WindowResult, WindowStatus
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+CLOSED_AT_A_TIME = 8
+"""Due windows closed between two seals. In between the open windows are listed, where that was not
+done for a poll interval, so that a backlog starves nobody."""
+RELIST_SECONDS = 60.0
+"""How long a round may spend on sealed windows, unless the poll interval is longer."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The loop's lengths of time."""
+
+    window: timedelta
+    settle: timedelta
+    give_up: timedelta
+    poll_interval_seconds: float
+    relist: tuple[timedelta, ...] = ()
+
+
+class Loop:
+    """The loop of `archiver run`. One thread runs it."""
+
+    def __init__(
+        self,
+        windows: WindowArchiver,
+        chain: Chain,
+        segments: SegmentIndex,
+        clock: Clock,
+        schedule: Schedule,
+        at_once: int = WINDOWS_AT_ONCE,
+    ) -> None:
+        """`at_once` is as `Backfill` has it."""
+        self._windows = windows
+        self._chain = chain
+        self._segments = segments
+        self._clock = clock
+        self._schedule = schedule
+        self._backfill = Backfill(windows, chain, segments, at_once=at_once)
+        self._relisting = Relisting(
+            windows, segments, clock, schedule.relist, schedule.give_up, schedule.window
+        )
+        self._open_listed_at = clock.monotonic()
+        self._oldest = OldestUnarchived(clock)
+
+    def run_forever(self) -> None:
+        """Rounds, `poll_interval` apart. A round that fails is logged, and the next one tries.
+
+        Raises `Interrupted` when the process must end, `UsageError` where no retry can help.
+        """
+        while True:
+            try:
+                self.round()
+            except (Interrupted, UsageError):
+                raise
+            except ArchiverError as error:
+                log.error("round.failed", error=str(error))
+                self._oldest.round_failed()
+            self._clock.sleep(self._schedule.poll_interval_seconds)
+
+    def round(self) -> Summary:
+        """List what is not sealed, archive what is new, seal what has settled.
+
+        1. Read the chain on: its watermark says where the loop stands.
+        2. Archive what is new in the open windows.
+        3. While our clock is wrong, archive the due windows too, and end here: what is dated by a
+           wrong clock cannot be taken back. The answers of 2. show whether it is right.
+        4. Close and seal the due windows, oldest first.
+        5. List sealed windows again.
+        """
+        summary, length = Summary(), self._schedule.window
+        self._oldest.round_began()
+        self._segments.forget()
+        # 1.
+        head = self._chain.refresh()
+        self._relisting.round_began(head.sealed_at)
+        self._windows.held.refresh()
+        if self._windows.sightings.begins is None:
+            self._windows.sightings.begins = self._chain.genesis().watermark
+        now, mark = self._clock.now(), head.watermark
+        settled_until = now - self._schedule.settle
+        due = [w for w in windows_between(mark, settled_until, length) if w.end <= settled_until]
+        if mark > now:
+            log.error("clock.behind", watermark=format_time(mark), now=format_time(now))
+        first_open = due[-1].end if due else mark
+        # 2.
+        self._archive_open(first_open, summary)
+        # 3.
+        if not self._windows.may_close(remind=True):
+            summary.clock_wrong += len(due)
+            for window in reversed(due):
+                if not self._backfill.is_sealed(window):
+                    self._note(self._windows.process(window, Purpose.OPEN), summary)
+            self._report(now)
+            return summary
+        # 4.
+        self._windows.retention.keep_archive(head.key_id)
+        for batch in _batches(due, CLOSED_AT_A_TIME):
+            mark = self._close(batch, mark, first_open, summary)
+            self._archive_open_in_time(first_open, summary)
+        # 5.
+        self._relist(first_open, summary)
+        self._report(now)
+        return summary
+
+    def _archive_open(self, start: datetime, summary: Summary) -> None:
+        """Archive at once what is new in the windows that have not settled, newest first. Never
+        closes a window: a window closed in this step would not be sealed. One that settles
+        meanwhile is due in the next round."""
+        self._open_listed_at = self._clock.monotonic()
+        windows = windows_between(start, self._clock.now(), self._schedule.window)
+        for window in reversed(list(windows)):
+            self._note(self._windows.process(window, Purpose.OPEN), summary)
+
+    def _archive_open_in_time(self, start: datetime, summary: Summary) -> None:
+        """Between other work: archive the newest calls, unless that was just done."""
+        if self._clock.monotonic() >= self._open_listed_at + self._schedule.poll_interval_seconds:
+            self._archive_open(start, summary)
+
+    def _close(
+        self, batch: list[Window], mark: datetime, end: datetime, summary: Summary
+    ) -> datetime:
+        """Close and seal due windows, oldest first; returns how far the run of sealed ones reaches,
+        which may be beyond the batch, up to `end`."""
+        todo = [window for window in batch if not self._backfill.is_sealed(window)]
+        batches = self._backfill.batches((window, Purpose.CLOSE, True) for window in todo)
+        results = {one.window: one for results in batches for one in results}
+        for window in batch:
+            result = results.get(window)
+            if mark == window.start and (result is None or result.is_closed):
+                mark = window.end
+        if mark == batch[-1].end and any(result.segments for result in results.values()):
+            # Later windows may be sealed already: by a backfill, or while an older one stayed
+            # open. The batches to come then have nothing to seal, so this seal must count them.
+            later = windows_between(mark, end, self._schedule.window)
+            mark = next((w.start for w in later if not self._backfill.is_sealed(w)), end)
+        self._backfill.seal(list(results.values()), mark)
+        for result in results.values():
+            self._note(result, summary)
+            self._relisting.note(result)
+        return mark
+
+    def _relist(self, first_open: datetime, summary: Summary) -> None:
+        """List sealed windows again that are due, oldest first, as many as there is time for: the
+        rest are due in the next round."""
+        longest = max(RELIST_SECONDS, self._schedule.poll_interval_seconds)
+        end = self._clock.monotonic() + longest
+        for tasks in _batches(self._relisting.due(), CLOSED_AT_A_TIME):
+            if self._clock.monotonic() >= end:
+                return
+            for results in self._backfill.batches(tasks):
+                self._backfill.seal(results, None)
+                for result in results:
+                    self._note(result, summary)
+                    self._relisting.note(result)
+            self._archive_open_in_time(first_open, summary)
+
+    def _note(self, result: WindowResult, summary: Summary) -> None:
+        summary.add(result)
+        self._oldest.note(result, self._chain.head.watermark)
+
+    def _report(self, started: datetime) -> None:
+        now, watermark = self._clock.now(), self._chain.head.watermark
+        pending = self._oldest.round_ended(watermark)
+        metrics.PENDING.set(pending)
+        metrics.LAST_ROUND.set(now.timestamp())
+        log.info(
+            "round.done",
+            watermark=format_time(watermark),
+            pending=pending,
+            seconds=round((now - started).total_seconds(), 3),
+        )
+
+
+class OldestUnarchived:
+    """How old the oldest call is that may be lost: `archiver_oldest_unarchived_seconds`. The loop
+    reports to it; any thread may ask.
+
+    It is the age of the oldest of these:
+    - a call that is listed and has no record, from its own time on;
+    - a window that is not sealed and could not be listed, or not to its end, from its start on: it
+      may hold any call;
+    - where rounds fail as a whole, the start of the last one that did not.
+
+    It is computed when it is asked for, so it goes on growing while the loop waits or hangs.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._waiting: dict[Window, list[datetime]] = {}
+        """The own times of the calls of a window that have no record."""
+        self._unlisted: set[Window] = set()
+        self._began = self._last_good = clock.now()
+        """When the last round began, and when the last good one did."""
+        self._fails = False
+
+    def round_began(self) -> None:
+        self._began = self._clock.now()
+        metrics.OLDEST_UNARCHIVED.set_function(self.seconds)
+
+    def note(self, result: WindowResult, watermark: datetime) -> None:
+        """Nothing is known of a window whose calls were not worked at: what waited goes on waiting.
+        A listing of a sealed window that fails shows nothing new of its calls."""
+        window = result.window
+        with self._lock:
+            if result.worked:
+                now = self._clock.now()
+                self._waiting.pop(window, None)
+                if times := [placing_time(one.call, window, now) for one in result.unarchived]:
+                    self._waiting[window] = times
+            # A window that is stuck was never listed twice the same.
+            is_stuck = result.status is WindowStatus.STUCK or result.error is not None
+            is_unlisted = (not result.worked or is_stuck) and not result.is_closed
+            if is_unlisted and window.start >= watermark:
+                self._unlisted.add(window)
+            else:
+                self._unlisted.discard(window)
+
+    def round_ended(self, watermark: datetime) -> int:
+        """The round was good; how many calls wait. What another process has sealed is listed."""
+        with self._lock:
+            self._last_good, self._fails = self._began, False
+            self._unlisted = {one for one in self._unlisted if one.start >= watermark}
+            return sum(map(len, self._waiting.values()))
+
+    def round_failed(self) -> None:
+        self._fails = True
+
+    def seconds(self) -> float:
+        with self._lock:
+            times = [*itertools.chain.from_iterable(self._waiting.values())]
+            times += [window.start for window in self._unlisted]
+        times += [self._last_good] * self._fails
+        now = self._clock.now()
+        return max(0.0, (now - min(times, default=now)).total_seconds())
+
+
+def _batches(items: list[T], size: int) -> Iterable[list[T]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def loop_start(start: datetime | None, now: datetime, length: timedelta) -> datetime:
+    """Where the loop begins in an empty archive: `START`, else now, floored to a window."""
+    return window_of(start or now, length).start

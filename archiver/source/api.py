@@ -1,0 +1,496 @@
+"""The Voice Calls REST API, as far as an archive needs it: listing, call, survey, recording URL.
+
+Whom a failure harms:
+- One request is refused, or fails for good, and the control request (`JsonApi.control`) is
+  answered: its call (`CallError`), or its window (a page with an `error`).
+- The control request fails too: the source (`SourceError`, `SourceRefused`); no call and no window
+  is blamed. For a listing's page and an unreachable source it is sent at once, for other failures
+  of calls once many in a row have failed (`diagnosis.py`).
+- 403 to the request for a recording URL may be a missing scope: `diagnosis.py` decides.
+
+Contract of `VoiceCallsClient`:
+- Retries: within (`json_api.py`). All requests are GETs.
+- Errors: `SourceRefused` (401, 403: the credentials or a scope), `SourceError` (an outage),
+  `CallError` (one call's answer is of no use, or refused for it alone), `NoRecording`. None of them
+  is retryable.
+- Bounds: no page is read twice, no listing is without an end.
+- Threads share a client.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote, unquote_plus
+
+import structlog
+
+from archiver.errors import CallError, ListingError, NoRecording, Reach, SourceError, SourceRefused
+from archiver.manifest import canonical
+from archiver.metrics import stage
+from archiver.model import Call, Window, format_time, parse_time
+from archiver.source.diagnosis import IMPOSSIBLE_ID, OutageDetector, ScopeDetector
+from archiver.source.json_api import (
+    CONTROL_SCOPE,
+    MAX_JSON_BYTES,
+    MAX_KEPT_BYTES,
+    Answer,
+    JsonApi,
+    SourceOut,
+    Unreadable,
+)
+
+log = structlog.get_logger()
+
+PAGE_SIZE = 100
+MAX_PAGES = 100_000
+IDLE_PAGES = 3
+"""So many pages in a row that hold only repeats end a listing."""
+BAD_PAGES = 2
+"""So many pages in a row that cannot be had end a listing: one may be bad for itself, and the pages
+behind it are still to be listed; where two are, the listing is, and each costs all its tries."""
+ACCESS_SAMPLE = 5
+"""Calls whose recording URL is asked for before work begins: the first may have no recording, or
+one on an odd host."""
+READ_SCOPE, AUDIO_SCOPE = CONTROL_SCOPE, "audio:download"
+NONE_STATUS = (204, 404, 410)
+"""Answers which say that there is none."""
+_URL_EXPIRY = re.compile(r"[?&]se=([^&#]*)")
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What narrows the listing. `states` holds at least one state."""
+
+    states: tuple[str, ...]
+    campaign_id: str | None = None
+    direction: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """As the window line has it."""
+        document: dict[str, Any] = {"state": list(self.states)}
+        if self.campaign_id:
+            document["campaign_id"] = self.campaign_id
+        if self.direction:
+            document["direction"] = self.direction
+        return document
+
+    def admits(self, call: Call) -> bool:
+        """Whether a listed call is one that was asked for: a source may ignore a filter.
+
+        A field that is missing, or has other letters' case, is no reason to leave a call out.
+        """
+        wanted = {
+            "state": self.states,
+            "campaignId": (self.campaign_id,),
+            "direction": (self.direction,),
+        }
+        for field, values in wanted.items():
+            allowed = {value.casefold() for value in values if value}
+            value = call.text(field)
+            if allowed and value is not None and value.casefold() not in allowed:
+                return False
+        return True
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of the listing of one state; `total` and `pages` are the source's own numbers."""
+
+    calls: tuple[Call, ...]
+    total: int | None
+    pages: int | None
+    size: int
+    """How many calls a full page has: what was asked for, or less where the source says so."""
+    filter_state: str
+    unreadable: int = 0
+    """Entries that are no calls."""
+    error: ListingError | None = None
+    """Why the page could not be had; it has no calls then."""
+
+
+@dataclass(frozen=True)
+class SignedUrl:
+    """A recording's URL. Its query is a secret: never log it.
+
+    `expires_at` is the earlier of what the source says and of the URL's own `se` (a shared access
+    signature has one); None where neither is there.
+    """
+
+    url: str
+    request_id: str | None
+    expires_at: datetime | None = None
+
+    def __repr__(self) -> str:
+        return "SignedUrl(…)"
+
+
+class VoiceCallsClient:
+    """The Voice Calls REST API."""
+
+    def __init__(self, api: JsonApi) -> None:
+        self.base_url = api.base_url
+        self.clock_skew_seconds = api.clock_skew_seconds
+        self.latest_clock_skew_seconds = api.latest_clock_skew_seconds
+        self.close = api.close
+        self._api = api
+        self._outages = OutageDetector(api.control)
+        self._audio_scope = ScopeDetector(self._is_audio_answered, api.clock)
+
+    # --- listing
+
+    def pages(self, window: Window, filters: Filter) -> Iterator[Page]:
+        """One pass over the listing of a window, page by page, until there is nothing more.
+
+        A page that is as the one before ends it (the source may ignore `page`, or clamp it), and
+        so do a few in a row without a new id. One that cannot be had comes with its `error`, and
+        the next one is asked for; a few of these in a row end the state's listing. Raises
+        `SourceError` where the source is out, `SourceRefused` where it refuses any listing.
+        """
+        for state in filters.states:
+            query = {
+                "state": state,
+                "dateFrom": format_time(window.start),
+                "dateTo": format_time(window.end),
+                "pageSize": str(PAGE_SIZE),
+            }
+            if filters.campaign_id:
+                query["campaignId"] = filters.campaign_id
+            if filters.direction:
+                query["direction"] = filters.direction
+            yield from self._pages(window, query)
+
+    def _pages(self, window: Window, query: dict[str, str]) -> Iterator[Page]:
+        seen: set[str] = set()
+        before: tuple[set[str], int] = set(), 0
+        idle = bad = unreadable = 0
+        for number in range(1, MAX_PAGES + 1):
+            page = self._page_or_error(window, {**query, "page": str(number)}, number)
+            if page.error is not None:
+                yield page
+                bad += 1
+                if bad == BAD_PAGES:
+                    return
+                continue
+            bad = 0
+            ids = {call.id for call in page.calls}
+            entries = len(page.calls) + page.unreadable
+            # Pages that are full of what cannot be read may differ all the same.
+            repeats = (ids, page.unreadable) == before and (bool(ids) or entries < page.size)
+            if repeats:
+                page = replace(page, unreadable=0)
+            unreadable += page.unreadable
+            idle = idle + 1 if ids <= seen else 0
+            seen |= ids
+            yield page
+            # A page may hold nothing but repeats, and the one after it something new.
+            if not entries or (idle and (repeats or idle == IDLE_PAGES)):
+                return
+            # The source is believed that this was its last page only where all its numbers agree,
+            # and the page is not full: totals that speak of the page alone would end every listing
+            # at its first. What cannot be read counts too.
+            is_complete = page.total is not None and len(seen) + unreadable >= page.total
+            is_last = page.pages is None or number >= page.pages
+            if is_complete and is_last and entries < page.size:
+                return
+            before = ids, page.unreadable
+        text = f"it goes on after {MAX_PAGES} pages"
+        yield _missing_page(query["state"], _listing_error(window, text))
+
+    def _page_or_error(self, window: Window, query: Mapping[str, str], number: int) -> Page:
+        """A page. One beyond the first that the source answers with 404 lies beyond the end, so it
+        is empty."""
+        state = query["state"]
+        try:
+            with stage("list"):
+                return self._page(query)
+        except SourceError as error:
+            if _is_about_all(error):
+                raise
+            if error.status == 404 and number > 1:
+                return _missing_page(state, None)
+            if error.status == 403 or _may_be_outage(error):
+                self._api.control()
+            failure = error
+        if failure.status not in (None, 200):
+            what = f"answered {failure.status}"
+        elif isinstance(failure, Unreadable):
+            what = "was answered with what is no list of calls in JSON"
+        else:
+            what = "took too long" if failure.reason == "too_slow" else "was not answered"
+        text = f"page {number} (state {state}) {what}"
+        return _missing_page(state, _listing_error(window, text, failure.status))
+
+    def _page(self, query: Mapping[str, str]) -> Page:
+        answer = self._api.get("list", "/voice-calls", query, scope=READ_SCOPE)
+        if not isinstance(answer.body, list):
+            raise Unreadable(
+                "the source answered a listing with something else than a list: "
+                "check ARCHIVER_API_BASE_URL"
+            )
+        entries = [_call(item) for item in answer.body]
+        calls = tuple(call for call in entries if call is not None)
+        asked, size = int(query["pageSize"]), _count(answer.pagination.get("pageSize"))
+        return Page(
+            calls,
+            _count(answer.pagination.get("totalCount")),
+            _count(answer.pagination.get("totalPages")),
+            min(asked, size or asked),
+            query.get("state", ""),
+            unreadable=len(entries) - len(calls),
+        )
+
+    # --- one call
+
+    def call(self, call_id: str) -> tuple[Call, str | None]:
+        """The call with its transcript, and the request's id.
+
+        Raises `CallError`: `call_missing` where the source does not know it, `bad_document` where
+        the answer is no proper JSON (its bytes are in `body`) or another call.
+        """
+        with stage("call"):
+            answer = self._get_of_call("call", call_id, "", max_bytes=MAX_KEPT_BYTES)
+        if answer.body is None:
+            raise CallError("listed, but not found", reason="call_missing", status=answer.status)
+        if not isinstance(answer.body, dict) or _id_of(answer.body) != call_id:
+            raise _bad_document("the answer is not this call")
+        return Call(call_id, answer.body), answer.request_id
+
+    def survey(self, call_id: str) -> dict[str, Any] | list[Any] | None:
+        """The post-call survey, or None where the source has none.
+
+        Raises `CallError`, `bad_document` with the bytes in `body` where they are no proper JSON.
+        """
+        with stage("epa"):
+            answer = self._get_of_call("epa", call_id, "/epa-results", max_bytes=MAX_KEPT_BYTES)
+        if answer.body in (None, {}, []):
+            return None
+        survey: dict[str, Any] | list[Any] = answer.body
+        rows = survey if isinstance(survey, list) else [survey]
+        if not all(isinstance(row, dict) for row in rows):
+            raise _bad_document("the survey is no object or array of objects")
+        return survey
+
+    def recording_url(self, call_id: str) -> SignedUrl:
+        """A fresh signed URL, to be used at once. Raises `NoRecording` where there is none."""
+        try:
+            return self._recording_url(call_id)
+        except SourceRefused as error:
+            if _is_about_all(error):
+                raise
+            missing = self._audio_scope.is_missing(call_id)
+            if missing:
+                raise
+            raise _refused_call(error, undecided=missing is None) from None
+
+    def _recording_url(self, call_id: str) -> SignedUrl:
+        """As `recording_url`, but a refusal is a `SourceRefused`, whatever it is about."""
+        with stage("sas"):
+            answer = self._get_of_call("sas", call_id, "/recording-url", scope=AUDIO_SCOPE)
+        body = answer.body
+        if body is None or body == {}:
+            reason = {404: "not_found", 410: "gone"}.get(answer.status, "no_url")
+            raise NoRecording("the source has no recording", reason=reason, status=answer.status)
+        if not isinstance(body, dict):
+            raise _bad_document("the answer holds no recording URL")
+        # An object without the field is no proof of absence: a source that renames the field would
+        # have all its recordings reported as absent.
+        url = body.get("recordingUrl", _ABSENT)
+        if url is None or url == "":
+            raise NoRecording("the source has no recording", reason="no_url", status=200)
+        if not isinstance(url, str):
+            raise _bad_document("the recording URL is no string")
+        own = _URL_EXPIRY.search(url)
+        expiries = [parse_time(body.get("expiresAt"))]
+        expiries += [parse_time(unquote_plus(own[1]))] if own else []
+        known = [moment for moment in expiries if moment is not None]
+        return SignedUrl(url, answer.request_id, min(known, default=None))
+
+    def _get_of_call(
+        self,
+        name: str,
+        call_id: str,
+        suffix: str,
+        *,
+        scope: str = READ_SCOPE,
+        max_bytes: int = MAX_JSON_BYTES,
+    ) -> Answer:
+        """The answer about one call; its `body` is None where the source says that there is none.
+
+        Raises `CallError` for what is about this call, `SourceError` for what is about all. A
+        refusal with the scope for audio is left to the caller: a `SourceRefused`.
+        """
+        try:
+            answer = self._api.get(
+                name, _path(call_id, suffix), {}, scope=scope, max_bytes=max_bytes
+            )
+        except SourceRefused as error:
+            if scope == AUDIO_SCOPE or _is_about_all(error):
+                raise
+            if error.status == 403:  # who may list may read calls, unless that has changed
+                self._api.control()
+            self._outages.answered()
+            raise _refused_call(error) from None
+        except Unreadable as error:
+            if error.body is None or error.body.strip():
+                if error.status is not None:
+                    self._note_answer(call_id, scope)
+                failure = CallError(str(error), reason="bad_document", status=error.status)
+                # An answer with a signed URL is a secret, readable or not.
+                failure.body = error.body if scope != AUDIO_SCOPE else None
+                raise failure from None
+            answer = Answer(None, {}, None)
+        except SourceError as error:
+            if error.status not in NONE_STATUS:
+                raise self._failed_call(call_id, scope, error) from None
+            answer = Answer(None, {}, None, error.status or 0)
+        self._note_answer(call_id, scope)
+        return answer
+
+    def _failed_call(self, call_id: str, scope: str, error: SourceError) -> CallError:
+        """The error of a call whose request failed for good; raises `SourceError` for an outage."""
+        if _is_about_all(error):
+            raise error
+        if _may_be_outage(error):
+            self._outages.failed(call_id, unreachable=error.reason == "unreachable")
+        else:
+            self._note_answer(call_id, scope)
+        return CallError(str(error), reason="source_unavailable", status=error.status)
+
+    def _note_answer(self, call_id: str, scope: str) -> None:
+        """The source answered a request about a call, and did not refuse it."""
+        self._outages.answered()
+        if scope == AUDIO_SCOPE:
+            self._audio_scope.answered(call_id)
+
+    # --- access
+
+    def check_access(self) -> list[SignedUrl]:
+        """Ask with each scope before work begins. Returns the recording URLs that came, a few at
+        most, so that their hosts can be checked.
+
+        The audio scope is there once one call's request is not refused (401, 403), or that of an id
+        which cannot exist. Anything else that is wrong with a call or an entry of the listing is no
+        obstacle. Raises `SourceRefused` or `SourceError`.
+        """
+        urls: list[SignedUrl] = []
+        granted = False
+        for number, call_id in enumerate(self._sample()):
+            if number == ACCESS_SAMPLE and not granted:
+                granted = self._is_audio_answered(IMPOSSIBLE_ID) is True
+            if number >= ACCESS_SAMPLE and granted:
+                break
+            try:
+                urls.append(self._recording_url(call_id))
+            except SourceRefused as error:
+                if _is_about_all(error):
+                    raise
+                log.debug("source.access_checked", answer="refused")
+                continue
+            except CallError as error:
+                log.debug("source.access_checked", answer=error.reason)
+            granted = True
+        if not granted and self._is_audio_answered(IMPOSSIBLE_ID) is False:
+            raise SourceRefused(
+                "the source refused access to recordings, whichever call they are of: give the "
+                f"token or key the scope {AUDIO_SCOPE}",
+                status=403,
+            )
+        return urls
+
+    def _sample(self) -> list[str]:
+        """The ids of the plain listing's first page."""
+        query = {**self._api.plain_query, "pageSize": str(PAGE_SIZE)}
+        try:
+            answer = self._api.get("list", "/voice-calls", query, scope=READ_SCOPE)
+        except SourceError as error:
+            if error.status not in (400, 422):
+                raise
+            # It may want dates, which the listings of windows have.
+            log.warning("source.plain_listing_refused", status=error.status)
+            return []
+        if not isinstance(answer.body, list):
+            log.warning("source.plain_listing_odd")
+            return []
+        return [call.id for call in map(_call, answer.body) if call is not None][:PAGE_SIZE]
+
+    def _is_audio_answered(self, call_id: str) -> bool | None:
+        """Whether a request with the scope for audio is not refused; None where the source fails.
+        Raises `SourceRefused` for credentials that are refused in general."""
+        try:
+            self._api.get("sas", _path(call_id, "/recording-url"), {}, scope=AUDIO_SCOPE)
+        except SourceError as error:
+            if _is_about_all(error):
+                raise
+            if isinstance(error, SourceRefused):
+                return False
+            if _may_be_outage(error) or error.status is None:
+                return None
+        return True
+
+
+def _call(item: object) -> Call | None:
+    """An entry of a listing as a call; None for one that is none."""
+    call_id = _id_of(item)
+    return Call(call_id, item) if call_id and isinstance(item, dict) else None
+
+
+def _id_of(item: object) -> str | None:
+    """A call's id, where it has one. A number is an id too: the text that JSON has for it."""
+    value = item.get("id") if isinstance(item, dict) else None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return canonical.dump(value).decode().strip()
+    return value if isinstance(value, str) else None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _path(call_id: str, suffix: str) -> str:
+    """The path of a call, with the id as one segment. Raises `CallError` for `.` and `..`: clients
+    and proxies resolve them (RFC 3986, section 5.2.4), and another URL would be asked."""
+    if call_id in (".", ".."):
+        raise CallError("an id that no URL can name", reason="bad_document")
+    return f"/voice-calls/{quote(call_id, safe='', errors='surrogatepass')}{suffix}"
+
+
+def _is_about_all(error: SourceError) -> bool:
+    """Whether a failure is known to be about more than the one request: the control request failed
+    too, or nothing can be sent at all."""
+    if isinstance(error, SourceRefused):
+        return error.status == 401 and error.reach is not Reach.ITEM
+    return isinstance(error, SourceOut) or error.reason == "invalid"
+
+
+def _may_be_outage(error: SourceError) -> bool:
+    """Whether a failure is of the kind that an outage brings: no answer, 5xx, throttled."""
+    return error.retryable or error.reason == "unreachable"
+
+
+def _refused_call(error: SourceRefused, *, undecided: bool = False) -> CallError:
+    refused = CallError("the source refuses this call", reason="call_refused", status=error.status)
+    refused.undecided = undecided
+    refused.stage = error.stage
+    return refused
+
+
+def _bad_document(text: str) -> CallError:
+    return CallError(text, reason="bad_document", status=200)
+
+
+def _missing_page(state: str, error: ListingError | None) -> Page:
+    return Page((), None, None, 0, state, error=error)
+
+
+def _listing_error(window: Window, text: str, status: int | None = None) -> ListingError:
+    return ListingError(
+        f"the listing of {window} cannot be had in full: {text}. This window stays open; the "
+        "others go on",
+        reason="listing",
+        status=status,
+    )

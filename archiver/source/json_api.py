@@ -1,0 +1,487 @@
+"""The source's API as JSON answers: one GET at a time, authenticated, retried, within bounds.
+
+- Retries: 429, 5xx and broken connections, with backoff; `Retry-After` is respected. An answer that
+  cannot be read is asked for once more.
+- The *control request* decides whether a failure is about one request or about the source: it is
+  the plain listing, one entry of it. Where that is answered, the source is up and the credentials
+  are good.
+- Credentials that worked once and are refused now (401), by the control request too, have expired.
+  Where they come from files, all workers wait a little for new ones, so a rotation fails nothing.
+- Bounds: nothing beyond `MAX_JSON_BYTES` is parsed, nothing beyond `MAX_KEPT_BYTES` is read, and
+  each answer has a deadline.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import itertools
+import random
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, NamedTuple
+from urllib.parse import urlencode, urlsplit
+
+import structlog
+
+from archiver.clock import Clock, RemoteClock
+from archiver.core import http
+from archiver.core.http import TransportError
+from archiver.errors import FormatError, Reach, SourceError, SourceRefused
+from archiver.manifest import canonical
+from archiver.metrics import RETRIES
+from archiver.retry import Retry
+
+log = structlog.get_logger()
+
+MAX_JSON_BYTES = 32 << 20
+MAX_KEPT_BYTES = 64 << 20
+"""A document of a call that is no proper JSON, or too large to be parsed, is kept up to this size:
+as much as the pipeline reads of a sidecar."""
+CONTROL_PATH, CONTROL_SCOPE = "/voice-calls", "voice:read"
+CONTROL_TRIES = 3
+"""Fewer than for other requests: one has just failed after all of its tries."""
+CONTROL_SECONDS = 1.0
+"""How long the result of a control request holds: workers whose requests fail together share it."""
+ROTATION_SECONDS = 180.0
+"""How long new credentials are waited for: Kubernetes takes up to two minutes to swap a file."""
+UNREADABLE_SECONDS = 1.0
+"""The pause before an answer that cannot be read is asked for again."""
+_HEADERS = {
+    "Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "call-archiver"
+}  # fmt: skip
+_NO_BODY = base64.b64encode(hashlib.sha256(b"").digest()).decode()
+
+Secret = Callable[[], str]
+"""Returns the secret's present value, so that a rotated file is read without a restart."""
+
+
+class Credentials(ABC):
+    """What requests are signed with; `may_change` where new ones may come while we run."""
+
+    def __init__(self, *secrets: Secret, may_change: bool) -> None:
+        self._secrets = secrets
+        self.may_change = may_change
+
+    def secrets(self) -> tuple[str, ...]:
+        """Their present values."""
+        return tuple(secret() for secret in self._secrets)
+
+    @abstractmethod
+    def headers(self, method: str, path: str) -> dict[str, str]:
+        """The headers of a request without a body. `path` is as it is sent, percent-encoded,
+        without the query."""
+
+
+class BearerAuth(Credentials):
+    """`Authorization: Bearer <token>`."""
+
+    def __init__(self, token: Secret, *, may_change: bool = False) -> None:
+        super().__init__(token, may_change=may_change)
+
+    def headers(self, method: str, path: str) -> dict[str, str]:
+        [token] = self.secrets()
+        return {"Authorization": f"Bearer {token}"}
+
+
+class SignedKeyAuth(Credentials):
+    """An API key with a signature over time, method, path (no host, no query) and body."""
+
+    def __init__(
+        self, key: Secret, secret: Secret, clock: Clock, *, may_change: bool = False
+    ) -> None:
+        super().__init__(key, secret, may_change=may_change)
+        self._clock = clock
+
+    def headers(self, method: str, path: str) -> dict[str, str]:
+        key, secret = self.secrets()
+        timestamp = str(int(self._clock.now().timestamp()))
+        message = f"{timestamp}.{method}.{path}.{_NO_BODY}"
+        digest = hmac.new(secret.encode(), message.encode(), hashlib.sha256).digest()
+        signature = base64.b64encode(digest).decode()
+        return {"X-Api-Key": key, "X-Timestamp": timestamp, "X-Signature": signature}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A JSON answer, out of its envelope."""
+
+    body: Any
+    pagination: Mapping[str, Any]
+    request_id: str | None
+    status: int = 200
+
+
+class Unreadable(SourceError):
+    """An answer that no client can use. `body` holds the bytes that came, unless they are JSON
+    after all (an error with status 200), did not all come, or are too many."""
+
+    def __init__(
+        self, message: str, *, status: int | None = 200, body: bytes | None = None
+    ) -> None:
+        super().__init__(message, reason="bad_document", status=status)
+        self.body = body
+
+
+class SourceOut(SourceError):
+    """The control request failed too: no call and no window is to be blamed."""
+
+
+class _Control(NamedTuple):
+    """The result of a control request."""
+
+    number: int
+    """Its place among all requests."""
+    at: float
+    secrets: tuple[str, ...]
+    """The credentials that it was sent with."""
+    error: SourceError | None
+
+    def raise_error(self) -> None:
+        """Raise its error anew, for each worker that shares it. It is not retryable."""
+        if isinstance(self.error, SourceRefused):
+            raise SourceRefused(str(self.error), status=self.error.status) from None
+        if self.error is not None:
+            error = self.error
+            raise SourceOut(str(error), reason=error.reason, status=error.status) from None
+
+
+class JsonApi:
+    """The source's API. Threads share it."""
+
+    def __init__(
+        self,
+        base_url: str,
+        auth: Credentials,
+        clock: Clock,
+        client: http.HttpClient,
+        *,
+        retry: Retry,
+        requests_per_second: float | None = None,
+        answer_seconds: float = 120.0,
+        narrowing: Mapping[str, str] | None = None,
+    ) -> None:
+        """`answer_seconds` is how long the source may take over one answer. `narrowing` is the
+        query of the plain listing: credentials may be good for one campaign alone."""
+        self.base_url = base_url.rstrip("/")
+        self.clock = clock
+        self.plain_query = {**(narrowing or {}), "page": "1", "pageSize": "1"}
+        parts = urlsplit(self.base_url)
+        self._origin, self._root = f"{parts.scheme}://{parts.netloc}", parts.path
+        self._auth = auth
+        self._http = client
+        self._retry, self._control_retry = retry, Retry(clock, attempts=CONTROL_TRIES)
+        self._answer_seconds = answer_seconds
+        self._rate_limit = RateLimit(requests_per_second, clock)
+        self._remote = RemoteClock(clock)
+        self._numbers = itertools.count(1)
+        self._worked = False
+        """Whether the credentials were accepted at least once."""
+        self._control_lock = threading.RLock()
+        """Held during a control request, so that others wait for its result."""
+        self._latest_control: _Control | None = None
+        self._expiry_lock = threading.Lock()
+        self._expired: tuple[str, ...] | None = None
+        """The expired credentials that were logged last, while new ones are waited for."""
+
+    def close(self) -> None:
+        self._http.close()
+
+    def get(
+        self,
+        name: str,
+        path: str,
+        query: Mapping[str, str],
+        *,
+        scope: str,
+        max_bytes: int = MAX_JSON_BYTES,
+    ) -> Answer:
+        """GET, retried where that may help. `name` is the stage of the retries' metric.
+
+        Raises `SourceRefused` for 401 and 403 (its reach is an item where the control request is
+        answered with the same credentials), `Unreadable`, and `SourceError` for all else, with the
+        answer's status.
+        """
+
+        def ask() -> Answer:
+            return self._get(path, query, scope, max_bytes)
+
+        try:
+            return self._retry.call(name, ask)
+        except Unreadable:
+            # A proxy's page or an empty body passes; what comes twice is the source's own answer.
+            RETRIES.labels(name, "bad_document").inc()
+        self.clock.sleep(UNREADABLE_SECONDS)
+        return self._retry.call(name, ask)
+
+    def control(self) -> None:
+        """Send the control request, or take a fresh result: returns where the source answers it.
+
+        Any answer will do, readable or not. Raises `SourceRefused` for 401 and 403, `SourceOut` for
+        429, 5xx and no answer. Neither is retryable: its tries are behind it.
+        """
+        self._control(after=0).raise_error()
+
+    def clock_skew_seconds(self) -> float | None:
+        """The source's `Date` less our time, or None where it sends none. Sends a request."""
+        try:
+            answer = self._ask(CONTROL_PATH, self.plain_query, MAX_JSON_BYTES)
+        except TransportError:
+            return None
+        return self.latest_clock_skew_seconds() if "date" in answer.headers else None
+
+    def latest_clock_skew_seconds(self) -> float | None:
+        """The same by the latest answer to any request. None before any answer, and where that had
+        no `Date`."""
+        return self._remote.skew_seconds()
+
+    # --- the control request
+
+    def _control(self, after: int) -> _Control:
+        """The latest result, if it is fresh, of the same credentials, and either an error or of a
+        request that was sent after the one of the number `after`; else a new one."""
+        with self._control_lock:
+            known, secrets = self._latest_control, self._auth.secrets()
+            if (
+                known is not None
+                and known.secrets == secrets
+                and self.clock.monotonic() - known.at < CONTROL_SECONDS
+                and (known.error is not None or known.number > after)
+            ):
+                return known
+            number, error = next(self._numbers), self._control_error()
+            # Where the credentials were replaced meanwhile, nobody knows which ones were sent.
+            same = self._auth.secrets() == secrets
+            found = _Control(number, self.clock.monotonic(), secrets if same else (), error)
+            self._latest_control = found if same else None
+            return found
+
+    def _control_error(self) -> SourceError | None:
+        def ask() -> None:
+            self._get_once(CONTROL_PATH, self.plain_query, CONTROL_SCOPE, MAX_JSON_BYTES)
+
+        try:
+            self._control_retry.call("list", ask)
+        except SourceRefused as error:
+            return error
+        except SourceError as error:
+            if error.status is None or error.status == 429 or error.status >= 500:
+                return error
+        self._worked = True
+        return None
+
+    # --- one request
+
+    def _get(self, path: str, query: Mapping[str, str], scope: str, max_bytes: int) -> Answer:
+        """GET, once more where the credentials were replaced meanwhile.
+
+        1. Send the request with the credentials of now.
+        2. After a 401, look at the control request with the same credentials, unless these were
+           replaced meanwhile. Where it is answered, the refusal is about this request alone; where
+           it fails otherwise, the source is out.
+        3. Where it is refused too, wait for new credentials, if these worked and may be replaced.
+        4. Send the request again, one time.
+        """
+        for is_last in (False, True):
+            used, number = self._auth.secrets(), next(self._numbers)
+            try:
+                answer = self._get_once(path, query, scope, max_bytes)  # 1, 4
+            except SourceRefused as error:
+                if error.status != 401:
+                    raise
+                control = self._control(after=number)  # 2
+                if control.secrets == used == self._auth.secrets():
+                    if control.error is None:
+                        raise SourceRefused(str(error), status=401, reach=Reach.ITEM) from None
+                    if control.error.status != 401:
+                        control.raise_error()
+                if is_last or not self._were_replaced(used):  # 3
+                    raise
+            else:
+                break
+        self._worked = True
+        return answer
+
+    def _were_replaced(self, used: tuple[str, ...]) -> bool:
+        """Wait for other credentials than `used`, if those worked and may be replaced."""
+        if not (self._worked and self._auth.may_change):
+            return False
+        end = self.clock.monotonic() + ROTATION_SECONDS
+        while self._auth.secrets() == used:
+            if self.clock.monotonic() >= end:
+                return False
+            # Logged once for all workers that wait.
+            if self._swap_expired(used) != used:
+                log.warning("source.credentials_expired", waiting_seconds=ROTATION_SECONDS)
+            self.clock.sleep(1.0)
+        if self._swap_expired(None) is not None:
+            log.info("source.credentials_replaced")
+        return True
+
+    def _swap_expired(self, expired: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """Set `_expired`, and return what it was."""
+        with self._expiry_lock:
+            before, self._expired = self._expired, expired
+        return before
+
+    def _get_once(self, path: str, query: Mapping[str, str], scope: str, max_bytes: int) -> Answer:
+        self._rate_limit.wait()
+        try:
+            response = self._ask(path, query, max_bytes)
+        except TransportError as error:
+            raise self._transport_error(error, max_bytes) from None
+        if response.status != 200:
+            raise _refusal(response, scope)
+        if response.headers.get("content-encoding", "identity").lower() != "identity":
+            raise Unreadable(
+                "the source answered with a Content-Encoding that was not asked for",
+                body=response.body,
+            )
+        return _unwrap(response)
+
+    def _ask(self, path: str, query: Mapping[str, str], max_bytes: int) -> http.Answer:
+        """The path is sent as it was signed: there is nothing in it to be encoded."""
+        path = self._root + path
+        url = self._origin + (f"{path}?{urlencode(query)}" if query else path)
+        headers = {**_HEADERS, **self._auth.headers("GET", path)}
+        answer = self._http.request(
+            "GET", url, headers, max_bytes=max_bytes, seconds=self._answer_seconds
+        )
+        self._remote.tells(answer.headers.get("date"))
+        return answer
+
+    def _transport_error(self, error: TransportError, max_bytes: int) -> SourceError:
+        """The error where no whole answer came.
+
+        A certificate that is not trusted is not worth a retry; all else may be. No connection is an
+        outage of the source; one that breaks off later may be one call's matter.
+        """
+        if error.kind == "invalid":
+            return SourceError(
+                "ARCHIVER_API_BASE_URL is not a URL that can be asked, or the credentials are none "
+                f"that can be sent ({error})",
+                reason="invalid",
+            )
+        if error.kind == "untrusted":
+            return SourceError(
+                f"the source's TLS certificate is not trusted ({error}): set SSL_CERT_FILE to "
+                "its root",
+                reason="unreachable",
+            )
+        if error.kind == "malformed":
+            text = f"the source's answer is no HTTP ({error}): check ARCHIVER_API_BASE_URL"
+            return Unreadable(text, status=None)
+        if error.kind == "too_large":
+            return Unreadable(f"the source answered with more than {max_bytes >> 20} MiB")
+        if error.kind == "too_slow":
+            text = f"the source took over {self._answer_seconds:g} s for one answer"
+            return SourceError(text, retryable=True, reason="too_slow")
+        return SourceError(
+            f"the source is unreachable ({error}): check ARCHIVER_API_BASE_URL "
+            f"({self._origin}) and the network",
+            retryable=True,
+            reason="unreachable" if error.kind == "unconnected" else "broken_off",
+        )
+
+
+class RateLimit:
+    """Spaces requests evenly: at most `per_second` from this process, None for no limit."""
+
+    def __init__(self, per_second: float | None, clock: Clock) -> None:
+        self._interval = 1 / per_second if per_second else 0.0
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._next = 0.0
+
+    def wait(self) -> None:
+        """Wait for this request's time. Raises `Interrupted`."""
+        self._clock.check()
+        if not self._interval:
+            return
+        with self._lock:
+            now = self._clock.monotonic()
+            at = max(self._next, now)
+            self._next = at + self._interval
+        if at > now:
+            self._clock.sleep(at - now)
+
+
+def _unwrap(response: http.Answer) -> Answer:
+    """Read an answer, bare or in the envelope `{"data", "meta", "pagination"}`."""
+    if len(response.body) > MAX_JSON_BYTES:
+        text = f"the source answered with more than {MAX_JSON_BYTES >> 20} MiB of JSON"
+        raise Unreadable(text, body=response.body)
+    try:
+        document = canonical.load(response.body)
+    except FormatError as error:
+        kind = response.headers.get("content-type", "no content type").partition(";")[0][:40]
+        kind = kind if kind.isprintable() else "something"
+        raise Unreadable(
+            f"the source answered {kind} that cannot be read as JSON ({error}): "
+            "check ARCHIVER_API_BASE_URL",
+            body=response.body,
+        ) from None
+    meta: object = None
+    pagination: object = None
+    if isinstance(document, dict):
+        if document.get("error") and document.keys() <= {"error", "meta", "success"}:
+            raise Unreadable("the source answered an error with status 200")
+        if "data" in document and "id" not in document:
+            meta, pagination = document.get("meta"), document.get("pagination")
+            document = document["data"]
+    request_id = meta.get("requestId") if isinstance(meta, dict) else None
+    request_id = request_id or response.headers.get("x-request-id")
+    return Answer(
+        document,
+        pagination if isinstance(pagination, dict) else {},
+        request_id[:128] if isinstance(request_id, str) else None,
+    )
+
+
+def _refusal(response: http.Answer, scope: str) -> SourceError:
+    status = response.status
+    if status == 401:
+        return SourceRefused(
+            "the source refused the credentials (401): check ARCHIVER_API_TOKEN, or "
+            "ARCHIVER_API_KEY with ARCHIVER_API_HMAC_SECRET, and this machine's clock",
+            status=status,
+        )
+    if status == 403:
+        text = f"the source refused access (403): give the token or key the scope {scope}"
+        return SourceRefused(text, status=status)
+    retryable = status in (408, 425, 429) or status >= 500
+    return SourceError(
+        f"the source answered {status}: check ARCHIVER_API_BASE_URL and the source's state",
+        retryable=retryable,
+        reason="throttled" if status == 429 else "status_5xx" if status >= 500 else "status",
+        retry_after_seconds=_retry_after(response) if retryable else None,
+        status=status,
+    )
+
+
+def _retry_after(response: http.Answer) -> float | None:
+    """Seconds, as the header (a number, or a date by the source's own clock) or the error's body
+    asks; a little more, so that a crowd is spread out."""
+    text = response.headers.get("retry-after", "")
+    seconds: object = int(text) if text.isdecimal() and len(text) <= 6 else None
+    if seconds is None and text:
+        try:
+            until, now = text, response.headers.get("date", "")
+            seconds = (parsedate_to_datetime(until) - parsedate_to_datetime(now)).total_seconds()
+        except (ValueError, TypeError, OverflowError):
+            pass
+    if seconds is None:
+        try:
+            error = canonical.load_object(response.body).get("error")
+            seconds = error.get("retryAfter") if isinstance(error, dict) else None
+        except FormatError:
+            return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return None
+    if not 0 <= seconds < 10**6:
+        return None
+    return seconds + random.uniform(0, 0.5)  # noqa: S311  (jitter, no secret)

@@ -1,0 +1,426 @@
+"""Recordings behind signed URLs: checked, resumable downloads.
+
+`RecordingClient.connect` opens one connection. It is not the API's client: it sends no credentials,
+follows no redirect, and asks for the bytes as they are. It refuses
+- a host that is not in the exact allowlist, and any URL that two parsers could read differently;
+- an answer without Content-Length (a body cut short would pass for whole), with a
+  Content-Encoding, or larger than the limit;
+- bytes that come slower than the minimum rate.
+
+`ResumableDownload` reads one recording over as many connections as it takes. One that breaks goes
+on where it was: the same blob (`If-Match` on its ETag) from the next byte on, with a fresh signed
+URL where the old one was refused, or expires sooner than the rest will take. Where that cannot be
+(the blob changed, or has no strong ETag), the `CallError` is retryable: start over. Any other is
+final, for its own tries are behind it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from archiver.clock import Clock
+from archiver.core.http import HttpClient, StreamedAnswer, TransportError
+from archiver.errors import CallError, NoRecording
+from archiver.metrics import RETRIES, SAS_RENEWALS
+from archiver.pressure import Pressure
+from archiver.retry import Retry
+from archiver.source.api import SignedUrl
+
+READ_BYTES = 256 << 10
+RATE_GRACE_SECONDS = 30.0
+"""A download is not measured against the minimum rate before this long."""
+TRIES = 4
+"""Connections in a row that bring next to nothing before a recording is given up for now."""
+
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:\d{1,5})?|\[[0-9a-f:]+\](:\d{1,5})?")
+_LENGTH = re.compile(r"\d{1,15}", re.ASCII)
+_MD5 = re.compile(r"[A-Za-z0-9+/]{22}==")
+
+
+class Expired(CallError):
+    """The blob store refused the signed URL (403): a fresh one may do."""
+
+
+class UrlNotAllowed(CallError):
+    """A recording URL that is not asked. `host` is that of a well-formed URL, else None;
+    `names_other_host` says that the host is not in the allowlist."""
+
+    def __init__(
+        self, message: str, host: str | None = None, *, names_other_host: bool = False
+    ) -> None:
+        super().__init__(message, reason="url_not_allowed")
+        self.host = host
+        self.names_other_host = names_other_host
+
+
+class StartOver(CallError):
+    """What came so far is of no use: the blob is another one now, or cannot be had in ranges.
+    Going on cannot help; beginning anew may."""
+
+
+@dataclass(frozen=True)
+class BlobInfo:
+    """What the blob store says of a recording before its first byte."""
+
+    host: str
+    length: int
+    etag: str | None
+    content_md5: str | None
+    last_modified: str | None
+
+    @property
+    def can_be_resumed(self) -> bool:
+        """Whether a range of it can be asked for: `If-Match` takes a strong ETag (RFC 9110)."""
+        return self.etag is not None and self.etag.startswith('"')
+
+
+class RecordingClient:
+    """Opens signed URLs. Threads share it; each connection is used by one thread."""
+
+    def __init__(
+        self,
+        hosts: Collection[str],
+        clock: Clock,
+        client: HttpClient,
+        *,
+        allow_http: bool = False,
+        max_bytes: int = 2 << 30,
+        min_bytes_per_second: float = 16 << 10,
+        rate_grace_seconds: float = RATE_GRACE_SECONDS,
+    ) -> None:
+        self._hosts = frozenset(host.lower() for host in hosts)
+        self._clock = clock
+        self._http = client
+        self._schemes = {"https", "http"} if allow_http else {"https"}
+        self._max_bytes = max_bytes
+        self._min_rate = min_bytes_per_second
+        self._grace_seconds = rate_grace_seconds
+
+    def close(self) -> None:
+        self._http.close()
+
+    def deadline_seconds(self, length: int) -> float:
+        """How long a recording of so many bytes may take, over all its connections."""
+        return self._grace_seconds + length / self._min_rate
+
+    def connect(self, url: str, known: BlobInfo | None = None, at: int = 0) -> BlobStream:
+        """GET a signed URL and check the headers of its answer; the caller reads the body, and
+        closes.
+
+        With `at`, go on with the blob `known` from that byte; `StartOver` where that cannot be.
+        Raises `Expired` on 403, `CallError` with one of `record.FAILED_REASONS` otherwise.
+        """
+        host = self.check_url(url)
+        headers = {"Accept-Encoding": "identity", "User-Agent": "call-archiver"}
+        if known is not None and at:
+            headers |= {"Range": f"bytes={at}-", "If-Match": known.etag or ""}
+        try:
+            response = self._http.stream(url, headers)
+        except TransportError as error:
+            raise _transport_error(error) from None
+        try:
+            if known is not None and at:
+                _check_range(response, known, at)
+                info = known
+            else:
+                info = self._info(host, response)
+                if known is not None and known.etag != info.etag:
+                    raise _changed(response.status)
+        except BaseException:
+            response.close()
+            raise
+        return BlobStream(response, info, at, self._clock, self._min_rate, self._grace_seconds)
+
+    def check_url(self, url: str) -> str:
+        """The URL's `host` or `host:port`; raises `UrlNotAllowed` where it is not allowed."""
+        malformed = UrlNotAllowed("the recording URL is malformed")
+        if not url.isascii() or not url.isprintable() or "\\" in url or " " in url:
+            raise malformed
+        try:
+            parts = urlsplit(url)
+            authority = parts.netloc.lower()
+        except ValueError:
+            raise malformed from None
+        if parts.scheme not in ("https", "http") or not _HOST.fullmatch(authority):
+            raise malformed
+        # Another parser must find the same host: it may take what comes up to the first `/`.
+        if not url.lower().startswith(f"{parts.scheme}://{authority}") or "#" in url:
+            raise malformed
+        default = ":443" if parts.scheme == "https" else ":80"
+        if self._hosts.isdisjoint({authority, authority.removesuffix(default)}):
+            raise UrlNotAllowed(
+                "the recording URL names a host that is not in ARCHIVER_RECORDING_HOSTS",
+                host=authority,
+                names_other_host=True,
+            )
+        if parts.scheme not in self._schemes:
+            raise UrlNotAllowed("the recording URL is plain http", host=authority)
+        return authority
+
+    def _info(self, host: str, response: StreamedAnswer) -> BlobInfo:
+        _check_status(response.status)
+        headers, length = response.headers, _length(response)
+        if length == 0:
+            raise CallError("the blob is empty", reason="recording_empty", status=200)
+        if length > self._max_bytes:
+            raise CallError("larger than MAX_RECORDING_BYTES", reason="too_large", status=200)
+        md5 = headers.get("content-md5", "")
+        return BlobInfo(
+            host=host,
+            length=length,
+            etag=_recordable(headers.get("etag")),
+            content_md5=md5 if _MD5.fullmatch(md5) else None,
+            last_modified=_recordable(headers.get("last-modified")),
+        )
+
+
+class BlobStream:
+    """The body of one answer, counted and timed; `at` is the blob's next byte. One thread uses it,
+    and closes it."""
+
+    def __init__(
+        self,
+        response: StreamedAnswer,
+        info: BlobInfo,
+        at: int,
+        clock: Clock,
+        min_bytes_per_second: float,
+        grace_seconds: float,
+    ) -> None:
+        self.info = info
+        self.at = at
+        self.close = response.close
+        self._response = response
+        self._clock = clock
+        self._min_rate = min_bytes_per_second
+        self._grace_seconds = grace_seconds
+        self._started_at = at
+        self._seconds = 0.0
+        """Spent reading: the time that the store takes is not the source's fault."""
+
+    def __enter__(self) -> BlobStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill `buffer` as far as the blob goes; fewer bytes only at its end.
+
+        Raises `CallError` (`truncated`, `too_slow`, `source_unavailable`), and `Interrupted`; what
+        came before is in `buffer`, and counted in `at`.
+        """
+        start, wanted = self.at, min(len(buffer), self.info.length - self.at)
+        began = self._clock.monotonic()
+        while (filled := self.at - start) < wanted:
+            try:
+                count = self._response.readinto(buffer[filled:wanted])
+            except TransportError as error:
+                reason = "truncated" if error.kind == "truncated" else "source_unavailable"
+                raise CallError("the download broke off", retryable=True, reason=reason) from None
+            if not count:
+                raise CallError("the download ended early", retryable=True, reason="truncated")
+            self.at += count
+            self._clock.check()
+            seconds = self._seconds + self._clock.monotonic() - began
+            too_few = self.at - self._started_at < seconds * self._min_rate
+            if seconds > self._grace_seconds and too_few:
+                text = "the download is slower than ARCHIVER_MIN_RATE"
+                raise CallError(text, retryable=True, reason="too_slow")
+        self._seconds += self._clock.monotonic() - began
+        return wanted
+
+
+class Blobs(Protocol):
+    """Who opens connections, and says how long a recording may take: `RecordingClient`."""
+
+    def connect(self, url: str, known: BlobInfo | None = ..., at: int = ...) -> BlobStream: ...
+
+    def deadline_seconds(self, length: int) -> float: ...
+
+
+class ResumableDownload:
+    """A recording as one stream. One thread uses it, and closes it."""
+
+    def __init__(
+        self,
+        blobs: Blobs,
+        renew: Callable[[], SignedUrl],
+        clock: Clock,
+        pressure: Pressure | None = None,
+    ) -> None:
+        """Open the recording, with a URL that `renew` returns.
+
+        Raises what `renew` raises, `CallError`, and `Interrupted`.
+        """
+        self._blobs = blobs
+        self._renew = renew
+        self._clock = clock
+        self._retry = Retry(clock, attempts=TRIES, pressure=pressure)
+        self._signed: SignedUrl | None = None
+        self._had_url = False
+        self._known: BlobInfo | None = None
+        self._stream: BlobStream | None = None
+        self._at = 0
+        self._opened_at = 0
+        """The first byte of the present connection."""
+        self._broke = "truncated"
+        """Why the latest connection broke."""
+        self._seconds = 0.0
+        """Spent waiting for the source: the time that the store takes is not its fault."""
+        self._retrying(self._open)
+
+    @property
+    def info(self) -> BlobInfo:
+        assert self._known is not None  # noqa: S101  (set by __init__)
+        return self._known
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill `buffer` as far as the recording goes; fewer bytes only at its end.
+
+        Raises as `__init__`.
+        """
+        start, wanted = self._at, min(len(buffer), self.info.length - self._at)
+        while self._at - start < wanted:
+            self._retrying(lambda: self._fill(buffer[self._at - start : wanted]))
+        return wanted
+
+    def _retrying(self, step: Callable[[], object]) -> None:
+        began = self._clock.monotonic()
+        try:
+            self._retry.call("transfer", step)
+        except CallError as error:
+            error.retryable = isinstance(error, StartOver)
+            raise
+        finally:
+            self._seconds += self._clock.monotonic() - began
+
+    def _fill(self, view: memoryview) -> None:
+        """Read until `view` is full or the connection breaks. That it broke is an error only where
+        it brought next to nothing: a recording may take any number of connections."""
+        stream = self._open()
+        try:
+            stream.readinto(view)
+        except CallError as error:
+            self._at, self._broke = stream.at, error.reason
+            self.close()
+            if not error.retryable or self._at - self._opened_at < READ_BYTES:
+                raise
+            RETRIES.labels("transfer", error.reason).inc()
+        self._at = stream.at
+
+    def _open(self) -> BlobStream:
+        """The connection that is open, or a new one from the next byte on.
+
+        1. Check that the download can go on, and is not over its time.
+        2. Take the URL at hand, if it lives as long as the rest takes at the rate so far, else a
+           fresh one.
+        3. Connect. A URL that is refused is not used again.
+        """
+        if self._stream is not None:
+            return self._stream
+        rest_seconds = 0.0
+        if self._known is not None and self._at:  # 1
+            if not self._known.can_be_resumed:
+                raise StartOver("no ETag says how to go on", reason=self._broke)
+            if self._seconds > self._blobs.deadline_seconds(self._known.length):
+                text = "the download takes longer than ARCHIVER_MIN_RATE allows"
+                raise CallError(text, reason="too_slow")
+            rest_seconds = (self._known.length - self._at) * self._seconds / self._at
+        if self._signed is not None and self._signed.expires_at is not None:  # 2
+            left = self._signed.expires_at - self._clock.now()
+            if left.total_seconds() <= rest_seconds:
+                self._signed = None
+        if self._signed is None:
+            self._signed = self._fresh_url()
+        try:
+            self._stream = self._blobs.connect(self._signed.url, self._known, self._at)  # 3
+        except Expired:
+            self._signed = None
+            raise
+        self._known = self._known or self._stream.info
+        self._opened_at = self._at
+        return self._stream
+
+    def _fresh_url(self) -> SignedUrl:
+        if self._had_url:
+            SAS_RENEWALS.inc()
+        try:
+            signed = self._renew()
+        except NoRecording as error:
+            if not self._at:
+                raise
+            text = "the source has lost it meanwhile"
+            raise CallError(text, reason="recording_missing", status=error.status) from None
+        self._had_url = True
+        return signed
+
+
+def _transport_error(error: TransportError) -> CallError:
+    if error.kind == "untrusted":
+        text = "the blob store's TLS certificate is not trusted"
+        return CallError(text, reason="source_unavailable")
+    if error.kind == "invalid":
+        return CallError("the recording URL cannot be asked", reason="url_not_allowed")
+    if error.kind == "malformed":
+        return CallError("the blob store answers no HTTP", reason="bad_response", status=200)
+    text = f"the blob store is unreachable ({error})"
+    return CallError(text, retryable=True, reason="source_unavailable")
+
+
+def _check_status(status: int) -> None:
+    if status == 200:
+        return
+    if status == 403:
+        text = "the signed URL was refused"
+        raise Expired(text, retryable=True, reason="url_refused", status=403)
+    if status in (404, 410):
+        raise CallError("no blob", reason="recording_missing", status=status)
+    retryable = status in (408, 429) or status >= 500
+    reason = "source_unavailable" if retryable else "bad_response"
+    text = f"the blob store answered {status}"
+    raise CallError(text, retryable=retryable, reason=reason, status=status)
+
+
+def _check_range(response: StreamedAnswer, known: BlobInfo, at: int) -> None:
+    """Raises `CallError` where an answer is not the rest of the known blob."""
+    status, headers = response.status, response.headers
+    if status == 200:
+        raise StartOver("the blob cannot be read in ranges", reason="truncated", status=200)
+    if status in (412, 416):
+        raise _changed(status)
+    if status != 206:
+        _check_status(status)
+    wanted = f"bytes {at}-{known.length - 1}/{known.length}"
+    same = headers.get("etag", known.etag) == known.etag
+    if not same or headers.get("content-range") != wanted or _length(response) != known.length - at:
+        raise _changed(status)
+
+
+def _changed(status: int) -> StartOver:
+    return StartOver("the blob changed", reason="recording_changed", status=status)
+
+
+def _length(response: StreamedAnswer) -> int:
+    """The bytes that an answer announces; raises `CallError` where it does not say for sure."""
+    headers = response.headers
+    text = headers.get("content-length", "")
+    encoding = headers.get("content-encoding", "identity").lower()
+    chunked = "transfer-encoding" in headers  # it would outweigh the length
+    if not _LENGTH.fullmatch(text) or chunked or encoding != "identity":
+        raise CallError("no Content-Length, or encoded", reason="bad_response", status=200)
+    return int(text)
+
+
+def _recordable(value: str | None) -> str | None:
+    """A header as it goes into a record: printable, of bounded length."""
+    return value[:256] if value and value.isprintable() and value.isascii() else None

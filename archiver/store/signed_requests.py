@@ -1,0 +1,200 @@
+"""The frequent requests to the store, signed by botocore and sent by our own HTTP client.
+
+`put_object`, `head_object`, `upload_part`, `get_object` and `list_objects_v2` take what boto3's
+client takes, return what it returns and raise `ClientError` as it does, for a tenth of its CPU time
+(docs/adr/0002-libraries.md). Where no answer came they raise `TransportError`. boto3 says where the
+bucket is and who signs, and sends what this module does not know: files as bodies, keys with `.` or
+`..` as a segment, S3 Express buckets, what the store redirects (to another region, for instance).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from typing import Any, Literal
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
+
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.exceptions import ClientError
+
+from archiver import __version__
+from archiver.core.http import Answer, HttpClient
+from archiver.fixity import Buffer
+from archiver.model import format_second, parse_time
+from archiver.store.listing_page import parse_page, query_of
+
+USER_AGENT = f"call-archiver/{__version__}"
+MAX_ANSWER_BYTES = 64 << 10
+MAX_PAGE_BYTES = 16 << 20
+"""A page of a listing: 1,000 keys of up to 3 kB each, as they are encoded."""
+_CODE = re.compile(rb"<Code>\s*([A-Za-z0-9.]{1,64})\s*</Code>")
+_DOTS = re.compile(r"(^|/)\.{1,2}(/|$)")
+"""Segments that an HTTP client resolves before it sends the URL (RFC 3986, section 5.2.4)."""
+_CHECKSUM = "x-amz-checksum-sha256"
+_SIGNING = {
+    "has_streaming_input": True,
+    "checksum": {"request_algorithm": {"in": "header", "name": _CHECKSUM}},
+}
+"""Makes the signer leave a body unsigned over TLS where its digest is announced, as boto3 does."""
+
+_REQUEST_HEADERS = {  # by boto3's names
+    "ChecksumMode": "x-amz-checksum-mode",
+    "ChecksumSHA256": _CHECKSUM,
+    "ContentType": "content-type",
+    "IfNoneMatch": "if-none-match",
+    "ObjectLockLegalHoldStatus": "x-amz-object-lock-legal-hold",
+    "ObjectLockMode": "x-amz-object-lock-mode",
+    "ObjectLockRetainUntilDate": "x-amz-object-lock-retain-until-date",
+    "Range": "range",
+    "SSEKMSKeyId": "x-amz-server-side-encryption-aws-kms-key-id",
+    "ServerSideEncryption": "x-amz-server-side-encryption",
+    "StorageClass": "x-amz-storage-class",
+}
+_QUERY = {"PartNumber": "partNumber", "UploadId": "uploadId", "VersionId": "versionId"}
+_ANSWER_HEADERS = {  # by boto3's names
+    "ChecksumSHA256": _CHECKSUM,
+    "ChecksumType": "x-amz-checksum-type",
+    "ETag": "etag",
+    "ObjectLockLegalHoldStatus": "x-amz-object-lock-legal-hold",
+    "ObjectLockMode": "x-amz-object-lock-mode",
+    "ObjectLockRetainUntilDate": "x-amz-object-lock-retain-until-date",
+    "ServerSideEncryption": "x-amz-server-side-encryption",
+    "StorageClass": "x-amz-storage-class",
+    "VersionId": "x-amz-version-id",
+}
+
+
+class SignedRequests:
+    """Sends requests about objects of one bucket. Threads share it."""
+
+    def __init__(
+        self, client: Any, bucket: str, session: Any = None, http: HttpClient | None = None
+    ) -> None:
+        """`client` is boto3's S3 client, `session` the `boto3.Session` that made it. Without
+        `session` or `http`, boto3 sends everything."""
+        self._client = client
+        self._bucket = bucket
+        self._session = session
+        self._http = http
+
+    @cached_property
+    def _target(self) -> tuple[HttpClient, str, S3SigV4Auth] | None:
+        """The HTTP client, the URL up to the key (from one that boto3 presigns), and the signer.
+        None where boto3 has no credentials or signs in another way."""
+        credentials = self._session.get_credentials() if self._session is not None else None
+        if credentials is None or self._http is None:
+            return None
+        parameters = {"Bucket": self._bucket, "Key": "x"}
+        url = urlsplit(self._client.generate_presigned_url("head_object", Params=parameters))
+        scope = parse_qs(url.query).get("X-Amz-Credential", [""])[0].split("/")
+        if len(scope) < 5 or scope[-2] != "s3":
+            return None
+        base = f"{url.scheme}://{url.netloc}{url.path.removesuffix('x')}"
+        return self._http, base, S3SigV4Auth(credentials, "s3", scope[-3])
+
+    def put_object(self, **arguments: Any) -> dict[str, Any]:
+        return self._send("put_object", "PUT", arguments)
+
+    def upload_part(self, **arguments: Any) -> dict[str, Any]:
+        return self._send("upload_part", "PUT", arguments)
+
+    def head_object(self, **arguments: Any) -> dict[str, Any]:
+        return self._send("head_object", "HEAD", arguments)
+
+    def get_object(self, **arguments: Any) -> dict[str, Any]:
+        """`Body` has `iter_chunks` and `close`, as botocore's."""
+        if self._target is None or _DOTS.search(arguments["Key"]):
+            return dict(self._client.get_object(**arguments))
+        http, base, signer = self._target
+        answer = http.stream(*_signed(signer, "GET", _url(base, arguments), arguments))
+        if answer.status < 300 and "content-length" in answer.headers:
+            return {**_result(answer.headers), "Body": answer}
+        try:
+            refusal = b"" if answer.status < 300 else answer.read_all(MAX_ANSWER_BYTES)
+        finally:
+            answer.close()
+        if answer.status >= 300:  # else it came in chunks, whose end boto3 checks
+            _raise_refusal("get_object", "GET", Answer(answer.status, answer.headers, refusal))
+        return dict(self._client.get_object(**arguments))
+
+    def list_objects_v2(self, **arguments: Any) -> dict[str, Any]:
+        """As `listing_page.parse_page` returns it."""
+        if self._target is not None:
+            http, base, signer = self._target
+            url = f"{base.rstrip('/')}?{query_of(arguments)}"
+            answer = http.request("GET", *_signed(signer, "GET", url, {}), max_bytes=MAX_PAGE_BYTES)
+            if answer.status < 300:
+                return {**parse_page(answer.body), **_metadata(answer.headers)}
+            _raise_refusal("list_objects_v2", "GET", answer)
+        return dict(self._client.list_objects_v2(**arguments))
+
+    def _send(
+        self, name: str, method: Literal["HEAD", "PUT"], arguments: dict[str, Any]
+    ) -> dict[str, Any]:
+        body = arguments.get("Body")
+        is_plain = body is None or isinstance(body, Buffer)
+        if self._target is not None and is_plain and not _DOTS.search(arguments["Key"]):
+            http, base, signer = self._target
+            signed = _signed(signer, method, _url(base, arguments), arguments)
+            answer = http.request(method, *signed, body, max_bytes=MAX_ANSWER_BYTES)
+            if answer.status < 300:
+                return _result(answer.headers)
+            _raise_refusal(name, method, answer)
+        if isinstance(body, memoryview):  # which boto3 does not take
+            arguments["Body"] = bytes(body)
+        return dict(getattr(self._client, name)(**arguments))
+
+
+def _url(base: str, arguments: Mapping[str, Any]) -> str:
+    query = {_QUERY[name]: arguments[name] for name in _QUERY if name in arguments}
+    url = base + quote(arguments["Key"], safe="/~")
+    return f"{url}?{urlencode(query, quote_via=quote, safe='')}" if query else url
+
+
+def _signed(
+    signer: S3SigV4Auth, method: str, url: str, arguments: Mapping[str, Any]
+) -> tuple[str, dict[str, str]]:
+    """The URL and the headers of a request."""
+    headers = {
+        header: format_second(value) if isinstance(value, datetime) else value
+        for name, header in _REQUEST_HEADERS.items()
+        if (value := arguments.get(name)) is not None
+    }
+    request = AWSRequest(method, url, headers, arguments.get("Body") or b"")
+    request.context.update(_SIGNING)
+    signer.add_auth(request)
+    return url, {**dict(request.headers.items()), "User-Agent": USER_AGENT}
+
+
+def _raise_refusal(name: str, method: str, answer: Answer) -> None:
+    """Raise `ClientError`, unless boto3 may do better, which then sends the request: it follows a
+    bucket to its region. The refusal of a HEAD with status 400 does not say why."""
+    found = _CODE.search(answer.body)
+    code = found[1].decode() if found else str(answer.status)
+    elsewhere = answer.status < 400 or code == "AuthorizationHeaderMalformed"
+    if not elsewhere and not (method == "HEAD" and answer.status == 400):
+        response = {"Error": {"Code": code}, **_metadata(answer.headers)}
+        response["ResponseMetadata"]["HTTPStatusCode"] = answer.status
+        raise ClientError(response, name)  # type: ignore[arg-type]
+
+
+def _result(headers: Mapping[str, str]) -> dict[str, Any]:
+    """An answer by boto3's names. A lock date that is none is left out."""
+    named = _ANSWER_HEADERS.items()
+    found: dict[str, Any] = {name: headers[key] for name, key in named if key in headers}
+    if (date := found.pop("ObjectLockRetainUntilDate", None)) is not None:
+        with suppress(ValueError):  # RFC 3339, or RFC 9110 as in other headers
+            until = parse_time(date) or parsedate_to_datetime(date)
+            found["ObjectLockRetainUntilDate"] = until.replace(tzinfo=until.tzinfo or UTC)
+    if (length := headers.get("content-length", "")).isdecimal():
+        found["ContentLength"] = int(length)
+    return {**found, **_metadata(headers)}
+
+
+def _metadata(headers: Mapping[str, str]) -> dict[str, Any]:
+    return {"ResponseMetadata": {"HTTPHeaders": headers}}

@@ -1,0 +1,379 @@
+"""The one place where the parts are put together: settings in, plain values and ports out.
+
+- `reader`, `writer`: the bucket, for who only reads it, and for who writes it.
+- `listing`: the source, for who only lists it.
+- `open_holds`: what acts on legal holds; it needs no source.
+- `open_app`: the archiver itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import resources
+
+import structlog
+
+from archiver import liveness
+from archiver.audit.hold_ledger import ArchivedHolds
+from archiver.clock import Clock, SystemClock
+from archiver.core.concurrency import Workers
+from archiver.core.http import make_client, make_httpx_client
+from archiver.errors import StoreError, UsageError
+from archiver.manifest import layout
+from archiver.manifest.seal import check_window_length
+from archiver.model import Retention
+from archiver.pipeline.backfill import Backfill
+from archiver.pipeline.bucket_state import SegmentIndex
+from archiver.pipeline.call import CallArchiver
+from archiver.pipeline.chain import Chain
+from archiver.pipeline.health import ClockCheck
+from archiver.pipeline.hold_acts import Holds
+from archiver.pipeline.loop import Loop, Schedule, loop_start
+from archiver.pipeline.ports import Progress
+from archiver.pipeline.window import WindowArchiver
+from archiver.pressure import Pressure
+from archiver.retry import Retry
+from archiver.settings import Settings, SourceSettings, StoreSettings, WriterSettings
+from archiver.source.api import Filter, SignedUrl, VoiceCallsClient
+from archiver.source.json_api import BearerAuth, Credentials, JsonApi, SignedKeyAuth
+from archiver.source.listing import Lister
+from archiver.source.recordings import RecordingClient, UrlNotAllowed
+from archiver.store.bucket import ORPHANED_AFTER, Bucket
+from archiver.store.client import StoreOptions
+from archiver.store.probe import Capabilities, probe, quick_probe, require_safe
+
+log = structlog.get_logger()
+
+# --- the bucket
+
+
+def store_options(settings: StoreSettings) -> StoreOptions:
+    return StoreOptions(
+        bucket=settings.s3_bucket,
+        prefix=settings.s3_prefix,
+        endpoint_url=settings.s3_endpoint_url,
+        region=settings.s3_region,
+        connections=settings.workers + 8,
+        transport=settings.http_transport,
+        signed_requests=settings.s3_requests == "signed",
+    )
+
+
+def reader(settings: StoreSettings, clock: Clock) -> Bucket:
+    return Bucket(store_options(settings), clock, Retry(clock))
+
+
+def writer(
+    settings: WriterSettings, clock: SystemClock, pressure: Pressure | None = None
+) -> Bucket:
+    """The bucket with all that is passed on each write."""
+    options = replace(
+        store_options(settings),
+        lock_mode=retention(settings).mode,
+        sse=settings.sse,
+        sse_kms_key_id=settings.sse_kms_key_id,
+        storage_class=settings.storage_class,
+    )
+    return Bucket(options, clock, Retry(clock, pressure=pressure))
+
+
+def retention(settings: WriterSettings) -> Retention:
+    if settings.object_lock_mode == "none":
+        return Retention()
+    return Retention(settings.object_lock_mode, settings.retention_days or 0)
+
+
+def trust_store(found: Capabilities, bucket: Bucket, chain: Chain, *, single_writer: bool) -> None:
+    """Rely on what the store has shown. Raises `StoreError` where that would not be safe."""
+    require_safe(found, single_writer=single_writer)
+    bucket.create_once = found.create_once
+    chain.single_writer = not found.create_once
+
+
+def check_store(bucket: Bucket, chain: Chain, *, single_writer: bool) -> Capabilities:
+    """Rely on what the store shows now, and on no more than it proved when the archive was begun.
+    Raises as `trust_store`."""
+    proved = chain.genesis().document.get("store")
+    found = quick_probe(bucket, proved if isinstance(proved, dict) else {})
+    trust_store(found, bucket, chain, single_writer=single_writer)
+    return found
+
+
+# --- the source
+
+
+def source(
+    settings: SourceSettings, clock: Clock, pressure: Pressure | None = None
+) -> VoiceCallsClient:
+    """The source's API client; raises `UsageError` where a secret's file cannot be read."""
+    narrowing = {"campaignId": settings.campaign_id, "direction": settings.direction}
+    api = JsonApi(
+        settings.api_base_url,
+        _credentials(settings, clock),
+        clock,
+        make_httpx_client(settings.http_transport, check=clock.check),
+        retry=Retry(clock, pressure=pressure),
+        requests_per_second=settings.api_rate,
+        # Credentials may be good for this part of the listing alone.
+        narrowing={name: value for name, value in narrowing.items() if value},
+    )
+    return VoiceCallsClient(api)
+
+
+def _credentials(settings: SourceSettings, clock: Clock) -> Credentials:
+    if settings.has("api_token"):
+        return BearerAuth(
+            settings.secret("api_token"), may_change=settings.api_token_file is not None
+        )
+    files = (settings.api_key_file, settings.api_hmac_secret_file)
+    return SignedKeyAuth(
+        settings.secret("api_key"),
+        settings.secret("api_hmac_secret"),
+        clock,
+        may_change=any(file is not None for file in files),
+    )
+
+
+def recordings(settings: Settings, clock: SystemClock) -> RecordingClient:
+    return RecordingClient(
+        settings.recording_hosts,
+        clock,
+        make_client(settings.http_transport, check=clock.check),
+        allow_http=settings.allow_http,
+        max_bytes=settings.max_recording_bytes,
+        min_bytes_per_second=settings.min_rate,
+    )
+
+
+def _lister(settings: SourceSettings, api: VoiceCallsClient, clock: Clock) -> Lister:
+    filters = Filter(settings.states, settings.campaign_id, settings.direction)
+    return Lister(api, filters, clock, settings.window)
+
+
+@contextmanager
+def listing(settings: SourceSettings, clock: Clock) -> Iterator[Lister]:
+    """For who lists and does nothing else; on leaving, connections close."""
+    api = source(settings, clock)
+    try:
+        yield _lister(settings, api, clock)
+    finally:
+        api.close()
+
+
+def check_hosts(urls: Sequence[SignedUrl], blobs: RecordingClient) -> None:
+    """Check the hosts of a few recordings of the source's, before work begins.
+
+    Raises `UsageError` where all lie on the same host that is not allowed: otherwise each call of
+    an old range would be given up for one wrong setting. Where only some URLs are refused, or they
+    are malformed, that is the matter of their calls.
+    """
+    refused = []
+    for signed in urls:
+        try:
+            blobs.check_url(signed.url)
+        except UrlNotAllowed as error:
+            refused.append(error)
+    if not refused:
+        return
+    hosts = {error.host for error in refused}
+    host = hosts.pop() if len(hosts) == 1 else None
+    if len(refused) < len(urls) or host is None:
+        reasons = sorted({str(error) for error in refused})
+        log.warning("source.urls_not_allowed", count=len(refused), asked=len(urls), why=reasons)
+        return
+    if any(error.names_other_host for error in refused):
+        raise UsageError(
+            f"ARCHIVER_RECORDING_HOSTS: the source's recordings lie on {host}, which is not in it"
+        )
+    raise UsageError(
+        f"ARCHIVER_ALLOW_HTTP: the recording URLs on {host} are plain http, which is refused"
+    )
+
+
+# --- the archiver
+
+
+@dataclass
+class App:
+    """Everything that archives, wired."""
+
+    settings: Settings
+    clock: SystemClock
+    source: VoiceCallsClient
+    recordings: RecordingClient
+    bucket: Bucket
+    chain: Chain
+    segments: SegmentIndex
+    windows: WindowArchiver
+
+    def preflight(self) -> None:
+        """Ask source and store for access, before anything is written.
+
+        Raises `SourceRefused`, `SourceError` or `StoreError`, each saying what to do.
+        """
+        check_hosts(self.source.check_access(), self.recordings)
+        self.bucket.check_access()
+
+    def ensure_archive(self, *, single_writer: bool = False) -> bool:
+        """Open the archive, or begin one; True where it was begun."""
+        settings = self.settings
+        if self.chain.open():
+            check_window_length(self.chain.genesis(), settings.window)
+            self._read_back(check_store(self.bucket, self.chain, single_writer=single_writer))
+            self._abort_orphaned_uploads()
+            return False
+        if settings.start is not None and settings.start > self.clock.now():
+            raise UsageError("ARCHIVER_START lies in the future: the loop would do nothing")
+        found = probe(self.bucket)
+        trust_store(found, self.bucket, self.chain, single_writer=single_writer)
+        self._read_back(found)
+        # What an auditor without our software needs.
+        package = resources.files("archiver.audit")
+        names = {layout.VERIFY_PAGE: "VERIFY.md", layout.VERIFY_SCRIPT: "verify.sh"}
+        return self.chain.begin(
+            capabilities={
+                **found.document(),
+                "window_seconds": int(settings.window.total_seconds()),
+            },
+            pages={key: package.joinpath(name).read_bytes() for key, name in names.items()},
+            watermark=loop_start(settings.start, self.clock.now(), settings.window),
+        )
+
+    def _read_back(self, found: Capabilities) -> None:
+        wanted = {"full": True, "head": False, "auto": not found.checksums}
+        self.bucket.read_back = wanted[self.settings.verify_writes]
+        self.bucket.trust_put_checksum = (
+            self.settings.verify_writes == "auto" and found.whole_checksums
+        )
+
+    def _abort_orphaned_uploads(self) -> None:
+        """Uploads of a process that was killed take room, and are paid for, until they are aborted.
+        Only recordings and the probe are uploaded in parts; others may use the bucket too."""
+        before = self.clock.now() - ORPHANED_AFTER
+        try:
+            prefixes = (layout.RECORDINGS, layout.PROBE)
+            count = sum(self.bucket.abort_uploads(prefix, before) for prefix in prefixes)
+        except StoreError as error:
+            if error.reason != "not_implemented":
+                log.warning("uploads.unknown", error=str(error))
+            return
+        if count:
+            log.info("uploads.aborted", count=count)
+
+    def is_alive(self) -> bool:
+        """What `/healthz` says: this process comes on. Whether rounds succeed is no part of it: a
+        source or a store that is out is not mended by a restart (`liveness.py`).
+
+        No wait of ours is longer than the default limit of 5 minutes without a note in between: a
+        request gives up after 30 s of silence at the source, 60 s at the store, 120 s in all; a
+        connection is tried for 10 s for each address of the host; botocore asks its own way with
+        10 s and 60 s; a pause naps for 0.2 s.
+        """
+        return liveness.idle_seconds() < self.settings.liveness_timeout.total_seconds()
+
+    def backfill(self, progress: Progress | None) -> Backfill:
+        return Backfill(self.windows, self.chain, self.segments, progress)
+
+    def loop(self) -> Loop:
+        settings = self.settings
+        schedule = Schedule(
+            window=settings.window,
+            settle=settings.settle,
+            give_up=settings.give_up,
+            poll_interval_seconds=settings.poll_interval.total_seconds(),
+            relist=settings.relist,
+        )
+        return Loop(self.windows, self.chain, self.segments, self.clock, schedule)
+
+
+@contextmanager
+def open_app(
+    settings: Settings, clock: SystemClock, progress: Progress | None = None
+) -> Iterator[App]:
+    """Put the parts together; on leaving, workers end and connections close."""
+    key, keep = settings.signing_key(), retention(settings)
+    pressure = Pressure(settings.workers, clock)
+    api = source(settings, clock, pressure)
+    blobs = recordings(settings, clock)
+    bucket = writer(settings, clock, pressure)
+    segments = SegmentIndex(bucket)
+    workers = Workers(settings.workers, pressure)
+    calls = CallArchiver(
+        api,
+        blobs,
+        bucket,
+        clock,
+        retention=keep,
+        give_up=settings.give_up,
+        first_rest_seconds=settings.poll_interval.total_seconds(),
+        pressure=pressure,
+    )
+    windows = WindowArchiver(
+        _lister(settings, api, clock),
+        calls,
+        bucket,
+        workers,
+        clock,
+        segments=segments,
+        retention=keep,
+        settle=settings.settle,
+        relist=settings.relist,
+        progress=progress,
+        clock_check=ClockCheck(api.latest_clock_skew_seconds, bucket.latest_clock_skew_seconds),
+    )
+    chain = Chain(bucket, key, clock, keep)
+    try:
+        yield App(settings, clock, api, blobs, bucket, chain, segments, windows)
+    finally:
+        workers.close()
+        api.close()
+        blobs.close()
+
+
+# --- legal holds
+
+
+@contextmanager
+def open_holds(
+    settings: WriterSettings, clock: SystemClock, *, single_writer: bool = False
+) -> Iterator[Holds]:
+    """What acts on legal holds: it needs no source. Raises `UsageError` where there is no archive,
+    `StoreError` where its bucket takes no holds."""
+    key, keep = settings.signing_key(), retention(settings)
+    bucket = writer(settings, clock)
+    bucket.check_access()
+    if not bucket.has_object_lock():
+        raise StoreError(
+            f"bucket {settings.s3_bucket} has no Object Lock, so it takes no legal holds; nothing "
+            "was done"
+        )
+    chain = Chain(bucket, key, clock, keep)
+    if not chain.open():
+        raise UsageError(
+            "there is no archive here: check ARCHIVER_S3_BUCKET and ARCHIVER_S3_PREFIX"
+        )
+    _refuse_to_weaken(settings.object_lock_mode, bucket, chain)
+    check_store(bucket, chain, single_writer=single_writer)
+    workers, ledger = Workers(settings.workers), ArchivedHolds(bucket, settings.workers)
+    try:
+        yield Holds(bucket, chain, ledger, workers, clock, keep)
+    finally:
+        workers.close()
+        ledger.close()
+
+
+def _refuse_to_weaken(mode: str, bucket: Bucket, chain: Chain) -> None:
+    """Without a lock, or with a weaker one, an act's seal could be deleted from an archive that is
+    locked otherwise: a setting that is easily forgotten where another person gives the commands.
+    Of the date `Holds` takes care."""
+    head = bucket.head(layout.seal_key(chain.head.seq))
+    if head is None or head.lock_mode is None:
+        return
+    unlocked = mode == "none" and not bucket.locks_by_itself()
+    if unlocked or (mode, head.lock_mode) == ("GOVERNANCE", "COMPLIANCE"):
+        raise UsageError(
+            "ARCHIVER_OBJECT_LOCK_MODE: the seals of this archive are locked "
+            f"({head.lock_mode}), so set it, and ARCHIVER_RETENTION_DAYS, as the archiver has them"
+        )

@@ -1,0 +1,37 @@
+"""What the demo says where it cannot run, as in the container image."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from archiver.demo.run import run_demo
+from archiver.demo.store import EmbeddedStore
+from archiver.errors import UsageError
+
+
+def test_without_an_s3_server_it_names_the_ways_to_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="--bucket NAME"):
+        run_demo(1, tmp_path / "demo", keep=False)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_directory_with_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    with pytest.raises(UsageError, match="has other things in it"):
+        run_demo(1, tmp_path, keep=False)
+
+
+def test_two_servers_do_not_share_a_directory(tmp_path: Path) -> None:
+    with EmbeddedStore(tmp_path) as store:
+        settings = store.settings
+        with pytest.raises(UsageError, match="in use"), EmbeddedStore(tmp_path):
+            pass
+    with EmbeddedStore(tmp_path) as again:
+        assert again.settings["AWS_SECRET_ACCESS_KEY"] == settings["AWS_SECRET_ACCESS_KEY"]
