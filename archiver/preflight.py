@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from archiver.clock import SystemClock
-from archiver.errors import SourceError, StoreError, UsageError
+from archiver.core.clock import SystemClock
+from archiver.core.errors import SourceError, StoreError, UsageError
 from archiver.settings import Settings
 from archiver.store.probe import Capabilities, probe
 from archiver.wiring import check_hosts, recordings, source, writer

@@ -17,9 +17,9 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from archiver.errors import FormatError, UsageError
+from archiver.core.errors import FormatError, UsageError
+from archiver.core.model import DAY, parse_time
 from archiver.manifest.signing import SigningKey
-from archiver.model import DAY, parse_time
 
 PREFIX = "ARCHIVER_"
 

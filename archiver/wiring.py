@@ -15,15 +15,16 @@ from importlib import resources
 
 import structlog
 
-from archiver import liveness
 from archiver.audit.hold_ledger import ArchivedHolds
-from archiver.clock import Clock, SystemClock
-from archiver.core.concurrency import Workers
+from archiver.core import liveness
+from archiver.core.clock import Clock, SystemClock
+from archiver.core.concurrency import ConcurrencyLimit, Workers
+from archiver.core.errors import StoreError, UsageError
 from archiver.core.http import make_client, make_httpx_client
-from archiver.errors import StoreError, UsageError
+from archiver.core.model import Retention
+from archiver.core.retry import Retry
 from archiver.manifest import layout
 from archiver.manifest.seal import check_window_length
-from archiver.model import Retention
 from archiver.pipeline.backfill import Backfill
 from archiver.pipeline.bucket_state import SegmentIndex
 from archiver.pipeline.call import CallArchiver
@@ -33,8 +34,6 @@ from archiver.pipeline.hold_acts import Holds
 from archiver.pipeline.loop import Loop, Schedule, loop_start
 from archiver.pipeline.ports import Progress
 from archiver.pipeline.window import WindowArchiver
-from archiver.pressure import Pressure
-from archiver.retry import Retry
 from archiver.settings import Settings, SourceSettings, StoreSettings, WriterSettings
 from archiver.source.api import Filter, SignedUrl, VoiceCallsClient
 from archiver.source.json_api import BearerAuth, Credentials, JsonApi, SignedKeyAuth
@@ -66,7 +65,7 @@ def reader(settings: StoreSettings, clock: Clock) -> Bucket:
 
 
 def writer(
-    settings: WriterSettings, clock: SystemClock, pressure: Pressure | None = None
+    settings: WriterSettings, clock: SystemClock, concurrency_limit: ConcurrencyLimit | None = None
 ) -> Bucket:
     """The bucket with all that is passed on each write."""
     options = replace(
@@ -76,7 +75,7 @@ def writer(
         sse_kms_key_id=settings.sse_kms_key_id,
         storage_class=settings.storage_class,
     )
-    return Bucket(options, clock, Retry(clock, pressure=pressure))
+    return Bucket(options, clock, Retry(clock, concurrency_limit=concurrency_limit))
 
 
 def retention(settings: WriterSettings) -> Retention:
@@ -105,7 +104,7 @@ def check_store(bucket: Bucket, chain: Chain, *, single_writer: bool) -> Capabil
 
 
 def source(
-    settings: SourceSettings, clock: Clock, pressure: Pressure | None = None
+    settings: SourceSettings, clock: Clock, concurrency_limit: ConcurrencyLimit | None = None
 ) -> VoiceCallsClient:
     """The source's API client; raises `UsageError` where a secret's file cannot be read."""
     narrowing = {"campaignId": settings.campaign_id, "direction": settings.direction}
@@ -114,7 +113,7 @@ def source(
         _credentials(settings, clock),
         clock,
         make_httpx_client(settings.http_transport, check=clock.check),
-        retry=Retry(clock, pressure=pressure),
+        retry=Retry(clock, concurrency_limit=concurrency_limit),
         requests_per_second=settings.api_rate,
         # Credentials may be good for this part of the listing alone.
         narrowing={name: value for name, value in narrowing.items() if value},
@@ -294,12 +293,12 @@ def open_app(
 ) -> Iterator[App]:
     """Put the parts together; on leaving, workers end and connections close."""
     key, keep = settings.signing_key(), retention(settings)
-    pressure = Pressure(settings.workers, clock)
-    api = source(settings, clock, pressure)
+    concurrency_limit = ConcurrencyLimit(settings.workers, clock)
+    api = source(settings, clock, concurrency_limit)
     blobs = recordings(settings, clock)
-    bucket = writer(settings, clock, pressure)
+    bucket = writer(settings, clock, concurrency_limit)
     segments = SegmentIndex(bucket)
-    workers = Workers(settings.workers, pressure)
+    workers = Workers(settings.workers, concurrency_limit)
     calls = CallArchiver(
         api,
         blobs,
@@ -308,7 +307,7 @@ def open_app(
         retention=keep,
         give_up=settings.give_up,
         first_rest_seconds=settings.poll_interval.total_seconds(),
-        pressure=pressure,
+        concurrency_limit=concurrency_limit,
     )
     windows = WindowArchiver(
         _lister(settings, api, clock),

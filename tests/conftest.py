@@ -95,7 +95,7 @@ def clock() -> HandClock:
 @pytest.fixture
 def open_bucket(weed: Weed, s3: Any, prefix: str, clock: HandClock) -> Callable[..., Bucket]:
     """Makes a `Bucket` on the real store, below this test's own prefix."""
-    from archiver.retry import Retry
+    from archiver.core.retry import Retry
     from archiver.store.bucket import Bucket
     from archiver.store.client import StoreOptions
 

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import click
 from prometheus_client.metrics import MetricWrapperBase
 
-from archiver import metrics
 from archiver.audit.findings import CODES
 from archiver.cli import cli
 from archiver.manifest import record
+from archiver.observability import metrics
 from archiver.preflight import Wanted, store_lines
 from archiver.settings import documented
 

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from archiver.audit.safe_reader import ReportingReader
 from archiver.core.concurrency import ordered
-from archiver.errors import FormatError, NewerFormat, StoreError, UsageError
+from archiver.core.errors import FormatError, NewerFormat, StoreError, UsageError
 from archiver.manifest import canonical, layout, seal
 from archiver.manifest.record import refuse_newer
 from archiver.manifest.seal import Seal, SegmentEntry

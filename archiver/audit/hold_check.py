@@ -15,7 +15,7 @@ from archiver.audit.chain import MAX_SEAL_BYTES
 from archiver.audit.safe_reader import Head, ReportingReader
 from archiver.audit.segment_lines import is_events, is_held_object, lines_of
 from archiver.audit.segments import MAX_SEGMENT_BYTES, EventSegment
-from archiver.errors import FormatError
+from archiver.core.errors import FormatError
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Hold, ObjectRef
 

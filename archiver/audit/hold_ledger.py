@@ -28,11 +28,11 @@ from archiver.audit.safe_reader import Head, ItemReader, Reader, Unreadable, lis
 from archiver.audit.sealed_segments import SealedSegments, record_day, record_days
 from archiver.audit.segment_lines import MAX_RECORD_BYTES, is_held_object, parse_record
 from archiver.core.concurrency import ordered
-from archiver.errors import ArchiverError, FormatError, StoreError
+from archiver.core.errors import ArchiverError, FormatError, StoreError
+from archiver.core.model import format_second, format_time
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Act, Hold, ObjectRef
 from archiver.manifest.seal import POINTER_BYTES, SegmentEntry, parse_pointer
-from archiver.model import format_second, format_time
 from archiver.store.bucket import is_of_one_object
 from archiver.store.types import CallObjects
 

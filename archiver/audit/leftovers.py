@@ -40,9 +40,9 @@ from archiver.audit.segment_lines import (
 )
 from archiver.audit.segments import SegmentCheck
 from archiver.core.concurrency import ordered
-from archiver.errors import FormatError, NewerFormat, StoreError
+from archiver.core.errors import FormatError, NewerFormat, StoreError
+from archiver.core.model import Window
 from archiver.manifest import layout, seal, sighting
-from archiver.model import Window
 
 MAX_SEGMENTS_READ = 1000
 """Unsealed segments that are read; the others are only reported. In a sound archive there are as

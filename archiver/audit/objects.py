@@ -19,9 +19,9 @@ from archiver.audit.hold_check import HoldCheck
 from archiver.audit.safe_reader import Head, ReportingReader
 from archiver.audit.segment_lines import MAX_RECORD_BYTES, RecordLine, SegmentRecord
 from archiver.core.concurrency import Backlog
+from archiver.core.model import format_time, parse_time
 from archiver.manifest.event import ObjectRef
 from archiver.manifest.record import FileRef
-from archiver.model import format_time, parse_time
 
 MODES = ("GOVERNANCE", "COMPLIANCE")
 """Weakest first."""

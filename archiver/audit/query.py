@@ -26,13 +26,13 @@ from archiver.audit.safe_reader import ItemReader, Reader, Unreadable
 from archiver.audit.sealed_segments import SealedSegments, record_day, record_days
 from archiver.audit.segment_lines import MAX_RECORD_BYTES, lines_of, parse_record, read_window
 from archiver.core.concurrency import ordered
-from archiver.errors import FormatError
+from archiver.core.errors import FormatError
+from archiver.core.model import DAY, Window, parse_time
 from archiver.manifest import canonical, layout
 from archiver.manifest.event import ObjectRef
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
 from archiver.manifest.seal import SegmentEntry
-from archiver.model import DAY, Window, parse_time
 
 LISTS_AT_ONCE = 8
 

@@ -37,13 +37,13 @@ from archiver.audit.sealed_segments import SealedSegments
 from archiver.audit.segment_lines import MAX_RECORD_BYTES, lines_of, parse_record, read_window
 from archiver.audit.tables import printable
 from archiver.core.concurrency import ordered
-from archiver.errors import ArchiverError, FormatError, Reach, UsageError
+from archiver.core.errors import ArchiverError, FormatError, Reach, UsageError
+from archiver.core.model import Call, Window, format_time, parse_time, window_of, windows_between
 from archiver.manifest import canonical, layout
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Outcome, Record
 from archiver.manifest.seal import check_window_length
 from archiver.manifest.segment import Listing
-from archiver.model import Call, Window, format_time, parse_time, window_of, windows_between
 
 LISTED_AT_ONCE = 4
 WINDOWS_KEPT = 4

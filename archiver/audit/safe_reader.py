@@ -27,7 +27,7 @@ from time import sleep
 from typing import IO, Literal, Protocol, TypeVar
 
 from archiver.audit.findings import Findings
-from archiver.errors import FormatError, StoreError
+from archiver.core.errors import FormatError, StoreError
 from archiver.manifest import layout
 from archiver.store.types import Head, Listed, Version
 

@@ -16,7 +16,7 @@ from archiver.audit.chain import MAX_SEAL_BYTES
 from archiver.audit.safe_reader import TRIES, Reader, TooLarge, spool
 from archiver.audit.segment_lines import segment_name
 from archiver.audit.segments import MAX_SEGMENT_BYTES
-from archiver.errors import ArchiverError, FormatError
+from archiver.core.errors import ArchiverError, FormatError
 from archiver.manifest import layout, seal
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.seal import POINTER_BYTES, Seal, SegmentEntry, parse_pointer

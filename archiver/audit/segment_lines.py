@@ -18,12 +18,12 @@ from typing import IO, Any, Literal, NamedTuple
 
 import msgspec
 
-from archiver.errors import FormatError
+from archiver.core.errors import FormatError
+from archiver.core.model import DAY, Window, parse_time
 from archiver.manifest import canonical, layout, record
 from archiver.manifest.event import ObjectRef
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import FILE_KINDS, FileKind, FileRef, Outcome, Record
-from archiver.model import DAY, Window, parse_time
 
 MAX_RECORD_BYTES = 1 << 20
 MAX_LINE_BYTES = 16 << 20

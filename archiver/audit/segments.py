@@ -29,11 +29,11 @@ from archiver.audit.segment_lines import (
     segment_name,
     sound_files,
 )
-from archiver.errors import FormatError, NewerFormat
+from archiver.core.errors import FormatError, NewerFormat
+from archiver.core.model import Window
 from archiver.manifest import canonical, event, layout, merkle, seal
 from archiver.manifest.event import Action, Hold
 from archiver.manifest.layout import SegmentName
-from archiver.model import Window
 
 MAX_SEGMENT_BYTES = 1 << 30
 KEPT_BYTES = 8 << 20

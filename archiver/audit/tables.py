@@ -17,11 +17,11 @@ from archiver.audit.findings import CODES, Severity
 from archiver.audit.hold_ledger import CallHolds, hold_document
 from archiver.audit.query import CallHistory, Row
 from archiver.audit.verification_report import Report
-from archiver.errors import UsageError
+from archiver.core.errors import UsageError
+from archiver.core.model import format_second, format_time
 from archiver.manifest import canonical
 from archiver.manifest.event import Act, Hold, ObjectRef
 from archiver.manifest.record import Record
-from archiver.model import format_second, format_time
 
 Format = Literal["table", "jsonl", "csv"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from archiver.audit.findings import CODES, Finding
+from archiver.core.model import format_time
 from archiver.manifest.record import OUTCOMES
 from archiver.manifest.seal import Seal
-from archiver.model import format_time
 
 
 @dataclass

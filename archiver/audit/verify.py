@@ -36,12 +36,12 @@ from archiver.audit.segments import SegmentCheck
 from archiver.audit.verification_report import Counts, Report
 from archiver.audit.windows import CountedCalls, Span, WindowState, check_spans
 from archiver.core.concurrency import Backlog, ordered
-from archiver.errors import FormatError, UsageError
+from archiver.core.errors import FormatError, UsageError
+from archiver.core.model import format_time
 from archiver.manifest import layout
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import FileRef
 from archiver.manifest.signing import PublicKey
-from archiver.model import format_time
 
 Level = Literal["manifest", "objects", "bytes"]
 

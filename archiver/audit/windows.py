@@ -19,10 +19,10 @@ from typing import Any
 from archiver.audit.chain import Advance
 from archiver.audit.segment_lines import Report
 from archiver.audit.segments import CallState, WindowSegment, keep_newer
+from archiver.core.model import Window, format_time, parse_time
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import OUTCOMES
 from archiver.manifest.segment import ids_sha256
-from archiver.model import Window, format_time, parse_time
 
 MAX_SKIPPED = 100
 """Revisions in a row whose keys are looked at, where they are in no seal."""

@@ -18,7 +18,7 @@ import click
 from archiver import __version__
 from archiver.cli import archive, audit, backfill, hold, reconcile
 from archiver.cli.common import INTERRUPTED, ended_by
-from archiver.errors import ArchiverError, UsageError
+from archiver.core.errors import ArchiverError, UsageError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -99,7 +99,7 @@ def _unexpected(error: Exception) -> int:
     """A mistake of ours: one line, and the traceback (without values) for who asks for it."""
     import traceback
 
-    from archiver.logs import redact
+    from archiver.observability.logs import redact
 
     if os.environ.get("ARCHIVER_LOG_LEVEL", "").lower() == "debug":
         click.echo(redact("".join(traceback.format_exception(error))), err=True)

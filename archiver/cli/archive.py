@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from archiver.cli.common import start_run, stopping, told
-from archiver.errors import UsageError
+from archiver.core.errors import UsageError
 
 
 @click.command()
@@ -110,9 +110,9 @@ def init(single_writer: bool) -> int:
 @click.option("--single-writer", is_flag=True, help="accept a store without create-once writes")
 def run(once: bool, single_writer: bool) -> int:
     """The loop: archive what completes, seal what has settled."""
-    from archiver.clock import Interrupted
+    from archiver.core.clock import Interrupted
+    from archiver.observability.server import Telemetry
     from archiver.settings import Settings, load
-    from archiver.telemetry import Telemetry
     from archiver.wiring import open_app
 
     settings = load(Settings)

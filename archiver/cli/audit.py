@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from archiver.cli.common import check_range, range_options, start_run, stopping
-from archiver.errors import UsageError
+from archiver.core.errors import UsageError
 
 if TYPE_CHECKING:
     from archiver.store.bucket import Bucket

@@ -19,15 +19,15 @@ from archiver.cli.common import (
     stopping,
     told,
 )
-from archiver.errors import UsageError
+from archiver.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from archiver.clock import SystemClock
-    from archiver.model import Window
+    from archiver.core.clock import SystemClock
+    from archiver.core.model import Window
     from archiver.pipeline.backfill import Summary
     from archiver.pipeline.ports import Progress
+    from archiver.pipeline.processes import Shares
     from archiver.settings import Settings
-    from archiver.shares import Shares
 
 MAX_PROCESSES = 64
 
@@ -142,8 +142,8 @@ def _started(
     progress: Progress,
 ) -> Iterator[Shares]:
     """`count` processes, each with a share of this process's own share of the windows."""
-    from archiver.model import format_time
-    from archiver.shares import Shares
+    from archiver.core.model import format_time
+    from archiver.pipeline.processes import Shares
 
     index, of = shard
     span_options = ["--from", format_time(span[0]), "--to", format_time(span[1])]
@@ -169,7 +169,7 @@ def share_environment(settings: Settings, count: int) -> dict[str, str]:
 
 def _report(settings: Settings, clock: SystemClock, windows: Sequence[Window]) -> int:
     """A share: what `Shares` listens to. No metrics: there is one port, and several of us."""
-    from archiver.shares import Reporter, end_with_parent
+    from archiver.pipeline.processes import Reporter, end_with_parent
 
     reporter = Reporter(1)
     with stopping(clock):
@@ -225,7 +225,7 @@ def _metrics_if_free(port: int) -> Iterator[None]:
     """A backfill beside a running loop goes on without its own metrics."""
     import structlog
 
-    from archiver.telemetry import Telemetry
+    from archiver.observability.server import Telemetry
 
     try:
         telemetry = Telemetry(port, lambda: True, lambda: True)

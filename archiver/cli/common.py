@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from archiver.errors import UsageError
+from archiver.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from archiver.clock import SystemClock
+    from archiver.core.clock import SystemClock
     from archiver.pipeline.backfill import Summary
     from archiver.settings import LogSettings
 
@@ -32,7 +32,7 @@ class _Moment(click.ParamType[datetime]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> datetime:
-        from archiver.model import parse_time
+        from archiver.core.model import parse_time
 
         if isinstance(value, datetime):
             return value
@@ -82,8 +82,8 @@ def check_range(start: datetime | None, end: datetime | None) -> None:
 
 def start_run(settings: LogSettings) -> SystemClock:
     """Set up the logs; a clock that SIGTERM and SIGINT stop."""
-    from archiver.clock import SystemClock
-    from archiver.logs import configure
+    from archiver.core.clock import SystemClock
+    from archiver.observability.logs import configure
 
     configure(log_level(settings), settings.log_format)
     return SystemClock()
@@ -129,7 +129,7 @@ def stopping(clock: SystemClock) -> Iterator[list[int]]:
             signal.setitimer(signal.ITIMER_REAL, ABORT_SECONDS)
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
 
-    from archiver.clock import Interrupted
+    from archiver.core.clock import Interrupted
     from archiver.core.http import abort_requests
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)

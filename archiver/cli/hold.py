@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from archiver.cli.common import start_run, stopping
-from archiver.errors import UsageError
+from archiver.core.errors import UsageError
 
 if TYPE_CHECKING:
     from archiver.manifest.event import Action

@@ -7,7 +7,7 @@ from datetime import datetime
 import click
 
 from archiver.cli.common import check_range, range_options, start_run, stopping
-from archiver.errors import UsageError
+from archiver.core.errors import UsageError
 
 
 @click.command()

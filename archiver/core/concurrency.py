@@ -6,20 +6,83 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import TypeVar
 
-from archiver.pressure import Pressure
+import structlog
+
+from archiver.core.clock import Clock
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+THROTTLED_STATUS = (429, 503)
+HALVED_EVERY_SECONDS = 1.0
+
+
+class ConcurrencyLimit:
+    """At most `most` pieces of work at a time, at least one; fewer while source or store throttle.
+
+    Each 429 or 503 halves the limit, at most once a second, because many requests meet the same
+    throttling. Each piece of work that ends brings a little back: the limit has doubled after as
+    many pieces as it allows. Threads share it.
+    """
+
+    def __init__(self, most: int, clock: Clock) -> None:
+        self._most = most
+        self._clock = clock
+        self._limit = float(most)
+        self._halved_at = -HALVED_EVERY_SECONDS
+        self._lock = threading.Lock()
+        self._freed = threading.Condition()
+        self._at_work = 0
+
+    @property
+    def limit(self) -> int:
+        return int(self._limit)
+
+    def on_throttled(self) -> None:
+        """The other side answered that it has too much to do."""
+        with self._lock:
+            now = self._clock.monotonic()
+            if now - self._halved_at < HALVED_EVERY_SECONDS or self.limit == 1:
+                return
+            if self.limit == self._most:
+                log.warning("workers.fewer", reason="throttled")
+            self._halved_at, self._limit = now, max(1.0, self._limit / 2)
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Held by a piece of work; waits while as many as the limit are under way."""
+        with self._freed:
+            self._freed.wait_for(lambda: self._at_work < self.limit)
+            self._at_work += 1
+        try:
+            yield
+        finally:
+            self._recover()
+            with self._freed:
+                self._at_work -= 1
+                self._freed.notify_all()
+
+    def _recover(self) -> None:
+        """A piece of work has ended."""
+        with self._lock:
+            if self.limit == self._most:
+                return
+            self._limit = min(float(self._most), self._limit + 1 / self._limit)
+            if self.limit == self._most:
+                log.info("workers.all")
+
 
 class Workers:
-    """A pool of `count` threads that many windows share; fewer work while there is `pressure`."""
+    """A pool of `count` threads that many windows share; `concurrency_limit` may let fewer work."""
 
-    def __init__(self, count: int, pressure: Pressure | None = None) -> None:
-        self._pressure = pressure
+    def __init__(self, count: int, concurrency_limit: ConcurrencyLimit | None = None) -> None:
+        self._concurrency_limit = concurrency_limit
         self._executor = ThreadPoolExecutor(count, thread_name_prefix="worker")
         self._ahead = 2 * count
 
@@ -48,9 +111,9 @@ class Workers:
             wait(running)
 
     def _work(self, function: Callable[[T], R], item: T) -> R:
-        if self._pressure is None:
+        if self._concurrency_limit is None:
             return function(item)
-        with self._pressure.slot():
+        with self._concurrency_limit.slot():
             return function(item)
 
     def close(self) -> None:

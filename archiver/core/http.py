@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from weakref import WeakSet
 
-from archiver import liveness
-from archiver.fixity import Buffer
+from archiver.core import liveness
+from archiver.core.checksums import Buffer
 
 if TYPE_CHECKING:
     import httpx

@@ -25,11 +25,11 @@ from typing import Any
 
 import click
 
+from archiver.core.errors import ArchiverError, UsageError
+from archiver.core.model import format_time, parse_time
 from archiver.demo.calls import make_calls
 from archiver.demo.platform import Platform
 from archiver.demo.store import EmbeddedStore, free_port, is_free, write_private
-from archiver.errors import ArchiverError, UsageError
-from archiver.model import format_time, parse_time
 
 DEFAULT_DIRECTORY = Path("demo-archive")
 DAYS = 2

@@ -23,7 +23,7 @@ from typing import IO, Any, Self
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from archiver.errors import StoreError, UsageError
+from archiver.core.errors import StoreError, UsageError
 from archiver.store.client import StoreOptions, make_client
 
 BUCKET = "call-recordings"

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
-from archiver.errors import FormatError
+from archiver.core.errors import FormatError
 
 T = TypeVar("T")
 

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from archiver.errors import FormatError
+from archiver.core.errors import FormatError
+from archiver.core.model import format_second, parse_time
 from archiver.manifest import canonical, layout
 from archiver.manifest.record import refuse_newer
-from archiver.model import format_second, parse_time
 
 Action = Literal["add", "remove"]
 

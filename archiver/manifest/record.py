@@ -21,9 +21,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from archiver.errors import FormatError, NewerFormat
+from archiver.core.errors import FormatError, NewerFormat
+from archiver.core.model import Call, format_second, format_time
 from archiver.manifest import canonical, layout
-from archiver.model import Call, format_second, format_time
 
 Outcome = Literal["archived", "no_recording", "failed"]
 _HEX = re.compile("[0-9a-f]*")

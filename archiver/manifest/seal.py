@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from archiver.errors import FormatError, UsageError
+from archiver.core.errors import FormatError, UsageError
+from archiver.core.model import format_second, format_time, parse_time
 from archiver.manifest import canonical, merkle
 from archiver.manifest.record import refuse_newer
 from archiver.manifest.signing import PublicKey
-from archiver.model import format_second, format_time, parse_time
 
 NO_SEAL = "0" * 64
 POINTER_BYTES = 64

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import IO, Any, Protocol
 
-from archiver.errors import FormatError
+from archiver.core.errors import FormatError
+from archiver.core.model import Window, format_second, format_time, parse_time
 from archiver.manifest import canonical, layout
 from archiver.manifest.record import OUTCOMES, Record, parse, refuse_newer
-from archiver.model import Window, format_second, format_time, parse_time
 
 
 def ids_sha256(ids: Iterable[str]) -> str:

@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from archiver.errors import FormatError
+from archiver.core.errors import FormatError
+from archiver.core.model import Window, format_second, format_time, parse_time
 from archiver.manifest import canonical
 from archiver.manifest.record import refuse_newer
-from archiver.model import Window, format_second, format_time, parse_time
 
 MAX_BYTES = 256 << 20
 """No sighting is larger: a million ids of the longest kind that a key takes."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import structlog
 
-from archiver.model import Window
+from archiver.core.model import Window
 
 if TYPE_CHECKING:
     from typing import Self

@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from archiver.errors import ArchiverError, StoreError
-from archiver.model import Window, windows_between
+from archiver.core.errors import ArchiverError, StoreError
+from archiver.core.model import Window, windows_between
 from archiver.pipeline.bucket_state import SegmentIndex
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.plan import Plan, Purpose

@@ -9,9 +9,9 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from archiver.clock import Clock
+from archiver.core.clock import Clock
+from archiver.core.model import Call
 from archiver.manifest.record import Record
-from archiver.model import Call
 
 LONGEST_REST_SECONDS = 900.0
 FORGOTTEN_AFTER_SECONDS = 86_400.0

@@ -22,13 +22,13 @@ from typing import IO, Any, Generic, TypeVar
 
 import structlog
 
-from archiver import liveness
-from archiver.errors import FormatError, Reach, StoreError
+from archiver.core import liveness
+from archiver.core.errors import FormatError, Reach, StoreError
+from archiver.core.model import Retention, Window
 from archiver.manifest import layout, record, seal, segment
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Outcome, Record
 from archiver.manifest.seal import SegmentEntry
-from archiver.model import Retention, Window
 from archiver.pipeline.lock_dates import covering_date, is_behind_policy, latest_date
 from archiver.pipeline.ports import Store
 

@@ -15,20 +15,21 @@ from typing import Any
 
 import structlog
 
-from archiver import fixity, metrics
-from archiver.clock import Clock
-from archiver.errors import CallError, FormatError, KeyTaken, NoRecording, Reach, StoreError
+from archiver.core import checksums
+from archiver.core.clock import Clock
+from archiver.core.concurrency import ConcurrencyLimit
+from archiver.core.errors import CallError, FormatError, KeyTaken, NoRecording, Reach, StoreError
+from archiver.core.model import Call, Retention, Window, lock_start, parse_time, placing_time
+from archiver.core.retry import Retry
 from archiver.manifest import canonical, layout, record
 from archiver.manifest.record import FILE_KINDS, File, Record, Result
-from archiver.model import Call, Retention, Window, lock_start, parse_time, placing_time
+from archiver.observability import metrics
 from archiver.pipeline.backoff import SOURCE_SILENT, Backoff, Unarchived
 from archiver.pipeline.health import StoreHealth
 from archiver.pipeline.hold_enforcement import HeldCalls, refs_of
 from archiver.pipeline.lock_dates import promise, promises_less
 from archiver.pipeline.ports import Recordings, Source, Store
 from archiver.pipeline.recording import PART_BYTES, RecordingWriter, put_or_beside, random_tag
-from archiver.pressure import Pressure
-from archiver.retry import Retry
 from archiver.source.api import SignedUrl
 from archiver.source.recordings import ResumableDownload
 from archiver.store.types import Stored
@@ -85,7 +86,7 @@ class CallArchiver:
         give_up: timedelta,
         first_rest_seconds: float = 60.0,
         part_bytes: int = PART_BYTES,
-        pressure: Pressure | None = None,
+        concurrency_limit: ConcurrencyLimit | None = None,
         tag: Callable[[], str] = random_tag,
     ) -> None:
         self._source = source
@@ -94,7 +95,7 @@ class CallArchiver:
         self._clock = clock
         self._retention = retention
         self._give_up = give_up
-        self._pressure = pressure
+        self._concurrency_limit = concurrency_limit
         self._writer = RecordingWriter(store, part_bytes, tag, clock.monotonic)
         self._retry = Retry(clock, attempts=DOWNLOADS)
         self.store_health = StoreHealth(store.is_answering)
@@ -286,7 +287,9 @@ class CallArchiver:
         with (
             metrics.stage("transfer"),
             closing(
-                ResumableDownload(self._recordings, signed_url, self._clock, self._pressure)
+                ResumableDownload(
+                    self._recordings, signed_url, self._clock, self._concurrency_limit
+                )
             ) as stream,
         ):
             done = self._writer.write(stream, one.recording_key, one.retain_until, one.held)
@@ -323,7 +326,7 @@ class CallArchiver:
         malformed = FILE_KINDS[kind].malformed
         assert malformed is not None  # noqa: S101  (the kind of a document)
         before = one.previous_file(malformed)
-        if body and (before is None or before.sha256 != fixity.sha256_hex(body)):
+        if body and (before is None or before.sha256 != checksums.sha256_hex(body)):
             self._store_sidecar(one, malformed, body)
         elif before is not None:
             one.files.append(before)
@@ -342,7 +345,7 @@ class CallArchiver:
     def _still_stands(self, before: File, document: bytes) -> bool:
         """Whether the previous sidecar is still the one to name: the same bytes, or the one that
         has a transcript where the source has none any more."""
-        if before.sha256 == fixity.sha256_hex(document):
+        if before.sha256 == checksums.sha256_hex(document):
             return True
         if before.kind != "transcript" or _has_transcript(canonical.load(document)):
             return False

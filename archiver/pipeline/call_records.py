@@ -16,12 +16,12 @@ from datetime import UTC, date, datetime, timedelta
 
 import structlog
 
-from archiver.clock import Interrupted
+from archiver.core.clock import Interrupted
 from archiver.core.concurrency import Workers
-from archiver.errors import FormatError, NewerFormat, Reach, StoreError
+from archiver.core.errors import FormatError, NewerFormat, Reach, StoreError
+from archiver.core.model import DAY, Call, Window, parse_time, placing_time, window_of
 from archiver.manifest import layout, record
 from archiver.manifest.layout import SegmentName
-from archiver.model import DAY, Call, Window, parse_time, placing_time, window_of
 from archiver.pipeline.bucket_state import (
     MAX_SEGMENT_BYTES,
     LatestRecord,

@@ -16,13 +16,14 @@ from typing import Any
 
 import structlog
 
-from archiver import fixity, metrics
-from archiver.clock import Clock
-from archiver.errors import FormatError, KeyTaken, NewerFormat, Reach, StoreError, UsageError
+from archiver.core import checksums
+from archiver.core.clock import Clock
+from archiver.core.errors import FormatError, KeyTaken, NewerFormat, Reach, StoreError, UsageError
+from archiver.core.model import Retention
 from archiver.manifest import layout, seal
 from archiver.manifest.seal import Seal
 from archiver.manifest.signing import SigningKey
-from archiver.model import Retention
+from archiver.observability import metrics
 from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.lock_dates import latest_date
 from archiver.pipeline.ports import Store
@@ -101,9 +102,9 @@ class Chain:
         for key, page in pages.items():
             try:
                 self._store.put_once(key, page, content_type="text/plain", retain_until=until)
-                digests[key] = fixity.sha256_hex(page)
+                digests[key] = checksums.sha256_hex(page)
             except KeyTaken:
-                digests[key] = fixity.sha256_hex(self._store.read(key) or b"")
+                digests[key] = checksums.sha256_hex(self._store.read(key) or b"")
         # 3.
         data = seal.genesis(
             str(uuid.uuid4()),

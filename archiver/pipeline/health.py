@@ -21,8 +21,8 @@ from collections.abc import Callable
 
 import structlog
 
-from archiver import metrics
-from archiver.errors import Reach, StoreError
+from archiver.core.errors import Reach, StoreError
+from archiver.observability import metrics
 
 log = structlog.get_logger()
 

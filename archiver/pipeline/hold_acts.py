@@ -24,12 +24,12 @@ from datetime import datetime
 from io import BytesIO
 from typing import Protocol
 
-from archiver.clock import Clock, Interrupted
+from archiver.core.clock import Clock, Interrupted
 from archiver.core.concurrency import Workers
-from archiver.errors import ArchiverError, KeyTaken, StoreError, UsageError
+from archiver.core.errors import ArchiverError, KeyTaken, StoreError, UsageError
+from archiver.core.model import Retention, format_second
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Act, Action, Hold
-from archiver.model import Retention, format_second
 from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.lock_dates import latest_date

@@ -29,13 +29,13 @@ from datetime import datetime
 
 import structlog
 
-from archiver.clock import Clock
+from archiver.core.clock import Clock
 from archiver.core.concurrency import Workers
-from archiver.errors import FormatError, Reach, StoreError
+from archiver.core.errors import FormatError, Reach, StoreError
+from archiver.core.model import Window
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import ObjectRef
 from archiver.manifest.record import Record
-from archiver.model import Window
 from archiver.pipeline.bucket_state import LatestRecord
 from archiver.pipeline.ports import Store
 from archiver.store.bucket import is_of_one_object

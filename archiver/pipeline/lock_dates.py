@@ -13,8 +13,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from archiver.core.model import Retention, Window, format_time, is_too_late, parse_time
 from archiver.manifest.record import Record
-from archiver.model import Retention, Window, format_time, is_too_late, parse_time
 
 
 def latest_date(*dates: datetime | None) -> datetime | None:

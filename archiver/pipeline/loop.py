@@ -17,10 +17,10 @@ from typing import TypeVar
 
 import structlog
 
-from archiver import metrics
-from archiver.clock import Clock, Interrupted
-from archiver.errors import ArchiverError, UsageError
-from archiver.model import Window, format_time, placing_time, window_of, windows_between
+from archiver.core.clock import Clock, Interrupted
+from archiver.core.errors import ArchiverError, UsageError
+from archiver.core.model import Window, format_time, placing_time, window_of, windows_between
+from archiver.observability import metrics
 from archiver.pipeline.backfill import WINDOWS_AT_ONCE, Backfill, Summary
 from archiver.pipeline.bucket_state import SegmentIndex
 from archiver.pipeline.chain import Chain

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, auto
 
-from archiver.model import Call
+from archiver.core.model import Call
 from archiver.pipeline.backoff import Unarchived
 from archiver.pipeline.bucket_state import LatestRecord, UnreadableRecord
 from archiver.source.listing import Listed

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import IO, Any, Protocol
 
-from archiver.fixity import Buffer
-from archiver.model import Call, Window
+from archiver.core.checksums import Buffer
+from archiver.core.model import Call, Window
 from archiver.source.api import SignedUrl
 from archiver.source.recordings import Blobs as Recordings
 from archiver.store.types import Head, Listed, Lock, Stored

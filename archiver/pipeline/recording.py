@@ -15,9 +15,10 @@ from typing import Any
 
 import structlog
 
-from archiver import fixity, metrics, wav
-from archiver.errors import CallError, FormatError, KeyTaken, Reach, StoreError
+from archiver.core import checksums, wav
+from archiver.core.errors import CallError, FormatError, KeyTaken, Reach, StoreError
 from archiver.manifest import layout
+from archiver.observability import metrics
 from archiver.pipeline.ports import Store
 from archiver.source.recordings import BlobInfo, ResumableDownload
 from archiver.store.bucket import GIVEN_UP_AFTER
@@ -160,7 +161,7 @@ class RecordingWriter:
         held: bool,
     ) -> StoredRecording:
         info = recording.info
-        digests = fixity.Digests(info.content_md5)
+        digests = checksums.Digests(info.content_md5)
         _fill(view, recording, digests)
         try:
             header = _header(view, info)
@@ -183,7 +184,7 @@ class RecordingWriter:
         self,
         recording: ResumableDownload,
         view: memoryview,
-        digests: fixity.Digests,
+        digests: checksums.Digests,
         key: str,
         retain_until: datetime | None,
     ) -> Stored:
@@ -196,7 +197,7 @@ class RecordingWriter:
         try:
             upload.part(view, digests.sha256)  # so far the part is the whole
             while digests.bytes < recording.info.length:
-                own = fixity.Digests()
+                own = checksums.Digests()
                 count = _fill(view, recording, digests, own)
                 if self._monotonic() > end:
                     raise CallError("the upload takes too long", reason="too_slow")
@@ -212,7 +213,7 @@ class RecordingWriter:
         if not self._store.read_back or stored.adopted:
             return
         with metrics.stage("verify"):
-            digests = fixity.Digests()
+            digests = checksums.Digests()
             for chunk in self._store.stream(stored.key, stored.version_id) or ():
                 digests.update(chunk)
         if digests.sha256 != stored.sha256:
@@ -222,7 +223,7 @@ class RecordingWriter:
 def put_or_beside(
     store: Store,
     key: str,
-    data: fixity.Buffer,
+    data: checksums.Buffer,
     content_type: str,
     retain_until: datetime | None,
     held: bool,
@@ -237,7 +238,7 @@ def put_or_beside(
     the same bytes are the same file. Where its 64 bits collide, or somebody has put other bytes
     there, a random name does as well.
     """
-    sha256 = sha256 or fixity.sha256_hex(data)
+    sha256 = sha256 or checksums.sha256_hex(data)
     put = partial(
         store.put_once,
         content_type=content_type,
@@ -252,7 +253,7 @@ def put_or_beside(
     return put(layout.beside(key, random_tag()), data)
 
 
-def _fill(view: memoryview, recording: ResumableDownload, *digests: fixity.Digests) -> int:
+def _fill(view: memoryview, recording: ResumableDownload, *digests: checksums.Digests) -> int:
     """Read on, and hash what has come while it is in the cache; how many bytes."""
     filled = 0
     while filled < len(view):
@@ -276,7 +277,7 @@ def _header(first: memoryview, info: BlobInfo) -> wav.WavHeader:
     return header
 
 
-def _check_announced(digests: fixity.Digests) -> None:
+def _check_announced(digests: checksums.Digests) -> None:
     """Against the Content-MD5 that the blob store announced, if it did."""
     if digests.md5_differs:
         raise CallError("other bytes than announced", retryable=True, reason="digest_mismatch")

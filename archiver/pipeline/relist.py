@@ -15,10 +15,10 @@ from datetime import date, datetime, timedelta
 
 import structlog
 
-from archiver.clock import Clock
-from archiver.errors import Reach, StoreError
+from archiver.core.clock import Clock
+from archiver.core.errors import Reach, StoreError
+from archiver.core.model import DAY, Window
 from archiver.manifest.layout import SegmentName
-from archiver.model import DAY, Window
 from archiver.pipeline.bucket_state import SegmentIndex, WindowLine
 from archiver.pipeline.plan import Purpose
 from archiver.pipeline.window import WindowArchiver, WindowResult, WindowStatus

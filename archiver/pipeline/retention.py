@@ -28,12 +28,12 @@ from functools import partial
 
 import structlog
 
-from archiver.clock import Clock
+from archiver.core.clock import Clock
 from archiver.core.concurrency import Workers
-from archiver.errors import FormatError, Reach, StoreError
+from archiver.core.errors import FormatError, Reach, StoreError
+from archiver.core.model import DAY, Retention, Window
 from archiver.manifest import layout, seal
 from archiver.manifest.layout import SegmentName
-from archiver.model import DAY, Retention, Window
 from archiver.pipeline.bucket_state import LatestRecord, SegmentIndex, WindowState
 from archiver.pipeline.hold_enforcement import HeldCalls, HoldEvent
 from archiver.pipeline.lock_dates import (

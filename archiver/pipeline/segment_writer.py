@@ -11,11 +11,11 @@ from datetime import datetime
 
 import structlog
 
-from archiver.errors import KeyTaken
+from archiver.core.errors import KeyTaken
+from archiver.core.model import Window
 from archiver.manifest import seal, segment
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.segment import Balance, Listing, Summed
-from archiver.model import Window
 from archiver.pipeline.bucket_state import (
     MAX_SEGMENT_BYTES,
     LatestRecord,

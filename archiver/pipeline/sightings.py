@@ -15,11 +15,11 @@ from datetime import date, datetime
 
 import structlog
 
-from archiver.clock import Clock
+from archiver.core.clock import Clock
 from archiver.core.concurrency import Workers
-from archiver.errors import FormatError, KeyTaken, Reach, StoreError
+from archiver.core.errors import FormatError, KeyTaken, Reach, StoreError
+from archiver.core.model import Call, Window, placing_time, window_of
 from archiver.manifest import layout, sighting
-from archiver.model import Call, Window, placing_time, window_of
 from archiver.pipeline.bucket_state import RecordIndex
 from archiver.pipeline.ports import Store
 from archiver.pipeline.recording import random_tag

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import structlog
 
-from archiver.clock import Clock, Interrupted
+from archiver.core.clock import Clock, Interrupted
 from archiver.core.concurrency import Workers
-from archiver.errors import ArchiverError, KeyTaken, Reach, StoreError
+from archiver.core.errors import ArchiverError, KeyTaken, Reach, StoreError
+from archiver.core.model import Call, Retention, Window
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
-from archiver.model import Call, Retention, Window
 from archiver.pipeline.backoff import SOURCE_SILENT, Unarchived
 from archiver.pipeline.bucket_state import (
     LatestRecord,

@@ -28,10 +28,17 @@ from urllib.parse import quote, unquote_plus
 
 import structlog
 
-from archiver.errors import CallError, ListingError, NoRecording, Reach, SourceError, SourceRefused
+from archiver.core.errors import (
+    CallError,
+    ListingError,
+    NoRecording,
+    Reach,
+    SourceError,
+    SourceRefused,
+)
+from archiver.core.model import Call, Window, format_time, parse_time
 from archiver.manifest import canonical
-from archiver.metrics import stage
-from archiver.model import Call, Window, format_time, parse_time
+from archiver.observability.metrics import stage
 from archiver.source.diagnosis import IMPOSSIBLE_ID, OutageDetector, ScopeDetector
 from archiver.source.json_api import (
     CONTROL_SCOPE,

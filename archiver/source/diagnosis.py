@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from archiver.clock import Clock
+from archiver.core.clock import Clock
 
 FAILED_IN_A_ROW = 10
 """More than the workers of a default setup, so that eight bad calls that happen to be asked for at

@@ -28,13 +28,13 @@ from urllib.parse import urlencode, urlsplit
 
 import structlog
 
-from archiver.clock import Clock, RemoteClock
 from archiver.core import http
+from archiver.core.clock import Clock, RemoteClock
+from archiver.core.errors import FormatError, Reach, SourceError, SourceRefused
 from archiver.core.http import TransportError
-from archiver.errors import FormatError, Reach, SourceError, SourceRefused
+from archiver.core.retry import Retry
 from archiver.manifest import canonical
-from archiver.metrics import RETRIES
-from archiver.retry import Retry
+from archiver.observability.metrics import RETRIES
 
 log = structlog.get_logger()
 

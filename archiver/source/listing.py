@@ -26,11 +26,11 @@ from typing import Any, Protocol
 
 import structlog
 
-from archiver.clock import Clock
-from archiver.errors import ListingError
+from archiver.core.clock import Clock
+from archiver.core.errors import ListingError
+from archiver.core.model import Call, Window, placing_time, window_of
 from archiver.manifest.segment import Listing
-from archiver.metrics import UNREADABLE_ENTRIES
-from archiver.model import Call, Window, placing_time, window_of
+from archiver.observability.metrics import UNREADABLE_ENTRIES
 from archiver.source.api import Filter, Page
 
 log = structlog.get_logger()

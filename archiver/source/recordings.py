@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from archiver.clock import Clock
+from archiver.core.clock import Clock
+from archiver.core.concurrency import ConcurrencyLimit
+from archiver.core.errors import CallError, NoRecording
 from archiver.core.http import HttpClient, StreamedAnswer, TransportError
-from archiver.errors import CallError, NoRecording
-from archiver.metrics import RETRIES, SAS_RENEWALS
-from archiver.pressure import Pressure
-from archiver.retry import Retry
+from archiver.core.retry import Retry
+from archiver.observability.metrics import RETRIES, SAS_RENEWALS
 from archiver.source.api import SignedUrl
 
 READ_BYTES = 256 << 10
@@ -251,7 +251,7 @@ class ResumableDownload:
         blobs: Blobs,
         renew: Callable[[], SignedUrl],
         clock: Clock,
-        pressure: Pressure | None = None,
+        concurrency_limit: ConcurrencyLimit | None = None,
     ) -> None:
         """Open the recording, with a URL that `renew` returns.
 
@@ -260,7 +260,7 @@ class ResumableDownload:
         self._blobs = blobs
         self._renew = renew
         self._clock = clock
-        self._retry = Retry(clock, attempts=TRIES, pressure=pressure)
+        self._retry = Retry(clock, attempts=TRIES, concurrency_limit=concurrency_limit)
         self._signed: SignedUrl | None = None
         self._had_url = False
         self._known: BlobInfo | None = None

@@ -26,14 +26,14 @@ from typing import IO, Any, Protocol
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from archiver import fixity, liveness
-from archiver.clock import Clock
+from archiver.core import checksums, liveness
+from archiver.core.checksums import Buffer
+from archiver.core.clock import Clock
+from archiver.core.errors import KeyTaken, Reach, StoreError
 from archiver.core.http import TransportError
-from archiver.errors import KeyTaken, Reach, StoreError
-from archiver.fixity import Buffer
+from archiver.core.retry import Retry
 from archiver.manifest import layout
-from archiver.metrics import stage
-from archiver.retry import Retry
+from archiver.observability.metrics import stage
 from archiver.store.client import StoreClient, StoreOptions, etag_of
 from archiver.store.errors import odd, of_object, translate
 from archiver.store.locks import ObjectLocks
@@ -279,7 +279,7 @@ class Bucket:
             sha256, size = _measured(data)
         arguments = {
             "ContentType": content_type,
-            "ChecksumSHA256": fixity.hex_to_base64(sha256),
+            "ChecksumSHA256": checksums.hex_to_base64(sha256),
             "IfNoneMatch": "*",
             **self.write_arguments(retain_until, held),
         }
@@ -321,7 +321,7 @@ class Bucket:
 
     def _hash(self, key: str, version_id: str | None) -> str:
         """SHA-256 (hex) of the stored bytes."""
-        digests = fixity.Digests()
+        digests = checksums.Digests()
         for chunk in self.stream(key, version_id) or ():
             digests.update(chunk)
         return digests.sha256
@@ -436,7 +436,7 @@ class Bucket:
     def put_probe(self, **arguments: str) -> dict[str, Any]:
         """Write `manifest/probe` as all objects are written, but for `arguments`, in one attempt
         and unverified. Returns the store's answer."""
-        sha256 = fixity.hex_to_base64(fixity.sha256_hex(PROBE_BYTES))
+        sha256 = checksums.hex_to_base64(checksums.sha256_hex(PROBE_BYTES))
         usual = {
             "ContentType": "text/plain",
             "ChecksumSHA256": sha256,
@@ -523,7 +523,7 @@ class Upload:
     def part(self, data: Buffer, sha256: str | None = None) -> None:
         """Send the next part, with its SHA-256 (hex, if it is known already); sent again when its
         answer is lost."""
-        checksum = fixity.hex_to_base64(sha256 or fixity.sha256_hex(data))
+        checksum = checksums.hex_to_base64(sha256 or checksums.sha256_hex(data))
         part = {"PartNumber": len(self._parts) + 1, "ChecksumSHA256": checksum}
         etag = self._bucket.client.retrying(
             lambda: etag_of(self._send_once("upload_part", Body=data, **part))
@@ -595,9 +595,9 @@ def proves_write(answer: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
 def _measured(data: Buffer | IO[bytes]) -> tuple[str, int]:
     """SHA-256 (hex) and size in bytes."""
     if isinstance(data, Buffer):
-        return fixity.sha256_hex(data), len(data)
+        return checksums.sha256_hex(data), len(data)
     data.seek(0)
-    digests = fixity.Digests()
+    digests = checksums.Digests()
     while chunk := data.read(READ_BYTES):
         digests.update(chunk)
     return digests.sha256, digests.bytes

@@ -19,12 +19,12 @@ import botocore.session
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
-from archiver import fixity, liveness
-from archiver.clock import Clock, RemoteClock
+from archiver.core import checksums, liveness
+from archiver.core.clock import Clock, RemoteClock
+from archiver.core.errors import StoreError
 from archiver.core.http import Transport, TransportError
 from archiver.core.http import make_client as make_http_client
-from archiver.errors import StoreError
-from archiver.retry import Retry
+from archiver.core.retry import Retry
 from archiver.store.errors import odd, translate
 from archiver.store.signed_requests import USER_AGENT, SignedRequests
 from archiver.store.types import Head
@@ -221,7 +221,7 @@ def _head(answer: dict[str, Any]) -> Head:
         size=answer["ContentLength"],
         version_id=answer.get("VersionId"),
         etag=etag,
-        sha256=fixity.base64_to_hex(checksum) if checksum else None,
+        sha256=checksums.base64_to_hex(checksum) if checksum else None,
         lock_mode=answer.get("ObjectLockMode"),
         lock_until=answer.get("ObjectLockRetainUntilDate"),
         held=answer.get("ObjectLockLegalHoldStatus") == "ON",

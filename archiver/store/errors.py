@@ -16,8 +16,8 @@ import botocore.exceptions as boto
 from botocore.exceptions import ClientError
 from urllib3.exceptions import HTTPError
 
+from archiver.core.errors import KeyTaken, Reach, StoreError
 from archiver.core.http import TransportError
-from archiver.errors import KeyTaken, Reach, StoreError
 
 _UNREACHABLE = (
     boto.ConnectionError,

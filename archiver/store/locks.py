@@ -21,8 +21,8 @@ from typing import Any
 
 import structlog
 
-from archiver.errors import StoreError
-from archiver.model import format_second
+from archiver.core.errors import StoreError
+from archiver.core.model import format_second
 from archiver.store.client import StoreClient
 from archiver.store.errors import of_object
 from archiver.store.types import Head, Lock

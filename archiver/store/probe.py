@@ -25,10 +25,10 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from archiver import fixity
-from archiver.errors import KeyTaken, StoreError
+from archiver.core import checksums
+from archiver.core.errors import KeyTaken, StoreError
+from archiver.core.retry import Retry
 from archiver.manifest import layout
-from archiver.retry import Retry
 from archiver.store.bucket import PROBE_BYTES, Bucket
 from archiver.store.client import etag_of, make_client
 from archiver.store.locks import whole_second
@@ -44,7 +44,7 @@ NOT_DONE = ("not_implemented", "not_configured", "not_found", "refused")
 """Reasons of a store that cannot do what was asked, whoever asks."""
 IN_PARTS = "text/x-uploaded-in-parts"
 """The content type of versions that were uploaded in parts."""
-_OTHER_SHA256 = fixity.hex_to_base64(fixity.sha256_hex(b"another"))
+_OTHER_SHA256 = checksums.hex_to_base64(checksums.sha256_hex(b"another"))
 """The SHA-256 of other bytes, as a request has it."""
 
 
@@ -172,7 +172,7 @@ def _try_create_once(bucket: Bucket) -> tuple[bool, int | None]:
         raise StoreError("manifest/probe holds other bytes than the archiver's: use another prefix")
     if winners is not None:
         # Raises where the store took encryption or storage class and dropped it.
-        sha256 = fixity.sha256_hex(PROBE_BYTES)
+        sha256 = checksums.sha256_hex(PROBE_BYTES)
         bucket.verify_write(Stored(layout.PROBE, None, len(PROBE_BYTES), sha256), None)
         winners = max(winners, len(_put_versions(bucket)))
     refuses = _refuses_overwrite(bucket)

@@ -23,9 +23,9 @@ from botocore.awsrequest import AWSRequest
 from botocore.exceptions import ClientError
 
 from archiver import __version__
+from archiver.core.checksums import Buffer
 from archiver.core.http import Answer, HttpClient
-from archiver.fixity import Buffer
-from archiver.model import format_second, parse_time
+from archiver.core.model import format_second, parse_time
 from archiver.store.listing_page import parse_page, query_of
 
 USER_AGENT = f"call-archiver/{__version__}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from archiver.core.model import parse_time
 from archiver.manifest.event import ObjectRef
-from archiver.model import parse_time
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor as Hub
 from functools import partial
 
 from archiver.audit.verify import WINDOWS_AT_ONCE
-from archiver.clock import SystemClock
+from archiver.core.clock import SystemClock
 from archiver.manifest import layout
 from archiver.settings import StoreSettings, load
 from archiver.store.bucket import Bucket

@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from archiver import fixity
-from archiver.clock import SystemClock
+from archiver.core import checksums
+from archiver.core.clock import SystemClock
+from archiver.core.model import Retention
 from archiver.manifest import layout
 from archiver.manifest.segment import Balance, Listing
 from archiver.manifest.signing import SigningKey
-from archiver.model import Retention
 from archiver.pipeline.bucket_state import (
     LatestRecord,
     RecordIndex,
@@ -57,7 +57,7 @@ class _Null:
         if isinstance(data, bytes):
             self._seals[key] = data
             return
-        digests = fixity.Digests()
+        digests = checksums.Digests()
         data.seek(0)
         while chunk := data.read(256 << 10):
             digests.update(chunk)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from archiver.core.model import Call, Window, format_time
 from archiver.manifest import layout, record, segment
 from archiver.manifest.record import File, Record, Result
 from archiver.manifest.segment import Balance, Listing
-from archiver.model import Call, Window, format_time
 
 START = datetime(2024, 1, 15, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from archiver.core.model import Call, Window, format_time
 from archiver.manifest import canonical, event, layout, record, seal, segment
 from archiver.manifest.event import Hold, ObjectRef
 from archiver.manifest.record import FILE_KINDS, File, FileKind, Record, Result
 from archiver.manifest.seal import Seal
 from archiver.manifest.segment import Balance, Listing, Segment
 from archiver.manifest.signing import SigningKey
-from archiver.model import Call, Window, format_time
 from tests.audit.store import MemoryStore
 
 DAY = datetime(2024, 1, 15, tzinfo=UTC)

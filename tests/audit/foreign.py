@@ -6,8 +6,8 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
+from archiver.core.model import format_time
 from archiver.manifest import canonical, event, layout, record, segment, sighting
-from archiver.model import format_time
 from tests.audit.builder import DAY, Builder, hour
 from tests.audit.damage import SEGMENTS, Damage, seal_bytes
 

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
 
-from archiver.errors import StoreError
+from archiver.core.errors import StoreError
 from archiver.store.types import Head, Listed, Version
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from archiver.audit.verify import Options, verify
+from archiver.core.model import Retention
+from archiver.core.retry import Retry
 from archiver.manifest import layout
 from archiver.manifest.layout import SegmentName
-from archiver.model import Retention
-from archiver.retry import Retry
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions
 from tests.conftest import LOCKED, PLAIN

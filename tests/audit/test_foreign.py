@@ -8,7 +8,7 @@ from archiver.audit import leftovers
 from archiver.audit.findings import CODES
 from archiver.audit.verification_report import Report
 from archiver.audit.verify import Options, verify
-from archiver.errors import StoreError
+from archiver.core.errors import StoreError
 from archiver.manifest import layout
 from tests.audit.builder import Builder, hour, small_archive
 from tests.audit.damage import SEGMENTS, Damage

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from archiver.audit.verify import Options, verify
+from archiver.core.retry import Retry
 from archiver.pipeline.call import HAD_RECORDING
-from archiver.retry import Retry
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions
 from tests.audit import tamper

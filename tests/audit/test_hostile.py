@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archiver.audit.verify import Options, verify
-from archiver.errors import StoreError
+from archiver.core.errors import StoreError
 from archiver.manifest import canonical, layout
 from tests.audit.builder import Builder, hour, small_archive
 from tests.audit.damage import RECORD, THIRD, WAV, seal_bytes

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from archiver.audit import segment_lines
 from archiver.audit.segment_lines import MAX_LINE_BYTES, blocks_of, lines_of
 from archiver.audit.verify import Options, verify
-from archiver.errors import FormatError
+from archiver.core.errors import FormatError
 from tests.audit.builder import Builder, hour, small_archive, unordered_archive
 
 

@@ -12,7 +12,7 @@ import pytest
 from archiver.audit import tables
 from archiver.audit.query import Query
 from archiver.audit.sealed_segments import SealedSegments
-from archiver.errors import FormatError, StoreError, UsageError
+from archiver.core.errors import FormatError, StoreError, UsageError
 from archiver.manifest import layout, record
 from tests.audit.builder import DAY, Builder, hour, small_archive, unordered_archive
 from tests.audit.damage import FIRST, THIRD, edit_seal, flip, lose_seal

@@ -29,10 +29,10 @@ from archiver.audit.reconcile import (
 )
 from archiver.audit.safe_reader import Reader
 from archiver.audit.sealed_segments import SealedSegments
-from archiver.errors import FormatError, ListingError, SourceRefused, StoreError, UsageError
+from archiver.core.errors import FormatError, ListingError, SourceRefused, StoreError, UsageError
+from archiver.core.model import Call, Window
 from archiver.manifest import canonical, layout, record, seal
 from archiver.manifest.signing import SigningKey
-from archiver.model import Call, Window
 from archiver.source.api import Filter
 from archiver.source.listing import Lister
 from archiver.store.bucket import Bucket

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archiver.audit.segment_lines import RecordLine, read_record, read_records, sound_files
-from archiver.errors import FormatError
+from archiver.core.errors import FormatError
+from archiver.core.model import Call, format_time
 from archiver.manifest import canonical, record
 from archiver.manifest.record import File, Result
-from archiver.model import Call, format_time
 from tests.audit.builder import DAY
 
 MODES = {"mode": "COMPLIANCE", "until": "2034-01-12T10:05:12Z"}

@@ -6,7 +6,7 @@ import pytest
 
 from archiver.audit.leftovers import SHOWN
 from archiver.audit.verify import Options, verify
-from archiver.errors import StoreError
+from archiver.core.errors import StoreError
 from tests.audit.builder import Builder, hour, small_archive
 from tests.audit.damage import THIRD, flip
 from tests.audit.store import MemoryStore

@@ -13,7 +13,7 @@ from archiver.audit.chain import KnownHead
 from archiver.audit.objects import Sample
 from archiver.audit.verify import Options, read_public_key, verify
 from archiver.audit.windows import CountedCalls
-from archiver.errors import StoreError, UsageError
+from archiver.core.errors import StoreError, UsageError
 from archiver.manifest import canonical, layout, record
 from archiver.manifest.record import FileRef
 from tests.audit.builder import DAY, Builder, hour, small_archive, unordered_archive

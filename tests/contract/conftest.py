@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from archiver.retry import Retry
+from archiver.core.retry import Retry
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions, make_client
 from tests.contract.servers import REGION, Rclone

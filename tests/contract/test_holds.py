@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from archiver.errors import StoreError
+from archiver.core.errors import StoreError
 from archiver.store.bucket import Bucket
 from tests.contract.conftest import LOCKED, STORES
 

@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from archiver.errors import StoreError
+from archiver.core.errors import StoreError
 from archiver.store.bucket import Bucket
 from tests.contract.conftest import LOCKING, MakeBucket
 from tests.contract.stores import told

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from archiver import fixity
-from archiver.errors import StoreError
+from archiver.core import checksums
+from archiver.core.errors import StoreError
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions, make_client
 from tests.contract.conftest import STORES, MakeBucket, Server
@@ -26,7 +26,7 @@ from tests.contract.stores import KNOWN, MATTERS, told
 from tests.fakes.audio import noise
 from tests.fakes.clock import HandClock
 
-WRONG = fixity.hex_to_base64(fixity.sha256_hex(b"another"))
+WRONG = checksums.hex_to_base64(checksums.sha256_hex(b"another"))
 DAY = timedelta(days=1)
 
 
@@ -194,7 +194,7 @@ def _is_kept(scene: Scene, write: Callable[[], object]) -> str:
 def _wrong_part(scene: Scene) -> str:
     upload, other = scene.bucket.begin("k", content_type="a/b", retain_until=None), b"another"
     try:
-        part = partial(upload.part, b"x", fixity.sha256_hex(other))
+        part = partial(upload.part, b"x", checksums.sha256_hex(other))
         return "refused" if scene.refusal(part, status=400) else "taken"
     finally:
         upload.abort()
@@ -205,7 +205,7 @@ def _told_checksum(scene: Scene) -> str:
     scene.put("k")
     head = scene.bucket.head("k")
     assert head is not None
-    assert head.sha256 in (None, fixity.sha256_hex(b"x"))
+    assert head.sha256 in (None, checksums.sha256_hex(b"x"))
     return "told" if head.sha256 else "not told"
 
 
@@ -345,7 +345,7 @@ def _parts(scene: Scene) -> str:
     upload.part(data)
     upload.part(b"the end")
     try:
-        upload.complete(fixity.sha256_hex(data + b"the end"))
+        upload.complete(checksums.sha256_hex(data + b"the end"))
     except StoreError:
         return "refused"
     return "kept" if scene.bucket.read("k") == data + b"the end" else "damaged"
@@ -375,4 +375,4 @@ def _wrong_secret(scene: Scene) -> str:
 
 
 def _sha256(data: bytes) -> str:
-    return fixity.hex_to_base64(fixity.sha256_hex(data))
+    return checksums.hex_to_base64(checksums.sha256_hex(data))

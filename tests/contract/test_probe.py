@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from archiver.errors import StoreError
+from archiver.core.errors import StoreError
 from archiver.manifest import layout
 from archiver.store.bucket import PROBE_BYTES, Bucket
 from archiver.store.errors import translate

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from archiver.core.retry import Retry
 from archiver.manifest import layout
-from archiver.retry import Retry
 from archiver.store.bucket import Bucket
 from archiver.store.probe import probe
 from archiver.store.types import Head, Version

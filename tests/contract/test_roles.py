@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from archiver.clock import SystemClock
-from archiver.errors import StoreError
+from archiver.core.clock import SystemClock
+from archiver.core.errors import StoreError
+from archiver.core.retry import Retry
 from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
-from archiver.retry import Retry
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions
 from archiver.store.probe import probe

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from archiver import fixity
-from archiver.clock import Interrupted
-from archiver.errors import KeyTaken, StoreError
-from archiver.retry import Retry
+from archiver.core import checksums
+from archiver.core.clock import Interrupted
+from archiver.core.errors import KeyTaken, StoreError
+from archiver.core.retry import Retry
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions
 from tests.contract.conftest import LOCKED, LOCKING, STORES, MakeBucket, Server
@@ -46,7 +46,7 @@ def versions_of(bucket: Bucket, key: str) -> int:
 def test_what_is_put_is_read_back(bucket: Bucket, known: Known) -> None:
     stored = bucket.put_once("a/b.json", b"{}\n", content_type="application/json")
     assert (stored.key, stored.size, stored.adopted) == ("a/b.json", 3, False)
-    assert stored.sha256 == fixity.sha256_hex(b"{}\n")
+    assert stored.sha256 == checksums.sha256_hex(b"{}\n")
     assert (stored.version_id is None) == (not known.locked)
     assert bucket.read("a/b.json") == b"{}\n"
     assert bucket.read("a/b.json", stored.version_id) == b"{}\n"
@@ -97,7 +97,7 @@ def test_a_file_is_put_and_read_into_another(bucket: Bucket) -> None:
     data, source, target = noise(300_000), io.BytesIO(), io.BytesIO(b"what was there before")
     source.write(data)
     stored = bucket.put_once("k", source, content_type="audio/wav")
-    assert (stored.size, stored.sha256) == (len(data), fixity.sha256_hex(data))
+    assert (stored.size, stored.sha256) == (len(data), checksums.sha256_hex(data))
     assert not source.closed
     assert bucket.put_once("k", source).adopted, "it is sent from its beginning each time"
     assert bucket.read_into("k", target, len(data))
@@ -286,7 +286,7 @@ def test_parts_make_one_object(bucket: Bucket) -> None:
     upload = bucket.begin("big.wav", content_type="audio/wav", retain_until=None)
     for start in range(0, len(data), PART):
         upload.part(data[start : start + PART])
-    stored = upload.complete(fixity.sha256_hex(data))
+    stored = upload.complete(checksums.sha256_hex(data))
     assert stored.size == len(data)
     assert b"".join(bucket.stream("big.wav", stored.version_id) or ()) == data
     head = bucket.head("big.wav")
@@ -345,7 +345,7 @@ def put_in_parts(bucket: Bucket, key: str, until: datetime | None) -> str | None
     upload = bucket.begin(key, content_type="audio/wav", retain_until=until)
     upload.part(noise(PART))
     upload.part(b"the end")
-    return upload.complete(fixity.sha256_hex(noise(PART) + b"the end")).version_id
+    return upload.complete(checksums.sha256_hex(noise(PART) + b"the end")).version_id
 
 
 @pytest.mark.parametrize("store", LOCKING)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from archiver.clock import Interrupted
+from archiver.core.clock import Interrupted
 
 NOON = datetime(2024, 1, 15, 12, 0, tzinfo=UTC)
 

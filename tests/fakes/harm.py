@@ -16,8 +16,8 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from archiver.core.model import Window
 from archiver.manifest.layout import SegmentName
-from archiver.model import Window
 from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_s3 import refusal
 from tests.fakes.memory_source import Drip

@@ -17,9 +17,9 @@ from functools import cache
 from typing import Any, Literal, TypeVar
 
 from archiver.core.concurrency import Workers
+from archiver.core.model import Retention, Window, windows_between
 from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
-from archiver.model import Retention, Window, windows_between
 from archiver.pipeline.backfill import Backfill, Summary
 from archiver.pipeline.bucket_state import SegmentIndex
 from archiver.pipeline.call import CallArchiver

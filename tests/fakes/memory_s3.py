@@ -23,7 +23,7 @@ from typing import IO, Any, Protocol
 
 from botocore.exceptions import ClientError
 
-from archiver.fixity import Buffer
+from archiver.core.checksums import Buffer
 from archiver.manifest import layout
 from tests.fakes import store_rules
 from tests.fakes.memory_store import MemoryStore, Object

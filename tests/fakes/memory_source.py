@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import urllib3
 
 from archiver.core.http import Answer, TransportError
-from archiver.retry import Retry
+from archiver.core.retry import Retry
 from archiver.source.api import VoiceCallsClient
 from archiver.source.json_api import BearerAuth, JsonApi
 from archiver.source.recordings import RecordingClient

@@ -21,9 +21,9 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import IO, ClassVar, Literal
 
-from archiver.clock import Clock, RemoteClock
-from archiver.errors import KeyTaken, StoreError
-from archiver.fixity import Buffer
+from archiver.core.checksums import Buffer
+from archiver.core.clock import Clock, RemoteClock
+from archiver.core.errors import KeyTaken, StoreError
 from archiver.store.types import Head, Listed, Lock, Stored, Version
 from tests.fakes import store_rules
 from tests.fakes.store_rules import Violation, sha256_hex

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from archiver import fixity
+from archiver.core import checksums
 from tests.fakes.forwarding import Forwarding, Front, Headers
 
 Harm = Literal[
@@ -133,5 +133,5 @@ def _untrue(harm: Harm, headers: Headers) -> Headers:
     if harm == "lies of the size":
         told["content-length"] = str(int(told["content-length"]) - 1)
     else:
-        told["x-amz-checksum-sha256"] = fixity.hex_to_base64(fixity.sha256_hex(b"other"))
+        told["x-amz-checksum-sha256"] = checksums.hex_to_base64(checksums.sha256_hex(b"other"))
     return list(told.items())

@@ -15,16 +15,16 @@ from typing import Any
 
 from archiver.core.concurrency import Workers
 from archiver.core.http import Transport, make_client, make_httpx_client
+from archiver.core.model import Retention, Window, window_of, windows_between
+from archiver.core.retry import Retry
 from archiver.manifest import layout, seal, segment
 from archiver.manifest.signing import SigningKey
-from archiver.model import Retention, Window, window_of, windows_between
 from archiver.pipeline.backfill import Backfill, Summary
 from archiver.pipeline.bucket_state import SegmentIndex
 from archiver.pipeline.call import CallArchiver
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.loop import Loop, Schedule
 from archiver.pipeline.window import WindowArchiver
-from archiver.retry import Retry
 from archiver.source.api import Filter, VoiceCallsClient
 from archiver.source.json_api import BearerAuth, JsonApi
 from archiver.source.listing import Lister

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from archiver import fixity
+from archiver.core import checksums
 from archiver.source.recordings import BlobInfo, ResumableDownload
 from archiver.store.bucket import Bucket
 from tests.fakes.audio import noise
@@ -126,7 +126,7 @@ def test_the_end_of_an_upload(
         upload = bucket.begin(f"k{place}", content_type="audio/wav", retain_until=None)
         upload.part(b"data")
         cutter.cut_at = place
-        stored = upload.complete(fixity.sha256_hex(b"data"))
+        stored = upload.complete(checksums.sha256_hex(b"data"))
         [version] = direct.versions(f"k{place}")
         assert stored.version_id == version.version_id
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from archiver.errors import ArchiverError
+from archiver.core.errors import ArchiverError
 from archiver.manifest.signing import SigningKey
 from archiver.store.bucket import Bucket
 from tests.fakes.audio import wav

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from archiver import fixity
-from archiver.errors import KeyTaken, StoreError
+from archiver.core import checksums
+from archiver.core.errors import KeyTaken, StoreError
 from archiver.store.bucket import Bucket
 from tests.fakes.audio import noise
 from tests.fakes.clock import HandClock
@@ -128,7 +128,7 @@ def test_a_multipart_upload_gets_through(
         upload = bucket.begin("big", content_type="audio/wav", retain_until=None)
         upload.part(data[:PART])
         upload.part(data[PART:])
-        upload.complete(fixity.sha256_hex(data))
+        upload.complete(checksums.sha256_hex(data))
     one_version(direct, "big", data)
 
 

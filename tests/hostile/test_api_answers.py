@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from archiver.clock import SystemClock
-from archiver.errors import CallError, SourceError
+from archiver.core.clock import SystemClock
+from archiver.core.errors import CallError, SourceError
 from archiver.source.api import Filter, VoiceCallsClient
 from archiver.source.json_api import MAX_JSON_BYTES
 from tests.fakes.clock import HandClock

@@ -8,9 +8,9 @@ from datetime import timedelta
 
 import pytest
 
-from archiver.errors import ArchiverError
+from archiver.core.errors import ArchiverError
 from archiver.manifest.record import FILE_KINDS, FINDINGS, OUTCOMES
-from archiver.metrics import REGISTRY, STAGES
+from archiver.observability.metrics import REGISTRY, STAGES
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
 from tests.fakes.http_server import Reply, Request

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from archiver.clock import SystemClock
+from archiver.core.clock import SystemClock
+from archiver.core.errors import CallError
 from archiver.core.http import make_client
-from archiver.errors import CallError
 from archiver.manifest.record import FAILED_REASONS
 from archiver.source.recordings import Expired, RecordingClient
 from tests.fakes.audio import noise, wav

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Literal
 
+from archiver.core.model import Window, window_of
 from archiver.manifest import layout
-from archiver.model import Window, window_of
 from tests.fakes import harm
 from tests.fakes.audio import wav
 from tests.fakes.calls import BytesRecording

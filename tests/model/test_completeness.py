@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from archiver.model import windows_between
+from archiver.core.model import windows_between
 from tests.fakes.memory_rig import HOUR, Times
 from tests.model.ledger import Ledger
 from tests.model.properties import examples, in_parts, seed_of

@@ -128,7 +128,7 @@ BUGS = (
         "hub.py",
         "len(self._under_way) < min(self._most, self._room())",
         "len(self._under_way) < self._most",
-        "tests/unit/test_pressure.py",
+        "tests/unit/test_concurrency_limit.py",
     ),
     Bug(
         "a task keeps the thread as long as it has something to read",

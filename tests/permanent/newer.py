@@ -12,8 +12,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from archiver.core.model import Window
 from archiver.manifest import canonical, event, layout, seal
-from archiver.model import Window
 from tests.fakes.harm import put_there
 from tests.fakes.store_rules import sha256_hex
 from tests.permanent.scene import CALLS, PlaceWorld, record_key, segment_name

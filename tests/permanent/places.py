@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from archiver.core.model import Window
 from archiver.manifest import layout, record
-from archiver.model import Window
 from tests.fakes import harm
 from tests.fakes.harm import Answer, Harm
 from tests.permanent.scene import (

@@ -17,10 +17,10 @@ from typing import Any
 
 import structlog
 
-from archiver.errors import ArchiverError
+from archiver.core.errors import ArchiverError
+from archiver.core.model import Window
 from archiver.manifest import layout
 from archiver.manifest.layout import SegmentName
-from archiver.model import Window
 from archiver.pipeline.backfill import Summary
 from archiver.wiring import check_hosts
 from tests.fakes.calls import SimulatedCall

@@ -10,8 +10,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from archiver.core.model import Window
 from archiver.manifest import layout
-from archiver.model import Window
 from tests.fakes import harm
 from tests.fakes.harm import Harm
 from tests.simulation.plot import LENGTH, START, CallPlan, Plot

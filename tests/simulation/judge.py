@@ -17,9 +17,9 @@ from typing import Any
 from archiver.audit.safe_reader import Reader
 from archiver.audit.verification_report import Report
 from archiver.audit.verify import Options, verify
+from archiver.core.model import Window
 from archiver.manifest import layout
 from archiver.manifest.signing import PublicKey
-from archiver.model import Window
 from tests.fakes.harm import names_of
 from tests.model.ledger import Ledger
 from tests.model.scene import is_unknowable

@@ -22,11 +22,11 @@ from typing import Any
 import structlog
 
 from archiver.audit.hold_ledger import ArchivedHolds
-from archiver.clock import Interrupted
-from archiver.errors import ArchiverError, UsageError
+from archiver.core.clock import Interrupted
+from archiver.core.errors import ArchiverError, UsageError
+from archiver.core.model import Retention, Window
 from archiver.manifest import layout
 from archiver.manifest.event import Action
-from archiver.model import Retention, Window
 from archiver.pipeline.hold_acts import Holds
 from tests.fakes import harm
 from tests.fakes.harm import Harm

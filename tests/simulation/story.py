@@ -10,8 +10,8 @@ from typing import Any
 
 import structlog
 
-from archiver.clock import Interrupted
-from archiver.errors import ArchiverError, UsageError
+from archiver.core.clock import Interrupted
+from archiver.core.errors import ArchiverError, UsageError
 from archiver.pipeline.relist import SCAN_SECONDS
 from archiver.store.bucket import ORPHANED_AFTER
 from tests.fakes.memory_rig import HOUR, Crash

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from archiver import fixity
-from archiver.errors import StoreError
+from archiver.core import checksums
+from archiver.core.errors import StoreError
+from archiver.core.retry import Retry
 from archiver.manifest import layout
-from archiver.retry import Retry
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions
 from tests.fakes.clock import HandClock
@@ -27,7 +27,7 @@ Answers = list[object]
 
 
 def sha256(data: bytes) -> str:
-    return fixity.hex_to_base64(fixity.sha256_hex(data))
+    return checksums.hex_to_base64(checksums.sha256_hex(data))
 
 
 def in_memory(clock: HandClock, **options: Any) -> Bucket:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
 
-from archiver.clock import Interrupted
+from archiver.core.clock import Interrupted
 from tests.fakes.clock import HandClock
 from tests.fakes.harm import Harms
 from tests.fakes.memory_rig import Crash

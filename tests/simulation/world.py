@@ -11,11 +11,11 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from archiver.errors import StoreError
+from archiver.core.errors import StoreError
+from archiver.core.model import Retention
+from archiver.core.retry import Retry
 from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
-from archiver.model import Retention
-from archiver.retry import Retry
 from archiver.source.api import VoiceCallsClient
 from archiver.source.recordings import RecordingClient
 from archiver.store.bucket import ORPHANED_AFTER, Bucket

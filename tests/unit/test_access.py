@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from archiver.errors import Reach, SourceError, SourceRefused, UsageError
+from archiver.core.errors import Reach, SourceError, SourceRefused, UsageError
 from archiver.source.api import SignedUrl, VoiceCallsClient
 from archiver.source.recordings import RecordingClient
 from archiver.wiring import check_hosts

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
-from archiver import metrics
 from archiver.manifest import record
+from archiver.observability import metrics
 from archiver.settings import Settings, documented, parse_duration
 
 ROOT = Path(__file__).parents[2]

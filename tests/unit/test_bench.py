@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from archiver import fixity
-from archiver.clock import SystemClock
-from archiver.errors import KeyTaken
-from archiver.retry import Retry
+from archiver.core import checksums
+from archiver.core.clock import SystemClock
+from archiver.core.errors import KeyTaken
+from archiver.core.retry import Retry
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions
 from archiver.store.probe import RACERS, probe
@@ -75,7 +75,7 @@ def test_the_sink_adds_up_the_parts_of_an_upload(bucket: Bucket) -> None:
     upload = bucket.begin("b/recording.wav", content_type="audio/wav", retain_until=None)
     upload.part(AUDIO)
     upload.part(b"the rest")
-    stored = upload.complete(fixity.sha256_hex(AUDIO + b"the rest"))
+    stored = upload.complete(checksums.sha256_hex(AUDIO + b"the rest"))
 
     head = bucket.head(stored.key)
     assert head is not None

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archiver.audit.verify import Options, verify
+from archiver.core.model import Call, Retention, Window, lock_start, placing_time
 from archiver.manifest import canonical, layout
-from archiver.model import Call, Retention, Window, lock_start, placing_time
 from tests.fakes.memory_rig import HOUR, Times, World, Writer
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.population import TEN, a_call, stamp

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from archiver.errors import FormatError
+from archiver.core.errors import FormatError
 from archiver.manifest import canonical
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from archiver.clock import Interrupted, SystemClock
+from archiver.core.clock import Interrupted, SystemClock
 
 
 def test_a_sleep_ends_soon_after_the_request_to_end() -> None:

@@ -14,11 +14,11 @@ from structlog.testing import capture_logs
 
 from archiver.audit.verify import Options, verify
 from archiver.cli.backfill import _tell
-from archiver.clock import RemoteClock
-from archiver.errors import Reach, StoreError
+from archiver.core.clock import RemoteClock
+from archiver.core.errors import Reach, StoreError
+from archiver.core.model import Retention, parse_time
 from archiver.manifest import layout
-from archiver.metrics import REGISTRY
-from archiver.model import Retention, parse_time
+from archiver.observability.metrics import REGISTRY
 from archiver.pipeline.backfill import Summary
 from archiver.pipeline.health import MAX_SKEW_SECONDS, ClockCheck
 from tests.fakes.clock import NOON, HandClock, TurnedClock

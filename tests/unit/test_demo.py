@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from archiver.core.errors import UsageError
 from archiver.demo.run import run_demo
 from archiver.demo.store import EmbeddedStore
-from archiver.errors import UsageError
 
 
 def test_without_an_s3_server_it_names_the_ways_to_one(

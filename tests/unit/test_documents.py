@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from archiver.errors import CallError
+from archiver.core.errors import CallError
+from archiver.core.model import Call, Retention
 from archiver.manifest.record import FAILED_REASONS, FILE_KINDS, FINDINGS, INCOMPLETE, Record
-from archiver.model import Call, Retention
 from archiver.pipeline.backoff import Unarchived
 from archiver.pipeline.call import CallArchiver
 from archiver.source.api import VoiceCallsClient

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from archiver.core.concurrency import Workers
-from archiver.errors import CallError
+from archiver.core.errors import CallError
 from archiver.pipeline.recording import RecordingWriter
 from archiver.source.recordings import BlobInfo
 from archiver.store.bucket import GIVEN_UP_AFTER, ORPHANED_AFTER

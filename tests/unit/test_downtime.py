@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from archiver.audit.verify import Options, verify
-from archiver.model import windows_between
+from archiver.core.model import windows_between
 from tests.fakes.memory_rig import HOUR, Times, World
 from tests.fakes.memory_store import Request
 from tests.fakes.population import TEN, a_call

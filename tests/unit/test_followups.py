@@ -7,8 +7,8 @@ from datetime import timedelta
 
 import pytest
 
-from archiver.clock import Interrupted
-from archiver.errors import StoreError
+from archiver.core.clock import Interrupted
+from archiver.core.errors import StoreError
 from archiver.manifest import layout
 from archiver.pipeline import loop as loop_module
 from archiver.pipeline.loop import Loop

@@ -13,10 +13,10 @@ from datetime import datetime, timedelta
 import pytest
 from structlog.testing import capture_logs
 
-from archiver.errors import StoreError
+from archiver.core.errors import StoreError
+from archiver.core.model import Retention
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Action, Hold
-from archiver.model import Retention
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.hold_enforcement import HeldCalls
 from tests.fakes.clock import HandClock

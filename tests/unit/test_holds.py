@@ -15,11 +15,11 @@ import pytest
 
 from archiver.audit.hold_ledger import ArchivedHolds, CallFinder, HoldLedger, holds_by_call
 from archiver.audit.verify import Options, verify
-from archiver.clock import Interrupted
-from archiver.errors import FormatError, StoreError, UsageError
+from archiver.core.clock import Interrupted
+from archiver.core.errors import FormatError, StoreError, UsageError
+from archiver.core.model import Retention
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Action
-from archiver.model import Retention
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.hold_acts import Holds, Result
 from tests.fakes.clock import HandClock

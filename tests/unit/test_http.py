@@ -22,7 +22,6 @@ import pytest
 import structlog
 import trustme
 
-from archiver import logs
 from archiver.core import http as port
 from archiver.core.http import (
     Answer,
@@ -32,6 +31,7 @@ from archiver.core.http import (
     make_client,
     make_httpx_client,
 )
+from archiver.observability import logs
 from tests.fakes.traps import (
     CHUNKED,
     OK,

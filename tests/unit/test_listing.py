@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from archiver.model import Window
+from archiver.core.model import Window
 from archiver.source import api as api_module
 from archiver.source.api import Filter
 from archiver.source.listing import MAX_PASSES, Listed, Lister

@@ -12,16 +12,16 @@ from contextlib import contextmanager
 
 import pytest
 
-from archiver import liveness
-from archiver.clock import SystemClock
+from archiver.core import liveness
+from archiver.core.clock import SystemClock
 from archiver.core.concurrency import Workers
+from archiver.core.errors import StoreError
 from archiver.core.http import Transport, TransportError, make_client
-from archiver.errors import StoreError
-from archiver.retry import Retry
+from archiver.core.retry import Retry
+from archiver.observability.server import Telemetry
 from archiver.source.json_api import RateLimit
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions
-from archiver.telemetry import Telemetry
 from tests.fakes.clock import HandClock
 from tests.fakes.traps import silent, slow
 

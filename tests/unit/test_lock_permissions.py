@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from archiver.audit.verify import Options, verify
-from archiver.errors import StoreError
+from archiver.core.errors import StoreError
+from archiver.core.retry import Retry
 from archiver.manifest import layout
-from archiver.retry import Retry
 from archiver.store.bucket import PROBE_BYTES, Bucket
 from archiver.store.client import StoreOptions
 from tests.fakes.clock import HandClock

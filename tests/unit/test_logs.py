@@ -13,7 +13,7 @@ import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archiver import logs
+from archiver.observability import logs
 
 SECRET = "s3cr3tvalue"
 URL = f"https://recs.example.com/recs/vc_1.wav?sv=2024&se=2030&sig={SECRET}%3D"

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archiver.errors import FormatError
+from archiver.core.errors import FormatError
+from archiver.core.model import Call, Window
 from archiver.manifest import canonical, merkle, record, seal, segment
 from archiver.manifest.record import File, Record, Result
 from archiver.manifest.segment import Balance, Listing
 from archiver.manifest.signing import SigningKey
-from archiver.model import Call, Window
 
 TEN = datetime(2024, 1, 15, 10, tzinfo=UTC)
 WINDOW = Window(TEN, TEN + timedelta(hours=1))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from archiver.errors import CallError, NoRecording, SourceError, SourceRefused
+from archiver.core.errors import CallError, NoRecording, SourceError, SourceRefused
 from archiver.source.api import Filter
 from archiver.source.recordings import Expired
 from tests.fakes.clock import HandClock

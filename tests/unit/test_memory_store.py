@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from archiver.clock import Interrupted
-from archiver.errors import KeyTaken, StoreError
+from archiver.core.clock import Interrupted
+from archiver.core.errors import KeyTaken, StoreError
 from archiver.manifest import layout
 from tests.fakes.clock import HandClock
 from tests.fakes.memory_store import MemoryStore, Request

@@ -10,9 +10,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.contextvars import bound_contextvars, get_contextvars
 
-from archiver import metrics
-from archiver.errors import SourceError, UsageError
-from archiver.telemetry import Telemetry
+from archiver.core.errors import SourceError, UsageError
+from archiver.observability import metrics
+from archiver.observability.server import Telemetry
 
 FROZEN = {
     "archiver_calls": ["outcome"],

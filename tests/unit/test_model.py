@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archiver.model import (
+from archiver.core.model import (
     Call,
     Retention,
     Window,

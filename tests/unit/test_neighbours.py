@@ -9,9 +9,9 @@ from datetime import datetime, timedelta
 import pytest
 
 from archiver.audit.verify import Options, verify
-from archiver.errors import Reach, StoreError
+from archiver.core.errors import Reach, StoreError
+from archiver.core.model import Window
 from archiver.manifest import layout
-from archiver.model import Window
 from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_rig import HOUR, World, Writer
 from tests.fakes.memory_store import Request as Asked

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from archiver.core.model import Call
 from archiver.manifest.record import Outcome
 from archiver.manifest.segment import Listing
-from archiver.model import Call
 from archiver.pipeline.backoff import Unarchived
 from archiver.pipeline.bucket_state import LatestRecord, UnreadableRecord
 from archiver.pipeline.plan import Plan, Purpose, make_plan

@@ -16,8 +16,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import structlog
 
-from archiver import logs
-from archiver.model import Window
+from archiver.core.model import Window
+from archiver.observability import logs
 from archiver.observability.progress import LogProgress, audit_progress, backfill_progress
 
 START = datetime(2024, 1, 15, 10, tzinfo=UTC)

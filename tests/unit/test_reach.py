@@ -11,9 +11,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from archiver.audit.verify import Options, verify
-from archiver.errors import Reach, StoreError
+from archiver.core.errors import Reach, StoreError
+from archiver.core.model import Window
 from archiver.manifest import layout
-from archiver.model import Window
 from archiver.pipeline.health import HOPELESS, SUSPICIOUS, StoreHealth
 from archiver.pipeline.loop import CLOSED_AT_A_TIME
 from tests.fakes import harm

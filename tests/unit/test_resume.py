@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from archiver.errors import CallError
+from archiver.core.errors import CallError
 from archiver.source.recordings import ResumableDownload
 from tests.fakes.calls import BytesRecording, SimulatedCall
 from tests.fakes.clock import HandClock

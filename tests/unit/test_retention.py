@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from archiver.core.model import Retention, parse_time, windows_between
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Action, Hold
 from archiver.manifest.signing import SigningKey
-from archiver.model import Retention, parse_time, windows_between
 from archiver.pipeline.backfill import Backfill
 from archiver.pipeline.plan import Purpose
 from archiver.store.bucket import Bucket

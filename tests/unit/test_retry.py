@@ -6,10 +6,10 @@ from datetime import timedelta
 
 import pytest
 
-from archiver.clock import Interrupted, SystemClock
-from archiver.errors import ArchiverError, SourceError, StoreError
-from archiver.metrics import REGISTRY
-from archiver.retry import LONGEST_WAIT_SECONDS, Retry
+from archiver.core.clock import Interrupted, SystemClock
+from archiver.core.errors import ArchiverError, SourceError, StoreError
+from archiver.core.retry import LONGEST_WAIT_SECONDS, Retry
+from archiver.observability.metrics import REGISTRY
 from tests.fakes.clock import HandClock
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from archiver import fixity
-from archiver.errors import KeyTaken, StoreError
+from archiver.core import checksums
+from archiver.core.errors import KeyTaken, StoreError
+from archiver.core.retry import Retry
 from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
-from archiver.retry import Retry
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
 from tests.fakes.http_server import Reply, Request
@@ -228,4 +228,4 @@ def test_one_writer_on_a_store_that_overwrites_looks_before_it_writes(
     assert careless.put_once("records/x", b"first").adopted
     with pytest.raises(KeyTaken):
         careless.put_once("records/x", b"other")
-    assert fixity.sha256_hex(bucket.read("records/x") or b"") == first.sha256
+    assert checksums.sha256_hex(bucket.read("records/x") or b"") == first.sha256

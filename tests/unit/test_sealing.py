@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from archiver.errors import StoreError, UsageError
+from archiver.core.errors import StoreError, UsageError
+from archiver.core.model import Retention, Window
 from archiver.manifest import layout, seal, segment
 from archiver.manifest.segment import Balance, Listing
 from archiver.manifest.signing import SigningKey
-from archiver.model import Retention, Window
 from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.chain import Chain, last_number
 from archiver.store.bucket import Bucket

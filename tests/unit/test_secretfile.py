@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from archiver.errors import UsageError
+from archiver.core.errors import UsageError
 from archiver.settings import secret_file
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from archiver import settings as module
-from archiver.errors import UsageError
+from archiver.core.errors import UsageError
 from archiver.manifest.signing import SigningKey
 from archiver.settings import Settings, StoreSettings, documented, load, parse_duration, parse_size
 

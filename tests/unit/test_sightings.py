@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from archiver.errors import Reach, SourceError, StoreError
+from archiver.core.errors import Reach, SourceError, StoreError
+from archiver.core.model import Window
 from archiver.manifest import layout, sighting
-from archiver.model import Window
 from archiver.pipeline.bucket_state import RecordIndex
 from archiver.pipeline.recording import random_tag
 from archiver.pipeline.sightings import Sightings

@@ -12,9 +12,9 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
+from archiver.core.errors import KeyTaken, StoreError
 from archiver.core.http import Transport, TransportError, make_client
-from archiver.errors import KeyTaken, StoreError
-from archiver.retry import Retry
+from archiver.core.retry import Retry
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions
 from archiver.store.client import make_client as make_boto3_client

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from archiver.errors import FormatError
+from archiver.core.errors import FormatError
 from archiver.manifest.signing import PublicKey, SigningKey
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")

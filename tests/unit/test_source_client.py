@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 from structlog.testing import capture_logs
 
-from archiver.errors import CallError, NoRecording, SourceError, SourceRefused
+from archiver.core.errors import CallError, NoRecording, SourceError, SourceRefused
 from archiver.source.api import Filter, VoiceCallsClient
 from archiver.source.json_api import BearerAuth, SignedKeyAuth
 from tests.fakes.clock import HandClock

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from archiver.core import http
+from archiver.core.errors import SourceError
 from archiver.core.http import Transport, make_httpx_client
-from archiver.errors import SourceError
-from archiver.retry import Retry
+from archiver.core.retry import Retry
 from archiver.source.api import VoiceCallsClient
 from archiver.source.json_api import BearerAuth, JsonApi
 from tests.fakes.clock import HandClock

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from archiver.errors import CallError, Reach, SourceError, SourceRefused
-from archiver.metrics import REGISTRY
-from archiver.retry import Retry
+from archiver.core.errors import CallError, Reach, SourceError, SourceRefused
+from archiver.core.retry import Retry
+from archiver.observability.metrics import REGISTRY
 from archiver.source.api import Filter, Page, VoiceCallsClient
 from archiver.source.json_api import BearerAuth, JsonApi
 from archiver.source.listing import Listed, Lister

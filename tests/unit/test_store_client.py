@@ -8,7 +8,7 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError, HTTPClientError
 
-from archiver.errors import StoreError
+from archiver.core.errors import StoreError
 from archiver.store.client import StoreOptions, make_client
 from tests.fakes.traps import OK, answering, silent
 

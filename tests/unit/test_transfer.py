@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from archiver import fixity
-from archiver.errors import StoreError
+from archiver.core import checksums
+from archiver.core.errors import StoreError
+from archiver.core.model import Call
 from archiver.manifest import canonical
 from archiver.manifest.record import FAILED_REASONS, Record
-from archiver.metrics import REGISTRY
-from archiver.model import Call
+from archiver.observability.metrics import REGISTRY
 from archiver.pipeline.backoff import Unarchived
 from archiver.store.bucket import Bucket
 from tests.fakes.audio import MULAW, chunk, fmt, noise, riff, wav
@@ -127,7 +127,7 @@ def test_a_large_recording_goes_in_parts_under_a_key_of_its_own(
     [recording, _] = found.document["files"]
     name = "recording.wav" if size == 5 << 20 else "recording-"
     assert recording["key"].startswith(DIR + name)
-    assert (recording["bytes"], recording["sha256"]) == (size, fixity.sha256_hex(data))
+    assert (recording["bytes"], recording["sha256"]) == (size, checksums.sha256_hex(data))
     stored = b"".join(bucket.stream(recording["key"], recording["version_id"]) or ())
     assert stored == data
 
@@ -157,7 +157,7 @@ def test_an_upload_whose_call_has_no_record_yet_is_used_again(
     found = archived(made, taken=1)
     keys = [item.key for item in bucket.list(DIR + "recording")]
     assert keys == [found.document["files"][0]["key"]]
-    assert found.document["files"][0]["sha256"] == fixity.sha256_hex(data)
+    assert found.document["files"][0]["sha256"] == checksums.sha256_hex(data)
 
 
 # --- the signed URL
@@ -199,7 +199,7 @@ def test_a_fault_that_passes_is_overcome(platform: Platform, rig: MakeRig, fault
     platform.add(a_call())
     left = [fault, fault]
     platform.hooks.append(lambda request: left.pop() if request.server == "blob" and left else None)
-    assert archived(rig()).document["files"][0]["sha256"] == fixity.sha256_hex(voice())
+    assert archived(rig()).document["files"][0]["sha256"] == checksums.sha256_hex(voice())
 
 
 # --- what cannot be archived

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from archiver.errors import StoreError
-from archiver.model import Retention, parse_time
+from archiver.core.errors import StoreError
+from archiver.core.model import Retention, parse_time
 from archiver.pipeline.loop import Loop
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock

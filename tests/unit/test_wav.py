@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archiver import wav
-from archiver.errors import FormatError
+from archiver.core import wav
+from archiver.core.errors import FormatError
 from tests.fakes.audio import ALAW, EXTENSIBLE, FLOAT, GSM, MULAW, PCM, chunk, fmt, riff
 from tests.fakes.audio import wav as make_wav
 

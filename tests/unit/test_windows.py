@@ -8,12 +8,12 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from archiver import metrics
-from archiver.clock import Interrupted
-from archiver.errors import SourceError, SourceRefused
+from archiver.core.clock import Interrupted
+from archiver.core.errors import SourceError, SourceRefused
+from archiver.core.model import Window, window_of
 from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
-from archiver.model import Window, window_of
+from archiver.observability import metrics
 from archiver.pipeline import loop as loop_module
 from archiver.pipeline.backfill import range_windows
 from archiver.pipeline.loop import loop_start

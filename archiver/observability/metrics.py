@@ -19,7 +19,7 @@ from prometheus_client import (
 from structlog.contextvars import bind_contextvars, reset_contextvars
 
 from archiver import __version__
-from archiver.errors import ArchiverError
+from archiver.core.errors import ArchiverError
 
 # The `…_created` series that the library would add are no names of the contract.
 disable_created_metrics()  # type: ignore[no-untyped-call]

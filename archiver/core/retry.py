@@ -10,10 +10,10 @@ from typing import TypeVar
 
 import tenacity
 
-from archiver.clock import Clock
-from archiver.errors import ArchiverError
-from archiver.metrics import RETRIES
-from archiver.pressure import CROWDED_STATUS, Pressure
+from archiver.core.clock import Clock
+from archiver.core.concurrency import THROTTLED_STATUS, ConcurrencyLimit
+from archiver.core.errors import ArchiverError
+from archiver.observability.metrics import RETRIES
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ LONGEST_WAIT_SECONDS = 60.0
 class Retry:
     """A policy: at most `attempts` tries, waiting `first_wait_seconds` × 2ⁿ with jitter between.
 
-    `pressure` hears of each answer that says that it is too much.
+    `concurrency_limit` is lowered by each answer of `THROTTLED_STATUS`.
     """
 
     def __init__(
@@ -33,10 +33,10 @@ class Retry:
         attempts: int = 5,
         first_wait_seconds: float = 0.5,
         max_wait_seconds: float = 20.0,
-        pressure: Pressure | None = None,
+        concurrency_limit: ConcurrencyLimit | None = None,
     ) -> None:
         self._clock = clock
-        self._pressure = pressure
+        self._concurrency_limit = concurrency_limit
         self._attempts = attempts
         self._first_wait_seconds = first_wait_seconds
         self._max_wait_seconds = max_wait_seconds
@@ -73,8 +73,12 @@ class Retry:
     def _failed(self, stage: str, state: tenacity.RetryCallState) -> None:
         RETRIES.labels(stage, _reason(state)).inc()
         error = state.outcome.exception() if state.outcome else None
-        if self._pressure and isinstance(error, ArchiverError) and error.status in CROWDED_STATUS:
-            self._pressure.crowded()
+        if (
+            self._concurrency_limit
+            and isinstance(error, ArchiverError)
+            and error.status in THROTTLED_STATUS
+        ):
+            self._concurrency_limit.on_throttled()
 
 
 def _worth_it(error: BaseException) -> bool:

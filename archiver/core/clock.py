@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Protocol
 
-from archiver import liveness
-from archiver.errors import ArchiverError
+from archiver.core import liveness
+from archiver.core.errors import ArchiverError
 
 
 class Interrupted(ArchiverError):

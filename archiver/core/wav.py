@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from archiver.errors import FormatError
+from archiver.core.errors import FormatError
 
 MAX_HEADER_BYTES = 1 << 20
 """Chunks before the audio (metadata, padding) may take this much; more is no recording of ours."""

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from archiver.errors import UsageError
-from archiver.metrics import REGISTRY
+from archiver.core.errors import UsageError
+from archiver.observability.metrics import REGISTRY
 
 Check = Callable[[], bool]
 

@@ -25,9 +25,9 @@ from typing import IO
 
 import structlog
 
-from archiver.clock import Interrupted
-from archiver.errors import ArchiverError
-from archiver.model import Window
+from archiver.core.clock import Interrupted
+from archiver.core.errors import ArchiverError
+from archiver.core.model import Window
 from archiver.pipeline.backfill import Summary
 from archiver.pipeline.ports import Progress
 
