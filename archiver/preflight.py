@@ -119,109 +119,94 @@ def _check_store(settings: Settings, clock: SystemClock, *, try_out: bool) -> li
 
 
 def store_lines(found: Capabilities, wanted: Wanted) -> list[CheckLine]:
-    """What the store proved, and what follows."""
-    lines = [
-        _create_once(found),
-        _checksums(found, wanted.verify_writes),
-        _multipart(found),
-        _versioning(found),
-        *_object_lock(found, wanted),
-    ]
-    if found.clock_skew_seconds is not None:
-        skew = found.clock_skew_seconds
+    """What the store proved, and what follows, a line for each matter."""
+    lines: list[CheckLine] = []
+
+    def say(
+        name: str, detail: str, action: str = "", *, fails: bool = False, note: bool = False
+    ) -> None:
+        code = StoreError.exit_code if fails else 0
+        lines.append(CheckLine(name, detail, action, code, note))
+
+    winners, racers = found.create_once_race_winners, found.create_once_racers
+    if found.create_once:
+        raced = f"of {racers} writers at once, {'one won' if winners else 'none overwrote'}"
+        say("create-once", raced, "any number of writers may share the archive")
+    else:
+        raced = f"{winners} of {racers} writers won" if (winners or 0) > 1 else ""
+        say(
+            "create-once",
+            f"not atomic: {raced or 'a taken key is overwritten'}",
+            "several writers are refused; --single-writer accepts one process",
+            fails=True,
+        )
+
+    back = "every recording is read back and hashed"
+    if found.checksums:
+        proof = "the store's answer proves each write"
+        say(
+            "checksums", "wrong ones are refused", back if wanted.verify_writes == "full" else proof
+        )
+    else:
+        if wanted.verify_writes == "head":
+            back = "ARCHIVER_VERIFY_WRITES=head: damage on the way stays unseen; set auto"
+        say("checksums", "wrong ones are taken", back, note=True)
+
+    action = "recordings over 5 MiB get keys of their own"
+    if found.complete_create_once:
+        say("multipart", "an upload's end refuses a taken key", action)
+    else:
+        say("multipart", "an upload's end overwrites a taken key", action, note=True)
+
+    unknown = "not known: we may not ask"
+    if found.versioning:
+        say("versioning", "on", "records name the version of each file")
+    elif found.versioning is None:
+        say("versioning", unknown, "s3:GetBucketVersioning would tell", note=True)
+    else:
+        say("versioning", "off", "what is overwritten or deleted is gone", note=True)
+
+    if wanted.lock_mode == "none" and found.object_lock:
+        action = "nothing is locked: ARCHIVER_OBJECT_LOCK_MODE is none"
+        say("object lock", "the bucket has it", action, note=True)
+    elif wanted.lock_mode == "none":
+        lacks = "the bucket lacks it" if found.object_lock is False else unknown
+        say("object lock", lacks, "nothing is locked", note=True)
+    elif found.lock_holds:
+        days = f"everything is locked for {wanted.retention_days} days from its call's end"
+        say("object lock", f"{wanted.lock_mode} holds: date, mode, version", days)
+        if found.lock_at_multipart:
+            say("multipart lock", "kept from an upload's start", "looked at after each")
+        elif found.lock_at_multipart is None:
+            detail = "not known: we may not list versions"
+            say("multipart lock", detail, "set again after each upload")
+        else:
+            detail = "dropped at an upload's start"
+            say("multipart lock", detail, "set again after each upload", note=True)
+    else:
+        action = "nothing is archived while ARCHIVER_OBJECT_LOCK_MODE asks for locks"
+        say("object lock", "locked versions can be changed or deleted", action, fails=True)
+
+    if found.object_lock and found.legal_hold:
+        say("legal hold", "can be set and taken off")
+    elif found.object_lock and found.legal_hold is None:
+        detail = "not tried: we may set none on manifest/probe"
+        say("legal hold", detail, "archiver hold looks at each hold that it sets")
+    elif found.object_lock:
+        say("legal hold", "not kept, or not shown", "archiver hold fails", note=True)
+
+    if (skew := found.clock_skew_seconds) is not None:
         lines.append(_clock("store clock", "the store's", skew, StoreError.exit_code))
     return lines
 
 
-def _create_once(found: Capabilities) -> CheckLine:
-    winners, racers = found.create_once_race_winners, found.create_once_racers
-    if found.create_once:
-        detail = f"of {racers} writers at once, {'one won' if winners else 'none overwrote'}"
-        return CheckLine("create-once", detail, "any number of writers may share the archive")
-    raced = winners is not None and winners > 1
-    why = f"{winners} of {racers} writers won" if raced else "a taken key is overwritten"
-    action = "several writers are refused; --single-writer accepts one process"
-    return CheckLine("create-once", f"not atomic: {why}", action, StoreError.exit_code)
-
-
-def _checksums(found: Capabilities, verify_writes: str) -> CheckLine:
-    back = "every recording is read back and hashed"
-    if found.checksums:
-        action = back if verify_writes == "full" else "the store's answer proves each write"
-        return CheckLine("checksums", "wrong ones are refused", action)
-    if verify_writes == "head":
-        back = "ARCHIVER_VERIFY_WRITES=head: damage on the way stays unseen; set auto"
-    return CheckLine("checksums", "wrong ones are taken", back, note=True)
-
-
-def _multipart(found: Capabilities) -> CheckLine:
-    action = "recordings over 5 MiB get keys of their own"
-    if found.complete_create_once:
-        return CheckLine("multipart", "an upload's end refuses a taken key", action)
-    return CheckLine("multipart", "an upload's end overwrites a taken key", action, note=True)
-
-
-def _versioning(found: Capabilities) -> CheckLine:
-    if found.versioning:
-        return CheckLine("versioning", "on", "records name the version of each file")
-    if found.versioning is None:
-        action = "s3:GetBucketVersioning would tell"
-        return CheckLine("versioning", "not known: we may not ask", action, note=True)
-    return CheckLine("versioning", "off", "what is overwritten or deleted is gone", note=True)
-
-
-def _object_lock(found: Capabilities, wanted: Wanted) -> list[CheckLine]:
-    if wanted.lock_mode != "none":
-        lines = [_lock(found, wanted)]
-        if found.lock_holds:
-            lines.append(_lock_at_multipart(found))
-    elif found.object_lock:
-        action = "nothing is locked: ARCHIVER_OBJECT_LOCK_MODE is none"
-        lines = [CheckLine("object lock", "the bucket has it", action, note=True)]
-    else:
-        unknown = "not known: we may not ask"
-        detail = "the bucket lacks it" if found.object_lock is False else unknown
-        lines = [CheckLine("object lock", detail, "nothing is locked", note=True)]
-    return [*lines, *_legal_hold(found)]
-
-
-def _lock(found: Capabilities, wanted: Wanted) -> CheckLine:
-    if found.lock_holds:
-        detail = f"{wanted.lock_mode} holds: date, mode, version"
-        action = f"everything is locked for {wanted.retention_days} days from its call's end"
-        return CheckLine("object lock", detail, action)
-    detail = "locked versions can be changed or deleted"
-    action = "nothing is archived while ARCHIVER_OBJECT_LOCK_MODE asks for locks"
-    return CheckLine("object lock", detail, action, StoreError.exit_code)
-
-
-def _lock_at_multipart(found: Capabilities) -> CheckLine:
-    if found.lock_at_multipart:
-        return CheckLine("multipart lock", "kept from an upload's start", "looked at after each")
-    unknown = found.lock_at_multipart is None
-    detail = "not known: we may not list versions" if unknown else "dropped at an upload's start"
-    return CheckLine("multipart lock", detail, "set again after each upload", note=not unknown)
-
-
-def _legal_hold(found: Capabilities) -> list[CheckLine]:
-    if not found.object_lock:
-        return []
-    if found.legal_hold:
-        return [CheckLine("legal hold", "can be set and taken off")]
-    if found.legal_hold is None:
-        action = "archiver hold looks at each hold that it sets"
-        return [CheckLine("legal hold", "not tried: we may set none on manifest/probe", action)]
-    return [CheckLine("legal hold", "not kept, or not shown", "archiver hold fails", note=True)]
-
-
 def _clock(name: str, whose: str, skew_seconds: float, exit_code: int) -> CheckLine:
-    told = (
-        f"{whose} is {abs(skew_seconds):.0f} s {'ahead of' if skew_seconds > 0 else 'behind'} ours"
-    )
+    direction = "ahead of" if skew_seconds > 0 else "behind"
+    detail = f"{whose} is {abs(skew_seconds):.0f} s {direction} ours"
     if abs(skew_seconds) <= MAX_SKEW_SECONDS:
-        return CheckLine(name, told)
+        return CheckLine(name, detail)
     action = "signatures and lock dates would be wrong: set the clocks (NTP)"
-    return CheckLine(name, told, action, exit_code)
+    return CheckLine(name, detail, action, exit_code)
 
 
 def endpoint_line(endpoint: str) -> CheckLine:
@@ -229,14 +214,11 @@ def endpoint_line(endpoint: str) -> CheckLine:
     url = urlsplit(endpoint)
     if url.scheme == "https":
         return CheckLine("tls", "on")
-    if _is_loopback(url.hostname or ""):
+    try:
+        is_loopback = ipaddress.ip_address(url.hostname or "").is_loopback
+    except ValueError:
+        is_loopback = url.hostname == "localhost"
+    if is_loopback:
         return CheckLine("tls", "off, to this very machine")
     action = "whoever is on the way can read the recordings"
     return CheckLine("tls", "off, to another machine", action, note=True)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -1,7 +1,8 @@
 """The settings: `ARCHIVER_…` environment variables, checked before anything is done.
 
-Every field's description is the line that `config.example.env` and `docs/settings.md` are made
-from. A value that is wrong gives one line that names the variable and says what it takes.
+A setting is one row: a field of the class of those who read it. Its default stands as a person
+would write it, and its description is the line in `config.example.env` and `docs/settings.md`. A
+wrong value gives one line that names the variable and says what it takes.
 """
 
 from __future__ import annotations
@@ -24,20 +25,19 @@ from archiver.manifest.signing import SigningKey
 PREFIX = "ARCHIVER_"
 
 Secret = Callable[[], str]
-"""Gives a secret's value of now: it may be rotated while we run."""
+"""Returns a secret's present value: it may be rotated while we run."""
 
 MAX_DURATION = timedelta(days=36500)
 """Beyond this, adding a length of time to a date leaves the calendar."""
+MINUTE = timedelta(minutes=1)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZES = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
 
-def parse_duration(value: object) -> object:
-    """`90s`, `15m`, `2h`, `7d`."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"(\d{1,9})([smhd])", value.strip())
+def parse_duration(text: str) -> timedelta:
+    """`90s`, `15m`, `2h`, `7d`. Raises `ValueError`."""
+    match = re.fullmatch(r"(\d{1,9})([smhd])", text.strip())
     if match is None:
         raise ValueError("takes a length of time such as 90s, 15m, 2h or 7d")
     seconds = int(match[1]) * _UNITS[match[2]]
@@ -46,35 +46,26 @@ def parse_duration(value: object) -> object:
     return timedelta(seconds=seconds)
 
 
-def parse_size(value: object) -> object:
-    """`512`, `64KiB`, `2GiB`, with `/s` after it or not."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"(\d{1,12})\s*(|[kmgt]i?b|b)", value.strip().removesuffix("/s").lower())
-    size = _SIZES.get(match[2]) if match else None
-    if match is None or size is None:
+def parse_size(text: str) -> int:
+    """`512`, `64KiB`, `2GiB`, with `/s` after it or not. Raises `ValueError`."""
+    match = re.fullmatch(r"(\d{1,12})\s*([a-z]*)", text.strip().removesuffix("/s").lower())
+    if match is None or match[2] not in _SIZES:
         raise ValueError("takes a size such as 16KiB, 64MiB or 2GiB")
-    return int(match[1]) * size
+    return int(match[1]) * _SIZES[match[2]]
 
 
-def _parse_list(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    return tuple(item.strip() for item in value.split(",") if item.strip())
+def _parse_list(text: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in text.split(",") if item.strip())
 
 
-def _parse_durations(value: object) -> object:
+def _parse_durations(text: str) -> tuple[timedelta, ...]:
     """`1d,7d`, or `none`."""
-    if not isinstance(value, str):
-        return value
-    items = () if value.strip() == "none" else value.split(",")
-    return tuple(parse_duration(item) for item in items)
+    items = () if text.strip() == "none" else text.split(",")
+    return tuple(map(parse_duration, items))
 
 
-def _parse_moment(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    moment = parse_time(value)
+def _parse_moment(text: str) -> datetime:
+    moment = parse_time(text)
     if moment is None:
         raise ValueError("takes a date or an RFC 3339 time, such as 2024-01-15T10:00:00Z")
     return moment
@@ -88,6 +79,16 @@ Moment = Annotated[datetime, BeforeValidator(_parse_moment)]
 S = TypeVar("S", bound="LogSettings")
 
 
+def row(default: Any, description: str, **limits: Any) -> Any:
+    """A setting with a default, as a person would write it; None for no default."""
+    return Field(default, description=description, **limits)
+
+
+def required(description: str, **limits: Any) -> Any:
+    """A setting that must be set."""
+    return Field(description=description, **limits)
+
+
 class LogSettings(BaseSettings):
     """What every command reads."""
 
@@ -99,28 +100,26 @@ class LogSettings(BaseSettings):
         defer_build=True,  # a verb reads one of the classes: the others are not worked out
     )
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least level that is logged: debug, info, warning, error"
+    log_level: Literal["debug", "info", "warning", "error"] = row(
+        "info", "least level that is logged: debug, info, warning, error"
     )
-    log_format: Literal["json", "console"] = Field(
-        "json", description="json, or console for people"
-    )
+    log_format: Literal["json", "console"] = row("json", "json, or console for people")
 
 
 class StoreSettings(LogSettings):
     """What a reader of the archive needs."""
 
-    s3_bucket: str = Field(min_length=1, description="the bucket")
-    s3_prefix: str = Field("", description="puts the whole archive under a prefix")
-    s3_endpoint_url: str | None = Field(None, description="the store's address, if it is not AWS")
-    s3_region: str | None = Field(None, description="the store's region")
-    s3_requests: Literal["signed", "boto3"] = Field(
-        "signed", description="how frequent requests are sent: signed (faster), or by boto3"
+    s3_bucket: str = required("the bucket", min_length=1)
+    s3_prefix: str = row("", "puts the whole archive under a prefix")
+    s3_endpoint_url: str | None = row(None, "the store's address, if it is not AWS")
+    s3_region: str | None = row(None, "the store's region")
+    s3_requests: Literal["signed", "boto3"] = row(
+        "signed", "how frequent requests are sent: signed (faster), or by boto3"
     )
-    http_transport: Literal["fast", "standard"] = Field(
-        "fast", description="the HTTP client: fast (pyreqwest), or standard (httpx on OpenSSL)"
+    http_transport: Literal["fast", "standard"] = row(
+        "fast", "the HTTP client: fast (pyreqwest), or standard (httpx on OpenSSL)"
     )
-    workers: int = Field(8, ge=1, le=256, description="calls archived at a time, by each process")
+    workers: int = row(8, "calls archived at a time, by each process", ge=1, le=256)
 
     @model_validator(mode="after")
     def _check_store(self) -> StoreSettings:
@@ -141,62 +140,51 @@ class StoreSettings(LogSettings):
 class SourceSettings(StoreSettings):
     """What a reader of the source needs beside."""
 
-    api_base_url: str = Field(description="base URL of the source, …/api/v1")
-    api_token: SecretStr | None = Field(None, description="bearer token of the source; or")
-    api_token_file: Path | None = Field(None, description="… a file with it, read when it changes")
-    api_key: SecretStr | None = Field(None, description="API key of the source, with")
-    api_key_file: Path | None = Field(None, description="… a file with it, read when it changes")
-    api_hmac_secret: SecretStr | None = Field(None, description="the key's signing secret")
-    api_hmac_secret_file: Path | None = Field(
-        None, description="… a file with it, read when it changes"
+    api_base_url: str = required("base URL of the source, …/api/v1")
+    api_token: SecretStr | None = row(None, "bearer token of the source; or")
+    api_token_file: Path | None = row(None, "… a file with it, read when it changes")
+    api_key: SecretStr | None = row(None, "API key of the source, with")
+    api_key_file: Path | None = row(None, "… a file with it, read when it changes")
+    api_hmac_secret: SecretStr | None = row(None, "the key's signing secret")
+    api_hmac_secret_file: Path | None = row(None, "… a file with it, read when it changes")
+    allow_http: bool = row(
+        "false", "permits plain http for source and recordings: tests and demo only"
     )
-    allow_http: bool = Field(
-        False, description="permits plain http for source and recordings: tests and demo only"
-    )
-    states: Names = Field(("Completed",), description="call states to archive, comma separated")
-    campaign_id: str | None = Field(None, description="narrows the listing to a campaign")
-    direction: str | None = Field(None, description="narrows the listing to a direction")
-    window: Duration = Field(
-        timedelta(hours=1), description="length of a window: divides 24 h, at least 1m"
-    )
-    api_rate: float | None = Field(
-        None, gt=0, description="at most so many requests a second to the source"
-    )
+    states: Names = row("Completed", "call states to archive, comma separated")
+    campaign_id: str | None = row(None, "narrows the listing to a campaign")
+    direction: str | None = row(None, "narrows the listing to a direction")
+    window: Duration = row("1h", "length of a window: divides 24 h, at least 1m")
+    api_rate: float | None = row(None, "at most so many requests a second to the source", gt=0)
 
     @model_validator(mode="after")
     def _check_source(self) -> SourceSettings:
-        for complaint in (self._check_api(), self._check_window()):
-            if complaint:
-                raise ValueError(complaint)
-        return self
-
-    def _check_api(self) -> str | None:
         url = _split_url(self.api_base_url)
-        plain = _is_one_ascii_line(self.api_base_url) and " " not in self.api_base_url
-        if url is None or not plain or url.query or url.fragment or url.username:
-            return "ARCHIVER_API_BASE_URL: takes a URL such as https://api.example.com/api/v1"
+        is_plain = _is_one_ascii_line(self.api_base_url) and " " not in self.api_base_url
+        if url is None or not is_plain or url.query or url.fragment or url.username:
+            raise ValueError(
+                "ARCHIVER_API_BASE_URL: takes a URL such as https://api.example.com/api/v1"
+            )
         if url.scheme == "http" and not self.allow_http:
-            return "ARCHIVER_API_BASE_URL: must be https (ARCHIVER_ALLOW_HTTP is for tests)"
+            raise ValueError(
+                "ARCHIVER_API_BASE_URL: must be https (ARCHIVER_ALLOW_HTTP is for tests)"
+            )
         for name in ("api_token", "api_key", "api_hmac_secret"):
             secret: SecretStr | None = getattr(self, name)
             if secret and getattr(self, name + "_file"):
-                return f"{_variable(name)} and {_variable(name)}_FILE: set one of the two"
+                raise ValueError(
+                    f"{_variable(name)} and {_variable(name)}_FILE: set one of the two"
+                )
             if secret and not _is_one_ascii_line(secret.get_secret_value().strip()):
-                return f"{_variable(name)}: takes one line of ASCII"
+                raise ValueError(f"{_variable(name)}: takes one line of ASCII")
         token, key = self.has("api_token"), self.has("api_key")
         if token == key or self.has("api_hmac_secret") != key:
-            return (
+            raise ValueError(
                 "ARCHIVER_API_TOKEN: set it, or ARCHIVER_API_KEY with ARCHIVER_API_HMAC_SECRET "
                 "(each also as …_FILE), and not both"
             )
-        return None
-
-    def _check_window(self) -> str | None:
-        if self.window < timedelta(minutes=1) or DAY % self.window:
-            return "ARCHIVER_WINDOW: must divide 24h and be at least 1m"
-        if self.window.total_seconds() % 60:
-            return "ARCHIVER_WINDOW: must be whole minutes"
-        return None
+        if self.window < MINUTE or DAY % self.window or self.window % MINUTE:
+            raise ValueError("ARCHIVER_WINDOW: must be whole minutes that divide 24h")
+        return self
 
     def has(self, name: str) -> bool:
         return bool(getattr(self, name) or getattr(self, name + "_file"))
@@ -213,20 +201,20 @@ class SourceSettings(StoreSettings):
 class WriterSettings(StoreSettings):
     """What a writer of the archive needs beside, be there a source or not."""
 
-    signing_key_file: Path = Field(
-        description="Ed25519 private key, PKCS#8 PEM; `archiver keygen` makes one"
+    signing_key_file: Path = required(
+        "Ed25519 private key, PKCS#8 PEM; `archiver keygen` makes one"
     )
-    object_lock_mode: Literal["none", "GOVERNANCE", "COMPLIANCE"] = Field(
-        "none", description="none, GOVERNANCE or COMPLIANCE"
+    object_lock_mode: Literal["none", "GOVERNANCE", "COMPLIANCE"] = row(
+        "none", "none, GOVERNANCE or COMPLIANCE"
     )
-    retention_days: int | None = Field(
-        None, ge=1, le=36500, description="with a lock mode: days, counted from the call's end"
+    retention_days: int | None = row(
+        None, "with a lock mode: days, counted from the call's end", ge=1, le=36500
     )
-    sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
-        None, description="server-side encryption, passed on each write"
+    sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = row(
+        None, "server-side encryption, passed on each write"
     )
-    sse_kms_key_id: str | None = Field(None, description="the KMS key for it")
-    storage_class: str | None = Field(None, description="storage class, passed on each write")
+    sse_kms_key_id: str | None = row(None, "the KMS key for it")
+    storage_class: str | None = row(None, "storage class, passed on each write")
 
     @model_validator(mode="after")
     def _check_lock(self) -> WriterSettings:
@@ -255,67 +243,46 @@ class WriterSettings(StoreSettings):
 class Settings(WriterSettings, SourceSettings):
     """What the archiver itself needs."""
 
-    recording_hosts: Names = Field(
-        description="exact hosts (or host:port) that a recording URL may name, comma separated"
+    recording_hosts: Names = required(
+        "exact hosts (or host:port) that a recording URL may name, comma separated"
     )
-    settle: Duration = Field(
-        timedelta(hours=2), description="a window is sealed this long after its end"
+    settle: Duration = row("2h", "a window is sealed this long after its end")
+    relist: Durations = row(
+        "1d,7d", "ages at which a sealed window is listed again; none for never"
     )
-    relist: Durations = Field(
-        (timedelta(days=1), timedelta(days=7)),
-        description="ages at which a sealed window is listed again; none for never",
+    poll_interval: Duration = row("60s", "pause between rounds of the loop")
+    start: Moment | None = row(None, "where the loop begins in an empty archive (default: now)")
+    give_up: Duration = row(
+        "1d", "a call not archived this long after its window is recorded as failed"
     )
-    poll_interval: Duration = Field(
-        timedelta(seconds=60), description="pause between rounds of the loop"
-    )
-    start: Moment | None = Field(
-        None, description="where the loop begins in an empty archive (default: now)"
-    )
-    give_up: Duration = Field(
-        DAY, description="a call not archived this long after its window is recorded as failed"
-    )
-    verify_writes: Literal["auto", "head", "full"] = Field(
+    verify_writes: Literal["auto", "head", "full"] = row(
         "auto",
-        description="head (after each write), full (read every recording back), or auto: head of "
-        "recordings and of what is locked, full where the store proved no checksums",
+        "head (after each write), full (read every recording back), or auto: head of recordings "
+        "and of what is locked, full where the store proved no checksums",
     )
-    max_recording_bytes: Size = Field(
-        2 << 30, description="a larger recording is an exception, not a crash"
-    )
-    tsa_url: str | None = Field(
-        None, description="RFC 3161 time-stamp authority for seals (not used yet)"
-    )
-    min_rate: Size = Field(16 << 10, description="a slower download is cut and tried again")
-    metrics_port: int = Field(
-        9464, ge=0, le=65535, description="port of /metrics, /healthz and /readyz"
-    )
-    liveness_timeout: Duration = Field(
-        timedelta(minutes=5),
-        description="/healthz answers 503 once nothing has moved for so long; below 2m, a slow "
-        "store may look like that",
+    max_recording_bytes: Size = row("2GiB", "a larger recording is an exception, not a crash")
+    tsa_url: str | None = row(None, "RFC 3161 time-stamp authority for seals (not used yet)")
+    min_rate: Size = row("16KiB/s", "a slower download is cut and tried again")
+    metrics_port: int = row(9464, "port of /metrics, /healthz and /readyz", ge=0, le=65535)
+    liveness_timeout: Duration = row(
+        "5m",
+        "/healthz answers 503 once nothing has moved for so long; below 2m, a slow store may look "
+        "like that",
     )
 
     @model_validator(mode="after")
     def _check(self) -> Settings:
-        for complaint in (self._check_hosts(), self._check_times()):
-            if complaint:
-                raise ValueError(complaint)
+        host_form = r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?"
+        if not all(re.fullmatch(host_form, host) for host in self.recording_hosts):
+            raise ValueError(
+                "ARCHIVER_RECORDING_HOSTS: takes exact hosts, such as recordings.example.com"
+            )
+        for name in ("poll_interval", "liveness_timeout"):
+            if getattr(self, name) < timedelta(seconds=1):
+                raise ValueError(f"{_variable(name)}: must be at least 1s")
+        if not all(self.relist):
+            raise ValueError("ARCHIVER_RELIST: takes ages such as 1d,7d, or none")
         return self
-
-    def _check_hosts(self) -> str | None:
-        for host in self.recording_hosts:
-            if not re.fullmatch(r"[A-Za-z0-9.-]+(:\d{1,5})?|\[[0-9A-Fa-f:]+\](:\d{1,5})?", host):
-                return "ARCHIVER_RECORDING_HOSTS: takes exact hosts, such as recordings.example.com"
-        return None
-
-    def _check_times(self) -> str | None:
-        if self.poll_interval < timedelta(seconds=1):
-            return "ARCHIVER_POLL_INTERVAL: must be at least 1s"
-        if self.liveness_timeout < timedelta(seconds=1):
-            return "ARCHIVER_LIVENESS_TIMEOUT: must be at least 1s"
-        if any(not age for age in self.relist):
-            return "ARCHIVER_RELIST: takes ages such as 1d,7d, or none"
-        return None
 
 
 def secret_file(path: Path, variable: str) -> Secret:
@@ -365,26 +332,22 @@ def _is_one_ascii_line(text: str) -> bool:
 
 
 def load(kind: type[S]) -> S:
-    """Read the environment; raises `UsageError` with one line for all that is wrong."""
+    """Read the environment. Raises `UsageError` with one line for all that is wrong."""
     try:
         return kind()
     except ValidationError as error:
-        raise UsageError("; ".join(_complaints(error))) from None
-
-
-def _complaints(error: ValidationError) -> list[str]:
-    missing, wrong = [], []
-    for detail in error.errors(include_url=False, include_context=True, include_input=False):
-        name = _variable(str(detail["loc"][0])) if detail["loc"] else ""
-        if detail["type"] == "missing":
-            missing.append(name)
-            continue
-        text = str(detail["msg"]).removeprefix("Value error, ")
-        wrong.append(f"{name}: {text}" if name else text)
-    if missing:
-        names = ", ".join(missing)
-        wrong.insert(0, f"{names} must be set (config.example.env lists all settings)")
-    return wrong
+        missing, wrong = [], []
+        for detail in error.errors(include_url=False, include_context=False, include_input=False):
+            name = _variable(str(detail["loc"][0])) if detail["loc"] else ""
+            text = detail["msg"].removeprefix("Value error, ")
+            if detail["type"] == "missing":
+                missing.append(name)
+            else:
+                wrong.append(f"{name}: {text}" if name else text)
+        if missing:
+            names = ", ".join(missing)
+            wrong.insert(0, f"{names} must be set (config.example.env lists all settings)")
+        raise UsageError("; ".join(wrong)) from None
 
 
 def _variable(field: str) -> str:
@@ -393,28 +356,11 @@ def _variable(field: str) -> str:
 
 def documented() -> list[tuple[str, str, str]]:
     """`(variable, default as one would write it, description)` of every setting, for the docs."""
-    rows = []
-    for name, field in Settings.model_fields.items():
-        rows.append((_variable(name), _written(field), field.description or ""))
-    return rows
-
-
-def _written(field: Any) -> str:
-    if field.is_required():
-        return "required"
-    value = field.default
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return ",".join(_plain(item) for item in value)
-    return _plain(value)
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, timedelta):
-        seconds = int(value.total_seconds())
-        unit = next(u for u in "dhms" if seconds % _UNITS[u] == 0 and (u != "s" or seconds < 120))
-        return "60s" if seconds == 60 else f"{seconds // _UNITS[unit]}{unit}"
-    if isinstance(value, int) and value in (2 << 30, 16 << 10):
-        return "2GiB" if value == 2 << 30 else "16KiB/s"
-    return "" if value is None else str(value)
+    return [
+        (
+            _variable(name),
+            "required" if field.is_required() else str(field.default or ""),
+            field.description or "",
+        )
+        for name, field in Settings.model_fields.items()
+    ]

@@ -2,7 +2,7 @@
 
 - `reader`, `writer`: the bucket, for who only reads it, and for who writes it.
 - `listing`: the source, for who only lists it.
-- `open_holds`: what acts on legal holds; it needs no source.
+- `open_holds`: what sets legal holds; it needs no source.
 - `open_app`: the archiver itself.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 
 import structlog
@@ -61,6 +62,7 @@ def store_options(settings: StoreSettings) -> StoreOptions:
 
 
 def reader(settings: StoreSettings, clock: Clock) -> Bucket:
+    """The bucket, for who only reads it."""
     return Bucket(store_options(settings), clock, Retry(clock))
 
 
@@ -84,20 +86,27 @@ def retention(settings: WriterSettings) -> Retention:
     return Retention(settings.object_lock_mode, settings.retention_days or 0)
 
 
-def trust_store(found: Capabilities, bucket: Bucket, chain: Chain, *, single_writer: bool) -> None:
+def trust_store(
+    found: Capabilities,
+    bucket: Bucket,
+    chain: Chain,
+    *,
+    single_writer: bool,
+    verify_writes: str = "head",
+) -> None:
     """Rely on what the store has shown. Raises `StoreError` where that would not be safe."""
     require_safe(found, single_writer=single_writer)
     bucket.create_once = found.create_once
     chain.single_writer = not found.create_once
+    auto = verify_writes == "auto"
+    bucket.read_back = verify_writes == "full" or (auto and not found.checksums)
+    bucket.trust_put_checksum = auto and found.whole_checksums
 
 
-def check_store(bucket: Bucket, chain: Chain, *, single_writer: bool) -> Capabilities:
-    """Rely on what the store shows now, and on no more than it proved when the archive was begun.
-    Raises as `trust_store`."""
+def probe_again(bucket: Bucket, chain: Chain) -> Capabilities:
+    """What the store shows now, and no more than it proved when the archive was begun."""
     proved = chain.genesis().document.get("store")
-    found = quick_probe(bucket, proved if isinstance(proved, dict) else {})
-    trust_store(found, bucket, chain, single_writer=single_writer)
-    return found
+    return quick_probe(bucket, proved if isinstance(proved, dict) else {})
 
 
 # --- the source
@@ -106,11 +115,23 @@ def check_store(bucket: Bucket, chain: Chain, *, single_writer: bool) -> Capabil
 def source(
     settings: SourceSettings, clock: Clock, concurrency_limit: ConcurrencyLimit | None = None
 ) -> VoiceCallsClient:
-    """The source's API client; raises `UsageError` where a secret's file cannot be read."""
+    """The source's API client. Raises `UsageError` where a secret's file cannot be read."""
+    credentials: Credentials
+    if settings.has("api_token"):
+        is_file = settings.api_token_file is not None
+        credentials = BearerAuth(settings.secret("api_token"), may_change=is_file)
+    else:
+        files = (settings.api_key_file, settings.api_hmac_secret_file)
+        credentials = SignedKeyAuth(
+            settings.secret("api_key"),
+            settings.secret("api_hmac_secret"),
+            clock,
+            may_change=any(file is not None for file in files),
+        )
     narrowing = {"campaignId": settings.campaign_id, "direction": settings.direction}
     api = JsonApi(
         settings.api_base_url,
-        _credentials(settings, clock),
+        credentials,
         clock,
         make_httpx_client(settings.http_transport, check=clock.check),
         retry=Retry(clock, concurrency_limit=concurrency_limit),
@@ -119,20 +140,6 @@ def source(
         narrowing={name: value for name, value in narrowing.items() if value},
     )
     return VoiceCallsClient(api)
-
-
-def _credentials(settings: SourceSettings, clock: Clock) -> Credentials:
-    if settings.has("api_token"):
-        return BearerAuth(
-            settings.secret("api_token"), may_change=settings.api_token_file is not None
-        )
-    files = (settings.api_key_file, settings.api_hmac_secret_file)
-    return SignedKeyAuth(
-        settings.secret("api_key"),
-        settings.secret("api_hmac_secret"),
-        clock,
-        may_change=any(file is not None for file in files),
-    )
 
 
 def recordings(settings: Settings, clock: SystemClock) -> RecordingClient:
@@ -177,11 +184,11 @@ def check_hosts(urls: Sequence[SignedUrl], blobs: RecordingClient) -> None:
     if not refused:
         return
     hosts = {error.host for error in refused}
-    host = hosts.pop() if len(hosts) == 1 else None
-    if len(refused) < len(urls) or host is None:
+    if len(refused) < len(urls) or len(hosts) > 1 or None in hosts:
         reasons = sorted({str(error) for error in refused})
         log.warning("source.urls_not_allowed", count=len(refused), asked=len(urls), why=reasons)
         return
+    host = hosts.pop()
     if any(error.names_other_host for error in refused):
         raise UsageError(
             f"ARCHIVER_RECORDING_HOSTS: the source's recordings lie on {host}, which is not in it"
@@ -217,39 +224,38 @@ class App:
 
     def ensure_archive(self, *, single_writer: bool = False) -> bool:
         """Open the archive, or begin one; True where it was begun."""
-        settings = self.settings
+        settings, trust = (
+            self.settings,
+            partial(
+                trust_store,
+                bucket=self.bucket,
+                chain=self.chain,
+                single_writer=single_writer,
+                verify_writes=self.settings.verify_writes,
+            ),
+        )
         if self.chain.open():
             check_window_length(self.chain.genesis(), settings.window)
-            self._read_back(check_store(self.bucket, self.chain, single_writer=single_writer))
+            trust(probe_again(self.bucket, self.chain))
             self._abort_orphaned_uploads()
             return False
         if settings.start is not None and settings.start > self.clock.now():
             raise UsageError("ARCHIVER_START lies in the future: the loop would do nothing")
         found = probe(self.bucket)
-        trust_store(found, self.bucket, self.chain, single_writer=single_writer)
-        self._read_back(found)
+        trust(found)
         # What an auditor without our software needs.
         package = resources.files("archiver.audit")
         names = {layout.VERIFY_PAGE: "VERIFY.md", layout.VERIFY_SCRIPT: "verify.sh"}
+        window_seconds = int(settings.window.total_seconds())
         return self.chain.begin(
-            capabilities={
-                **found.document(),
-                "window_seconds": int(settings.window.total_seconds()),
-            },
+            capabilities={**found.document(), "window_seconds": window_seconds},
             pages={key: package.joinpath(name).read_bytes() for key, name in names.items()},
             watermark=loop_start(settings.start, self.clock.now(), settings.window),
         )
 
-    def _read_back(self, found: Capabilities) -> None:
-        wanted = {"full": True, "head": False, "auto": not found.checksums}
-        self.bucket.read_back = wanted[self.settings.verify_writes]
-        self.bucket.trust_put_checksum = (
-            self.settings.verify_writes == "auto" and found.whole_checksums
-        )
-
     def _abort_orphaned_uploads(self) -> None:
-        """Uploads of a process that was killed take room, and are paid for, until they are aborted.
-        Only recordings and the probe are uploaded in parts; others may use the bucket too."""
+        """Abort the uploads of a process that was killed: until then they take room, and are paid
+        for. Only recordings and the probe are uploaded in parts; others may use the bucket too."""
         before = self.clock.now() - ORPHANED_AFTER
         try:
             prefixes = (layout.RECORDINGS, layout.PROBE)
@@ -262,13 +268,11 @@ class App:
             log.info("uploads.aborted", count=count)
 
     def is_alive(self) -> bool:
-        """What `/healthz` says: this process comes on. Whether rounds succeed is no part of it: a
-        source or a store that is out is not mended by a restart (`liveness.py`).
+        """Whether this process makes progress, for `/healthz`. Rounds that fail are no part of it:
+        a restart does not mend a source or a store that is down (`core/liveness.py`).
 
-        No wait of ours is longer than the default limit of 5 minutes without a note in between: a
-        request gives up after 30 s of silence at the source, 60 s at the store, 120 s in all; a
-        connection is tried for 10 s for each address of the host; botocore asks its own way with
-        10 s and 60 s; a pause naps for 0.2 s.
+        No wait of ours lasts for the default limit of 5 minutes: a request gives up after 30 s of
+        silence at the source, 60 s at the store, 120 s in all; a pause naps for 0.2 s.
         """
         return liveness.idle_seconds() < self.settings.liveness_timeout.total_seconds()
 
@@ -338,7 +342,7 @@ def open_app(
 def open_holds(
     settings: WriterSettings, clock: SystemClock, *, single_writer: bool = False
 ) -> Iterator[Holds]:
-    """What acts on legal holds: it needs no source. Raises `UsageError` where there is no archive,
+    """What sets legal holds; it needs no source. Raises `UsageError` where there is no archive,
     `StoreError` where its bucket takes no holds."""
     key, keep = settings.signing_key(), retention(settings)
     bucket = writer(settings, clock)
@@ -353,26 +357,21 @@ def open_holds(
         raise UsageError(
             "there is no archive here: check ARCHIVER_S3_BUCKET and ARCHIVER_S3_PREFIX"
         )
-    _refuse_to_weaken(settings.object_lock_mode, bucket, chain)
-    check_store(bucket, chain, single_writer=single_writer)
+    # Without a lock, or with a weaker one, an act's seal could be deleted from an archive that is
+    # locked otherwise: a setting that is easily forgotten where another person gives the commands.
+    # Of the date `Holds` takes care.
+    mode, newest = settings.object_lock_mode, bucket.head(layout.seal_key(chain.head.seq))
+    locked_mode = newest.lock_mode if newest is not None else None
+    is_unlocked = mode == "none" and not bucket.locks_by_itself()
+    if locked_mode and (is_unlocked or (mode, locked_mode) == ("GOVERNANCE", "COMPLIANCE")):
+        raise UsageError(
+            "ARCHIVER_OBJECT_LOCK_MODE: the seals of this archive are locked "
+            f"({locked_mode}), so set it, and ARCHIVER_RETENTION_DAYS, as the archiver has them"
+        )
+    trust_store(probe_again(bucket, chain), bucket, chain, single_writer=single_writer)
     workers, ledger = Workers(settings.workers), ArchivedHolds(bucket, settings.workers)
     try:
         yield Holds(bucket, chain, ledger, workers, clock, keep)
     finally:
         workers.close()
         ledger.close()
-
-
-def _refuse_to_weaken(mode: str, bucket: Bucket, chain: Chain) -> None:
-    """Without a lock, or with a weaker one, an act's seal could be deleted from an archive that is
-    locked otherwise: a setting that is easily forgotten where another person gives the commands.
-    Of the date `Holds` takes care."""
-    head = bucket.head(layout.seal_key(chain.head.seq))
-    if head is None or head.lock_mode is None:
-        return
-    unlocked = mode == "none" and not bucket.locks_by_itself()
-    if unlocked or (mode, head.lock_mode) == ("GOVERNANCE", "COMPLIANCE"):
-        raise UsageError(
-            "ARCHIVER_OBJECT_LOCK_MODE: the seals of this archive are locked "
-            f"({head.lock_mode}), so set it, and ARCHIVER_RETENTION_DAYS, as the archiver has them"
-        )

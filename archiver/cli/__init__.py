@@ -16,8 +16,8 @@ from typing import NoReturn
 import click
 
 from archiver import __version__
-from archiver.cli import archive, audit, backfill, hold, reconcile
-from archiver.cli.common import INTERRUPTED, ended_by
+from archiver.cli import audit, backfill, hold, reconcile, run
+from archiver.cli.common import INTERRUPTED
 from archiver.core.errors import ArchiverError, UsageError
 
 
@@ -36,11 +36,11 @@ def cli() -> None:
 
 
 for verb in (
-    archive.demo,
-    archive.keygen,
-    archive.check,
-    archive.init,
-    archive.run,
+    run.demo,
+    run.keygen,
+    run.check,
+    run.init,
+    run.run,
     backfill.backfill,
     reconcile.reconcile,
     audit.verify,
@@ -56,9 +56,9 @@ def main() -> NoReturn:
     raise SystemExit(run_command(sys.argv[1:]))
 
 
-def _stop_early(number: int, _frame: object) -> None:
-    """SIGTERM while a verb is still being loaded: nothing has begun, so there is nothing to end."""
-    raise SystemExit(ended_by(number, *sys.argv[1:2]))
+def _stop_early(_number: int, _frame: object) -> None:
+    """SIGTERM while a verb is still being loaded: nothing has begun, so nothing is left to end."""
+    raise SystemExit(0 if sys.argv[1:2] == ["run"] else INTERRUPTED)
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -71,7 +71,9 @@ def run_command(arguments: Sequence[str]) -> int:
         click.echo(error.format_message(), err=True)
         return UsageError.exit_code
     except click.ClickException as error:
-        return _complain(error.format_message(), UsageError.exit_code, _help_of(error))
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        advice = f" (see `{context.command_path} --help`)" if context else ""
+        return _complain(error.format_message() + advice, UsageError.exit_code)
     except ArchiverError as error:
         return _complain(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
@@ -81,22 +83,16 @@ def run_command(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        return _unexpected(error)
+        return _complain(_internal_error(error), 1)
 
 
-def _help_of(error: click.ClickException) -> str:
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    return f" (see `{context.command_path} --help`)" if context else ""
-
-
-def _complain(message: str, code: int, advice: str = "") -> int:
-    line = " ".join(message.split())
-    click.echo(f"archiver: {line}{advice}", err=True)
+def _complain(message: str, code: int) -> int:
+    click.echo(f"archiver: {' '.join(message.split())}", err=True)
     return code
 
 
-def _unexpected(error: Exception) -> int:
-    """A mistake of ours: one line, and the traceback (without values) for who asks for it."""
+def _internal_error(error: Exception) -> str:
+    """One line about a mistake of ours; at log level debug the traceback before it."""
     import traceback
 
     from archiver.observability.logs import redact
@@ -104,8 +100,7 @@ def _unexpected(error: Exception) -> int:
     if os.environ.get("ARCHIVER_LOG_LEVEL", "").lower() == "debug":
         click.echo(redact("".join(traceback.format_exception(error))), err=True)
     place = traceback.extract_tb(error.__traceback__)[-1]
-    return _complain(
+    return (
         f"internal error: {type(error).__name__} in {place.name}, line {place.lineno} of "
-        f"{Path(place.filename).name}; run again with ARCHIVER_LOG_LEVEL=debug and report it",
-        1,
+        f"{Path(place.filename).name}; run again with ARCHIVER_LOG_LEVEL=debug and report it"
     )

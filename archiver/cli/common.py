@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
 
 
-class _Moment(click.ParamType[datetime]):
+class Moment(click.ParamType[datetime]):
     """A date or an RFC 3339 time, UTC unless it says otherwise."""
 
     name = "T"
@@ -34,9 +35,7 @@ class _Moment(click.ParamType[datetime]):
     ) -> datetime:
         from archiver.core.model import parse_time
 
-        if isinstance(value, datetime):
-            return value
-        moment = parse_time(value)
+        moment = value if isinstance(value, datetime) else parse_time(value)
         if moment is None:
             self.fail(f"{value!r} is no date and no RFC 3339 time, such as 2024-01-15T10:00:00Z")
         return moment
@@ -52,23 +51,19 @@ class Shard(click.ParamType[tuple[int, int]]):
     ) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
-        index, slash, count = str(value).partition("/")
-        numbers = index.isdecimal() and count.isdecimal() and len(index + count) <= 12
-        if not (slash and numbers and int(index) < int(count)):
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", str(value))
+        if match is None or int(match[1]) >= int(match[2]):
             self.fail(f"{value!r} is no shard: I/N with I from 0 to N-1, such as 0/4")
-        return int(index), int(count)
-
-
-MOMENT = _Moment()
+        return int(match[1]), int(match[2])
 
 
 def range_options(required: bool) -> Callable[[F], F]:
     """`--from` and `--to`."""
 
     def decorate(function: F) -> F:
-        end = click.option("--to", "end", type=MOMENT, required=required, help="where it ends")
+        end = click.option("--to", "end", type=Moment(), required=required, help="where it ends")
         start = click.option(
-            "--from", "start", type=MOMENT, required=required, help="where the range begins"
+            "--from", "start", type=Moment(), required=required, help="where the range begins"
         )
         return start(end(function))
 
@@ -105,32 +100,37 @@ cannot be aborted. A crash anywhere leaves what the next run mends."""
 
 @contextmanager
 def stopping(clock: SystemClock) -> Iterator[list[int]]:
-    """While inside, SIGTERM and SIGINT ask for a clean end; which came is in the list.
+    """While inside, SIGTERM and SIGINT ask for a clean end; the list has those that came.
 
     1. The first signal stops the clock: nothing new begins, what is under way is finished.
     2. `ABORT_SECONDS` after it, however often it is repeated, requests are aborted, and what the
        main thread waits for.
     3. `KILL_SECONDS` later the process ends by the signal.
     """
+    from archiver.core.clock import Interrupted
+    from archiver.core.http import abort_requests
+
     came: list[int] = []
-    alarms: list[int] = []
+    has_aborted = False
 
     def handle(number: int, _frame: object) -> None:
-        if number == signal.SIGALRM:
-            alarms.append(number)
-            if len(alarms) > 1:
-                _end_by(came[0])
+        nonlocal has_aborted
+        if number != signal.SIGALRM:
+            came.append(number)
+            if len(came) == 1:  # 1
+                clock.stop()
+                signal.setitimer(signal.ITIMER_REAL, ABORT_SECONDS)
+                signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
+        elif not has_aborted:  # 2
+            has_aborted = True
             signal.setitimer(signal.ITIMER_REAL, KILL_SECONDS)
             abort_requests()
             raise Interrupted
-        came.append(number)
-        if len(came) == 1:
-            clock.stop()
-            signal.setitimer(signal.ITIMER_REAL, ABORT_SECONDS)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
-
-    from archiver.core.clock import Interrupted
-    from archiver.core.http import abort_requests
+        else:  # 3
+            seconds = ABORT_SECONDS + KILL_SECONDS
+            os.write(2, f"archiver: ended after {seconds:g} s with work under way\n".encode())
+            signal.signal(came[0], signal.SIG_DFL)
+            signal.raise_signal(came[0])
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
     before = {number: signal.signal(number, handle) for number in numbers}
@@ -142,41 +142,27 @@ def stopping(clock: SystemClock) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def ended_by(number: int, verb: str = "") -> int:
-    """The exit code after a signal: Kubernetes' SIGTERM to the loop is no failure."""
-    return 0 if verb == "run" and number == signal.SIGTERM else INTERRUPTED
-
-
-def _end_by(number: int) -> None:
-    message = f"archiver: ended after {ABORT_SECONDS + KILL_SECONDS:g} s with work under way\n"
-    os.write(2, message.encode())
-    signal.signal(number, signal.SIG_DFL)
-    signal.raise_signal(number)
-
-
 def told(summary: Summary, seal: int) -> str:
     """A run's result in a line."""
-    counts = ", ".join(
-        f"{summary.committed.get(outcome, 0)} {outcome.replace('_', ' ')}"
-        for outcome in ("archived", "no_recording", "failed")
+    clock = (
+        "WINDOWS STAY OPEN because this machine's clock is wrong: set it (NTP) and run this again"
     )
-    retried = summary.failed - summary.committed.get("failed", 0)
-    again = f", {retried} failed as before" if retried else ""
-    stuck = f", {summary.stuck} WINDOWS STAY OPEN (see the log)" if summary.stuck else ""
-    if summary.harmed:
-        stuck += f", {summary.harmed} OPEN WINDOWS HAD ERRORS (see the log)"
-    if summary.clock_wrong:
-        stuck += (
-            f", {summary.clock_wrong} WINDOWS STAY OPEN because this machine's clock is wrong: set "
-            "it (NTP) and run this again"
-        )
-    if summary.incomplete:
-        again += f", {summary.incomplete} without transcript or survey"
-    if summary.unreadable:
-        again += f", {summary.unreadable} entries of listings that are no calls"
-    waiting = f", {summary.waiting} waiting in open windows" if summary.waiting else ""
+    always = ("archived", "no recording", "failed", "pending")
+    counts = {
+        "archived": summary.committed.get("archived", 0),
+        "no recording": summary.committed.get("no_recording", 0),
+        "failed": summary.committed.get("failed", 0),
+        "failed as before": summary.failed - summary.committed.get("failed", 0),
+        "without transcript or survey": summary.incomplete,
+        "entries of listings that are no calls": summary.unreadable,
+        "pending": summary.pending,
+        "waiting in open windows": summary.waiting,
+        "WINDOWS STAY OPEN (see the log)": summary.stuck,
+        "OPEN WINDOWS HAD ERRORS (see the log)": summary.harmed,
+        clock: summary.clock_wrong,
+    }
+    shown = [f"{count} {what}" for what, count in counts.items() if count or what in always]
     return (
-        f"{summary.windows} windows, {summary.closed} closed: {counts}{again}, "
-        f"{summary.pending} pending{waiting}{stuck}; {summary.bytes / 1e6:,.1f} MB written; "
-        f"the chain stands at seal {seal}"
+        f"{summary.windows} windows, {summary.closed} closed: {', '.join(shown)}; "
+        f"{summary.bytes / 1e6:,.1f} MB written; the chain stands at seal {seal}"
     )

@@ -1,8 +1,7 @@
 """The calls of the demo: documents, surveys and recordings, the same for the same arguments.
 
-The population is like a real one: campaigns and languages, most calls with a survey, a few without
-survey or recording, a few still in progress, some long. A recording sounds like two voices that
-take turns.
+Most calls have a survey, a few have neither survey nor recording, a few are still in progress, some
+are long. A recording sounds like two voices that take turns.
 """
 
 from __future__ import annotations
@@ -25,20 +24,14 @@ _LANGUAGES = {
     "en": (
         "Hello, this is the automated assistant of Northwind Energy. Is now a good time?",
         "Yes, go ahead.",
-        "Your meter reading is due this week. Would you like to give it to me now?",
-        'It says four one seven nine "point" two. Bye 👋🏽',
+        'Your meter reading is due. It says four one seven nine "point" two?',
+        "That is right. Bye 👋🏽",
     ),
     "de": (
         "Guten Tag, hier spricht der Sprachassistent der Müller & Söhne GmbH.",
         "Grüß Gott, worum geht es?",
         "Um Ihre fünf Stühle – möchten Sie den Liefertermin ändern?",
         "Ja, bitte auf nächsten Donnerstag, möglichst früh.",
-    ),
-    "pl": (
-        "Dzień dobry, dzwonię w sprawie wizyty u dentysty w przyszły piątek.",
-        "Zgadza się, o której to było?",
-        "O dziewiątej trzydzieści. Czy potwierdza Pan tę godzinę?",
-        "Wolałbym później, około jedenastej.",
     ),
     "ar": (
         "مرحبًا، معك المساعد الصوتي لشركة الاتصالات.",
@@ -53,7 +46,7 @@ _LANGUAGES = {
         "来週の火曜日、午後三時でお願いします。",
     ),
 }
-_CAMPAIGNS = ("camp_meter_reading", "camp_delivery", "camp_dental_recall", "camp_renewal")
+_CAMPAIGNS = ("camp_meter_reading", "camp_delivery", "camp_renewal")
 
 
 @dataclass(frozen=True)
@@ -61,22 +54,15 @@ class Call:
     """`document` is what `GET /voice-calls/{id}` answers, `survey` is None where the campaign has
     none, and a call of 0 `audio_seconds` has no recording."""
 
+    id: str
+    start: datetime
     document: dict[str, Any]
     survey: dict[str, Any] | None = None
     audio_seconds: int = 0
 
     @property
-    def id(self) -> str:
-        call_id: str = self.document["id"]
-        return call_id
-
-    @property
     def is_completed(self) -> bool:
         return bool(self.document["state"] == "Completed")
-
-    @property
-    def start(self) -> datetime:
-        return datetime.fromisoformat(self.document["startTime"])
 
 
 def make_calls(count: int, start: datetime, end: datetime) -> list[Call]:
@@ -104,8 +90,9 @@ def _make_call(number: int, at: datetime, chance: random.Random) -> Call:
         seconds = chance.randint(8, 90)
     language = chance.choice(tuple(_LANGUAGES))
     lines = _LANGUAGES[language]
+    call_id = f"vc_{chance.randrange(36**7):08x}"
     document: dict[str, Any] = {
-        "id": "vc_" + "".join(chance.choices("0123456789abcdefghijklmnopqrstuvwxyz", k=8)),
+        "id": call_id,
         "campaignId": chance.choice(_CAMPAIGNS),
         "direction": chance.choice(("Outbound", "Outbound", "Inbound")),
         "state": "Completed",
@@ -127,13 +114,14 @@ def _make_call(number: int, at: datetime, chance: random.Random) -> Call:
     }
     if place == 12:
         unknown = dict.fromkeys(("endTime", "durationSeconds", "talkTimeSeconds", "outcome"))
-        return Call({**document, **unknown, "state": "InProgress"})
+        return Call(call_id, at, {**document, **unknown, "state": "InProgress"})
     if place in (8, 21):
-        return Call({**document, "outcome": "NoAnswer", "talkTimeSeconds": 0, "transcript": []})
+        unanswered = {"outcome": "NoAnswer", "talkTimeSeconds": 0, "transcript": []}
+        return Call(call_id, at, {**document, **unanswered})
     if place in (3, 17):
-        return Call(document, audio_seconds=seconds)
+        return Call(call_id, at, document, audio_seconds=seconds)
     survey = _survey(chance)
-    return Call({**document, "epaResults": survey}, survey, seconds)
+    return Call(call_id, at, {**document, "epaResults": survey}, survey, seconds)
 
 
 def _survey(chance: random.Random) -> dict[str, Any]:
@@ -164,9 +152,8 @@ def make_recording(call: Call) -> bytes:
     slots = []
     for number in range(4 * call.audio_seconds):
         turn, place = divmod(number, _TURN_SLOTS)
-        voice = _VOICES_HZ[turn % 2]
         is_pause = place == 0 or chance.random() < 1 / 7
-        slots.append(pause if is_pause else chance.choice(_syllables(voice)))
+        slots.append(pause if is_pause else chance.choice(_syllables(_VOICES_HZ[turn % 2])))
     audio = b"".join(slots)
     return (
         struct.pack("<4sI4s", b"RIFF", 36 + len(audio), b"WAVE")
@@ -178,24 +165,15 @@ def make_recording(call: Call) -> bytes:
 
 @cache
 def _syllables(voice_hz: float) -> list[bytes]:
-    """The sounds of a voice, a slot each: vowels that swell and fade, with two formants each."""
-    chance = random.Random(f"{voice_hz}")
+    """The sounds of a voice, a slot each: a tone with overtones that swells and fades."""
     syllables = []
-    for _ in range(12):
-        pitch_hz = voice_hz * chance.uniform(0.9, 1.15)
-        formants_hz = (chance.uniform(300, 800), chance.uniform(900, 2400))
-        loudness = {
-            n: 0.3 / n + sum(math.exp(-(((n * pitch_hz - f) / 160) ** 2)) for f in formants_hz)
-            for n in range(1, int(3400 / pitch_hz) + 1)
-        }
-        # One period, played over and over, is cheaper than a sum of sines for each sample.
-        steps = [2 * math.pi * step / 256 for step in range(256)]
-        wave = [sum(weight * math.sin(n * t) for n, weight in loudness.items()) for t in steps]
-        peak = max(map(abs, wave))
-        sounding = int(_SLOT_SAMPLES * chance.uniform(0.55, 0.98))
-        samples = [0] * _SLOT_SAMPLES
-        for at in range(sounding):
-            swell = 9000 * math.sin(math.pi * at / sounding) / peak
-            samples[at] = int(swell * wave[int(256 * pitch_hz * at / SAMPLE_RATE_HZ) % 256])
-        syllables.append(struct.pack(f"<{_SLOT_SAMPLES}h", *samples))
+    for pitch in (0.9, 0.95, 1.0, 1.07, 1.15):
+        step = 2 * math.pi * voice_hz * pitch / SAMPLE_RATE_HZ
+        samples = [
+            5000
+            * math.sin(math.pi * at / _SLOT_SAMPLES)
+            * sum(math.sin(n * step * at) / n for n in (1, 2, 3, 5))
+            for at in range(_SLOT_SAMPLES)
+        ]
+        syllables.append(struct.pack(f"<{_SLOT_SAMPLES}h", *map(int, samples)))
     return syllables

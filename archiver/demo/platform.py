@@ -30,38 +30,28 @@ _RECORDING = re.compile(r"/recs/(\w+)\.wav")
 _MAX_PAGE_SIZE = 100
 
 
-class Platform:
+class Platform(ThreadingHTTPServer):
     """Serves `calls` to whoever has `token`, from the start of the `with` block to its end."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 256
 
     def __init__(self, calls: Sequence[Call], token: str, port: int) -> None:
         self.calls = {call.id: call for call in calls}
         self.token = token
         self.signing_key = secrets.token_bytes(32)
         self.host = f"127.0.0.1:{port}"
-        self._server = _Server(self, port)
-
-    @property
-    def api_url(self) -> str:
-        """The base URL, `…/api/v1`."""
-        return f"http://{self.host}{_API}"
+        self.api_url = f"http://{self.host}{_API}"
+        super().__init__(("127.0.0.1", port), _Handler)
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 256
-
-    def __init__(self, platform: Platform, port: int) -> None:
-        self.platform = platform
-        super().__init__(("127.0.0.1", port), _Handler)
+        self.shutdown()
+        self.server_close()
 
     def server_bind(self) -> None:
         # HTTPServer's own asks the resolver for this host's name, which can take seconds.
@@ -87,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     timeout = 120
-    server: _Server
+    server: Platform
 
     def log_message(self, *_: object) -> None:
         """Print nothing: the terminal belongs to the demo's story."""
@@ -108,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
     # --- the API
 
     def _check_token(self) -> None:
-        expected = f"Bearer {self.server.platform.token}"
+        expected = f"Bearer {self.server.token}"
         given = self.headers.get("Authorization", "")
         if not hmac.compare_digest(given.encode(), expected.encode()):
             raise _Refusal(401, "unauthorized", "The bearer token is missing or unknown.")
@@ -117,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path == f"{_API}/voice-calls":
             return self._list(parameters)
         found = _CALL.fullmatch(path)
-        call = self.server.platform.calls.get(found[1]) if found else None
+        call = self.server.calls.get(found[1]) if found else None
         if found is None or call is None:
             raise _Refusal(404, "not_found", "There is no such call.")
         if found[2] == "epa-results":
@@ -142,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
         equal = {k: v for k, v in parameters.items() if k in ("campaignId", "direction", "state")}
         matching = [
             {k: v for k, v in call.document.items() if k not in ("transcript", "epaResults")}
-            for call in reversed(self.server.platform.calls.values())
+            for call in reversed(self.server.calls.values())
             if start <= call.start < end and equal.items() <= call.document.items()
         ]
         return {
@@ -159,11 +149,11 @@ class _Handler(BaseHTTPRequestHandler):
         expiry = f"{datetime.now(UTC) + URL_LIFETIME:%Y-%m-%dT%H:%M:%SZ}"
         path = f"/recs/{call.id}.wav"
         query = urlencode({"se": expiry, "sig": self._signature(path, expiry)})
-        url = f"http://{self.server.platform.host}{path}?{query}"
+        url = f"http://{self.server.host}{path}?{query}"
         return {"recordingUrl": url, "expiresAt": expiry}
 
     def _signature(self, path: str, expiry: str) -> str:
-        key = self.server.platform.signing_key
+        key = self.server.signing_key
         return base64.b64encode(hmac.digest(key, f"{path}\n{expiry}".encode(), "sha256")).decode()
 
     # --- the recordings
@@ -176,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refusal(403, "AuthenticationFailed", "The signature does not match.")
         if f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}" >= expiry:
             raise _Refusal(403, "AuthenticationFailed", "The URL has expired.")
-        data = make_recording(self.server.platform.calls[call_id])
+        data = make_recording(self.server.calls[call_id])
         digest = hashlib.md5(data, usedforsecurity=False).digest()
         headers = {"Content-Type": "audio/wav", "ETag": f'"{digest.hex()}"'}
         if self.headers.get("If-Match", headers["ETag"]) != headers["ETag"]:

@@ -25,11 +25,11 @@ from typing import Any
 
 import click
 
-from archiver.core.errors import ArchiverError, UsageError
-from archiver.core.model import format_time, parse_time
+from archiver.core.errors import UsageError
+from archiver.core.model import format_time
 from archiver.demo.calls import make_calls
 from archiver.demo.platform import Platform
-from archiver.demo.store import EmbeddedStore, free_port, is_free, write_private
+from archiver.demo.store import embedded_store, find_binary, free_port, is_free, write_private
 
 DEFAULT_DIRECTORY = Path("demo-archive")
 DAYS = 2
@@ -50,21 +50,24 @@ def run_demo(calls: int, directory: Path | None, keep: bool, bucket: str | None 
     `StoreError` where the demo cannot run. Source and store are down again when it returns.
     """
     directory = directory or DEFAULT_DIRECTORY
-    own_store = None if bucket else EmbeddedStore(directory / "store")
+    if bucket is None:
+        find_binary()  # before anything is made
     try:
         with _signals(), ExitStack() as stack:
-            home = _Home.open(directory, calls)
-            if home.calls != calls:
-                _say(f"{directory} was made with --calls {home.calls}: that stays.", dim=True)
-            also = " and a real S3 server (SeaweedFS)" if own_store else ""
+            saved = _open(directory, calls)
+            if saved.calls != calls:
+                _say(f"{directory} was made with --calls {saved.calls}: that stays.", dim=True)
+            also = " and a real S3 server (SeaweedFS)" if bucket is None else ""
             _say(f"Starting a simulated voice-bot platform{also} …", dim=True)
-            platform = stack.enter_context(home.platform())
-            if own_store is None:
-                given = {k: v for k, v in os.environ.items() if k.startswith(_STORE_SETTINGS)}
-                store = {**given, "ARCHIVER_S3_BUCKET": str(bucket)}
+            start, end = map(datetime.fromisoformat, (saved.start, saved.end))
+            source = make_calls(saved.calls, start, end)
+            platform = stack.enter_context(Platform(source, saved.token, saved.port))
+            if bucket is None:
+                store = stack.enter_context(embedded_store(directory / "store"))
             else:
-                store = stack.enter_context(own_store).settings
-            return _Demo(home, platform, store, bucket is None).run(keep)
+                given = {k: v for k, v in os.environ.items() if k.startswith(_STORE_SETTINGS)}
+                store = {**given, "ARCHIVER_S3_BUCKET": bucket}
+            return _Demo(directory, saved, platform, store, is_own=bucket is None).run(keep)
     except KeyboardInterrupt:
         _complain("interrupted; the same command goes on from here")
         return 130
@@ -75,54 +78,38 @@ def run_demo(calls: int, directory: Path | None, keep: bool, bucket: str | None 
 
 
 @dataclass
-class _Home:
-    """The directory of a demo, and what a later demo there needs to know."""
+class _Saved:
+    """What a later demo in the same directory needs to know: `demo.json`."""
 
-    directory: Path
     calls: int
     start: str
     end: str
     token: str
     port: int = 0
 
-    @classmethod
-    def open(cls, directory: Path, calls: int) -> _Home:
-        """Read `demo.json`, or begin one in an empty directory."""
-        directory.mkdir(parents=True, exist_ok=True)
-        file = directory / "demo.json"
-        if not file.exists():
-            if any(directory.iterdir()):
-                raise UsageError(f"{directory} has other things in it: give --dir an empty one")
-            end = (datetime.now(UTC) - _SETTLED).replace(hour=0, minute=0, second=0, microsecond=0)
-            start = format_time(end - timedelta(days=DAYS))
-            return cls(directory, calls, start, format_time(end), secrets.token_urlsafe(24))
+
+def _open(directory: Path, calls: int) -> _Saved:
+    """Read `demo.json`, or begin one in an empty directory; the port is free."""
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / "demo.json"
+    if file.exists():
         try:
-            return cls(directory, **json.loads(file.read_text()))
+            saved = _Saved(**json.loads(file.read_text()))
+            for moment in (saved.start, saved.end):
+                datetime.fromisoformat(moment)
         except (ValueError, TypeError):
             raise UsageError(f"{file} is damaged: give --dir another directory") from None
-
-    def platform(self) -> Platform:
-        """The same calls as ever, on the same port if it is still free."""
-        start, end = parse_time(self.start), parse_time(self.end)
-        if start is None or end is None:
-            raise UsageError(f"{self.directory / 'demo.json'} is damaged")
-        if not (self.port and is_free(self.port)):
-            self.port = free_port()
-        state = {name: value for name, value in asdict(self).items() if name != "directory"}
-        write_private(self.directory / "demo.json", json.dumps(state, indent=1) + "\n")
-        return Platform(make_calls(self.calls, start, end), self.token, self.port)
-
-    @property
-    def key_file(self) -> Path:
-        return self.directory / "signing-key.pem"
-
-    @property
-    def env_file(self) -> Path:
-        return self.directory / "demo.env"
-
-    @property
-    def range(self) -> tuple[str, str, str, str]:
-        return ("--from", self.start, "--to", self.end)
+    elif any(directory.iterdir()):
+        raise UsageError(f"{directory} has other things in it: give --dir an empty one")
+    else:
+        end = (datetime.now(UTC) - _SETTLED).replace(hour=0, minute=0, second=0, microsecond=0)
+        start = end - timedelta(days=DAYS)
+        token = secrets.token_urlsafe(24)
+        saved = _Saved(calls, format_time(start), format_time(end), token)
+    if not (saved.port and is_free(saved.port)):
+        saved.port = free_port()
+    write_private(file, json.dumps(asdict(saved), indent=1) + "\n")
+    return saved
 
 
 class _Demo:
@@ -131,20 +118,29 @@ class _Demo:
     demo's own."""
 
     def __init__(
-        self, home: _Home, platform: Platform, store: dict[str, str], is_own: bool
+        self,
+        directory: Path,
+        saved: _Saved,
+        platform: Platform,
+        store: dict[str, str],
+        *,
+        is_own: bool,
     ) -> None:
-        self._home = home
+        self._directory = directory
         self._platform = platform
         self._is_own = is_own
         self._bucket = store["ARCHIVER_S3_BUCKET"]
+        self._range = ("--from", saved.start, "--to", saved.end)
+        self._key_file = directory / "signing-key.pem"
+        self._env_file = directory / "demo.env"
         unproxied = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
         no_proxy = ",".join(filter(None, (unproxied, "127.0.0.1", "localhost")))
         self._settings = {
             "ARCHIVER_API_BASE_URL": platform.api_url,
-            "ARCHIVER_API_TOKEN": home.token,
+            "ARCHIVER_API_TOKEN": saved.token,
             "ARCHIVER_RECORDING_HOSTS": platform.host,
             "ARCHIVER_ALLOW_HTTP": "true",
-            "ARCHIVER_SIGNING_KEY_FILE": str(home.key_file.absolute()),
+            "ARCHIVER_SIGNING_KEY_FILE": str(self._key_file.absolute()),
             "ARCHIVER_METRICS_PORT": "0",
             "ARCHIVER_LOG_FORMAT": "console",
             **store,
@@ -163,16 +159,15 @@ class _Demo:
 
     def run(self, keep: bool) -> int:
         """The commands, up to the first that does not end with 0, and the summary."""
-        home = self._home
         lines = ["# Made by `archiver demo`: settings to source while it runs with --keep."]
         if self._is_own:
             lines.append("unset AWS_PROFILE AWS_SESSION_TOKEN AWS_ENDPOINT_URL AWS_ENDPOINT_URL_S3")
         lines += [f"export {name}={shlex.quote(text)}" for name, text in self._settings.items()]
-        write_private(home.env_file, "\n".join(lines) + "\n")
-        _say(f"$ source {shlex.quote(str(home.env_file))}", bold=True)
-        commands = [["backfill", *home.range], ["verify", "--level", "bytes"]]
-        if not home.key_file.exists():
-            commands.insert(0, ["keygen", "--out", str(home.key_file)])
+        write_private(self._env_file, "\n".join(lines) + "\n")
+        _say(f"$ source {shlex.quote(str(self._env_file))}", bold=True)
+        commands = [["backfill", *self._range], ["verify", "--level", "bytes"]]
+        if not self._key_file.exists():
+            commands.insert(0, ["keygen", "--out", str(self._key_file)])
         for command in commands:
             _say(f"$ archiver {shlex.join(command)}", bold=True)
             code = self._wait(command)
@@ -193,14 +188,18 @@ class _Demo:
 
     def _summarize(self, keep: bool) -> int:
         """What was archived, where it is, what to try next. 1 if the archive lacks a call."""
-        report = json.loads(self._read(["verify", "--level", "manifest", "--json"]))
+        with tempfile.TemporaryFile("w+") as out:
+            code = self._wait(["verify", "--level", "manifest", "--json"], stdout=out)
+            if code != 0:
+                return code
+            out.seek(0)
+            report = json.load(out)
         counts, head = report["counts"], f"{report['head']['seq']}:{report['head']['sha256']}"
         archived: dict[str, int] = counts["calls"]
         calls = self._platform.calls.values()
         due = sum(call.is_completed for call in calls)
         rest = len(calls) - due
         locked = self._settings.get("ARCHIVER_OBJECT_LOCK_MODE", "none") != "none"
-        on_disk = sum(file.lstat().st_blocks for file in self._home.directory.rglob("*")) * 512
         _say("")
         _say("What was archived", bold=True)
         _say(
@@ -213,45 +212,29 @@ class _Demo:
         _say(f"  {counts['seals']} seals; the chain's head is {head}")
         _say("Where it is", bold=True)
         if self._is_own:
-            directory, size = f"{self._home.directory}/", f"{on_disk / 1e6:.0f} MB on disk"
-            _say(f"  {directory}  {size}, where the store compresses")
+            blocks = sum(file.lstat().st_blocks for file in self._directory.rglob("*"))
+            _say(f"  {self._directory}/  {blocks * 512 / 1e6:.0f} MB on disk: the store compresses")
         while_up = " while the store is up" if self._is_own else ""
-        _say(f"  s3://{self._bucket}{while_up}; settings in {self._home.env_file}")
-        self._suggest(keep, head)
-        if sum(archived.values()) != due:
-            _complain(f"{sum(archived.values())} calls have a record, {due} should")
-            return 1
-        return 0
-
-    def _suggest(self, keep: bool, head: str) -> None:
-        command = _runnable_command()
-        example = next((call for call in self._platform.calls.values() if call.survey), None)
+        _say(f"  s3://{self._bucket}{while_up}; settings in {self._env_file}")
         _say("What to try next", bold=True)
+        command = _runnable_command()
         if keep:
             _say(f"  Source and store stay up until Ctrl-C. In another terminal, in {Path.cwd()}:")
         else:
-            again = ["demo", "--dir", str(self._home.directory)]
+            again = ["demo", "--dir", str(self._directory)]
             again += [] if self._is_own else ["--bucket", self._bucket]
             _say("  Source and store end here. To bring them back (archiving again does nothing):")
             _say(f"    {command} {shlex.join(again)} --keep")
             _say("  and then, in another terminal:")
-        _say(f"    source {shlex.quote(str(self._home.env_file))}")
-        _say(f"    {command} manifest list {shlex.join(self._home.range)}")
-        if example is not None:
+        _say(f"    source {shlex.quote(str(self._env_file))}")
+        _say(f"    {command} manifest list {shlex.join(self._range)}")
+        for example in [call for call in calls if call.survey][:1]:
             _say(f"    {command} manifest show {example.id}")
         _say(f"    {command} verify --level bytes --head {head}")
-
-    def _read(self, arguments: list[str]) -> str:
-        """What a command prints on stdout. Raises `ArchiverError` with the last line of its stderr
-        where it fails."""
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-            code = self._wait(arguments, stdout=out, stderr=err)
-            out.seek(0)
-            err.seek(0)
-            if code != 0:
-                last = err.read().strip().rpartition("\n")[2]
-                raise ArchiverError(f"`archiver {arguments[0]}` ended with {code}: {last}")
-            return out.read()
+        if sum(archived.values()) != due:
+            _complain(f"{sum(archived.values())} calls have a record, {due} should")
+            return 1
+        return 0
 
     def _wait(self, arguments: list[str], **streams: Any) -> int:
         """Run a command on this terminal, return its exit code. Where the demo is told to end, the

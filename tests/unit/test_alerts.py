@@ -51,7 +51,8 @@ def held_for(alert: str) -> timedelta:
 
 
 def default(setting: str) -> Any:
-    return Settings.model_fields[setting].default
+    written = Settings.model_fields[setting].default
+    return parse_duration(written) if isinstance(written, str) else written
 
 
 @pytest.mark.parametrize("alert", RULES)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from archiver.store.bucket import Bucket, proves_write
-from archiver.wiring import App
+from archiver.wiring import trust_store
+from tests.contract.stores import KNOWN
 from tests.fakes.proxy import FaultProxy
 
 TOLD = {"ChecksumSHA256": "abc=", "ETag": '"e"'}
@@ -101,12 +104,8 @@ def test_what_an_answer_must_say(asked: dict[str, str], answer: dict[str, str], 
     [("auto", True, True), ("auto", False, False), ("head", True, False), ("full", True, False)],
 )
 def test_only_a_proved_store_is_believed(setting: str, checksums: bool, believed: bool) -> None:
-    class Told:
-        pass
-
-    app, found = Told(), Told()
-    app.settings, app.bucket = Told(), Told()  # type: ignore[attr-defined]
-    app.settings.verify_writes = setting  # type: ignore[attr-defined]
-    found.checksums, found.whole_checksums = True, checksums  # type: ignore[attr-defined]
-    App._read_back(app, found)  # type: ignore[arg-type]
-    assert app.bucket.trust_put_checksum is believed  # type: ignore[attr-defined]
+    found = replace(KNOWN["weed-locked"].proved, whole_checksums=checksums)
+    bucket, chain = SimpleNamespace(), SimpleNamespace()
+    trust_store(found, bucket, chain, single_writer=False, verify_writes=setting)  # type: ignore[arg-type]
+    assert bucket.trust_put_checksum is believed
+    assert bucket.read_back is (setting == "full")

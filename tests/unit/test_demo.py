@@ -9,7 +9,7 @@ import pytest
 
 from archiver.core.errors import UsageError
 from archiver.demo.run import run_demo
-from archiver.demo.store import EmbeddedStore
+from archiver.demo.store import embedded_store
 
 
 def test_without_an_s3_server_it_names_the_ways_to_one(
@@ -29,9 +29,11 @@ def test_a_directory_with_other_things_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_two_servers_do_not_share_a_directory(tmp_path: Path) -> None:
-    with EmbeddedStore(tmp_path) as store:
-        settings = store.settings
-        with pytest.raises(UsageError, match="in use"), EmbeddedStore(tmp_path):
-            pass
-    with EmbeddedStore(tmp_path) as again:
-        assert again.settings["AWS_SECRET_ACCESS_KEY"] == settings["AWS_SECRET_ACCESS_KEY"]
+    with (
+        embedded_store(tmp_path) as settings,
+        pytest.raises(UsageError, match="in use"),
+        embedded_store(tmp_path),
+    ):
+        pass
+    with embedded_store(tmp_path) as again:
+        assert again["AWS_SECRET_ACCESS_KEY"] == settings["AWS_SECRET_ACCESS_KEY"]
