@@ -61,6 +61,16 @@ test: $(VENV)/.dev-installed ## all tests but tests/system; ARGS="-k window" pas
 permanent: $(VENV)/.dev-installed ## all places where one thing may be bad for ever; make test has half
 	PERMANENT=all $(CLEAN_ENV) $(BIN)/python -m pytest tests/permanent -n 3 --dist worksteal $(ARGS)
 
+# The tests of whatever speaks HTTP. They read HTTP_TRANSPORT and S3_REQUESTS.
+SPEAKING := tests/unit/test_transfer.py tests/hostile tests/faults tests/contract
+
+.PHONY: transports
+transports: $(VENV)/.dev-installed ## what speaks HTTP, over the standard transport and by boto3 alone
+	HTTP_TRANSPORT=standard $(CLEAN_ENV) \
+	  $(BIN)/python -m pytest $(SPEAKING) -n 3 --dist worksteal $(ARGS)
+	S3_REQUESTS=boto3 $(CLEAN_ENV) \
+	  $(BIN)/python -m pytest tests/contract -n 3 --dist worksteal $(ARGS)
+
 REPLAYED := $(SEED)
 EXAMPLES ?= 2000
 SEED ?= 1
@@ -111,9 +121,6 @@ docs-check: $(VENV)/.dev-installed ## fail where a generated page has drifted
 .PHONY: system-setup
 system-setup: ## what tests/system needs: azurite, promtool, jq, openssl, nginx, gcc (may apt-get)
 	tests/system/setup.sh
-
-.PHONY: azurite
-azurite: system-setup
 
 .PHONY: system
 system: $(VENV)/.dev-installed system-setup ## the system tests: the installed command and real servers
