@@ -146,12 +146,12 @@ soak: $(VENV)/.dev-installed system-setup ## all faults at once, MINUTES=30, and
 	  $(CLEAN_ENV) $(BIN)/python -m pytest -s tests/system/soak/soak.py $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.dev-installed ## the speed comparison of bench/README.md; ARGS="--quick": four minutes (may apt-get)
+bench: $(VENV)/.dev-installed ## the speed comparison of bench/README.md; ARGS="--quick": three minutes (may apt-get)
 	bench/setup.sh
 	$(CLEAN_ENV) $(BIN)/python -m bench $(if $(ARGS),$(ARGS),--write)
 
 .PHONY: bench-ledger
-bench-ledger: $(VENV)/.dev-installed ## what the ledger costs: verify, sealing, a large day; needs gcc
+bench-ledger: $(VENV)/.dev-installed ## what reading the ledger costs; needs gcc
 	bench/build.sh
 	$(CLEAN_ENV) $(BIN)/python -m bench.ledger $(if $(ARGS),$(ARGS),--write)
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import contestants, report, results
+from bench import contestants, report
 from bench.arena import Lab, Run, lab
 from bench.cases import CASES, QUICK, Case
 from bench.contestants import Contestant
@@ -18,16 +18,16 @@ def main() -> int:
     if asked.archiver:
         contestants.BIN = asked.archiver.resolve().parent
     if asked.report:
-        report.publish(results.load())
+        report.publish(report.load())
         return 0
     cases = _cases(asked)
     with lab({case.recordings for case in cases}) as place:
-        about = results.about(asked.runs)
+        about = report.about(asked.runs)
         runs: dict[tuple[str, str], list[Run]] = {}
-        for case, one, run in _runs(place, cases, _contestants(asked), asked.runs):
+        for case, one, run in _runs(place, cases, asked.who, asked.runs):
             runs.setdefault((case.name, one.name), []).append(run)
             print(_line(case, one, run), flush=True)
-    found = results.Results(about, runs)
+    found = report.Results(about, runs)
     print("\n" + "\n".join(report.page(found)))
     if asked.write:
         found.save()
@@ -39,7 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     names, who = [case.name for case in CASES], list(contestants.BY_NAME)
     parser = argparse.ArgumentParser(prog="python -m bench")
     parser.add_argument("--only", nargs="+", choices=names, metavar="CASE", help=", ".join(names))
-    parser.add_argument("--who", nargs="+", choices=who, metavar="WHO", help=", ".join(who))
+    parser.add_argument(
+        "--who", nargs="+", choices=who, default=who, metavar="WHO", help=", ".join(who)
+    )
     parser.add_argument("--runs", type=int, default=3, help="how often each takes its turn")
     parser.add_argument("--quick", action="store_true", help="fewer recordings: some four minutes")
     parser.add_argument("--calls", type=int, help="so many recordings in each case, at most")
@@ -52,34 +54,30 @@ def _parser() -> argparse.ArgumentParser:
 def _cases(asked: argparse.Namespace) -> list[Case]:
     chosen = [case for case in CASES if case.name in (asked.only or case.name)]
     if asked.quick:
-        few = [(case, QUICK[case.recordings.name]) for case in chosen if case.store == "sink"]
+        few = [(case, QUICK[case.recordings.name]) for case in chosen]
         chosen = [case.smaller(count) for case, count in few if count]
     return [case.smaller(asked.calls) for case in chosen] if asked.calls else chosen
 
 
-def _contestants(asked: argparse.Namespace) -> list[Contestant]:
-    return [one for one in contestants.available() if one.name in (asked.who or one.name)]
-
-
 def _runs(
-    place: Lab, cases: list[Case], who: list[Contestant], times: int
+    place: Lab, cases: list[Case], who: list[str], times: int
 ) -> Iterator[tuple[Case, Contestant, Run]]:
     """All take turns, so that a slow minute of the machine is everybody's; who begins, changes."""
     for number in range(times):
         for case in cases:
-            taking_part = [one for one in who if one.name in case.contestants]
+            taking_part = [contestants.BY_NAME[one] for one in case.contestants if one in who]
             turn = number % max(len(taking_part), 1)
             for one in taking_part[turn:] + taking_part[:turn]:
                 yield case, one, place.run(one, case)
 
 
 def _line(case: Case, one: Contestant, run: Run) -> str:
-    return (
-        f"{case.name:13} {one.name:10} {run.wall_s:7.2f} s, CPU {run.cpu_s:6.2f} s: "
-        f"{results.cpu_per_gb(run):8.2f} s/GB, {results.cpu_per_call_ms(run):7.2f} ms/call, "
-        f"{results.mb_per_second(run):5.0f} MB/s, {results.calls_per_second(run):5.0f} calls/s, "
-        f"peak {results.peak_mb(run):4.0f} MB"
+    figures = ", ".join(
+        f"{figure(run):.2f} {unit}"
+        for unit, figure in report.FIGURES.items()
+        if "store" not in unit
     )
+    return f"{case.name:13} {one.name:10} {run.wall_s:7.2f} s, CPU {run.cpu_s:6.2f} s: {figures}"
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bench import material
 from bench.cases import Case, Recordings
 from bench.contestants import Arena, Contestant
-from bench.servers import BUILT, SeaweedFS, Sink, Source
+from bench.servers import BUILT, Sink, Source
 
 ROOM_BYTES = 4 << 30
 TIMEOUT_SECONDS = 900
@@ -37,9 +36,6 @@ class Run:
     def cpu_s(self) -> float:
         return self.user_s + self.system_s
 
-    def document(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class Lab:
     """A directory in memory with the material, nginx over it, and a certificate."""
@@ -54,54 +50,31 @@ class Lab:
         self.source = Source(root, home, self.certificate)
 
     def run(self, contestant: Contestant, case: Case) -> Run:
-        """Raises `RuntimeError` where it fails, or has not stored everything."""
-        with self.arena(case) as arena:
-            prepare(contestant, arena)
-            before = arena.store.stats()
-            execute(contestant, arena, [str(BUILT / "timed"), "took"])
-            took = json.loads((arena.home / "took").read_text())
-            calls = min(contestant.most, case.recordings.count)
-            stored = calls * case.recordings.bytes
-            after = arena.store.stats()
-            _check_stored(contestant, before, after, calls, stored)
-        # The question itself is a request, too. SeaweedFS does not count them.
-        asked = after.get("requests", 0) - before.get("requests", 0)
-        return Run(**took, calls=calls, bytes=stored, store_requests=max(asked - 1, 0))
-
-    @contextmanager
-    def arena(self, case: Case) -> Iterator[Arena]:
-        """The servers of a case, with an empty store."""
+        """One run with an empty store. Raises `RuntimeError` where it fails, or has not stored
+        everything. What is prepared is not measured."""
         with (
-            tempfile.TemporaryDirectory(dir=self.home) as home,
-            self._store(case, Path(home)) as store,
+            tempfile.TemporaryDirectory(dir=self.home) as name,
+            Sink(Path(name), self.certificate) as store,
         ):
-            yield Arena(case, self.source, store, Path(home), self.certificate[0])
-
-    def _store(self, case: Case, home: Path) -> Sink | SeaweedFS:
-        if case.store == "weed":
-            return SeaweedFS(home)
-        return Sink(home, self.certificate if case.tls else None)
-
-
-def _check_stored(contestant: Contestant, before: Any, after: Any, calls: int, size: int) -> None:
-    objects, sent = after["objects"] - before["objects"], after["bytes"] - before["bytes"]
-    if objects < calls or sent < size:
-        raise RuntimeError(
-            f"{contestant.name} stored {objects} objects, {sent} bytes: {calls}, {size} wanted"
-        )
-
-
-def prepare(contestant: Contestant, arena: Arena) -> None:
-    """What comes before, and is not measured."""
-    env = {**arena.environment, **contestant.environment(arena)}
-    for command in contestant.prepare(arena):
-        _check(command, arena.home, env)
-
-
-def execute(contestant: Contestant, arena: Arena, under: list[str]) -> None:
-    """Run it to its end, as an argument of the command `under`."""
-    env = {**arena.environment, **contestant.environment(arena)}
-    _check([*under, *contestant.command(arena)], arena.home, env)
+            home = Path(name)
+            arena = Arena(case, self.source, store, home, self.certificate.root)
+            env = {**arena.environment, **contestant.environment(arena)}
+            for command in contestant.prepare(arena):
+                _check(command, home, env)
+            before = store.stats()
+            _check([str(BUILT / "timed"), "took", *contestant.command(arena)], home, env)
+            after = store.stats()
+            took = json.loads((home / "took").read_text())
+        calls = min(contestant.most, case.recordings.count)
+        size = calls * case.recordings.bytes
+        objects, sent = (after[name] - before[name] for name in ("objects", "bytes"))
+        if objects < calls or sent < size:
+            raise RuntimeError(
+                f"{contestant.name} stored {objects} objects, {sent} bytes: {calls}, {size} wanted"
+            )
+        # The question itself is a request, too.
+        requests = after["requests"] - before["requests"] - 1
+        return Run(**took, calls=calls, bytes=size, store_requests=requests)
 
 
 @contextmanager

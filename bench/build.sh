@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds bench/c into .cache/bench/: the null store, the floor, the clock. Needs gcc and OpenSSL's headers.
+# Builds bench/c into .cache/bench/: the null store, the clock. Needs gcc and OpenSSL's headers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 home=.cache/bench
 mkdir -p "$home"
-for program in sink floor timed; do
+for program in sink timed; do
   built=$home/$program
   fresh=yes
   for source in bench/c/"$program".c bench/c/*.h; do

@@ -1,4 +1,4 @@
-"""What is measured: sizes, counts, workers, over which transport, into which store, and by whom."""
+"""What is measured: sizes, counts, workers, and by whom. Both legs are TLS."""
 
 from __future__ import annotations
 
@@ -22,18 +22,8 @@ class Recordings:
     bytes: int
 
     @property
-    def total_bytes(self) -> int:
-        return self.count * self.bytes
-
-    @property
     def ids(self) -> list[str]:
         return [f"vc_{self.name}_{number:06d}" for number in range(self.count)]
-
-
-ALL = ("floor", "archiver", "archiver-2", "rclone", "copyurl", "naive", "s5cmd", "aws")
-BYTES = ("floor", "archiver", "rclone", "copyurl", "naive")
-CALLS = ("floor", "archiver", "archiver-2", "rclone", "naive")
-MEMORY = ("archiver", "rclone")
 
 
 @dataclass(frozen=True)
@@ -45,22 +35,14 @@ class Case:
     recordings: Recordings
     workers: int
     contestants: tuple[str, ...]
-    tls: bool = True
     whole_calls: bool = False
-    store: str = "sink"
 
     @property
     def title(self) -> str:
         count, size = self.recordings.count, self.recordings.bytes
         what = "whole calls of" if self.whole_calls else "×"
         unit = f"{size // 10**6} MB" if size >= 10**6 else f"{size // 1000} KB"
-        store = " into SeaweedFS" if self.store == "weed" else ""
-        tls = "over TLS" if self.tls else "without TLS"
-        return f"{count} {what} {unit}{store} {tls}, {self.workers} workers"
-
-    @property
-    def scheme(self) -> str:
-        return "https" if self.tls else "http"
+        return f"{count} {what} {unit}, {self.workers} workers"
 
     def smaller(self, count: int) -> Case:
         """The same with `count` recordings at most."""
@@ -72,21 +54,15 @@ FIVE = Recordings("5m", 200, 5_000_000)
 SIXTY = Recordings("60m", 20, 60_000_000)
 WIDE = Recordings("wide", 40, 60_000_000)
 TINY = Recordings("100k", 2000, 100_000)
-
-WEED = ("archiver", "rclone", "copyurl", "naive")
+CALLS = ("archiver", "archiver-2", "rclone", "naive")
 
 CASES = (
-    Case("tls-5m", FIVE, 4, ALL),
-    Case("plain-5m", FIVE, 4, BYTES, tls=False),
-    Case("tls-60m", SIXTY, 4, BYTES),
-    Case("plain-60m", SIXTY, 4, BYTES, tls=False),
+    Case("tls-5m", FIVE, 4, (*CALLS, "s5cmd")),
+    Case("tls-60m", SIXTY, 4, ("archiver", "rclone", "naive")),
     Case("tls-tiny-8", TINY, 8, CALLS, whole_calls=True),
     Case("tls-tiny-32", TINY, 32, CALLS, whole_calls=True),
-    Case("plain-tiny-8", TINY, 8, CALLS, tls=False, whole_calls=True),
-    Case("memory-8", WIDE, 8, MEMORY),
-    Case("memory-32", WIDE, 32, MEMORY),
-    Case("weed-5m", FIVE, 4, WEED, tls=False, store="weed"),
-    Case("weed-tiny", TINY, 8, WEED, tls=False, whole_calls=True, store="weed"),
+    Case("memory-8", WIDE, 8, ("archiver", "rclone")),
+    Case("memory-32", WIDE, 32, ("archiver", "rclone")),
 )
 QUICK = {"5m": 40, "60m": 4, "wide": 0, "100k": 200}
 """How many recordings `--quick` takes of each; 0 leaves the case out. Start-up weighs more then."""

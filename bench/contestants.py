@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.cases import END, START, Case
-from bench.servers import BUILT, ROOT, Source, Store
+from bench.servers import BUILT, ROOT, Sink, Source
 
 OURS, PEERS = ROOT / ".venv" / "bin", BUILT / "venv" / "bin"
 _ALONE = BUILT / "archiver" / "bin"
@@ -25,17 +24,13 @@ class Arena:
 
     case: Case
     source: Source
-    store: Store
+    store: Sink
     home: Path
     ca: Path
 
     @property
-    def source_url(self) -> str:
-        return self.source.url(self.case.scheme)
-
-    @property
     def api_url(self) -> str:
-        return f"{self.source_url}/{self.case.recordings.name}/api/v1"
+        return f"{self.source.url}/{self.case.recordings.name}/api/v1"
 
     @property
     def paths(self) -> list[str]:
@@ -89,8 +84,7 @@ def _archiver_environment(arena: Arena) -> dict[str, str]:
     values = {
         "API_BASE_URL": arena.api_url,
         "API_TOKEN": "bench",
-        "RECORDING_HOSTS": arena.source_url.partition("//")[2],
-        "ALLOW_HTTP": "false" if arena.case.tls else "true",
+        "RECORDING_HOSTS": arena.source.url.partition("//")[2],
         "S3_BUCKET": arena.store.bucket,
         "S3_ENDPOINT_URL": arena.store.url,
         "S3_REGION": "us-east-1",
@@ -123,7 +117,7 @@ def _rclone_environment(arena: Arena) -> dict[str, str]:
     return {
         "RCLONE_CONFIG": str(arena.home / "rclone.conf"),
         "RCLONE_CONFIG_SOURCE_TYPE": "http",
-        "RCLONE_CONFIG_SOURCE_URL": arena.source_url,
+        "RCLONE_CONFIG_SOURCE_URL": arena.source.url,
         "RCLONE_CONFIG_STORE_TYPE": "s3",
         "RCLONE_CONFIG_STORE_PROVIDER": "Other",
         "RCLONE_CONFIG_STORE_ENDPOINT": arena.store.url,
@@ -144,54 +138,37 @@ def _rclone_and_hash(arena: Arena) -> list[str]:
     )
 
 
-def _rclone_copyurl(arena: Arena) -> list[str]:
-    lines = [f"{arena.source_url}{path},{Path(path).name}\n" for path in arena.paths]
-    (arena.home / "urls.csv").write_text("".join(lines))
-    return ["rclone", "copyurl", "--urls", "urls.csv", f"store:{arena.store.bucket}/rclone"]
+# --- a shell's loop, a script
 
 
-# --- loops of a shell, a script, the floor
-
-
-def _loop(put: str, most: int) -> Callable[[Arena], list[str]]:
-    """`curl … | put`, so many at a time as there are workers."""
-
-    def command(arena: Arena) -> list[str]:
-        (arena.home / "paths").write_text("".join(f"{p}\n" for p in arena.paths[:most]))
-        endpoint, bucket = shlex.quote(arena.store.url), arena.store.bucket
-        one = f"curl -sSf {arena.source_url}$1 | {put.format(endpoint=endpoint, bucket=bucket)}"
-        return _shell(f"xargs -P {arena.case.workers} -n 1 bash -ec {shlex.quote(one)} _ < paths")
-
-    return command
+def _s5cmd(arena: Arena) -> list[str]:
+    """`curl … | s5cmd pipe`, so many at a time as there are workers."""
+    (arena.home / "paths").write_text("".join(f"{p}\n" for p in arena.paths[:S5CMD_MOST]))
+    put = (
+        f"s5cmd --endpoint-url {shlex.quote(arena.store.url)} pipe s3://{arena.store.bucket}/s5cmd"
+    )
+    one = f"curl -sSf {arena.source.url}$1 | {put}$1 >/dev/null"
+    return _shell(f"xargs -P {arena.case.workers} -n 1 bash -ec {shlex.quote(one)} _ < paths")
 
 
 def _naive(arena: Arena) -> list[str]:
     script = Path(__file__).parent / "naive.py"
     what = ["--api", arena.api_url] if arena.case.whole_calls else ["--urls", "urls"]
-    (arena.home / "urls").write_text("".join(f"{arena.source_url}{p}\n" for p in arena.paths))
+    (arena.home / "urls").write_text("".join(f"{arena.source.url}{p}\n" for p in arena.paths))
     return [
         str(PEERS / "python"), str(script), *what, "--endpoint", arena.store.url,
         "--bucket", arena.store.bucket, "--workers", str(arena.case.workers),
     ]  # fmt: skip
 
 
-def _floor(arena: Arena) -> list[str]:
-    (arena.home / "paths").write_text("".join(f"{path}\n" for path in arena.paths))
-    tls = "tls" if arena.case.tls else ""
-    source, sink = arena.source.ports[arena.case.scheme], arena.store.port
-    return _shell(f"exec {BUILT}/floor {arena.case.workers} {source} {sink} {tls} < paths")
-
-
 def _shell(script: str) -> list[str]:
     return ["bash", "-o", "pipefail", "-c", script]
 
 
-AWS_MOST, S5CMD_MOST = 16, 100
+S5CMD_MOST = 100
 LEDGER = "whole calls, ledger"
-BYTES_ONLY = "bytes"
 
 CONTESTANTS = (
-    Contestant("floor", "C floor", _floor),
     Contestant(
         "archiver", "**archiver backfill**", _archiver, _archiver_environment, _archiver_prepare,
         job=LEDGER,
@@ -201,26 +178,7 @@ CONTESTANTS = (
         _archiver_environment, _archiver_prepare, job=LEDGER,
     ),
     Contestant("rclone", "rclone copy, then hashsum", _rclone_and_hash, _rclone_environment),
-    Contestant("copyurl", "rclone copyurl", _rclone_copyurl, _rclone_environment, job=BYTES_ONLY),
     Contestant("naive", "requests + boto3 script", _naive),
-    Contestant(
-        "s5cmd", "curl \\| s5cmd loop",
-        _loop("s5cmd --endpoint-url {endpoint} pipe s3://{bucket}/s5cmd$1 >/dev/null", S5CMD_MOST),
-        job=BYTES_ONLY, most=S5CMD_MOST,
-    ),
-    Contestant(
-        "aws", "curl \\| aws s3 cp loop",
-        _loop("aws --endpoint-url {endpoint} s3 cp --quiet - s3://{bucket}/aws$1", AWS_MOST),
-        job=BYTES_ONLY, most=AWS_MOST,
-    ),
+    Contestant("s5cmd", "curl \\| s5cmd loop", _s5cmd, job="bytes", most=S5CMD_MOST),
 )  # fmt: skip
 BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}
-
-
-def available() -> list[Contestant]:
-    """Those whose command is here; an archiver without processes of its own runs in one."""
-    asked = subprocess.run(
-        [BIN / "archiver", "backfill", "--help"], capture_output=True, text=True, check=True
-    )
-    out = () if "--processes" in asked.stdout else ("archiver-2",)
-    return [contestant for contestant in CONTESTANTS if contestant.name not in out]

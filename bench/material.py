@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import os
 import struct
-import subprocess
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
+
+import trustme
 
 from bench.cases import BYTES_PER_SECOND, END, HEADER_BYTES, START, WINDOWS, Recordings
 
@@ -28,16 +29,23 @@ TURNS = 24
 _META = {"requestId": "req_bench000000", "timestamp": "2024-01-16T00:00:00Z"}
 
 
-def make_certificate(directory: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that vouches for itself, and its key."""
-    cert, key = directory / "cert.pem", directory / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-         "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
-         "-keyout", key, "-out", cert],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return cert, key
+class Certificate(NamedTuple):
+    """A certificate for 127.0.0.1, its key, and the root that vouches for it: rustls refuses a
+    root as a server's own certificate."""
+
+    cert: Path
+    key: Path
+    root: Path
+
+
+def make_certificate(directory: Path) -> Certificate:
+    authority = trustme.CA()
+    leaf = authority.issue_cert("127.0.0.1")
+    files = Certificate(*(directory / name for name in ("cert.pem", "key.pem", "root.pem")))
+    leaf.cert_chain_pems[0].write_to_path(str(files.cert))
+    leaf.private_key_pem.write_to_path(str(files.key))
+    authority.cert_pem.write_to_path(str(files.root))
+    return files
 
 
 def make(root: Path, recordings: Recordings) -> None:

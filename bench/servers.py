@@ -10,9 +10,12 @@ import ssl
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
+from bench.material import Certificate
 from tests.system.servers import Weed
 
 ROOT = Path(__file__).parent.parent
@@ -63,10 +66,11 @@ class Server:
 
 
 class Source(Server):
-    """nginx over what `material.py` wrote below `root`, on a plain port and one with TLS."""
+    """nginx over what `material.py` wrote below `root`, over TLS."""
 
-    def __init__(self, root: Path, home: Path, certificate: tuple[Path, Path]) -> None:
-        self.ports = {"http": free_port(), "https": free_port()}
+    def __init__(self, root: Path, home: Path, certificate: Certificate) -> None:
+        port = free_port()
+        self.url = f"https://127.0.0.1:{port}"
         (home / "tmp").mkdir()
         file = home / "nginx.conf"
         text = (Path(__file__).parent / "nginx.conf").read_text()
@@ -75,34 +79,15 @@ class Source(Server):
             "USER": "user root;" if os.geteuid() == 0 else "",
             "HOME": home,
             "ROOT": root,
-            "PLAIN": self.ports["http"],
-            "TLS": self.ports["https"],
-            "CERT": certificate[0],
-            "KEY": certificate[1],
+            "TLS": port,
+            "CERT": certificate.cert,
+            "KEY": certificate.key,
         }
         for name, value in values.items():
             text = text.replace(f"@{name}@", str(value))
         file.write_text(text)
         command: Command = ["nginx", "-p", home, "-c", file, "-e", home / "nginx.log"]
-        super().__init__(command, self.ports["http"], home / "nginx.out")
-
-    def url(self, scheme: str) -> str:
-        return f"{scheme}://127.0.0.1:{self.ports[scheme]}"
-
-
-class Store(Protocol):
-    """Where the contestants write: one bucket, and what came into it."""
-
-    bucket: str
-    port: int
-    secrets: tuple[str, str]
-
-    @property
-    def url(self) -> str: ...
-
-    def stats(self) -> dict[str, int]:
-        """`objects`, `bytes`, and of the sink `requests`, so far."""
-        ...
+        super().__init__(command, port, home / "nginx.out")
 
 
 class Sink(Server):
@@ -111,45 +96,33 @@ class Sink(Server):
     bucket = "bench"
     secrets = ("bench", "bench-secret")
 
-    def __init__(self, home: Path, certificate: tuple[Path, Path] | None) -> None:
+    def __init__(self, home: Path, certificate: Certificate | None) -> None:
         self.port = free_port()
-        self._cert = certificate[0] if certificate else None
-        command: Command = [BUILT / "sink", str(self.port), *(certificate or ())]
-        super().__init__(command, self.port, home / "sink.log")
-
-    @property
-    def url(self) -> str:
-        return f"{'https' if self._cert else 'http'}://127.0.0.1:{self.port}"
+        self._root = certificate.root if certificate else None
+        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self.port}"
+        files = (certificate.cert, certificate.key) if certificate else ()
+        super().__init__([BUILT / "sink", str(self.port), *files], self.port, home / "sink.log")
 
     def stats(self) -> dict[str, int]:
-        tls = ssl.create_default_context(cafile=self._cert) if self._cert else None
+        """`objects`, `bytes` and `requests` so far."""
+        tls = ssl.create_default_context(cafile=self._root) if self._root else None
         with urllib.request.urlopen(f"{self.url}/_stats", context=tls) as answer:
-            told: dict[str, int] = json.load(answer)
-        return told
+            stats: dict[str, int] = json.load(answer)
+        return stats
 
 
-class SeaweedFS:
-    """The demo's S3 server: one that really keeps what it is sent."""
-
-    bucket = "bench"
-
-    def __init__(self, home: Path, *, object_lock: bool = False) -> None:
-        self._home = home / "weed"
-        self._object_lock = object_lock
-
-    def __enter__(self) -> Self:
-        self._weed = Weed(self._home)
-        self.url = self._weed.endpoint_url
-        self.port = int(self.url.rpartition(":")[2])
-        environment = self._weed.environment
-        self.secrets = (environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
-        self._weed.create_bucket(self.bucket, object_lock=self._object_lock)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._weed.kill()
-
-    def stats(self) -> dict[str, int]:
-        pages = self._weed.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
-        sizes = [item["Size"] for page in pages for item in page.get("Contents", ())]
-        return {"objects": len(sizes), "bytes": sum(sizes)}
+@contextmanager
+def seaweedfs(home: Path, bucket: str) -> Iterator[dict[str, str]]:
+    """The demo's S3 server with a bucket under Object Lock; yields what names it."""
+    weed = Weed(home / "weed")
+    try:
+        weed.create_bucket(bucket, object_lock=True)
+        yield {
+            **weed.environment,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "ARCHIVER_S3_BUCKET": bucket,
+            "ARCHIVER_S3_ENDPOINT_URL": weed.endpoint_url,
+            "ARCHIVER_S3_REGION": "us-east-1",
+        }
+    finally:
+        weed.kill()

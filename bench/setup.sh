@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Puts what the speed comparison needs, and the project does not, into .cache/bench/:
 #   archiver/             the archiver with what it runs on and no more, as in its image
-#   venv/                 the peers (s5cmd, aws, requests, boto3), an environment apart
-#   sink, floor, timed    built from bench/c
+#   venv/                 the peers (s5cmd, requests, boto3), an environment apart
+#   sink, timed           built from bench/c
 # Debian packages are installed only for commands that are missing. Running it again is cheap.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,7 +17,6 @@ need() { # FILE-OR-COMMAND PACKAGE...: installs the packages where it is missing
 
 need nginx nginx-light
 need curl curl
-need openssl openssl
 need gcc gcc libc6-dev
 need /usr/include/openssl/ssl.h libssl-dev
 bench/build.sh

@@ -1,1 +1,1 @@
-"""What the ledger costs: reading it all (`verify`), closing a large window, knowing a large day."""
+"""What reading the ledger costs: `verify` at the levels manifest and bytes."""

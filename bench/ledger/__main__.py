@@ -1,4 +1,4 @@
-"""`python -m bench.ledger`: what the ledger costs, printed; with `--write` into README.md too."""
+"""`python -m bench.ledger`: what reading the ledger costs; with `--write` into README.md too."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import results
 from bench.contestants import BIN
 from bench.ledger import archive, recordings
-from bench.report import put_between
-from bench.servers import BUILT, SeaweedFS, Server, free_port
+from bench.report import about, put_between
+from bench.servers import BUILT, seaweedfs
 
 RECORDING_BYTES = 5_000_000
 WORKERS = 8
@@ -59,15 +58,15 @@ class Goal:
 
 def main() -> int:
     asked = _parser().parse_args()
-    about = results.about(1)
+    here = about(1)
     lines = [
-        f"{about['date']}, one run; the load when it began was {about['load']}.",
-        f"{about['machine']}. Python {about['versions']['Python']}.",
+        f"{here['date']}, one run; the load when it began was {here['load']}.",
+        f"{here['machine']}. Python {here['versions']['Python']}.",
         "",
         "| | wanted | reached | |",
         "| --- | ---: | ---: | --- |",
     ]
-    for part in (_manifest, _bytes, _seal, _day):
+    for part in (_manifest, _bytes):
         for goal in part(asked):
             print(goal, flush=True)
             lines.append(str(goal))
@@ -80,8 +79,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.ledger")
     parser.add_argument("--windows", type=int, default=1000, help="of 1,000 calls each, to verify")
     parser.add_argument("--recordings", type=int, default=300, help="of 5 MB, to hash")
-    parser.add_argument("--window-calls", type=int, default=100_000, help="in a window to seal")
-    parser.add_argument("--day-calls", type=int, default=1_000_000, help="in a day to list")
     parser.add_argument("--write", action="store_true", help="write README.md")
     return parser
 
@@ -125,34 +122,6 @@ def _bytes(asked: argparse.Namespace) -> Iterator[Goal]:
         )
 
 
-def _seal(asked: argparse.Namespace) -> Iterator[Goal]:
-    with tempfile.TemporaryDirectory() as home:
-        took = _large(Path(home), "seal", asked.window_calls)
-    what = f"closing and sealing a window of {asked.window_calls:,} calls, beside the upload"
-    yield Goal(f"{what}: CPU s", f"{took.inner_cpu_s:.1f}")
-    yield Goal("… peak memory in MB", f"{took.peak_mb:.0f}")
-
-
-def _day(asked: argparse.Namespace) -> Iterator[Goal]:
-    calls, port = asked.day_calls, free_port()
-    with tempfile.TemporaryDirectory() as home:
-        command = [sys.executable, "-m", "bench.ledger.pages", str(port), str(calls)]
-        with Server(list(command), port, Path(home) / "pages.log"):
-            url = f"http://127.0.0.1:{port}"
-            os.environ |= {"ARCHIVER_S3_BUCKET": "bench", "ARCHIVER_S3_ENDPOINT_URL": url}
-            took = _large(Path(home), "day", calls)
-    yield Goal(
-        f"listing a day's records and finding the calls without one, {calls:,} calls: CPU s",
-        f"{took.inner_cpu_s:.1f}",
-    )
-    yield Goal("… seconds", f"{took.inner_wall_s:.1f}")
-    yield Goal("… peak memory in MB", f"{took.peak_mb:.0f}")
-
-
-def _large(home: Path, step: str, calls: int) -> Took:
-    return _run(home, [sys.executable, "-m", "bench.ledger.large", step, str(calls)])
-
-
 @contextmanager
 def _store() -> Iterator[Path]:
     """An empty SeaweedFS in a home of its own, and an environment that names it."""
@@ -160,25 +129,12 @@ def _store() -> Iterator[Path]:
     at = memory if memory.is_dir() else None
     with (
         tempfile.TemporaryDirectory(prefix="bench-", dir=at) as name,
-        SeaweedFS(Path(name), object_lock=True) as store,
+        seaweedfs(Path(name), "bench") as environment,
     ):
-        os.environ |= _environment(store)
+        os.environ |= environment
+        os.environ |= {"ARCHIVER_LOG_LEVEL": "warning", "ARCHIVER_WORKERS": str(WORKERS)}
         archive.client.cache_clear()
         yield Path(name)
-
-
-def _environment(store: SeaweedFS) -> dict[str, str]:
-    key, secret = store.secrets
-    return {
-        "AWS_ACCESS_KEY_ID": key,
-        "AWS_SECRET_ACCESS_KEY": secret,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "ARCHIVER_S3_BUCKET": store.bucket,
-        "ARCHIVER_S3_ENDPOINT_URL": store.url,
-        "ARCHIVER_S3_REGION": "us-east-1",
-        "ARCHIVER_LOG_LEVEL": "warning",
-        "ARCHIVER_WORKERS": str(WORKERS),
-    }
 
 
 def _run(home: Path, command: list[str]) -> Took:

@@ -1,6 +1,6 @@
 """`python -m bench.ledger.bare`: the requests of `verify --level manifest`, and nothing else.
 
-The same client asks for the same objects and listings, from as many tasks, and throws away what
+The same client asks for the same objects and listings, from as many threads, and throws away what
 comes. It prints the CPU seconds that this took, Python's start and the imports left out: what an
 audit takes beyond them is its own.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor as Hub
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from archiver.audit.verify import WINDOWS_AT_ONCE
@@ -25,9 +25,9 @@ def main() -> None:
     settings = load(StoreSettings)
     bucket = reader(settings, SystemClock())
     began, cpu = time.monotonic(), time.process_time()
-    with Hub(settings.workers) as pool:
+    with ThreadPoolExecutor(settings.workers) as pool:
         _all(pool.map(bucket.read, _keys(bucket, layout.SEALS)))
-    with Hub(WINDOWS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(WINDOWS_AT_ONCE) as pool:
         _all(pool.map(partial(_fetch, bucket), _keys(bucket, layout.SEGMENTS)))
     for prefix in (layout.EVENTS, layout.KEYS):
         _all(bucket.list(prefix))

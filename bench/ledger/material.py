@@ -23,11 +23,6 @@ HOUR = timedelta(hours=1)
 LATER = timedelta(days=2)
 RETENTION_DAYS = 3650
 SOURCE = {"api": "https://api.example.com/api/v1", "recording_host": "recordings.example.com"}
-KINDS = {
-    "recording": ("wav", "audio/wav"),
-    "transcript": ("json", "application/json"),
-    "epa": ("json", "application/json"),
-}
 
 
 def window(number: int) -> Window:
@@ -76,7 +71,7 @@ def _call(call_id: str, started: datetime, ended: datetime, seconds: int) -> Cal
 def _result(call_id: str, started: datetime, seconds: int, digest: str) -> Result:
     kind = int(digest[10:14], 16)
     outcome = {0: "no_recording", 1: "failed"}.get(kind % 25, "archived")
-    kinds = list(KINDS) if kind % 10 else ["recording", "transcript"]
+    kinds = ["recording", "transcript", "epa"] if kind % 10 else ["recording", "transcript"]
     source: dict[str, Any] = {"api": SOURCE["api"], "request_id": f"req_{digest[:16]}"}
     if outcome != "archived":
         reason = {"no_recording": "not_found", "failed": "not_wav"}[outcome]
@@ -100,11 +95,11 @@ def _result(call_id: str, started: datetime, seconds: int, digest: str) -> Resul
 
 
 def _file(call_id: str, started: datetime, kind: str, seconds: int) -> File:
-    extension, content_type = KINDS[kind]
+    row = record.FILE_KINDS[kind]
     digest = _hex(call_id.encode(), kind.encode())
-    key = f"{layout.recording_dir(started.date(), call_id)}{kind}.{extension}"
+    key = layout.recording_dir(started.date(), call_id) + row.name
     size = seconds * 16_000 + 44 if kind == "recording" else seconds * 40
-    return File(kind, key, size, digest, content_type, digest[:32])
+    return File(kind, key, size, digest, row.content_type, digest[:32])
 
 
 def _hex(*parts: bytes) -> str:
