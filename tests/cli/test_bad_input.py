@@ -68,6 +68,9 @@ def test_wrong_settings(
         ({"ARCHIVER_WINDOW": "7h"}, 2, "ARCHIVER_WINDOW"),
         ({"ARCHIVER_LOG_LEVEL": "loud"}, 2, "ARCHIVER_LOG_LEVEL"),
         ({"ARCHIVER_API_TOKEN": "two\nlines"}, 2, "ARCHIVER_API_TOKEN"),
+        ({"ARCHIVER_API_TOKEN": None, "ARCHIVER_API_TOKEN_FILE": "/nowhere/token"}, 2,
+         "ARCHIVER_API_TOKEN_FILE"),
+        ({"ARCHIVER_START": "2999-01-01"}, 2, "ARCHIVER_START"),
     ],
 )  # fmt: skip
 def test_more_wrong_settings(
@@ -168,37 +171,17 @@ def test_a_bad_command_line(command: Command, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("index", "count", "code"), [("4", "4", 2), ("x", "4", 2), ("0", "0", 2), ("", "4", 0)]
+    ("index", "count", "code"),
+    [("4", "4", 2), ("x", "4", 2), ("0", "0", 2), ("3", None, 2), ("", "4", 0)],
 )
 def test_a_bad_shard_of_the_environment(
-    command: Command, hour: list[str], index: str, count: str, code: int
+    command: Command, hour: list[str], index: str, count: str | None, code: int
 ) -> None:
     done = command.run(
         "backfill", *hour, "--dry-run", JOB_COMPLETION_INDEX=index, ARCHIVER_SHARDS=count
     )
     assert done.code == code, done.err
     assert code == 0 or done.complaint
-
-
-@pytest.mark.parametrize("content", [None, "", "no key", "dir"])
-def test_an_unreadable_key_file(command: Command, hour: list[str], content: str | None) -> None:
-    file = command.directory / "bad.pem"
-    if content == "dir":
-        file.mkdir()
-    elif content is not None:
-        file.write_text(content)
-    done = command.run("backfill", *hour, ARCHIVER_SIGNING_KEY_FILE=str(file))
-    assert done.code == 2
-    assert "ARCHIVER_SIGNING_KEY_FILE" in done.complaint
-    assert "archiver keygen" in done.complaint
-
-
-def test_a_missing_token_file(command: Command, hour: list[str]) -> None:
-    done = command.run(
-        "backfill", *hour, ARCHIVER_API_TOKEN=None, ARCHIVER_API_TOKEN_FILE="/nowhere/token"
-    )
-    assert done.code == 2
-    assert "ARCHIVER_API_TOKEN_FILE" in done.complaint
 
 
 def test_run_needs_its_metrics_port(command: Command) -> None:
