@@ -122,7 +122,7 @@ def store_lines(found: Capabilities, wanted: Wanted) -> list[CheckLine]:
     """What the store proved, and what follows, a line for each matter."""
     lines: list[CheckLine] = []
 
-    def say(
+    def add(
         name: str, detail: str, action: str = "", *, fails: bool = False, note: bool = False
     ) -> None:
         code = StoreError.exit_code if fails else 0
@@ -131,10 +131,10 @@ def store_lines(found: Capabilities, wanted: Wanted) -> list[CheckLine]:
     winners, racers = found.create_once_race_winners, found.create_once_racers
     if found.create_once:
         raced = f"of {racers} writers at once, {'one won' if winners else 'none overwrote'}"
-        say("create-once", raced, "any number of writers may share the archive")
+        add("create-once", raced, "any number of writers may share the archive")
     else:
         raced = f"{winners} of {racers} writers won" if (winners or 0) > 1 else ""
-        say(
+        add(
             "create-once",
             f"not atomic: {raced or 'a taken key is overwritten'}",
             "several writers are refused; --single-writer accepts one process",
@@ -144,56 +144,56 @@ def store_lines(found: Capabilities, wanted: Wanted) -> list[CheckLine]:
     back = "every recording is read back and hashed"
     if found.checksums:
         proof = "the store's answer proves each write"
-        say(
+        add(
             "checksums", "wrong ones are refused", back if wanted.verify_writes == "full" else proof
         )
     else:
         if wanted.verify_writes == "head":
             back = "ARCHIVER_VERIFY_WRITES=head: damage on the way stays unseen; set auto"
-        say("checksums", "wrong ones are taken", back, note=True)
+        add("checksums", "wrong ones are taken", back, note=True)
 
     action = "recordings over 5 MiB get keys of their own"
     if found.complete_create_once:
-        say("multipart", "an upload's end refuses a taken key", action)
+        add("multipart", "an upload's end refuses a taken key", action)
     else:
-        say("multipart", "an upload's end overwrites a taken key", action, note=True)
+        add("multipart", "an upload's end overwrites a taken key", action, note=True)
 
     unknown = "not known: we may not ask"
     if found.versioning:
-        say("versioning", "on", "records name the version of each file")
+        add("versioning", "on", "records name the version of each file")
     elif found.versioning is None:
-        say("versioning", unknown, "s3:GetBucketVersioning would tell", note=True)
+        add("versioning", unknown, "s3:GetBucketVersioning would tell", note=True)
     else:
-        say("versioning", "off", "what is overwritten or deleted is gone", note=True)
+        add("versioning", "off", "what is overwritten or deleted is gone", note=True)
 
     if wanted.lock_mode == "none" and found.object_lock:
         action = "nothing is locked: ARCHIVER_OBJECT_LOCK_MODE is none"
-        say("object lock", "the bucket has it", action, note=True)
+        add("object lock", "the bucket has it", action, note=True)
     elif wanted.lock_mode == "none":
         lacks = "the bucket lacks it" if found.object_lock is False else unknown
-        say("object lock", lacks, "nothing is locked", note=True)
+        add("object lock", lacks, "nothing is locked", note=True)
     elif found.lock_holds:
         days = f"everything is locked for {wanted.retention_days} days from its call's end"
-        say("object lock", f"{wanted.lock_mode} holds: date, mode, version", days)
+        add("object lock", f"{wanted.lock_mode} holds: date, mode, version", days)
         if found.lock_at_multipart:
-            say("multipart lock", "kept from an upload's start", "looked at after each")
+            add("multipart lock", "kept from an upload's start", "looked at after each")
         elif found.lock_at_multipart is None:
             detail = "not known: we may not list versions"
-            say("multipart lock", detail, "set again after each upload")
+            add("multipart lock", detail, "set again after each upload")
         else:
             detail = "dropped at an upload's start"
-            say("multipart lock", detail, "set again after each upload", note=True)
+            add("multipart lock", detail, "set again after each upload", note=True)
     else:
         action = "nothing is archived while ARCHIVER_OBJECT_LOCK_MODE asks for locks"
-        say("object lock", "locked versions can be changed or deleted", action, fails=True)
+        add("object lock", "locked versions can be changed or deleted", action, fails=True)
 
     if found.object_lock and found.legal_hold:
-        say("legal hold", "can be set and taken off")
+        add("legal hold", "can be set and taken off")
     elif found.object_lock and found.legal_hold is None:
         detail = "not tried: we may set none on manifest/probe"
-        say("legal hold", detail, "archiver hold looks at each hold that it sets")
+        add("legal hold", detail, "archiver hold looks at each hold that it sets")
     elif found.object_lock:
-        say("legal hold", "not kept, or not shown", "archiver hold fails", note=True)
+        add("legal hold", "not kept, or not shown", "archiver hold fails", note=True)
 
     if (skew := found.clock_skew_seconds) is not None:
         lines.append(_clock("store clock", "the store's", skew, StoreError.exit_code))

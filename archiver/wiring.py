@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import resources
 
 import structlog
@@ -223,28 +222,30 @@ class App:
         self.bucket.check_access()
 
     def ensure_archive(self, *, single_writer: bool = False) -> bool:
-        """Open the archive, or begin one; True where it was begun."""
-        settings, trust = (
-            self.settings,
-            partial(
-                trust_store,
-                bucket=self.bucket,
-                chain=self.chain,
-                single_writer=single_writer,
-                verify_writes=self.settings.verify_writes,
-            ),
-        )
-        if self.chain.open():
+        """Open the archive, or begin one; True where it was begun.
+
+        1. Open it, or find that there is none. Refuse settings that do not fit.
+        2. Try the store out: briefly, or all of it before an archive is begun.
+        3. Rely on what it has shown.
+        4. Begin the archive: public key, the pages for an auditor without our software, seal 0.
+        """
+        settings, is_there = self.settings, self.chain.open()  # 1
+        if is_there:
             check_window_length(self.chain.genesis(), settings.window)
-            trust(probe_again(self.bucket, self.chain))
+        elif settings.start is not None and settings.start > self.clock.now():
+            raise UsageError("ARCHIVER_START lies in the future: the loop would do nothing")
+        found = probe_again(self.bucket, self.chain) if is_there else probe(self.bucket)  # 2
+        trust_store(  # 3
+            found,
+            self.bucket,
+            self.chain,
+            single_writer=single_writer,
+            verify_writes=settings.verify_writes,
+        )
+        if is_there:
             self._abort_orphaned_uploads()
             return False
-        if settings.start is not None and settings.start > self.clock.now():
-            raise UsageError("ARCHIVER_START lies in the future: the loop would do nothing")
-        found = probe(self.bucket)
-        trust(found)
-        # What an auditor without our software needs.
-        package = resources.files("archiver.audit")
+        package = resources.files("archiver.audit")  # 4
         names = {layout.VERIFY_PAGE: "VERIFY.md", layout.VERIFY_SCRIPT: "verify.sh"}
         window_seconds = int(settings.window.total_seconds())
         return self.chain.begin(

@@ -28,11 +28,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
 @pytest.mark.parametrize(
     ("shares", "versioned"),
     [
-        pytest.param([(), ()], True, id="two of the same range"),
         pytest.param([(), (), ()], False, id="three, in a bucket without versions"),
-        pytest.param(
-            [("--shard", "0/3"), ("--shard", "1/3"), ("--shard", "2/3")], True, id="three shards"
-        ),
         pytest.param(
             [("--shard", "0/2"), ("--shard", "1/2"), ("--shard", "1/2"), ()],
             True,
