@@ -126,6 +126,10 @@ class AzureApi:
         """How many signed URLs each call has been asked for."""
         return self._state.urls
 
+    def add(self, call: AzureCall) -> None:
+        """Have one more call listed from now on."""
+        self._state.calls = {**self._state.calls, call.document["id"]: call}
+
     def settings(self, azurite: Azurite) -> dict[str, str]:
         return {
             "API_BASE_URL": self.url,
