@@ -102,11 +102,3 @@ def test_a_line_is_one_json_object(capfd: pytest.CaptureFixture[str]) -> None:
     assert first["call_id"] == "a\nb\u2028c"
     assert first["level"] == "info"
     assert first["at"].endswith("Z")
-
-
-@pytest.mark.usefixtures("_restored")
-def test_urllib3_s_own_retry_lines_stay_out(capfd: pytest.CaptureFixture[str]) -> None:
-    logs.configure("debug", "json")
-    with pytest.raises(urllib3.exceptions.HTTPError):
-        urllib3.PoolManager().request("GET", f"http://127.0.0.1:1/x?sig={SECRET}", retries=1)
-    assert SECRET not in capfd.readouterr().err
