@@ -1,4 +1,4 @@
-"""A request to end is heard, whatever is under way, and the next run makes it good."""
+"""What a crash leaves is completed by the next run; a request to end is heard."""
 
 from __future__ import annotations
 
@@ -45,6 +45,29 @@ def complete(source: Source, archiver: Archiver, bucket: Bucket, copy: Path) -> 
     keys = [row[0] for row in bucket.versions()]
     assert len(keys) == len(set(keys)), "something was written twice"
     audit.assert_clean(archiver)
+
+
+def test_killed_again_and_again(source: Source, make_archive: MakeArchive, tmp_path: Path) -> None:
+    """Invariant 4: SIGKILL at many moments, among them right after seals and records."""
+    archiver, bucket = make_archive(source.settings(), versioned=True)
+    archiver = archiver.having(WORKERS="4")
+    moments = [
+        (1, "call.archived"),
+        (1, "seal.appended"),
+        (7, "call.archived"),
+        (2, "seal.appended"),
+        (3, "seal.appended"),
+        (11, "call.archived"),
+    ]
+    killed = 0
+    for count, event in moments:
+        running = archiver.start("backfill", *DATES)
+        running.wait_for(count, event)
+        running.send(signal.SIGKILL)
+        killed += running.wait().code == -signal.SIGKILL
+    assert killed >= 4, "it was done before most of the crashes"
+    archiver.run("backfill", *DATES).expect(0)
+    complete(source, archiver, bucket, tmp_path / "copy")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

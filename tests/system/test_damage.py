@@ -150,9 +150,9 @@ def without_a_record(objects: Objects, key: str) -> bytes:
     return b"".join(line + b"\n" for line in lines[1:-1]) + canonical(window)
 
 
-def drop_a_record(*, rechain: bool) -> Callable[[Objects], None]:
-    """A record leaves its segment, and all hashes are made anew as far as one can without the key:
-    the checksum list, the seal's entry, and with `rechain` `prev` of all later seals."""
+def drop_a_record(*, reseal: bool, rechain: bool) -> Callable[[Objects], None]:
+    """A record leaves its segment, and all hashes are made anew as far as one can without the
+    key: the companion; the seal's entry too (`reseal`); and `prev` of all later seals."""
 
     def damage(objects: Objects) -> None:
         key = first(objects, "manifest/segments/", ".jsonl", 2)
@@ -165,8 +165,9 @@ def drop_a_record(*, rechain: bool) -> Callable[[Objects], None]:
         rows.insert(0, f"{hashlib.sha256(data).hexdigest()}  {key}")
         objects.put(companion, "".join(f"{row}\n" for row in rows).encode())
         objects.put(key, data)
-        number = int(objects.get(key.replace(".jsonl", ".seal")))
-        reseal_segment(objects, number, key, data, rechain=rechain)
+        if reseal:
+            number = int(objects.get(key.replace(".jsonl", ".seal")))
+            reseal_segment(objects, number, key, data, rechain=rechain)
 
     return damage
 
@@ -226,6 +227,8 @@ SWAPPED = ("pointer_mismatch", "running_total", "segment_twice")
 
 DAMAGES = [
     case("flipped bit in a recording", flip("recordings/", ".wav"), "file_hash"),
+    case("flipped bit in a transcript", flip("recordings/", "transcript.json"), "file_hash"),
+    case("flipped bit in a survey", flip("recordings/", "epa.json"), "file_hash"),
     case("flipped bit in a record", flip("records/", ".json"), "record_mismatch"),
     case(
         "flipped bit in a segment",
@@ -233,32 +236,61 @@ DAMAGES = [
         "segment_mismatch",
         also=BROKEN_SEGMENT,
     ),
+    case("flipped bit in a companion", flip(SEGMENTS, ".sha256"), "companion_mismatch"),
+    case(
+        "flipped bit in a seal",
+        flip(SEALS, ".json", 1),
+        "signature_invalid",
+        "prev_mismatch",
+        also=BROKEN_SEAL,
+    ),
     case(
         "flipped bit in the newest seal",
         flip(SEALS, ".json", -1),
         "signature_invalid",
         also=BROKEN_SEAL,
     ),
+    case("flipped bit in a signature", flip(SEALS, ".sig", 1), "signature_invalid"),
+    case("missing recording", lose("recordings/", ".wav"), "file_missing"),
     case("missing transcript", lose("recordings/", "transcript.json"), "file_missing"),
+    case("missing record", lose("records/", ".json"), "record_missing"),
     case("missing segment", lose(SEGMENTS, ".jsonl"), "segment_missing"),
+    case("missing companion", lose(SEGMENTS, ".sha256"), "companion_missing"),
+    case("missing pointer", lose(SEGMENTS, ".seal"), "pointer_missing"),
     case("missing seal", lose(SEALS, ".json", 2), "seal_missing", also=["pointer_dangling"]),
+    case("missing signature", lose(SEALS, ".sig", 2), "signature_missing"),
+    # Without seal 0, and no key from outside, nothing tells which key the archive has.
+    case("missing seal 0", lose(SEALS, ".json", 0), "seal_missing", also=["signature_invalid"]),
     case("missing public key", lose("manifest/keys/", ".pem"), "public_key_missing"),
     case("swapped seals", swap("", ".sig"), "seal_number", "prev_mismatch", also=SWAPPED),
     case(
+        "swapped seals with their signatures left",
+        swap(""),
+        "signature_invalid",
+        "seal_number",
+        "prev_mismatch",
+        also=SWAPPED,
+    ),
+    case(
+        "dropped record and companion made anew",
+        drop_a_record(reseal=False, rechain=False),
+        "segment_mismatch",
+        also=["companion_mismatch"],
+    ),
+    case(
         "dropped record and seal made anew",
-        drop_a_record(rechain=False),
+        drop_a_record(reseal=True, rechain=False),
         "signature_invalid",
         "prev_mismatch",
         also=["running_total"],
     ),
     case(
         "dropped record and all seals made anew",
-        drop_a_record(rechain=True),
+        drop_a_record(reseal=True, rechain=True),
         "signature_invalid",
     ),
     case("cut-off tail", truncate, "tail_missing", head=True),
 ]
-"""One of each kind; `tests/audit` has every code and every place."""
 
 
 @pytest.fixture
@@ -303,13 +335,68 @@ def test_without_a_known_head_a_cut_off_tail_cannot_be_told(sound: Archive, tmp_
     assert "--head" in script.stdout
 
 
-def test_what_lies_below_the_newest_version(make_archive: MakeArchive, tmp_path: Path) -> None:
-    """Overwritten, even by the same bytes; then the version that the record names is gone."""
-    archive = make(make_archive, tmp_path, versioned=True)
-    bucket = archive.bucket
+# --- a bucket with versions: what lies below the newest one
+
+
+@pytest.fixture(scope="module")
+def versioned(make_archive: MakeArchive, tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    return make(make_archive, tmp_path_factory.mktemp("versions"), versioned=True)
+
+
+@pytest.fixture
+def versions_restored(versioned: Archive) -> Iterator[None]:
+    before = {row[:3] for row in versioned.bucket.versions()}
+    yield
+    bucket = versioned.bucket
+    for key, version_id, _ in {row[:3] for row in bucket.versions()} - before:
+        bucket.client.delete_object(Bucket=bucket.name, Key=key, VersionId=version_id)
+
+
+PLACES = [("recordings/", ".wav"), ("records/", ".json"), (SEGMENTS, ".jsonl"), (SEALS, ".json")]
+
+
+@pytest.mark.usefixtures("versions_restored")
+@pytest.mark.parametrize(("prefix", "suffix"), PLACES)
+def test_an_overwritten_object(versioned: Archive, prefix: str, suffix: str) -> None:
+    """Even by the same bytes: nothing committed is ever written again."""
+    bucket = versioned.bucket
+    key = first(bucket, prefix, suffix)
+    bucket.put(key, bucket.get(key))
+    found = audit.findings(versioned.archiver, "--level", "bytes", code=1)
+    assert found == {"overwritten"}
+
+
+@pytest.mark.usefixtures("versions_restored")
+def test_an_object_overwritten_by_other_bytes(versioned: Archive) -> None:
+    """The record's own version is still whole, and the key is not."""
+    flip("recordings/", ".wav")(versioned.bucket)
+    found = audit.findings(versioned.archiver, "--level", "bytes", code=1)
+    assert found == {"overwritten"}
+
+
+@pytest.mark.usefixtures("versions_restored")
+def test_a_hidden_object(versioned: Archive) -> None:
+    lose("recordings/", ".wav")(versioned.bucket)
+    found = audit.findings(versioned.archiver, "--level", "bytes", code=1)
+    assert found == {"deleted"}
+
+
+@pytest.mark.usefixtures("versions_restored")
+def test_an_object_hidden_and_written_again(versioned: Archive) -> None:
+    bucket = versioned.bucket
+    key = first(bucket, "recordings/", ".wav")
+    data = bucket.get(key)
+    bucket.delete(key)
+    bucket.put(key, data)
+    assert audit.findings(versioned.archiver, "--level", "bytes", code=1) == {"recreated"}
+
+
+def test_a_version_that_is_gone(versioned: Archive) -> None:
+    """The last test here: this cannot be put right again."""
+    bucket = versioned.bucket
     key = first(bucket, "recordings/", ".wav")
     [version_id] = [row[1] for row in bucket.versions() if row[0] == key]
     bucket.put(key, bucket.get(key))
-    assert audit.findings(archive.archiver, "--level", "bytes", code=1) == {"overwritten"}
     bucket.client.delete_object(Bucket=bucket.name, Key=key, VersionId=version_id)
-    assert audit.findings(archive.archiver, "--level", "bytes", code=1) == {"file_missing"}
+    found = audit.findings(versioned.archiver, "--level", "bytes", code=1)
+    assert found == {"file_missing"}

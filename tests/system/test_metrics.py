@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -128,3 +129,17 @@ def test_the_scrape_tells_of_the_work(scrape: str) -> None:
         if name == "archiver_stage_seconds_count" and value > 0
     }
     assert stages == STAGES
+
+
+def test_a_taken_port(source: Source, make_archive: MakeArchive) -> None:
+    """SPEC section 7: `run` fails; a backfill goes on without metrics, with a warning."""
+    archiver, bucket = make_archive(source.settings())
+    with socket.create_server(("", 0)) as taken:
+        archiver = archiver.having(METRICS_PORT=str(taken.getsockname()[1]))
+        [line] = archiver.run("run", "--once").expect(2).complaints
+        assert "ARCHIVER_METRICS_PORT" in line
+        assert bucket.keys() == []
+        hour = ("--from", "2024-05-01T00:00:00", "--to", "2024-05-01T01:00:00")
+        result = archiver.run("backfill", *hour).expect(0)
+        [warning] = result.events("metrics.unavailable")
+        assert warning["level"] == "warning"
