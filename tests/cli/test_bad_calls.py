@@ -91,20 +91,24 @@ def with_null(platform: Platform, request: Request) -> Reply | None:
     return Reply(200, {}, json.dumps({**document, "data": [None, *document["data"]]}).encode())
 
 
-@pytest.mark.parametrize("harm", ["403", "422 for one", "odd url", "null"])
+@pytest.mark.parametrize("harm", ["401", "403", "422 for one", "odd url", "null", "400 at first"])
 def test_the_preflight_takes_one_bad_call_for_one_bad_call(
     command: Command, platform: Platform, hour: list[str], harm: str
 ) -> None:
     """It ends no command before it begins, wherever it stands."""
     hooks = {
+        "401": lambda r: url_of_first(Reply(401), r),
         "403": lambda r: url_of_first(Reply(403), r),
         "422 for one": lambda r: url_of_first(Reply(422, {}, b"{}"), r),
         "odd url": lambda r: url_of_first(odd_url(platform), r),
         "null": lambda r: with_null(platform, r),
+        "400 at first": lambda r: (
+            Reply(400) if r.path.endswith("/voice-calls") and "dateFrom" not in r.query else None
+        ),
     }
     platform.hooks.append(hooks[harm])
     done = command.run("backfill", *hour)
-    whole = harm == "null"
+    whole = harm in ("null", "400 at first")
     assert done.code == (0 if whole else 1), done.err
     listed = command.run("manifest", "list", *hour, "--format", "jsonl").out.splitlines()
     archived = {row["call_id"] for row in map(json.loads, listed) if row["outcome"] == "archived"}
