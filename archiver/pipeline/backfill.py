@@ -1,7 +1,8 @@
 """A date range, window by window, a few windows at a time, sealed in their order.
 
-Windows overlap in time so that the workers stay busy at a window's end. Seals are made by the one
-thread that runs `run`, for all windows that are ready, so that the chain costs little.
+Windows are worked at side by side so that the workers stay busy at a window's end. The one thread
+that runs `run` makes the seals, each for all windows that are ready, so that the chain costs
+little.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -21,6 +24,9 @@ from archiver.pipeline.chain import Chain
 from archiver.pipeline.plan import Plan, Purpose
 from archiver.pipeline.ports import NoProgress, Progress
 from archiver.pipeline.window import WindowArchiver, WindowResult, WindowStatus
+
+if TYPE_CHECKING:
+    from typing import Self
 
 log = structlog.get_logger()
 
@@ -43,7 +49,7 @@ class Summary:
     harmed: int = 0
     """Windows that are rightly open yet, and with which something went wrong."""
     segments: int = 0
-    committed: dict[str, int] = field(default_factory=dict)
+    committed: Counter[str] = field(default_factory=Counter)
     """Calls that got a record in this run, by outcome."""
     bytes: int = 0
     failed: int = 0
@@ -66,33 +72,30 @@ class Summary:
         return bool(left or self.stuck or self.harmed or self.clock_wrong)
 
     def add(self, result: WindowResult) -> None:
-        status, rightly_open = result.status, (WindowStatus.OPEN, WindowStatus.CLOCK_WRONG)
-        self.windows += 1
-        self.closed += result.is_closed
-        self.unsettled += status in rightly_open
-        self.stuck += status is WindowStatus.STUCK
-        self.harmed += status in rightly_open and result.error is not None
-        self.clock_wrong += status is WindowStatus.CLOCK_WRONG
-        self.segments += len(result.segments)
-        self.failed += result.failed
-        self.incomplete += result.incomplete
-        self.unreadable += result.unreadable
-        if result.is_closed:
-            self.pending += len(result.unarchived)
-        else:
-            self.waiting += len(result.unarchived)
-        self.add_committed(result)
+        status = result.status
+        rightly_open = status in (WindowStatus.OPEN, WindowStatus.CLOCK_WRONG)
+        left, is_closed = len(result.unarchived), result.is_closed
+        self += Summary(
+            windows=1,
+            closed=int(is_closed),
+            unsettled=int(rightly_open),
+            stuck=int(status is WindowStatus.STUCK),
+            harmed=int(rightly_open and result.error is not None),
+            segments=len(result.segments),
+            committed=result.committed,
+            bytes=result.bytes,
+            failed=result.failed,
+            incomplete=result.incomplete,
+            unreadable=result.unreadable,
+            pending=left if is_closed else 0,
+            waiting=0 if is_closed else left,
+            clock_wrong=int(status is WindowStatus.CLOCK_WRONG),
+        )
 
-    def add_committed(self, result: WindowResult) -> None:
-        """Only what was done, and not how it left the window."""
-        self.bytes += result.bytes
-        self.committed = dict(Counter(self.committed) + Counter(result.committed))
-
-    def merge(self, other: Summary) -> None:
-        """What another process did for the same backfill."""
-        for name in (each.name for each in fields(self) if each.name != "committed"):
+    def __iadd__(self, other: Summary) -> Self:
+        for name in (each.name for each in fields(self)):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.committed = dict(Counter(self.committed) + Counter(other.committed))
+        return self
 
 
 def range_windows(
@@ -101,11 +104,8 @@ def range_windows(
     """The windows of a range, grown outward to whole ones, that belong to this shard. Which shard a
     window belongs to does not depend on the range."""
     index, count = shard
-    return [
-        window
-        for window in windows_between(start, end, length)
-        if (window.start - _EPOCH) // length % count == index
-    ]
+    windows = windows_between(start, end, length)
+    return [one for one in windows if (one.start - _EPOCH) // length % count == index]
 
 
 class Backfill:
@@ -145,7 +145,8 @@ class Backfill:
                 undecided = any(item.undecided for item in result.unarchived)
                 if result.status is WindowStatus.STUCK or undecided:
                     again.add(result.window)
-                    summary.add_committed(result)
+                    # How it was left counts once it was tried again; what was done counts now.
+                    summary += Summary(committed=result.committed, bytes=result.bytes)
                 else:
                     done.add(result.window)
                     self._finish(result, summary)
@@ -160,14 +161,13 @@ class Backfill:
         """What `run` would do, window by window; writes nothing. None for a window that something
         is wrong with: the log says what."""
         for window in todo:
+            plan = None
             try:
                 plan = self._windows.plan(window)
             except ArchiverError as error:
                 if not self._windows.is_about_one_window(window, error):
                     raise
                 log.error("window.failed", window=str(window), error=str(error))
-                yield None
-                continue
             yield plan
 
     def is_sealed(self, window: Window) -> bool:
@@ -191,20 +191,16 @@ class Backfill:
     def batches(self, todo: Iterable[tuple[Window, Purpose, bool]]) -> Iterator[list[WindowResult]]:
         """Results in the order of the windows, all that are ready at a time. What `todo` has are
         the arguments of `WindowArchiver.process`."""
-        process = self._windows.process
+        process, waiting = self._windows.process, iter(todo)
         if self._at_once == 1:
-            yield from ([process(*task)] for task in todo)
+            yield from ([process(*task)] for task in waiting)
             return
         running: deque[Future[WindowResult]] = deque()
-        waiting = iter(todo)
         pool = ThreadPoolExecutor(self._at_once, thread_name_prefix="window")
         try:
             while True:
-                while len(running) < self._at_once + SEALED_AT_ONCE:
-                    task = next(waiting, None)
-                    if task is None:
-                        break
-                    running.append(pool.submit(process, *task))
+                room = self._at_once + SEALED_AT_ONCE - len(running)
+                running.extend(pool.submit(process, *task) for task in islice(waiting, room))
                 if not running:
                     return
                 batch = [running.popleft().result()]

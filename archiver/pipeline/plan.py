@@ -25,7 +25,7 @@ class Purpose(Enum):
     """
 
     OPEN = auto()
-    """Archive its calls and never close it: what was closed would not be sealed."""
+    """Archive its calls and never close it: a window closed then would not be sealed."""
     CLOSE = auto()
     """Archive its calls and, once it has settled, close it. A listing at an age always writes a
     revision: that nothing changed is evidence."""
@@ -86,21 +86,19 @@ def make_plan(
     """
     plan = Plan(listed, latest)
     for call in [*missing.values(), *listed.calls.values()]:
-        found, bad = latest.get(call.id), unreadable.get(call.id)
+        known, bad = latest.get(call.id), unreadable.get(call.id)
         if bad is not None and not bad.foreign:
-            if found is None:
+            if known is None:
                 plan.resting.append(Unarchived(call, "record_unreadable", 1, None))
             continue
-        if found is not None:
-            lacks = found.outcome != "archived" or found.incomplete
+        if known is not None:
+            lacks = known.outcome != "archived" or known.incomplete
             is_due = age is not None or (purpose is Purpose.BACKFILL and lacks)
             # A missing call is worked at for want of a record, and for nothing else.
             if not is_due or call.id in refreshed or call.id in missing:
                 continue
-        last = resting(call.id)
-        if last is not None:
+        if (last := resting(call.id)) is not None:
             plan.resting.append(last)
         else:
-            taken = bad.revision if bad is not None else 0
-            plan.todo.append(Task(call, found, call.id in pending, taken))
+            plan.todo.append(Task(call, known, call.id in pending, bad.revision if bad else 0))
     return plan

@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from archiver.audit.verify import Options, verify
-from archiver.cli.backfill import _tell
+from archiver.cli.backfill import _print_result
 from archiver.core.clock import RemoteClock
 from archiver.core.errors import Reach, StoreError
 from archiver.core.model import Retention, parse_time
@@ -317,12 +317,12 @@ def test_a_clock_that_goes_wrong_within_a_backfill(world: TurnedWorld) -> None:
 
 def test_a_backfill_that_our_clock_kept_open_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     summary = Summary(windows=4, unsettled=4, clock_wrong=4, committed={"archived": 4})
-    assert _tell(summary, 0) == 1
+    assert _print_result(summary, 0) == 1
     (line,) = capsys.readouterr().out.splitlines()
     assert "4 archived" in line
     assert "4 WINDOWS STAY OPEN because this machine's clock is wrong" in line
     assert "NTP" in line
-    assert _tell(Summary(windows=1, unsettled=1), 0) == 0
+    assert _print_result(Summary(windows=1, unsettled=1), 0) == 0
     assert "clock" not in capsys.readouterr().out
 
 

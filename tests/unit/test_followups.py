@@ -280,7 +280,7 @@ def test_calls_of_before_the_archive_are_not_kept_in_mind(
     made.found(TEN)
     made.loop().round()
     clock.forward(2 * MINUTE)  # what was tried does not rest any more
-    assert made.windows.remembered == {WINDOW}
+    assert made.windows.with_unnamed_calls == {WINDOW}
     assert platform.served("api", path_contains="/old") == []
 
 

@@ -402,7 +402,7 @@ def test_a_rival_that_was_faster_ends_the_listing(
     clock.turn_to(FIRST)
     for made in (one, two):
         outcome = made.windows.process(WINDOW)
-        assert outcome.closed
+        assert outcome.is_closed
         made.chain.append(outcome.segments)
     assert len(lines_of(archive())) == 2
 

@@ -178,7 +178,7 @@ def test_another_window_length_is_refused(
     half = Window(TEN, TEN + HOUR / 2)
     outcome = rig().windows.process(half)
     assert "it is of the window" in str(outcome.error)
-    assert not outcome.closed
+    assert not outcome.is_closed
 
 
 def test_foreign_bytes_in_the_place_of_a_segment_stop_nothing(
