@@ -20,8 +20,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import datetime
+from typing import IO, cast
 
 import structlog
 
@@ -67,7 +67,7 @@ class Reporter:
 
     def ended(self, summary: Summary, seal: int) -> None:
         """The share is through: what it did, and where it saw the chain."""
-        self._send("ended", asdict(summary), seal)
+        self._send("ended", vars(summary), seal)
 
     def failed(self, error: ArchiverError) -> None:
         self._send("failed", " ".join(str(error).split())[:1000])
@@ -153,27 +153,27 @@ class Share:
         return f"the process of shard {self.name} was killed by {killed}{memory}: run it again"
 
     def _read_reports(self) -> None:
-        assert self.process.stdout is not None  # noqa: S101  (a pipe)
-        for line in self.process.stdout:
-            what, *values = json.loads(line)
-            if what == "ended":
-                counts, self.seal = values
-                self.summary = Summary(**{**counts, "committed": Counter(counts["committed"])})
-            elif what == "failed":
-                [self._complaint] = values
-            elif what == "call_done":
-                self._progress.call_done(*values)
-            else:
-                start, end, *rest = values
-                window = Window(datetime.fromisoformat(start), datetime.fromisoformat(end))
-                getattr(self._progress, what)(window, *rest)
+        with cast("IO[bytes]", self.process.stdout) as lines:
+            for line in lines:
+                what, *values = json.loads(line)
+                if what == "ended":
+                    counts, self.seal = values
+                    self.summary = Summary(**{**counts, "committed": Counter(counts["committed"])})
+                elif what == "failed":
+                    [self._complaint] = values
+                elif what == "call_done":
+                    self._progress.call_done(*values)
+                else:
+                    start, end, *rest = values
+                    window = Window(datetime.fromisoformat(start), datetime.fromisoformat(end))
+                    getattr(self._progress, what)(window, *rest)
 
     def _pass_log_on(self) -> None:
         """By structlog's logger, whose lock keeps it apart from our own lines. stderr is asked for
         each time: a progress bar of ours may have it."""
-        assert self.process.stderr is not None  # noqa: S101  (a pipe)
-        for line in self.process.stderr:
-            structlog.PrintLogger(sys.stderr).msg(line.decode(errors="replace").rstrip("\n"))
+        with cast("IO[bytes]", self.process.stderr) as lines:
+            for line in lines:
+                structlog.PrintLogger(sys.stderr).msg(line.decode(errors="replace").rstrip("\n"))
 
 
 def run_shares(

@@ -277,6 +277,6 @@ class Completeness(RuleBasedStateMachine):
 
 
 @in_parts
-def test_nothing_that_was_listed_falls_silent(part: int) -> None:
+def test_nothing_that_was_listed_falls_silent(part):
     machine = seed(seed_of(part))(type("Completeness", (Completeness,), {}))
     run_state_machine_as_test(machine, settings=examples())

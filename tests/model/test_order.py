@@ -137,7 +137,7 @@ def histories(draw: st.DrawFn) -> tuple[list[Plot], list[list[str]]]:
 
 
 @in_parts
-def test_the_order_of_events_makes_no_difference(part: int) -> None:
+def test_the_order_of_events_makes_no_difference(part):
     @seed(seed_of(part))
     @examples(share=0.25)
     @given(histories())

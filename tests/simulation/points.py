@@ -30,11 +30,11 @@ from archiver.manifest.event import Action
 from archiver.pipeline.hold_acts import Holds
 from tests.fakes import harm
 from tests.fakes.harm import Harm
+from tests.fakes.log_lines import quiet
 from tests.fakes.memory_rig import HOUR, Crash, SerialWorkers, Times
 from tests.simulation.faults import possible
 from tests.simulation.judge import Committed, check_audit, committed, read
 from tests.simulation.plot import LENGTH, MINUTE, PART_BYTES, START, CallPlan
-from tests.simulation.story import quiet
 from tests.simulation.wire import CRASH_AFTER, CRASH_BEFORE, STOP, Calm, Exchange
 from tests.simulation.world import SimWorld, SimWriter
 
@@ -384,7 +384,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.points")
     parser.add_argument("--point", help="SCENARIO/KIND/NUMBER")
     asked = parser.parse_args(arguments)
-    structlog.configure(**quiet())
+    structlog.configure(**quiet([]))
     if asked.point:
         name, kind, number = asked.point.split("/")
         random.seed(1)

@@ -84,7 +84,7 @@ def recalled(world: World, call_id: str) -> None:
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_neighbour_that_lists_badly_for_ever(world: World, bad: str) -> None:
+def test_a_neighbour_that_lists_badly_for_ever(world, bad):
     world.clock.turn_to(SETTLED)
     hook = bad_listing(world, FIRST.start, BAD[bad])
     writer = world.writer("a")
@@ -100,9 +100,7 @@ def test_a_neighbour_that_lists_badly_for_ever(world: World, bad: str) -> None:
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_neighbours_that_list_badly_while_a_recalled_call_is_looked_for(
-    world: World, bad: str
-) -> None:
+def test_neighbours_that_list_badly_while_a_recalled_call_is_looked_for(world, bad):
     recalled(world, "told")
     for start in (LAST.start - HOUR, FIRST.start):
         bad_listing(world, start, BAD[bad])
@@ -110,7 +108,7 @@ def test_neighbours_that_list_badly_while_a_recalled_call_is_looked_for(
     assert sealed(world) == {LAST.start: {"before", "edge", "told"}}
 
 
-def test_a_neighbours_day_that_the_store_does_not_list(world: World) -> None:
+def test_a_neighbours_day_that_the_store_does_not_list(world):
     """What is written down for the neighbour needs to know which calls have a record there."""
     world.clock.turn_to(SETTLED)
     writer = world.writer("a")
@@ -125,9 +123,7 @@ def test_a_neighbours_day_that_the_store_does_not_list(world: World) -> None:
     assert "edge" in found.pending | found.recorded
 
 
-def test_a_neighbours_day_that_the_store_does_not_list_beside_a_recalled_call(
-    world: World,
-) -> None:
+def test_a_neighbours_day_that_the_store_does_not_list_beside_a_recalled_call(world):
     recalled(world, "told")
     writer = world.writer("a")
     refuse(writer, "list", layout.record_prefix(FIRST.start.date()))
@@ -135,9 +131,7 @@ def test_a_neighbours_day_that_the_store_does_not_list_beside_a_recalled_call(
     assert sealed(world) == {LAST.start: {"before", "told"}}
 
 
-def test_a_neighbours_day_that_the_store_does_not_list_and_a_call_that_was_sighted(
-    world: World,
-) -> None:
+def test_a_neighbours_day_that_the_store_does_not_list_and_a_call_that_was_sighted(world):
     """Its record may lie below that day: nobody can tell, so it is worked at once more."""
     one = world.writer("one")
     refuse(one, "put", "/before/")
@@ -150,7 +144,7 @@ def test_a_neighbours_day_that_the_store_does_not_list_and_a_call_that_was_sight
     assert "before" in sealed(world)[LAST.start]
 
 
-def test_a_call_kept_here_whose_day_the_store_does_not_list(world: World) -> None:
+def test_a_call_kept_here_whose_day_the_store_does_not_list(world):
     """Its own window does not list it. Its record lies below that day all the same, and is created
     once, so that not to know of it costs no more than work done twice."""
     bad_listing(world, FIRST.start, BAD["500"])
