@@ -23,8 +23,7 @@ from archiver.manifest.signing import PublicKey
 from tests.fakes.harm import names_of
 from tests.fakes.log_lines import SECRETS
 from tests.fakes.store_rules import STRANGER
-from tests.model.ledger import Ledger
-from tests.model.scene import is_unknowable
+from tests.model.ledger import Ledger, is_unknowable
 from tests.simulation.harms import Aim, Spoilt
 from tests.simulation.plot import CallPlan
 from tests.simulation.story import LINES, Story
