@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from archiver.core.clock import SystemClock
     from archiver.core.model import Window
     from archiver.pipeline.backfill import Summary
-    from archiver.pipeline.ports import Progress
+    from archiver.pipeline.ports import BackfillProgress
     from archiver.settings import Settings
 
 MAX_PROCESSES = 64
@@ -122,7 +122,7 @@ def _archive(
     settings: Settings,
     clock: SystemClock,
     windows: Sequence[Window],
-    progress: Progress,
+    progress: BackfillProgress,
     single_writer: bool = False,
 ) -> tuple[Summary, int]:
     """What was done, and the chain's newest seal."""

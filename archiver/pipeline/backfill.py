@@ -22,7 +22,7 @@ from archiver.core.model import Window, windows_between
 from archiver.pipeline.bucket_state import SegmentIndex
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.plan import Plan, Purpose
-from archiver.pipeline.ports import NoProgress, Progress
+from archiver.pipeline.ports import BackfillProgress, NoProgress
 from archiver.pipeline.window import WindowArchiver, WindowResult, WindowStatus
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Backfill:
         windows: WindowArchiver,
         chain: Chain,
         segments: SegmentIndex,
-        progress: Progress | None = None,
+        progress: BackfillProgress | None = None,
         at_once: int = WINDOWS_AT_ONCE,
     ) -> None:
         """`at_once` windows are worked at side by side; 1 means in the caller's own thread."""

@@ -14,7 +14,7 @@ from enum import Enum, auto
 from archiver.core.model import Call
 from archiver.pipeline.backoff import Unarchived
 from archiver.pipeline.bucket_state import LatestRecord, UnreadableRecord
-from archiver.source.listing import Listed
+from archiver.source.listing import WindowListing
 
 
 class Purpose(Enum):
@@ -53,7 +53,7 @@ class Plan:
     """What the calls of a window need. `latest` has the newest record of each call that has one,
     `todo` are to be worked at, `resting` failed a short while ago."""
 
-    listed: Listed
+    listed: WindowListing
     latest: dict[str, LatestRecord] = field(default_factory=dict)
     todo: list[Task] = field(default_factory=list)
     resting: list[Unarchived] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Plan:
 
 
 def make_plan(
-    listed: Listed,
+    listed: WindowListing,
     missing: Mapping[str, Call],
     latest: dict[str, LatestRecord],
     unreadable: Mapping[str, UnreadableRecord],

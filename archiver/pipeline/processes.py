@@ -1,7 +1,7 @@
 """A backfill in several processes: each does a share of the windows, and reports to its parent.
 
     parent ──stdin───▶ share    nothing is sent: its end says that the parent is gone
-           ◀──stdout── share    a JSON line for each call of `Progress`, and one for how it ended
+           ◀──stdout── share    a JSON line for each event of `BackfillProgress`, one for the end
            ◀──stderr── share    log lines, passed on whole
 
 The parent asks nothing of the source or the store while the shares run. One that ends early leaves
@@ -29,7 +29,7 @@ from archiver.core.clock import Interrupted
 from archiver.core.errors import ArchiverError
 from archiver.core.model import Window
 from archiver.pipeline.backfill import Summary
-from archiver.pipeline.ports import Progress
+from archiver.pipeline.ports import BackfillProgress
 
 log = structlog.get_logger()
 
@@ -53,8 +53,9 @@ class ShareFailed(ArchiverError):
 
 
 class Reporter:
-    """A share's `Progress`. Each line is one write of less than a pipe takes at once, so that many
-    threads may report. Where nobody listens any more, `end_with_parent` ends the process."""
+    """A share's `BackfillProgress`. Each line is one write of less than a pipe takes at once, so
+    that many threads may report. Where nobody listens any more, `end_with_parent` ends the process.
+    """
 
     def window_listed(self, window: Window, new_calls: int) -> None:
         self._send("window_listed", window.start.isoformat(), window.end.isoformat(), new_calls)
@@ -99,7 +100,7 @@ class Share:
         name: str,
         arguments: Sequence[str],
         environment: Mapping[str, str],
-        progress: Progress,
+        progress: BackfillProgress,
     ) -> None:
         self.name = name
         self.summary: Summary | None = None
@@ -180,7 +181,7 @@ def run_shares(
     names: Iterable[str],
     arguments: Sequence[str],
     environment: Mapping[str, str],
-    progress: Progress,
+    progress: BackfillProgress,
     must_end: Callable[[], object],
 ) -> tuple[Summary, int]:
     """Run `archiver ARGUMENTS --shard NAME` for each name, side by side. Returns what all of them

@@ -21,7 +21,7 @@ from archiver.manifest.layout import SegmentName
 from archiver.pipeline.bucket_state import SegmentIndex, WindowLine
 from archiver.pipeline.plan import Purpose
 from archiver.pipeline.window import WindowArchiver, WindowResult, WindowStatus
-from archiver.store.types import Listed
+from archiver.store.types import ListedObject
 
 log = structlog.get_logger()
 
@@ -190,7 +190,7 @@ class Relisting:
                 if start in self._sealed and self._sealed[start].sightings != len(objects):
                     self._compare(self._sealed[start], objects)
 
-    def _compare(self, known: _Sealed, sightings: list[Listed]) -> None:
+    def _compare(self, known: _Sealed, sightings: list[ListedObject]) -> None:
         """Whether a sealed window lacks calls that were sighted since it was listed last. Most
         sightings are older, which their dates in the store's listing show."""
         line, known.sightings = known.line, len(sightings)

@@ -23,8 +23,8 @@ from archiver.manifest import layout, sighting
 from archiver.pipeline.bucket_state import RecordIndex
 from archiver.pipeline.ports import Store
 from archiver.pipeline.recording import random_tag
-from archiver.source.listing import Listed
-from archiver.store.types import Listed as ListedObject
+from archiver.source.listing import WindowListing
+from archiver.store.types import ListedObject
 
 log = structlog.get_logger()
 
@@ -95,15 +95,15 @@ class Sightings:
 
     # --- what a listing shows
 
-    def note(self, listed: Listed, named: Collection[str], *, afresh: bool) -> Sighted:
+    def note(self, listed: WindowListing, named: Collection[str], *, afresh: bool) -> Sighted:
         """Write down the calls of a listing that have no record: the window's own, and those that
         are listed in the windows of their own times, for these. From here on a process that ends
         leaves no listed call unknown. `named` calls have a record in a segment; `afresh` reads what
         other processes wrote. Returns what was ever written down for the window. Raises
         `StoreError` where the store is out."""
-        own = [*listed.calls.values(), *listed.glimpsed.values()]
-        strays = {w: calls.values() for w, calls in listed.strays.items() if self.is_ours(w)}
-        shown = {listed.window: own, **strays}
+        own = [*listed.calls.values(), *listed.seen_once.values()]
+        others = {w: i.values() for w, i in listed.other_windows.items() if self.is_ours(w)}
+        shown = {listed.window: own, **others}
         self.add(listed.window, shown, listed.listing.listed_at, named, afresh=afresh)
         return self.read(listed.window)
 
@@ -285,7 +285,7 @@ class Sightings:
         for tried in range(1, TAGS + 1):
             key = layout.sighting_key(window.start, self._tag())
             try:
-                self._store.put_once(key, data, look=False)
+                self._store.put_once(key, data, verify=False)
                 return key
             except StoreError as error:
                 if isinstance(error, KeyTaken) and tried < TAGS:

@@ -40,12 +40,12 @@ from archiver.pipeline.call_records import CallRecords
 from archiver.pipeline.health import ClockCheck
 from archiver.pipeline.hold_enforcement import HoldEnforcement
 from archiver.pipeline.plan import Plan, Purpose, Task, make_plan
-from archiver.pipeline.ports import NoProgress, Progress, Store
+from archiver.pipeline.ports import BackfillProgress, NoProgress, Store
 from archiver.pipeline.recording import random_tag
 from archiver.pipeline.retention import RetentionKeeper
 from archiver.pipeline.segment_writer import SegmentWriter, balance_of
 from archiver.pipeline.sightings import Sighted, Sightings
-from archiver.source.listing import Listed, Lister
+from archiver.source.listing import Lister, WindowListing
 
 log = structlog.get_logger()
 
@@ -121,7 +121,7 @@ class WindowArchiver:
         retention: Retention,
         settle: timedelta,
         relist: tuple[timedelta, ...] = (),
-        progress: Progress | None = None,
+        progress: BackfillProgress | None = None,
         clock_check: ClockCheck | None = None,
         tag: Callable[[], str] = random_tag,
     ) -> None:
@@ -324,7 +324,7 @@ class WindowArchiver:
 
     def _plan(
         self,
-        listed: Listed,
+        listed: WindowListing,
         state: WindowState,
         sighted: Sighted,
         purpose: Purpose,

@@ -12,7 +12,7 @@ from archiver.manifest.segment import Listing
 from archiver.pipeline.backoff import Unarchived
 from archiver.pipeline.bucket_state import LatestRecord, UnreadableRecord
 from archiver.pipeline.plan import Plan, Purpose, make_plan
-from archiver.source.listing import Listed
+from archiver.source.listing import WindowListing
 from tests.fakes.population import TEN
 from tests.fakes.rig import HOUR, WINDOW
 
@@ -33,7 +33,7 @@ def planned(**changes: Any) -> Plan:
     listing = Listing(TEN, 1, 2, 4, {})
     records = [latest("old"), latest("bad", "failed"), latest("half", incomplete=True)]
     options: dict[str, Any] = {
-        "listed": Listed(WINDOW, calls("new", "old", "bad", "half"), listing, stable=True),
+        "listed": WindowListing(WINDOW, calls("new", "old", "bad", "half"), listing, stable=True),
         "missing": calls("lost"),
         "latest": dict(zip(("old", "bad", "half"), records, strict=True)),
         "unreadable": {},
