@@ -33,20 +33,12 @@ from archiver.pipeline.ports import BackfillProgress
 
 log = structlog.get_logger()
 
-_WORST_LAST = (1, Interrupted.exit_code, 3, 4, 2)
-"""Exit codes: needs a person; begun and to be run again; source; store; nothing was done."""
+_WORST_LAST = (0, 1, Interrupted.exit_code, 3, 4, 2)
+"""Exit codes: done; needs a person; begun and to be run again; source; store; nothing was done."""
 
 END_SECONDS = 5.0
 """So long shares have to end cleanly whose parent fails itself."""
 POLL_SECONDS = 0.1
-
-
-class ShareFailed(ArchiverError):
-    """At least one process did not come to the end of its windows; it has the worst exit code."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 # --- in a share
@@ -131,27 +123,19 @@ class Share:
     def has_ended(self) -> bool:
         return self.process.poll() is not None and not any(r.is_alive() for r in self._readers)
 
-    @property
-    def failed(self) -> bool:
-        return self.summary is None or self.process.returncode not in (0, 1)
-
-    @property
-    def exit_code(self) -> int:
-        """A signal that killed it interrupted it, as one that it handles does."""
+    def failure(self) -> tuple[int, str] | None:
+        """Exit code and reason, in a line, of one that did not come to the end of its windows. A
+        signal that killed it interrupted it, as one that it handles does."""
         code: int = self.process.returncode
-        return Interrupted.exit_code if code < 0 else code
-
-    @property
-    def reason(self) -> str:
-        """Why it failed, in a line."""
-        code: int = self.process.returncode
+        if self.summary is not None and code in (0, 1):
+            return None
+        shard = f"the process of shard {self.name}"
         if code >= 0:
-            ended = f"the process of shard {self.name} ended with exit code {code}"
-            return self._complaint or ended
+            return code, self._complaint or f"{shard} ended with exit code {code}"
         names = {one.value: one.name for one in signal.Signals}
         killed = names.get(-code, f"signal {-code}")
         memory = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
-        return f"the process of shard {self.name} was killed by {killed}{memory}: run it again"
+        return Interrupted.exit_code, f"{shard} was killed by {killed}{memory}: run it again"
 
     def _read_reports(self) -> None:
         with cast("IO[bytes]", self.process.stdout) as lines:
@@ -185,20 +169,18 @@ def run_shares(
     must_end: Callable[[], object],
 ) -> tuple[Summary, int]:
     """Run `archiver ARGUMENTS --shard NAME` for each name, side by side. Returns what all of them
-    did, and the newest seal. Raises `ShareFailed`, or `Interrupted` where they `must_end`.
+    did, and the newest seal.
 
     1. Start them.
     2. Wait until all have ended. Once this process must end, they are asked to, by SIGTERM: one
        that is still being loaded ends by it without a word.
-    3. Judge. One that ended because it was asked to has not failed.
+    3. Raise `Interrupted` where they were asked to end; the worst failure, where one ended before
+       it came to the end of its windows.
     4. End what still runs: where we fail ourselves, or could not start all of them.
     """
     shares: list[Share] = []
+    failures: list[tuple[int, str]] = []
     asked_to_end = False
-
-    def is_expected(share: Share) -> bool:
-        return asked_to_end and share.exit_code == Interrupted.exit_code
-
     try:
         # 1.
         for name in names:
@@ -213,17 +195,21 @@ def run_shares(
             time.sleep(POLL_SECONDS)
             for share in [one for one in running if one.has_ended()]:
                 running.remove(share)
-                if share.failed and not is_expected(share):
-                    code, why = share.exit_code, share.reason
+                if (failure := share.failure()) is None:
+                    continue
+                failures.append(failure)
+                code, why = failure
+                if not (asked_to_end and code == Interrupted.exit_code):
                     log.warning("share.failed", shard=share.name, exit_code=code, error=why)
         # 3.
-        if failed := [share for share in shares if share.failed]:
+        if failures:
             ranks = {code: rank for rank, code in enumerate(_WORST_LAST)}
-            worst = max(failed, key=lambda share: ranks.get(share.exit_code, 0))
-            if is_expected(worst):
+            code, why = max(failures, key=lambda failure: ranks.get(failure[0], 1))
+            if asked_to_end and code == Interrupted.exit_code:
                 raise Interrupted
-            count = f"{len(failed)} of {len(shares)} processes ended early"
-            raise ShareFailed(f"{worst.reason} ({count})", worst.exit_code)
+            error = ArchiverError(f"{why} ({len(failures)} of {len(shares)} processes ended early)")
+            error.exit_code = code
+            raise error
         total = Summary()
         for share in shares:
             total += share.summary or Summary()

@@ -23,7 +23,6 @@ from archiver.pipeline.backfill import Summary
 from archiver.pipeline.health import MAX_SKEW_SECONDS, ClockCheck
 from tests.fakes.clock import NOON, HandClock, TurnedClock
 from tests.fakes.memory_rig import HOUR, World, Writer
-from tests.fakes.memory_source import MemoryWire, api_client
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.population import TEN, a_call
 
@@ -388,17 +387,6 @@ def test_a_remote_clock_goes_on_while_nobody_asks():
     assert remote.skew_seconds() == 3600
     remote.tells(None)
     assert remote.skew_seconds() == 3600, "an answer without a date says nothing"
-
-
-def test_the_source_s_client_remembers_the_date_of_refusals_too():
-    world = TurnedWorld()
-    client = api_client(world.platform, world.clock, http=MemoryWire(world.platform))
-    assert client.latest_clock_skew_seconds() is None
-    world.source_shows(timedelta(hours=2))
-    world.platform.gone.add("vc_1")
-    assert client.survey("vc_1") is None
-    assert client.latest_clock_skew_seconds() == pytest.approx(7200, abs=1)
-    assert client.clock_skew_seconds() == pytest.approx(7200, abs=1)
 
 
 @pytest.mark.parametrize("signed", [True, False])

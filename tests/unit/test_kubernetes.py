@@ -44,8 +44,7 @@ def container(part: str) -> dict[str, Any]:
 @pytest.mark.parametrize("part", PARTS)
 def test_the_pod_fits_the_restricted_standard(part):
     security = pod(part)["securityContext"]
-    assert security["runAsNonRoot"] is True
-    assert security["runAsUser"] == 10001
+    assert (security["runAsNonRoot"], security["runAsUser"]) == (True, 10001)
     assert security["seccompProfile"] == {"type": "RuntimeDefault"}
     assert container(part)["securityContext"] == {
         "allowPrivilegeEscalation": False,
@@ -53,30 +52,21 @@ def test_the_pod_fits_the_restricted_standard(part):
         "capabilities": {"drop": ["ALL"]},
     }
     assert pod(part)["automountServiceAccountToken"] is False
-    assert {name for volume in pod(part)["volumes"] for name in volume} == {
-        "name",
-        "secret",
-        "emptyDir",
-    }
+    kinds = {name for volume in pod(part)["volumes"] for name in volume}
+    assert kinds == {"name", "secret", "emptyDir"}
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_there_is_room_for_a_large_segment_below_a_read_only_root(part):
+def test_what_each_part_leaves_room_for_and_leaves_out(part):
+    """Room for a large segment below a read-only root; no variables named like our settings, no
+    namespace, no secret; an image of this version."""
     (mount,) = [m for m in container(part)["volumeMounts"] if not m.get("readOnly")]
-    assert mount["mountPath"] == "/tmp"
     (volume,) = [v for v in pod(part)["volumes"] if v["name"] == mount["name"]]
-    assert volume["emptyDir"]["sizeLimit"] == "1Gi"
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_kubernetes_sets_no_variables_named_like_our_settings(part):
+    assert (mount["mountPath"], volume["emptyDir"]["sizeLimit"]) == ("/tmp", "1Gi")
     assert pod(part)["enableServiceLinks"] is False
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_nothing_is_bound_to_a_namespace_and_no_secret_is_committed(part):
     assert "Secret" not in objects(part)
     assert not any("namespace" in item["metadata"] for item in objects(part).values())
+    assert container(part)["image"].endswith(f":{__version__}")
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -100,11 +90,6 @@ def test_every_setting_named_is_one_that_the_archiver_has(part):
     assert {name for name in names if f"{name.removesuffix('_FILE')}" not in known} == set()
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_the_image_is_of_this_version(part):
-    assert container(part)["image"].endswith(f":{__version__}")
-
-
 def test_the_service_finds_the_loop_and_not_a_backfill():
     wanted = objects("base")["Service"]["spec"]["selector"].items()
     loop = objects("base")["Deployment"]["spec"]["template"]["metadata"]["labels"]
@@ -115,16 +100,9 @@ def test_the_service_finds_the_loop_and_not_a_backfill():
 
 def test_the_loop_has_time_to_end_and_is_asked_on_the_metrics_port():
     assert pod("base")["terminationGracePeriodSeconds"] == 45
-    paths = {
-        probe: container("base")[f"{probe}Probe"]["httpGet"]
-        for probe in ("startup", "liveness", "readiness")
-    }
-    assert {probe: get["path"] for probe, get in paths.items()} == {
-        "startup": "/healthz",
-        "liveness": "/healthz",
-        "readiness": "/readyz",
-    }
-    assert {get["port"] for get in paths.values()} == {"metrics"}
+    paths = {"startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz"}
+    for probe, path in paths.items():
+        assert container("base")[f"{probe}Probe"]["httpGet"] == {"path": path, "port": "metrics"}
     assert container("base")["ports"][0]["containerPort"] == 9464
 
 
