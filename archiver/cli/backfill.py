@@ -25,8 +25,8 @@ from archiver.core.errors import UsageError
 if TYPE_CHECKING:
     from archiver.core.clock import SystemClock
     from archiver.core.model import Window
-    from archiver.pipeline.backfill import Summary
     from archiver.pipeline.ports import BackfillProgress
+    from archiver.pipeline.window import Summary
     from archiver.settings import Settings
 
 MAX_PROCESSES = 64

@@ -7,13 +7,11 @@ little.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import structlog
 
@@ -23,79 +21,13 @@ from archiver.pipeline.bucket_state import SegmentIndex
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.plan import Plan, Purpose
 from archiver.pipeline.ports import BackfillProgress, NoProgress
-from archiver.pipeline.window import WindowArchiver, WindowResult, WindowStatus
-
-if TYPE_CHECKING:
-    from typing import Self
+from archiver.pipeline.window import Summary, WindowArchiver, WindowResult, WindowStatus
 
 log = structlog.get_logger()
 
 WINDOWS_AT_ONCE = 4
 SEALED_AT_ONCE = 64
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@dataclass
-class Summary:
-    """What a backfill, or a round of the loop, did."""
-
-    windows: int = 0
-    closed: int = 0
-    unsettled: int = 0
-    """Windows that are rightly open yet."""
-    stuck: int = 0
-    """Windows that have settled and stay open: their listing kept changing, or something went wrong
-    with them alone."""
-    harmed: int = 0
-    """Windows that are rightly open yet, and with which something went wrong."""
-    segments: int = 0
-    committed: Counter[str] = field(default_factory=Counter)
-    """Calls that got a record in this run, by outcome."""
-    bytes: int = 0
-    failed: int = 0
-    """Calls that this run tried and whose record says `failed`."""
-    incomplete: int = 0
-    """Calls that this run worked at and that are archived without their transcript or survey."""
-    unreadable: int = 0
-    """Entries of listings that could not be read as calls."""
-    pending: int = 0
-    """Calls without a record in windows that are closed."""
-    waiting: int = 0
-    """Calls without a record as yet in windows that are still open."""
-    clock_wrong: int = 0
-    """Windows that stay open because our clock is wrong. `unsettled` counts them too."""
-
-    @property
-    def needs_a_person(self) -> bool:
-        """What waits in windows that are rightly open is the caller's to judge."""
-        left = self.failed or self.pending or self.incomplete or self.unreadable
-        return bool(left or self.stuck or self.harmed or self.clock_wrong)
-
-    def add(self, result: WindowResult) -> None:
-        status = result.status
-        rightly_open = status in (WindowStatus.OPEN, WindowStatus.CLOCK_WRONG)
-        left, is_closed = len(result.unarchived), result.is_closed
-        self += Summary(
-            windows=1,
-            closed=int(is_closed),
-            unsettled=int(rightly_open),
-            stuck=int(status is WindowStatus.STUCK),
-            harmed=int(rightly_open and result.error is not None),
-            segments=len(result.segments),
-            committed=result.committed,
-            bytes=result.bytes,
-            failed=result.failed,
-            incomplete=result.incomplete,
-            unreadable=result.unreadable,
-            pending=left if is_closed else 0,
-            waiting=0 if is_closed else left,
-            clock_wrong=int(status is WindowStatus.CLOCK_WRONG),
-        )
-
-    def __iadd__(self, other: Summary) -> Self:
-        for name in (each.name for each in fields(self)):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        return self
 
 
 def range_windows(
@@ -146,7 +78,7 @@ class Backfill:
                 if result.status is WindowStatus.STUCK or undecided:
                     again.add(result.window)
                     # How it was left counts once it was tried again; what was done counts now.
-                    summary += Summary(committed=result.committed, bytes=result.bytes)
+                    summary += Summary(committed=result.done.committed, bytes=result.done.bytes)
                 else:
                     done.add(result.window)
                     self._finish(result, summary)
@@ -211,5 +143,5 @@ class Backfill:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _finish(self, result: WindowResult, summary: Summary) -> None:
-        summary.add(result)
+        summary += result.summary()
         self._progress.window_done(result.window)

@@ -21,12 +21,12 @@ from archiver.core.clock import Clock, Interrupted
 from archiver.core.errors import ArchiverError, UsageError
 from archiver.core.model import Window, format_time, placing_time, window_of, windows_between
 from archiver.observability import metrics
-from archiver.pipeline.backfill import WINDOWS_AT_ONCE, Backfill, Summary
+from archiver.pipeline.backfill import WINDOWS_AT_ONCE, Backfill
 from archiver.pipeline.bucket_state import SegmentIndex
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.plan import Purpose
 from archiver.pipeline.relist import Relisting
-from archiver.pipeline.window import WindowArchiver, WindowResult, WindowStatus
+from archiver.pipeline.window import Summary, WindowArchiver, WindowResult, WindowStatus
 
 log = structlog.get_logger()
 
@@ -183,7 +183,7 @@ class Loop:
         return mark
 
     def _note(self, result: WindowResult, summary: Summary) -> None:
-        summary.add(result)
+        summary += result.summary()
         self._oldest.note(result, self._chain.head.watermark)
 
     def _report(self, started: datetime) -> None:

@@ -28,8 +28,8 @@ import structlog
 from archiver.core.clock import Interrupted
 from archiver.core.errors import ArchiverError
 from archiver.core.model import Window
-from archiver.pipeline.backfill import Summary
 from archiver.pipeline.ports import BackfillProgress
+from archiver.pipeline.window import Summary
 
 log = structlog.get_logger()
 

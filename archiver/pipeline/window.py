@@ -11,11 +11,12 @@ from __future__ import annotations
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -47,6 +48,9 @@ from archiver.pipeline.segment_writer import SegmentWriter, balance_of
 from archiver.pipeline.sightings import Sighted, Sightings
 from archiver.source.listing import Lister, WindowListing
 
+if TYPE_CHECKING:
+    from typing import Self
+
 log = structlog.get_logger()
 
 CONFLICTS = 5
@@ -69,22 +73,56 @@ class WindowStatus(Enum):
 
 
 @dataclass
+class Summary:
+    """What was done about some windows: by a backfill, or by a round of the loop."""
+
+    windows: int = 0
+    closed: int = 0
+    unsettled: int = 0
+    """Windows that are rightly open yet."""
+    stuck: int = 0
+    """Windows that have settled and stay open: their listing kept changing, or something went wrong
+    with them alone."""
+    harmed: int = 0
+    """Windows that are rightly open yet, and with which something went wrong."""
+    segments: int = 0
+    committed: Counter[str] = field(default_factory=Counter)
+    """Calls that got a record in this run, by outcome."""
+    bytes: int = 0
+    failed: int = 0
+    """Calls that this run tried and whose record says `failed`."""
+    incomplete: int = 0
+    """Calls that this run worked at and that are archived without their transcript or survey."""
+    unreadable: int = 0
+    """Entries of listings that could not be read as calls."""
+    pending: int = 0
+    """Calls without a record in windows that are closed."""
+    waiting: int = 0
+    """Calls without a record as yet in windows that are still open."""
+    clock_wrong: int = 0
+    """Windows that stay open because our clock is wrong. `unsettled` counts them too."""
+
+    @property
+    def needs_a_person(self) -> bool:
+        """What waits in windows that are rightly open is the caller's to judge."""
+        left = self.failed or self.pending or self.incomplete or self.unreadable
+        return bool(left or self.stuck or self.harmed or self.clock_wrong)
+
+    def __iadd__(self, other: Summary) -> Self:
+        for name in (each.name for each in fields(self)):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        return self
+
+
+@dataclass
 class WindowResult:
     """What was done about a window. `segments` are durable and wait for their seal."""
 
     window: Window
     status: WindowStatus = WindowStatus.OPEN
     segments: list[UnsealedSegment] = field(default_factory=list)
-    committed: Counter[str] = field(default_factory=Counter)
-    """Records of this very run, by outcome."""
-    bytes: int = 0
-    """The size of the files that these added."""
-    failed: int = 0
-    """Calls that this run tried and whose record says `failed`."""
-    incomplete: int = 0
-    """Calls that this run worked at and that are archived without their transcript or survey."""
-    unreadable: int = 0
-    """Entries of the listing that could not be read as calls."""
+    done: Summary = field(default_factory=Summary)
+    """What this run has counted on the way; `summary` has the rest."""
     unarchived: list[Unarchived] = field(default_factory=list)
     """Calls without a record."""
     listed_at: datetime | None = None
@@ -104,6 +142,22 @@ class WindowResult:
     @property
     def pending(self) -> frozenset[str]:
         return frozenset(one.call.id for one in self.unarchived)
+
+    def summary(self) -> Summary:
+        status, is_closed, left = self.status, self.is_closed, len(self.unarchived)
+        rightly_open = status in (WindowStatus.OPEN, WindowStatus.CLOCK_WRONG)
+        return replace(
+            self.done,
+            windows=1,
+            closed=int(is_closed),
+            unsettled=int(rightly_open),
+            stuck=int(status is WindowStatus.STUCK),
+            harmed=int(rightly_open and self.error is not None),
+            segments=len(self.segments),
+            pending=left if is_closed else 0,
+            waiting=0 if is_closed else left,
+            clock_wrong=int(status is WindowStatus.CLOCK_WRONG),
+        )
 
 
 class WindowArchiver:
@@ -245,7 +299,7 @@ class WindowArchiver:
                 window, seen.values(), beside.values(), began, state.records
             )
             raise
-        result.error, result.unreadable = listed.error, listed.listing.unreadable
+        result.error, result.done.unreadable = listed.error, listed.listing.unreadable
         # 6. From here on a crash leaves no listed call unknown: the next process reads its id.
         sighted = self.sightings.note(listed, state.records, afresh=settled)
         # 7.
@@ -268,11 +322,11 @@ class WindowArchiver:
                     plan.latest[task.call.id] = LatestRecord.of(done.amended)
                 continue
             plan.latest[task.call.id] = done
-            result.failed += done.outcome == "failed"
-            result.incomplete += done.incomplete
+            result.done.failed += done.outcome == "failed"
+            result.done.incomplete += done.incomplete
             if new_bytes is not None:
-                result.committed[done.outcome] += 1
-                result.bytes += new_bytes
+                result.done.committed[done.outcome] += 1
+                result.done.bytes += new_bytes
         result.worked = True
         result.unarchived = [one for one in failures if one.call.id not in plan.latest]
         # The window may not be closed now: what no segment names is kept until one does.

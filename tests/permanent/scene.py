@@ -20,7 +20,7 @@ from archiver.core.errors import ArchiverError
 from archiver.core.model import Window
 from archiver.manifest import layout
 from archiver.manifest.layout import SegmentName
-from archiver.pipeline.backfill import Summary
+from archiver.pipeline.window import Summary
 from archiver.wiring import check_hosts
 from tests.fakes.calls import SimulatedCall
 from tests.fakes.harm import Harm, put_there

@@ -19,8 +19,8 @@ from archiver.core.errors import Reach, StoreError
 from archiver.core.model import Retention, parse_time
 from archiver.manifest import layout
 from archiver.observability.metrics import REGISTRY
-from archiver.pipeline.backfill import Summary
 from archiver.pipeline.health import MAX_SKEW_SECONDS, ClockCheck
+from archiver.pipeline.window import Summary
 from tests.fakes.clock import NOON, HandClock, TurnedClock
 from tests.fakes.memory_rig import HOUR, World, Writer
 from tests.fakes.memory_store import MemoryStore
