@@ -23,7 +23,7 @@ from typing import IO, ClassVar, Literal
 
 from archiver.core.checksums import Buffer
 from archiver.core.clock import Clock, RemoteClock
-from archiver.core.errors import KeyTaken, StoreError
+from archiver.core.errors import KeyTaken, Reach, StoreError
 from archiver.store.types import Head, ListedObject, Lock, Stored, Version
 from tests.fakes import store_rules
 from tests.fakes.store_rules import Violation, sha256_hex
@@ -139,6 +139,21 @@ class MemoryStore:
     def is_answering(self) -> bool:
         """This store is never out."""
         return True
+
+    def refuse(self, operation: str, part_of_key: str, status: int = 400) -> Hook:
+        """From now on it refuses this writer such requests; for ever, unless the hook is removed
+        again."""
+
+        def hook(request: Request) -> None:
+            hit = request.operation == operation and part_of_key in request.key
+            if hit and request.moment == "before":
+                raise StoreError(
+                    f"the store answered {operation} with {status}",
+                    reason="refused", status=status, reach=Reach.ITEM,
+                )  # fmt: skip
+
+        self.hooks.append(hook)
+        return hook
 
     # --- reading
 

@@ -15,7 +15,6 @@ from structlog.testing import capture_logs
 from archiver.audit.verify import Options, verify
 from archiver.cli.backfill import _print_result
 from archiver.core.clock import RemoteClock
-from archiver.core.errors import Reach, StoreError
 from archiver.core.model import Retention, parse_time
 from archiver.manifest import layout
 from archiver.observability.metrics import REGISTRY
@@ -160,11 +159,7 @@ def test_a_day_that_the_store_does_not_list_keeps_no_other_from_being_archived(w
     writer = world.writer("main")
     newest = layout.segment_prefix((TEN + DAY).date())
 
-    def refuses(request: Any) -> None:
-        if (request.operation, request.key, request.moment) == ("list", newest, "before"):
-            raise StoreError("refused", reason="refused", status=400, reach=Reach.ITEM)
-
-    writer.store.hooks.append(refuses)
+    refuses = writer.store.refuse("list", newest)
     world.ours.by = AHEAD
     with capture_logs() as logs:
         summary = writer.round()

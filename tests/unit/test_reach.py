@@ -37,22 +37,6 @@ def world() -> World:
     return made
 
 
-def refuse(store: MemoryStore, operation: str, part_of_key: str, status: int = 400) -> None:
-    """The store answers one kind of request to some keys with a refusal, for ever."""
-
-    def hook(request: Request) -> None:
-        moment = request.moment == "before"
-        if moment and request.operation == operation and part_of_key in request.key:
-            raise StoreError(
-                f"the store answered {operation} with {status}",
-                reason="refused",
-                status=status,
-                reach=Reach.ITEM,
-            )
-
-    store.hooks.append(hook)
-
-
 def run_loop(writer: Writer) -> None:
     writer.round()
 
@@ -73,7 +57,7 @@ def ledger(world: World, without: str = "no such key") -> Ledger:
 
 def test_a_call_that_the_store_goes_on_refusing_is_given_up(world):
     writer = world.writer("a")
-    refuse(writer.store, "put", "/vc_1/recording.wav")
+    writer.store.refuse("put", "/vc_1/recording.wav")
     for _ in range(8):
         writer.round()
         world.clock.forward(HOUR)
@@ -99,7 +83,7 @@ def refused_in_rounds(world: World, writer: Writer, rounds: int = 4) -> None:
 @pytest.mark.parametrize("name", ["r1.json", "transcript.json"])
 def test_a_recording_in_parts_is_uploaded_once_however_often_its_call_is_tried(world, name):
     writer = world.writer("a", PARTS)
-    refuse(writer.store, "put", f"/vc_1/{name}")
+    writer.store.refuse("put", f"/vc_1/{name}")
     refused_in_rounds(world, writer)
     [uploaded] = recordings(world, "vc_1")
     assert ledger(world).pending == {"vc_1"}
@@ -114,7 +98,7 @@ def test_a_recording_in_parts_is_uploaded_once_however_often_its_call_is_tried(w
 
 def test_a_recording_that_has_changed_is_uploaded_anew(world):
     writer = world.writer("a", PARTS)
-    refuse(writer.store, "put", "/vc_1/r1.json")
+    writer.store.refuse("put", "/vc_1/r1.json")
     refused_in_rounds(world, writer, 2)
     world.platform.add(a_call("vc_1", TEN + HOUR, audio=wav(9)))
     refused_in_rounds(world, writer, 2)
@@ -130,14 +114,14 @@ def test_a_recording_that_has_changed_is_uploaded_anew(world):
 @pytest.mark.parametrize("status", [403, 404])
 def test_an_upload_that_the_store_does_not_show_is_done_anew(world, status):
     writer = world.writer("a", PARTS)
-    refuse(writer.store, "put", "/vc_1/r1.json")
+    writer.store.refuse("put", "/vc_1/r1.json")
     writer.round()
     [uploaded] = recordings(world, "vc_1")
     if status == 404:
         del world.store._shelf.objects[uploaded]
         world.store._shelf.keys.remove(uploaded)
     else:
-        refuse(writer.store, "head", uploaded, status)
+        writer.store.refuse("head", uploaded, status)
     writer.store.hooks[:] = writer.store.hooks[1:]
     world.clock.forward(HOUR)
     writer.round()
@@ -151,7 +135,7 @@ def test_calls_that_are_given_up_are_no_outage_however_many(world):
         world.platform.add(a_call(f"bad_{number:03}", TEN))
     world.platform.add(a_call("zz_last", TEN))
     writer = world.writer("a")
-    refuse(writer.store, "put", "/bad_")
+    writer.store.refuse("put", "/bad_")
     writer.store.hooks[:] = [only_recordings(hook) for hook in writer.store.hooks]
     for _ in range(8):
         with suppress(StoreError):  # as the loop does
@@ -173,7 +157,7 @@ def test_a_day_of_records_that_the_store_does_not_list_harms_that_day(run):
     world = World(midnight + 6 * HOUR, midnight - 2 * HOUR)
     world.platform.add(a_call("before", midnight - HOUR), a_call("after", midnight))
     writer = world.writer("a")
-    refuse(writer.store, "list", layout.record_prefix(midnight.date()))
+    writer.store.refuse("list", layout.record_prefix(midnight.date()))
     if run is run_loop:
         writer.round()
     else:
@@ -186,7 +170,7 @@ def test_a_pointer_that_the_store_refuses_does_not_seal_a_segment_twice(world, r
     world.store._rules = False  # they do not let a seal lack its pointer
     for name in ("a", "b", "c"):
         writer = world.writer(name)
-        refuse(writer.store, "put", "1100.r1.seal")
+        writer.store.refuse("put", "1100.r1.seal")
         run(writer)
         world.clock.forward(HOUR)
     found = verify(world.store, Options(level="bytes", workers=1), now=world.clock.now())

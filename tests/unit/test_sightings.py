@@ -182,11 +182,6 @@ def test_what_a_glance_at_another_window_showed_that_was_cut_short(world):
     assert told == [["vc_0"], ["vc_2", "vc_3"]], "by the window where each was seen"
 
 
-def refuses_sightings(request: Asked) -> None:
-    if request.moment == "before" and request.operation == "put" and "/sightings/" in request.key:
-        raise StoreError("refused", reason="refused", status=400, reach=Reach.ITEM)
-
-
 def recalled_while_the_source_goes_out(world: World) -> tuple[Writer, set[str]]:
     """A process archived a call and ended before a segment told of it; nor does a sighting, and the
     source hides it. The next process looks for it beside the window, and the source is out from the
@@ -194,7 +189,7 @@ def recalled_while_the_source_goes_out(world: World) -> tuple[Writer, set[str]]:
     world.platform.options.page_size_cap = 2
     world.platform.add(a_call("vc_told", TEN + MINUTE))
     one = world.writer("one")
-    one.store.hooks.append(refuses_sightings)
+    one.store.refuse("put", "/sightings/")
     one.round()
     one_is_hidden_by(None, world, "vc_told")
     world.platform.add(*(a_call(f"vc_{n}", TEN - HOUR + n * MINUTE) for n in range(4)))
