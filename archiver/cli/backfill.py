@@ -20,7 +20,7 @@ from archiver.cli.common import (
     stopping,
     told,
 )
-from archiver.core.errors import UsageError
+from archiver.core.errors import ArchiverError, UsageError
 
 if TYPE_CHECKING:
     from archiver.core.clock import SystemClock
@@ -61,7 +61,6 @@ def backfill(
     report: bool,
 ) -> int:
     """Every window of a date range; tries calls that failed or had no recording again."""
-    from archiver.core.errors import ArchiverError
     from archiver.core.model import format_time
     from archiver.observability.progress import backfill_progress
     from archiver.pipeline.backfill import range_windows
