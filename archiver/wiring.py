@@ -32,7 +32,7 @@ from archiver.pipeline.chain import Chain
 from archiver.pipeline.health import ClockCheck
 from archiver.pipeline.hold_acts import Holds
 from archiver.pipeline.loop import Loop, Schedule, loop_start
-from archiver.pipeline.ports import Progress
+from archiver.pipeline.ports import BackfillProgress
 from archiver.pipeline.window import WindowArchiver
 from archiver.settings import Settings, SourceSettings, StoreSettings, WriterSettings
 from archiver.source.api import Filter, SignedUrl, VoiceCallsClient
@@ -277,7 +277,7 @@ class App:
         """
         return liveness.idle_seconds() < self.settings.liveness_timeout.total_seconds()
 
-    def backfill(self, progress: Progress | None) -> Backfill:
+    def backfill(self, progress: BackfillProgress | None) -> Backfill:
         return Backfill(self.windows, self.chain, self.segments, progress)
 
     def loop(self) -> Loop:
@@ -294,7 +294,7 @@ class App:
 
 @contextmanager
 def open_app(
-    settings: Settings, clock: SystemClock, progress: Progress | None = None
+    settings: Settings, clock: SystemClock, progress: BackfillProgress | None = None
 ) -> Iterator[App]:
     """Put the parts together; on leaving, workers end and connections close."""
     key, keep = settings.signing_key(), retention(settings)

@@ -252,7 +252,7 @@ class ChainCheck:
                 if data is not None and hashlib.sha256(data).hexdigest() != pages[page]:
                     self._report("page_mismatch", page)
 
-    def _check_links(self, seq: int, this: Seal) -> None:  # noqa: C901 - a list of rules
+    def _check_links(self, seq: int, this: Seal) -> None:
         """A seal against seal 0 and the seal before."""
         view, key = self._view, layout.seal_key(seq)
         if this.seq != seq:

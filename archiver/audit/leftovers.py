@@ -67,9 +67,7 @@ _CALL_DIR = re.compile(r"[A-Za-z0-9_-]{1,128}|id\.[0-9a-f]{64}")
 # --- segments that no seal names
 
 
-def check_manifest(  # noqa: C901 - a list of rules
-    reader: ReportingReader, chain: ChainView, segments: SegmentCheck
-) -> None:
+def check_manifest(reader: ReportingReader, chain: ChainView, segments: SegmentCheck) -> None:
     """List the manifest's segments and keys, and report what no seal explains."""
     add, unsealed = reader.findings.add, 0
     for prefix in (layout.SEGMENTS, layout.EVENTS):

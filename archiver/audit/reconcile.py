@@ -74,7 +74,7 @@ FILTER_CHARACTERS = 200
 """What the text shows of a filter."""
 
 
-class Listed(Protocol):
+class WindowListing(Protocol):
     """What the source lists of a window (`source/listing.py`)."""
 
     @property
@@ -85,11 +85,11 @@ class Listed(Protocol):
         """What it lists of the window, by id."""
 
     @property
-    def glimpsed(self) -> Mapping[str, Call]:
+    def seen_once(self) -> Mapping[str, Call]:
         """Calls that one pass has seen and the passes that agreed have not."""
 
     @property
-    def strays(self) -> Mapping[Window, Mapping[str, Call]]:
+    def other_windows(self) -> Mapping[Window, Mapping[str, Call]]:
         """Calls of other windows, which list them too."""
 
     @property
@@ -112,7 +112,7 @@ class Lister(Protocol):
     """Lists windows; threads share it. Raises `ListingError` where one window's listing fails, and
     `SourceRefused` or `SourceError` where the source refuses everything or is out."""
 
-    def list(self, window: Window) -> Listed: ...
+    def list(self, window: Window) -> WindowListing: ...
 
 
 class Progress(Protocol):
@@ -150,7 +150,7 @@ def reconcile(
     span = Window(first, first + count * options.length)
     result = Result(span, genesis.archive if genesis else None)
 
-    def list_window(window: Window) -> Listed | tuple[Window, str]:
+    def list_window(window: Window) -> WindowListing | tuple[Window, str]:
         """What the source lists; or the window and why it cannot, while it answers others."""
         try:
             return lister.list(window)
@@ -167,7 +167,7 @@ def reconcile(
                 if isinstance(listed, tuple):
                     result.unlisted.append(listed)
                 else:
-                    calls = {**listed.glimpsed, **listed.calls}
+                    calls = {**listed.seen_once, **listed.calls}
                     view = lookup.look(listed.window, calls) if genesis else WindowView()
                     comparison.compare(listed, calls, view)
                 if progress is not None:
@@ -188,9 +188,7 @@ class _Comparison:
         self._listed_before: AbstractSet[str] = frozenset()
         """The calls that the window before lists."""
 
-    def compare(  # noqa: C901 - one sequence
-        self, listed: Listed, calls: Mapping[str, Call], view: WindowView
-    ) -> None:
+    def compare(self, listed: WindowListing, calls: Mapping[str, Call], view: WindowView) -> None:
         """Compare the calls that the source lists in a window with what the archive has.
 
         1. Note what the listing says of itself, and what of the archive could not be read.
@@ -229,7 +227,7 @@ class _Comparison:
         # 3. What is not listed.
         if not listed.complete:
             return
-        elsewhere = {call_id for others in listed.strays.values() for call_id in others}
+        elsewhere = {call_id for others in listed.other_windows.values() for call_id in others}
         for call_id in view.ids - calls.keys() - elsewhere - before:
             filter_now = asked if other_filters else {}
             self._unlisted[call_id] = _not_listed(call_id, window, view, filter_now)

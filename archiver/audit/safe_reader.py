@@ -29,9 +29,9 @@ from typing import IO, Literal, Protocol, TypeVar
 from archiver.audit.findings import Findings
 from archiver.core.errors import FormatError, StoreError
 from archiver.manifest import layout
-from archiver.store.types import Head, Listed, Version
+from archiver.store.types import Head, ListedObject, Version
 
-__all__ = ["Head", "ItemReader", "Listed", "Reader", "ReportingReader", "Version"]
+__all__ = ["Head", "ItemReader", "ListedObject", "Reader", "ReportingReader", "Version"]
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ class Reader(Protocol):
 
     def head(self, key: str, version_id: str | None = ...) -> Head | None: ...
 
-    def list(self, prefix: str) -> Iterator[Listed]: ...
+    def list(self, prefix: str) -> Iterator[ListedObject]: ...
 
     def folders(self, prefix: str, *, hidden: bool = ...) -> set[str]: ...
 
@@ -179,7 +179,7 @@ class ItemReader:
         kind: RequestKind = "head" if version_id is None else "head_version"
         return self._asked(kind, key, lambda: self._reader.head(key, version_id))
 
-    def list(self, prefix: str) -> Iterator[Listed]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         return self._each("list", prefix, self._reader.list(prefix))
 
     def folders(self, prefix: str, *, hidden: bool = False) -> set[str]:
@@ -254,7 +254,7 @@ class ReportingReader:
         reported."""
         return self._asked("head", key, None, lambda: self.reader.head(key) is not None)
 
-    def list(self, prefix: str) -> Iterator[Listed]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         """Every object below a prefix, as far as it can be listed: else that is reported."""
         return self._each("list", prefix, self.reader.list(prefix))
 

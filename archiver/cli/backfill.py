@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -19,14 +20,13 @@ from archiver.cli.common import (
     stopping,
     told,
 )
-from archiver.core.errors import UsageError
+from archiver.core.errors import ArchiverError, UsageError
 
 if TYPE_CHECKING:
     from archiver.core.clock import SystemClock
     from archiver.core.model import Window
-    from archiver.pipeline.backfill import Summary
-    from archiver.pipeline.ports import Progress
-    from archiver.pipeline.processes import Shares
+    from archiver.pipeline.ports import BackfillProgress
+    from archiver.pipeline.window import Summary
     from archiver.settings import Settings
 
 MAX_PROCESSES = 64
@@ -61,9 +61,12 @@ def backfill(
     report: bool,
 ) -> int:
     """Every window of a date range; tries calls that failed or had no recording again."""
+    from archiver.core.model import format_time
     from archiver.observability.progress import backfill_progress
     from archiver.pipeline.backfill import range_windows
+    from archiver.pipeline.processes import Reporter, end_with_parent, run_shares
     from archiver.settings import Settings, load
+    from archiver.wiring import open_app
 
     check_range(start, end)
     if processes > 1 and single_writer:
@@ -73,30 +76,52 @@ def backfill(
     now = clock.now()
     if start >= now:
         raise UsageError("--from lies in the future: there is nothing to archive yet")
-    shard = shard or _job_shard()
-    windows = range_windows(start, min(end, now), settings.window, shard)
+    end = min(end, now)
+    index, of = shard = shard or _job_shard()
+    windows = range_windows(start, end, settings.window, shard)
     if dry_run:
         return _dry_run(settings, clock, windows)
-    if report:
-        return _report(settings, clock, windows)
+    if report:  # no metrics: there is one port, and several of us
+        reporter = Reporter()
+        try:
+            with stopping(clock):
+                end_with_parent()
+                summary, seal = _archive(settings, clock, windows, reporter)
+        except ArchiverError as error:
+            reporter.failed(error)
+            return error.exit_code
+        reporter.ended(summary, seal)
+        return _exit_code(summary)
     count = min(processes, len(windows))
     with stopping(clock) as came, backfill_progress(len(windows)) as progress:
         if count > 1:
-            _begin(settings, clock)
-            with _started(settings, (start, min(end, now)), shard, count, progress) as shares:
-                shares.wait(lambda: came)
-            summary, seal = shares.result()
+            # Done once, because two processes that begin an archive at the same moment only hinder
+            # each other.
+            with open_app(settings, clock) as app:
+                app.preflight()
+                app.ensure_archive()
+            clock.check()
+            span = ["--from", format_time(start), "--to", format_time(end)]
+            names = [f"{index + of * number}/{of * count}" for number in range(count)]
+            summary, seal = run_shares(
+                names,
+                ["backfill", *span, "--report"],
+                share_environment(settings, count),
+                progress,
+                lambda: came,
+            )
         else:
-            with _metrics_if_free(settings.metrics_port):
+            with ExitStack() as stack:
+                _serve_metrics(settings.metrics_port, stack)
                 summary, seal = _archive(settings, clock, windows, progress, single_writer)
-    return _tell(summary, seal)
+    return _print_result(summary, seal)
 
 
 def _archive(
     settings: Settings,
     clock: SystemClock,
     windows: Sequence[Window],
-    progress: Progress,
+    progress: BackfillProgress,
     single_writer: bool = False,
 ) -> tuple[Summary, int]:
     """What was done, and the chain's newest seal."""
@@ -108,7 +133,8 @@ def _archive(
         return app.backfill(progress).run(windows), app.chain.head.seq
 
 
-def _tell(summary: Summary, seal: int) -> int:
+def _print_result(summary: Summary, seal: int) -> int:
+    """Returns the exit code."""
     click.echo(told(summary, seal))
     young = summary.unsettled - summary.clock_wrong
     if young > 0:
@@ -116,47 +142,11 @@ def _tell(summary: Summary, seal: int) -> int:
             f"{young} windows are not sealed yet: they end less than ARCHIVER_SETTLE "
             "ago. The loop seals them, or this command run again later."
         )
+    return _exit_code(summary)
+
+
+def _exit_code(summary: Summary) -> int:
     return 1 if summary.needs_a_person or summary.waiting else 0
-
-
-# --- several processes
-
-
-def _begin(settings: Settings, clock: SystemClock) -> None:
-    """What is done once: access is asked for, and the archive begun. Two processes that begin one
-    at the same moment only hinder each other."""
-    from archiver.wiring import open_app
-
-    with open_app(settings, clock) as app:
-        app.preflight()
-        app.ensure_archive()
-    clock.check()
-
-
-@contextmanager
-def _started(
-    settings: Settings,
-    span: tuple[datetime, datetime],
-    shard: tuple[int, int],
-    count: int,
-    progress: Progress,
-) -> Iterator[Shares]:
-    """`count` processes, each with a share of this process's own share of the windows."""
-    from archiver.core.model import format_time
-    from archiver.pipeline.processes import Shares
-
-    index, of = shard
-    span_options = ["--from", format_time(span[0]), "--to", format_time(span[1])]
-    environment = share_environment(settings, count)
-    shares = Shares(progress)
-    try:
-        for number in range(count):
-            name = f"{index + of * number}/{of * count}"
-            options = [*span_options, "--shard", name, "--report"]
-            shares.start(name, ["backfill", *options], environment)
-        yield shares
-    finally:
-        shares.close()
 
 
 def share_environment(settings: Settings, count: int) -> dict[str, str]:
@@ -167,42 +157,26 @@ def share_environment(settings: Settings, count: int) -> dict[str, str]:
     return {**os.environ, **changes}
 
 
-def _report(settings: Settings, clock: SystemClock, windows: Sequence[Window]) -> int:
-    """A share: what `Shares` listens to. No metrics: there is one port, and several of us."""
-    from archiver.pipeline.processes import Reporter, end_with_parent
-
-    reporter = Reporter(1)
-    with stopping(clock):
-        end_with_parent()
-        summary, seal = _archive(settings, clock, windows, reporter)
-    reporter.ended(summary, seal)
-    return 1 if summary.needs_a_person or summary.waiting else 0
-
-
-# --- the rest
-
-
 def _dry_run(settings: Settings, clock: SystemClock, windows: Sequence[Window]) -> int:
     """What a backfill would do, a line a day; writes nothing, so the chain is not opened: that
     would complete what a crash left."""
     from archiver.wiring import open_app
 
-    days: dict[str, list[int]] = {}
+    days: dict[str, Counter[str]] = {}
     harmed = 0
     with stopping(clock), open_app(settings, clock) as app:
         app.preflight()
         for plan in app.backfill(None).plan(windows):
             harmed += plan is None or not plan.listed.complete
-            if plan is None:
-                continue
-            row = days.setdefault(plan.listed.window.start.date().isoformat(), [0, 0, 0])
-            for column, count in enumerate((1, len(plan.listed.calls), plan.lacking)):
-                row[column] += count
+            if plan is not None:
+                day = days.setdefault(plan.listed.window.start.date().isoformat(), Counter())
+                day.update(windows=1, listed=len(plan.listed.calls), todo=plan.lacking)
     click.echo("day         windows  listed  to archive")
-    for day, (count, listed, todo) in days.items():
-        click.echo(f"{day}  {count:7}  {listed:6}  {todo:10}")
-    total = [sum(row[column] for row in days.values()) for column in range(3)]
-    click.echo(f"total       {total[0]:7}  {total[1]:6}  {total[2]:10}")
+    total: Counter[str] = Counter()
+    for counts in days.values():
+        total.update(counts)
+    for day_name, row in [*days.items(), ("total", total)]:
+        click.echo(f"{day_name:10}  {row['windows']:7}  {row['listed']:6}  {row['todo']:10}")
     if harmed:
         click.echo(f"{harmed} windows could not be listed, or not wholly: the log says why")
     return 1 if harmed else 0
@@ -220,20 +194,13 @@ def _job_shard() -> tuple[int, int]:
     return Shard().convert(f"{index}/{count}", None, None)
 
 
-@contextmanager
-def _metrics_if_free(port: int) -> Iterator[None]:
-    """A backfill beside a running loop goes on without its own metrics."""
+def _serve_metrics(port: int, stack: ExitStack) -> None:
+    """Until the stack closes. A backfill beside a running loop goes on without its own metrics."""
     import structlog
 
     from archiver.observability.server import Telemetry
 
     try:
-        telemetry = Telemetry(port, lambda: True, lambda: True)
+        stack.callback(Telemetry(port, lambda: True, lambda: True).close)
     except UsageError as error:
         structlog.get_logger().warning("metrics.unavailable", error=str(error))
-        yield
-        return
-    try:
-        yield
-    finally:
-        telemetry.close()

@@ -17,7 +17,7 @@ from archiver.core.errors import UsageError
 
 if TYPE_CHECKING:
     from archiver.core.clock import SystemClock
-    from archiver.pipeline.backfill import Summary
+    from archiver.pipeline.window import Summary
     from archiver.settings import LogSettings
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -1,16 +1,17 @@
 """A date range, window by window, a few windows at a time, sealed in their order.
 
-Windows overlap in time so that the workers stay busy at a window's end. Seals are made by the one
-thread that runs `run`, for all windows that are ready, so that the chain costs little.
+Windows are worked at side by side so that the workers stay busy at a window's end. The one thread
+that runs `run` makes the seals, each for all windows that are ready, so that the chain costs
+little.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 
 import structlog
 
@@ -19,8 +20,8 @@ from archiver.core.model import Window, windows_between
 from archiver.pipeline.bucket_state import SegmentIndex
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.plan import Plan, Purpose
-from archiver.pipeline.ports import NoProgress, Progress
-from archiver.pipeline.window import WindowArchiver, WindowResult, WindowStatus
+from archiver.pipeline.ports import BackfillProgress, NoProgress
+from archiver.pipeline.window import Summary, WindowArchiver, WindowResult, WindowStatus
 
 log = structlog.get_logger()
 
@@ -29,83 +30,14 @@ SEALED_AT_ONCE = 64
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass
-class Summary:
-    """What a backfill, or a round of the loop, did."""
-
-    windows: int = 0
-    closed: int = 0
-    unsettled: int = 0
-    """Windows that are rightly open yet."""
-    stuck: int = 0
-    """Windows that have settled and stay open: their listing kept changing, or something went wrong
-    with them alone."""
-    harmed: int = 0
-    """Windows that are rightly open yet, and with which something went wrong."""
-    segments: int = 0
-    committed: dict[str, int] = field(default_factory=dict)
-    """Calls that got a record in this run, by outcome."""
-    bytes: int = 0
-    failed: int = 0
-    """Calls that this run tried and whose record says `failed`."""
-    incomplete: int = 0
-    """Calls that this run worked at and that are archived without their transcript or survey."""
-    unreadable: int = 0
-    """Entries of listings that could not be read as calls."""
-    pending: int = 0
-    """Calls without a record in windows that are closed."""
-    waiting: int = 0
-    """Calls without a record as yet in windows that are still open."""
-    clock_wrong: int = 0
-    """Windows that stay open because our clock is wrong. `unsettled` counts them too."""
-
-    @property
-    def needs_a_person(self) -> bool:
-        """What waits in windows that are rightly open is the caller's to judge."""
-        left = self.failed or self.pending or self.incomplete or self.unreadable
-        return bool(left or self.stuck or self.harmed or self.clock_wrong)
-
-    def add(self, result: WindowResult) -> None:
-        status, rightly_open = result.status, (WindowStatus.OPEN, WindowStatus.CLOCK_WRONG)
-        self.windows += 1
-        self.closed += result.is_closed
-        self.unsettled += status in rightly_open
-        self.stuck += status is WindowStatus.STUCK
-        self.harmed += status in rightly_open and result.error is not None
-        self.clock_wrong += status is WindowStatus.CLOCK_WRONG
-        self.segments += len(result.segments)
-        self.failed += result.failed
-        self.incomplete += result.incomplete
-        self.unreadable += result.unreadable
-        if result.is_closed:
-            self.pending += len(result.unarchived)
-        else:
-            self.waiting += len(result.unarchived)
-        self.add_committed(result)
-
-    def add_committed(self, result: WindowResult) -> None:
-        """Only what was done, and not how it left the window."""
-        self.bytes += result.bytes
-        self.committed = dict(Counter(self.committed) + Counter(result.committed))
-
-    def merge(self, other: Summary) -> None:
-        """What another process did for the same backfill."""
-        for name in (each.name for each in fields(self) if each.name != "committed"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.committed = dict(Counter(self.committed) + Counter(other.committed))
-
-
 def range_windows(
     start: datetime, end: datetime, length: timedelta, shard: tuple[int, int] = (0, 1)
 ) -> list[Window]:
     """The windows of a range, grown outward to whole ones, that belong to this shard. Which shard a
     window belongs to does not depend on the range."""
     index, count = shard
-    return [
-        window
-        for window in windows_between(start, end, length)
-        if (window.start - _EPOCH) // length % count == index
-    ]
+    windows = windows_between(start, end, length)
+    return [one for one in windows if (one.start - _EPOCH) // length % count == index]
 
 
 class Backfill:
@@ -116,7 +48,7 @@ class Backfill:
         windows: WindowArchiver,
         chain: Chain,
         segments: SegmentIndex,
-        progress: Progress | None = None,
+        progress: BackfillProgress | None = None,
         at_once: int = WINDOWS_AT_ONCE,
     ) -> None:
         """`at_once` windows are worked at side by side; 1 means in the caller's own thread."""
@@ -145,7 +77,8 @@ class Backfill:
                 undecided = any(item.undecided for item in result.unarchived)
                 if result.status is WindowStatus.STUCK or undecided:
                     again.add(result.window)
-                    summary.add_committed(result)
+                    # How it was left counts once it was tried again; what was done counts now.
+                    summary += Summary(committed=result.done.committed, bytes=result.done.bytes)
                 else:
                     done.add(result.window)
                     self._finish(result, summary)
@@ -160,14 +93,13 @@ class Backfill:
         """What `run` would do, window by window; writes nothing. None for a window that something
         is wrong with: the log says what."""
         for window in todo:
+            plan = None
             try:
                 plan = self._windows.plan(window)
             except ArchiverError as error:
                 if not self._windows.is_about_one_window(window, error):
                     raise
                 log.error("window.failed", window=str(window), error=str(error))
-                yield None
-                continue
             yield plan
 
     def is_sealed(self, window: Window) -> bool:
@@ -191,20 +123,16 @@ class Backfill:
     def batches(self, todo: Iterable[tuple[Window, Purpose, bool]]) -> Iterator[list[WindowResult]]:
         """Results in the order of the windows, all that are ready at a time. What `todo` has are
         the arguments of `WindowArchiver.process`."""
-        process = self._windows.process
+        process, waiting = self._windows.process, iter(todo)
         if self._at_once == 1:
-            yield from ([process(*task)] for task in todo)
+            yield from ([process(*task)] for task in waiting)
             return
         running: deque[Future[WindowResult]] = deque()
-        waiting = iter(todo)
         pool = ThreadPoolExecutor(self._at_once, thread_name_prefix="window")
         try:
             while True:
-                while len(running) < self._at_once + SEALED_AT_ONCE:
-                    task = next(waiting, None)
-                    if task is None:
-                        break
-                    running.append(pool.submit(process, *task))
+                room = self._at_once + SEALED_AT_ONCE - len(running)
+                running.extend(pool.submit(process, *task) for task in islice(waiting, room))
                 if not running:
                     return
                 batch = [running.popleft().result()]
@@ -215,5 +143,5 @@ class Backfill:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _finish(self, result: WindowResult, summary: Summary) -> None:
-        summary.add(result)
+        summary += result.summary()
         self._progress.window_done(result.window)

@@ -338,7 +338,7 @@ class CallArchiver:
         row = FILE_KINDS[kind]
         key = layout.recording_dir(one.day, one.call.id) + row.name
         stored = put_or_beside(
-            self._store, key, data, row.content_type, one.retain_until, one.held, look=False
+            self._store, key, data, row.content_type, one.retain_until, one.held, verify=False
         )
         one.add(kind, stored)
 
@@ -388,7 +388,7 @@ class CallArchiver:
             # 3.
             try:
                 stored = self._store.put_once(
-                    made.key, made.data, retain_until=until, held=held, look=False
+                    made.key, made.data, retain_until=until, held=held, verify=False
                 )
             except KeyTaken:
                 one.was_second = True

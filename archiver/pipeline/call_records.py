@@ -33,7 +33,7 @@ from archiver.pipeline.bucket_state import (
 )
 from archiver.pipeline.ports import Store
 from archiver.pipeline.sightings import Sightings
-from archiver.source.listing import Listed, Lister
+from archiver.source.listing import Lister, WindowListing
 
 log = structlog.get_logger()
 
@@ -73,14 +73,16 @@ class CallRecords:
 
     # --- the newest record of each call
 
-    def missing(self, listed: Listed, state: WindowState, sighted: Set[str]) -> dict[str, Call]:
+    def missing(
+        self, listed: WindowListing, state: WindowState, sighted: Set[str]
+    ) -> dict[str, Call]:
         """The missing calls of a window. Two windows may know of the same call. It is left to the
         other one where this listing shows that the call is listed there, where this process has an
         orphan record of it there, or where a segment there names its record; else both answer for
         it."""
-        glimpsed = listed.glimpsed
-        loose = set(sighted) - {*listed.calls, *state.records, *glimpsed} - state.pending
-        loose -= {call_id for calls in listed.strays.values() for call_id in calls}
+        seen_once = listed.seen_once
+        loose = set(sighted) - {*listed.calls, *state.records, *seen_once} - state.pending
+        loose -= {call_id for calls in listed.other_windows.values() for call_id in calls}
         with self._lock:
             loose -= {call_id for orphans in self._orphans.values() for call_id in orphans}
         revision, days = self._index.tolerant(listed.window), _days_near(listed.window)
@@ -89,10 +91,10 @@ class CallRecords:
         named = self._named_among(recorded, listed.window) if recorded else set()
         loose = {i for i in loose if (found[i], layout.call_dir(i)) not in named}
         calls = {call_id: Call(call_id, {}) for call_id in sorted(loose | state.pending)}
-        return {i: call for i, call in {**calls, **glimpsed}.items() if i not in listed.calls}
+        return {i: call for i, call in {**calls, **seen_once}.items() if i not in listed.calls}
 
     def latest(
-        self, listed: Listed, missing: Mapping[str, Call], state: WindowState
+        self, listed: WindowListing, missing: Mapping[str, Call], state: WindowState
     ) -> tuple[dict[str, LatestRecord], dict[str, UnreadableRecord]]:
         """The newest record of each call that is listed, missing or an orphan, as segments, this
         process or the bucket have it; and what lies in the place of one and cannot be read."""
@@ -161,7 +163,7 @@ class CallRecords:
             if not self._orphans.get(window):
                 self._orphans.pop(window, None)
 
-    def load_orphans(self, listed: Listed, *, few: bool) -> None:
+    def load_orphans(self, listed: WindowListing, *, few: bool) -> None:
         """Look for orphan records that an earlier process left: the window that lists such a call
         is to name it, or the window of its start. `few`: not where there are very many, which other
         processes are at work on. Raises `StoreError`, and what listing a neighbour raises."""
@@ -181,7 +183,7 @@ class CallRecords:
                 if call_id not in listed.calls and any(o and o.key == orphan.key for o in same):
                     del own[call_id]
 
-    def _hand_to_neighbours(self, found: dict[str, LatestRecord], listed: Listed) -> None:
+    def _hand_to_neighbours(self, found: dict[str, LatestRecord], listed: WindowListing) -> None:
         """An orphan that this listing lacks may appear in the neighbouring window, because the
         source may filter by another timestamp: then that window is to name it."""
         length, listed_at = listed.window.end - listed.window.start, listed.listing.listed_at
@@ -191,7 +193,7 @@ class CallRecords:
             neighbour = Window(listed.window.start + by, listed.window.end + by)
             seen: dict[str, Call] = {}
             try:
-                shown = self._lister.glance(neighbour, seen)
+                shown = self._lister.list_once(neighbour, seen)
             except Interrupted:
                 raise
             except Exception:
@@ -309,7 +311,7 @@ def _placing_time(found: LatestRecord) -> datetime | None:
 
 
 def _days_of_calls(
-    listed: Listed, missing: Mapping[str, Call], state: WindowState
+    listed: WindowListing, missing: Mapping[str, Call], state: WindowState
 ) -> Iterator[tuple[str, list[date]]]:
     """Every id that is known of the window, with the days below which its record may lie.
 

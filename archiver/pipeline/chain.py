@@ -12,6 +12,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import structlog
@@ -61,8 +62,7 @@ class Chain:
         self._newly_sealed: dict[str, None] = {}
         """The segments that were sealed last, oldest first."""
         self._has_forgotten = False
-        self._read_back: dict[int, tuple[datetime, frozenset[str]]] = {}
-        """When a seal that was read again was made, and the keys of its segments, by number."""
+        self._read_back = lru_cache(REMEMBERED_SEALS)(self._segments_of)
 
     @property
     def head(self) -> Seal:
@@ -125,23 +125,48 @@ class Chain:
     def open(self) -> bool:
         """Find the head and complete it; False where the archive is empty.
 
+        1. Find the newest number.
+        2. Where there is none, nothing else may be there: no archive is begun over one whose seal 0
+           is gone or hidden, because the true seal could never be put back.
+        3. No seal lies beyond the first missing number: it would mean that one was lost, whose
+           place is never filled.
+        4. Make the newest seal our head.
+
         Raises `UsageError` where the archive is signed with another key than ours, `StoreError`
-        where a seal is missing: its place is never filled, and no archive is begun over one whose
-        seal 0 is gone or hidden, because the true seal could never be put back.
+        where a seal is missing or cannot be read.
         """
+
+        def exists(number: int) -> bool:
+            return self._store.head(layout.seal_key(number)) is not None
+
         with self._lock:
-            number = self._newest()
+            # 1.
+            number = last_number(exists)
+            # 2.
             if number is None:
                 prefixes = (layout.SEALS, layout.SEGMENTS, layout.RECORDS)
                 if not any(True for prefix in prefixes for _ in self._store.list(prefix)):
                     return False
-                number = self._newest()  # another writer may have begun the archive meanwhile
+                number = last_number(exists)  # another writer may have begun the archive meanwhile
             if number is None:
                 raise StoreError(
                     "seal 0 is missing, but an archive is there: run archiver verify, and bring "
                     "the lost seal back before anything is archived"
                 )
-            self._refuse_a_gap(number)
+            # 3. `start_after` only saves pages: a seal that is listed counts, in whatever order.
+            after = layout.signature_key(number)
+            listed = (
+                layout.parse_seal_key(one.key)
+                for one in self._store.list(layout.SEALS, start_after=after)
+            )
+            is_beyond = any(one is not None and one[0] > number + 1 for one in listed)
+            # Where another writer has appended meanwhile, the next number is there by now.
+            if is_beyond and not exists(number + 1):
+                raise StoreError(
+                    f"seal {number + 1} is missing, but later ones are there: run archiver verify, "
+                    "and bring the lost seal back before anything is archived"
+                )
+            # 4.
             head = self._read(number)
             if head is None:
                 raise StoreError(f"seal {number} cannot be read: run archiver verify")
@@ -150,30 +175,9 @@ class Chain:
 
     def genesis(self) -> Seal:
         """Seal 0. Raises `StoreError` where it is gone."""
-        found = self._read(0)
-        if found is None:
+        if (found := self._read(0)) is None:
             raise StoreError("seal 0 is gone: run archiver verify")
         return found
-
-    def _newest(self) -> int | None:
-        return last_number(lambda number: self._store.head(layout.seal_key(number)) is not None)
-
-    def _refuse_a_gap(self, number: int) -> None:
-        """A seal beyond the first missing number means that one was lost.
-
-        `start_after` only saves pages: any seal that is listed counts, in whatever order.
-        """
-        for item in self._store.list(layout.SEALS, start_after=layout.signature_key(number)):
-            parsed = layout.parse_seal_key(item.key)
-            if parsed is None or parsed[0] <= number + 1:
-                continue
-            # Another writer may have appended meanwhile: then the next number is there by now.
-            if self._store.head(layout.seal_key(number + 1)) is None:
-                raise StoreError(
-                    f"seal {number + 1} is missing, but later ones are there: run archiver verify, "
-                    "and bring the lost seal back before anything is archived"
-                )
-            return
 
     # --- read on and append
 
@@ -298,7 +302,7 @@ class Chain:
         if segment.found_since is None:
             return False
         for number in range(self.head.seq, 0, -1):
-            sealed_at, keys = self._segments_of(number)
+            sealed_at, keys = self._read_back(number)
             if key in keys:
                 return True
             if sealed_at < segment.found_since - CLOCKS_DIFFER:
@@ -307,15 +311,10 @@ class Chain:
 
     def _segments_of(self, number: int) -> tuple[datetime, frozenset[str]]:
         """When a seal was made, and the keys of its segments."""
-        if number not in self._read_back:
-            found = self.head if number == self.head.seq else self._read(number)
-            if found is None:
-                raise StoreError(f"seal {number} is missing: run archiver verify")
-            if len(self._read_back) >= REMEMBERED_SEALS:
-                self._read_back.clear()
-            keys = frozenset(entry.key for entry in found.segments)
-            self._read_back[number] = (found.sealed_at, keys)
-        return self._read_back[number]
+        found = self.head if number == self.head.seq else self._read(number)
+        if found is None:
+            raise StoreError(f"seal {number} is missing: run archiver verify")
+        return found.sealed_at, frozenset(entry.key for entry in found.segments)
 
     def _advance(self, sealed: Seal) -> None:
         self._head = sealed

@@ -3,7 +3,9 @@
 `StoreHealth` distinguishes an outage of the store from objects that it refuses. A store that
 refuses one key for ever must not stop the calls and windows whose keys it takes. A store that is
 out must not be asked for each of a million calls, and its outage is no call's fault. So refusals in
-a row are counted, and a control request decides.
+a row are counted, and a control request decides: a write (`Bucket.is_answering`). Readers ask by a
+read (`bucket.is_of_one_object`), because an auditor may not write; and a read cannot stand for the
+write, because a store that takes no writes any more may well answer reads.
 
 `ClockCheck` compares our clock with the `Date` of answers that came anyway. Windows are closed, and
 locks and seals dated, by our clock alone, and none of that can be taken back.

@@ -21,12 +21,12 @@ from archiver.core.clock import Clock, Interrupted
 from archiver.core.errors import ArchiverError, UsageError
 from archiver.core.model import Window, format_time, placing_time, window_of, windows_between
 from archiver.observability import metrics
-from archiver.pipeline.backfill import WINDOWS_AT_ONCE, Backfill, Summary
+from archiver.pipeline.backfill import WINDOWS_AT_ONCE, Backfill
 from archiver.pipeline.bucket_state import SegmentIndex
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.plan import Purpose
 from archiver.pipeline.relist import Relisting
-from archiver.pipeline.window import WindowArchiver, WindowResult, WindowStatus
+from archiver.pipeline.window import Summary, WindowArchiver, WindowResult, WindowStatus
 
 log = structlog.get_logger()
 
@@ -98,7 +98,8 @@ class Loop:
         3. While our clock is wrong, archive the due windows too, and end here: what is dated by a
            wrong clock cannot be taken back. The answers of 2. show whether it is right.
         4. Close and seal the due windows, oldest first.
-        5. List sealed windows again.
+        5. List sealed windows again, oldest first, as many as there is time for: the others are due
+           in the next round.
         """
         summary, length = Summary(), self._schedule.window
         self._oldest.round_began()
@@ -131,7 +132,17 @@ class Loop:
             mark = self._close(batch, mark, first_open, summary)
             self._archive_open_in_time(first_open, summary)
         # 5.
-        self._relist(first_open, summary)
+        longest = max(RELIST_SECONDS, self._schedule.poll_interval_seconds)
+        end = self._clock.monotonic() + longest
+        for tasks in _batches(self._relisting.due(), CLOSED_AT_A_TIME):
+            if self._clock.monotonic() >= end:
+                break
+            for results in self._backfill.batches(tasks):
+                self._backfill.seal(results, None)
+                for result in results:
+                    self._note(result, summary)
+                    self._relisting.note(result)
+            self._archive_open_in_time(first_open, summary)
         self._report(now)
         return summary
 
@@ -158,8 +169,7 @@ class Loop:
         batches = self._backfill.batches((window, Purpose.CLOSE, True) for window in todo)
         results = {one.window: one for results in batches for one in results}
         for window in batch:
-            result = results.get(window)
-            if mark == window.start and (result is None or result.is_closed):
+            if mark == window.start and (window not in results or results[window].is_closed):
                 mark = window.end
         if mark == batch[-1].end and any(result.segments for result in results.values()):
             # Later windows may be sealed already: by a backfill, or while an older one stayed
@@ -172,23 +182,8 @@ class Loop:
             self._relisting.note(result)
         return mark
 
-    def _relist(self, first_open: datetime, summary: Summary) -> None:
-        """List sealed windows again that are due, oldest first, as many as there is time for: the
-        rest are due in the next round."""
-        longest = max(RELIST_SECONDS, self._schedule.poll_interval_seconds)
-        end = self._clock.monotonic() + longest
-        for tasks in _batches(self._relisting.due(), CLOSED_AT_A_TIME):
-            if self._clock.monotonic() >= end:
-                return
-            for results in self._backfill.batches(tasks):
-                self._backfill.seal(results, None)
-                for result in results:
-                    self._note(result, summary)
-                    self._relisting.note(result)
-            self._archive_open_in_time(first_open, summary)
-
     def _note(self, result: WindowResult, summary: Summary) -> None:
-        summary.add(result)
+        summary += result.summary()
         self._oldest.note(result, self._chain.head.watermark)
 
     def _report(self, started: datetime) -> None:

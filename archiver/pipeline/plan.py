@@ -14,7 +14,7 @@ from enum import Enum, auto
 from archiver.core.model import Call
 from archiver.pipeline.backoff import Unarchived
 from archiver.pipeline.bucket_state import LatestRecord, UnreadableRecord
-from archiver.source.listing import Listed
+from archiver.source.listing import WindowListing
 
 
 class Purpose(Enum):
@@ -25,7 +25,7 @@ class Purpose(Enum):
     """
 
     OPEN = auto()
-    """Archive its calls and never close it: what was closed would not be sealed."""
+    """Archive its calls and never close it: a window closed then would not be sealed."""
     CLOSE = auto()
     """Archive its calls and, once it has settled, close it. A listing at an age always writes a
     revision: that nothing changed is evidence."""
@@ -53,7 +53,7 @@ class Plan:
     """What the calls of a window need. `latest` has the newest record of each call that has one,
     `todo` are to be worked at, `resting` failed a short while ago."""
 
-    listed: Listed
+    listed: WindowListing
     latest: dict[str, LatestRecord] = field(default_factory=dict)
     todo: list[Task] = field(default_factory=list)
     resting: list[Unarchived] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Plan:
 
 
 def make_plan(
-    listed: Listed,
+    listed: WindowListing,
     missing: Mapping[str, Call],
     latest: dict[str, LatestRecord],
     unreadable: Mapping[str, UnreadableRecord],
@@ -86,21 +86,19 @@ def make_plan(
     """
     plan = Plan(listed, latest)
     for call in [*missing.values(), *listed.calls.values()]:
-        found, bad = latest.get(call.id), unreadable.get(call.id)
+        known, bad = latest.get(call.id), unreadable.get(call.id)
         if bad is not None and not bad.foreign:
-            if found is None:
+            if known is None:
                 plan.resting.append(Unarchived(call, "record_unreadable", 1, None))
             continue
-        if found is not None:
-            lacks = found.outcome != "archived" or found.incomplete
+        if known is not None:
+            lacks = known.outcome != "archived" or known.incomplete
             is_due = age is not None or (purpose is Purpose.BACKFILL and lacks)
             # A missing call is worked at for want of a record, and for nothing else.
             if not is_due or call.id in refreshed or call.id in missing:
                 continue
-        last = resting(call.id)
-        if last is not None:
+        if (last := resting(call.id)) is not None:
             plan.resting.append(last)
         else:
-            taken = bad.revision if bad is not None else 0
-            plan.todo.append(Task(call, found, call.id in pending, taken))
+            plan.todo.append(Task(call, known, call.id in pending, bad.revision if bad else 0))
     return plan

@@ -19,9 +19,9 @@ from archiver.core.checksums import Buffer
 from archiver.core.model import Call, Window
 from archiver.source.api import SignedUrl
 from archiver.source.recordings import Blobs as Recordings
-from archiver.store.types import Head, Listed, Lock, Stored
+from archiver.store.types import Head, ListedObject, Lock, Stored
 
-__all__ = ["NoProgress", "Progress", "Recordings", "Source", "Store", "Upload"]
+__all__ = ["BackfillProgress", "NoProgress", "Recordings", "Source", "Store", "Upload"]
 
 
 class Source(Protocol):
@@ -63,7 +63,7 @@ class Store(Protocol):
         retain_until: datetime | None = ...,
         held: bool = ...,
         sha256: str | None = ...,
-        look: bool = ...,
+        verify: bool = ...,
     ) -> Stored: ...
 
     def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> Lock: ...
@@ -84,12 +84,12 @@ class Store(Protocol):
 
     def head(self, key: str, version_id: str | None = ...) -> Head | None: ...
 
-    def list(self, prefix: str, start_after: str = ...) -> Iterator[Listed]: ...
+    def list(self, prefix: str, start_after: str = ...) -> Iterator[ListedObject]: ...
 
     def folders(self, prefix: str) -> set[str]: ...
 
 
-class Progress(Protocol):
+class BackfillProgress(Protocol):
     """Somebody who watches. Called from many threads."""
 
     def window_listed(self, window: Window, new_calls: int) -> None: ...

@@ -229,7 +229,7 @@ def put_or_beside(
     held: bool,
     *,
     sha256: str | None = None,
-    look: bool = True,
+    verify: bool = True,
 ) -> Stored:
     """Create an object once; where other bytes have the key, beside it. See `Store.put_once`.
 
@@ -245,7 +245,7 @@ def put_or_beside(
         retain_until=retain_until,
         held=held,
         sha256=sha256,
-        look=look,
+        verify=verify,
     )
     for at in (key, layout.beside(key, sha256[:16])):
         with suppress(KeyTaken):

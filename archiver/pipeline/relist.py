@@ -9,7 +9,6 @@ sealed something, or may have ended before it archived what it had listed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
@@ -22,7 +21,7 @@ from archiver.manifest.layout import SegmentName
 from archiver.pipeline.bucket_state import SegmentIndex, WindowLine
 from archiver.pipeline.plan import Purpose
 from archiver.pipeline.window import WindowArchiver, WindowResult, WindowStatus
-from archiver.store.types import Listed
+from archiver.store.types import ListedObject
 
 log = structlog.get_logger()
 
@@ -88,12 +87,12 @@ class Relisting:
     def due(self) -> list[tuple[Window, Purpose, bool]]:
         """The windows to list again now, oldest first, as `WindowArchiver.process` takes them."""
         self._scan()
-        unnamed, found = self._windows.with_unnamed_calls, []
+        unnamed, due = self._windows.with_unnamed_calls, []
         for _, known in sorted(self._sealed.items(), key=lambda item: item[0]):
             if self._clock.monotonic() >= known.rests_until and self._is_due(known, unnamed):
                 purpose = Purpose.REFRESH if known.unrefreshed else Purpose.CLOSE
-                found.append((known.line.window, purpose, self._may_wait(known)))
-        return found
+                due.append((known.line.window, purpose, self._may_wait(known)))
+        return due
 
     def note(self, result: WindowResult) -> None:
         """Note what was done about a window that is sealed, or is about to be."""
@@ -155,43 +154,11 @@ class Relisting:
                 self._scanned_at |= dict.fromkeys((NEWEST, reach), self._clock.monotonic())
 
     def _scan_back(self, reach: timedelta) -> None:
-        fresh: dict[SegmentName, bool] = {}
-        for name, complete in self._newest_names(reach):
-            known = self._sealed.get(name.start)
-            if known is None or known.line.name != name or known.complete != complete:
-                fresh[name] = complete
-        for line in self._windows.newest_lines(fresh):
-            self._sealed[line.name.start] = _Sealed(line, fresh[line.name])
-        oldest = self._clock.now() - self._reach
-        for start, known in list(self._sealed.items()):
-            if start + self._length < oldest and not known.line.pending:
-                del self._sealed[start]
-        for day in self._days((self._clock.now() - reach).date()):
-            for start, objects in self._windows.sightings.of_day(day).items():
-                if start in self._sealed and self._sealed[start].sightings != len(objects):
-                    self._compare(self._sealed[start], objects)
-
-    def _compare(self, known: _Sealed, sightings: list[Listed]) -> None:
-        """Whether a sealed window lacks calls that were sighted since it was listed last. Most
-        sightings are older, which their dates in the store's listing show."""
-        line, known.sightings = known.line, len(sightings)
-        after = line.listed_at - SKEW if line.listed_at else None
-        keys = []
-        for one in sightings:
-            modified = one.modified_at
-            if after is None or modified is None or modified >= after:
-                keys.append(one.key)
-        try:
-            known.lacks_sighted = self._windows.records.lacks_sighted(line.name, line.pending, keys)
-        except StoreError as error:
-            if error.reach is not Reach.ITEM:
-                raise
-            known.lacks_sighted = True  # what cannot be read names none of them
-
-    def _newest_names(self, reach: timedelta) -> Iterator[tuple[SegmentName, bool]]:
-        """The newest sealed revision of each window within reach, and whether all of its revisions
-        are sealed."""
-        oldest = self._clock.now() - reach
+        """1. Find the newest sealed revision of each window within reach, and read its line where
+        it is not known. 2. Forget windows beyond all reach that have nothing pending. 3. Compare
+        the windows with their sightings."""
+        oldest, fresh = self._clock.now() - reach, dict[SegmentName, bool]()
+        # 1.
         for day in self._days(oldest.date()):
             windows: dict[datetime, dict[SegmentName, bool]] = {}
             try:
@@ -205,8 +172,40 @@ class Relisting:
                 windows.setdefault(name.start, {})[name] = sealed
             for start, names in windows.items():
                 official = [name for name, sealed in names.items() if sealed]
-                if start + self._length >= oldest and official:
-                    yield max(official), all(names.values())
+                if start + self._length < oldest or not official:
+                    continue
+                name, complete, known = max(official), all(names.values()), self._sealed.get(start)
+                if known is None or known.line.name != name or known.complete != complete:
+                    fresh[name] = complete
+        for line in self._windows.newest_lines(fresh):
+            self._sealed[line.name.start] = _Sealed(line, fresh[line.name])
+        # 2.
+        beyond = self._clock.now() - self._reach
+        for start, known in list(self._sealed.items()):
+            if start + self._length < beyond and not known.line.pending:
+                del self._sealed[start]
+        # 3.
+        for day in self._days(oldest.date()):
+            for start, objects in self._windows.sightings.of_day(day).items():
+                if start in self._sealed and self._sealed[start].sightings != len(objects):
+                    self._compare(self._sealed[start], objects)
+
+    def _compare(self, known: _Sealed, sightings: list[ListedObject]) -> None:
+        """Whether a sealed window lacks calls that were sighted since it was listed last. Most
+        sightings are older, which their dates in the store's listing show."""
+        line, known.sightings = known.line, len(sightings)
+        after = line.listed_at - SKEW if line.listed_at else None
+        keys = [
+            one.key
+            for one in sightings
+            if after is None or one.modified_at is None or one.modified_at >= after
+        ]
+        try:
+            known.lacks_sighted = self._windows.records.lacks_sighted(line.name, line.pending, keys)
+        except StoreError as error:
+            if error.reach is not Reach.ITEM:
+                raise
+            known.lacks_sighted = True  # what cannot be read names none of them
 
     def _days(self, oldest: date) -> list[date]:
         """The days from `oldest` on that have segments; where the store does not list them, all

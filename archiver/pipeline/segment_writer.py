@@ -68,15 +68,13 @@ class SegmentWriter:
             self._write_sha256(found, records_in(file))
 
     def _write_sha256(self, written: UnsealedSegment, records: Iterable[Summed]) -> None:
-        """Foreign bytes under its key stay there, for `verify` to find: segment and seal stand
-        without it."""
         name, digest = written.name, written.entry.sha256
         with spool() as files, spool(segment.companion(digest, name, records, files)) as file:
             try:
                 self._store.put_once(
                     name.sha256, file, content_type="text/plain", retain_until=written.retain_until
                 )
-            except KeyTaken:
+            except KeyTaken:  # foreign bytes: `verify` finds them; segment and seal stand without
                 log.error("segment.companion_foreign", key=name.sha256)
 
 

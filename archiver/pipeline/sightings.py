@@ -23,17 +23,15 @@ from archiver.manifest import layout, sighting
 from archiver.pipeline.bucket_state import RecordIndex
 from archiver.pipeline.ports import Store
 from archiver.pipeline.recording import random_tag
-from archiver.source.listing import Listed
-from archiver.store.types import Listed as ListedObject
+from archiver.source.listing import WindowListing
+from archiver.store.types import ListedObject
 
 log = structlog.get_logger()
 
 REMEMBERED_WINDOWS = 1024
-REMEMBERED_SECONDS = 3600.0
-"""Of so many windows the sightings are kept in memory, for so long after somebody asked for them;
-of others they are read again."""
+"""Of so many windows the sightings are kept in memory; of others they are read again."""
 TAGS = 3
-"""How many keys are tried before a store that calls each of them taken is believed."""
+"""So many keys are tried where the store says of each that it is taken."""
 
 
 @dataclass
@@ -52,7 +50,6 @@ class _Known:
     """How often this process has added to them."""
     closed_at: int = 0
     """What `count` was when this process last closed the window, or saw that another had."""
-    asked_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,15 +95,15 @@ class Sightings:
 
     # --- what a listing shows
 
-    def note(self, listed: Listed, named: Collection[str], *, afresh: bool) -> Sighted:
+    def note(self, listed: WindowListing, named: Collection[str], *, afresh: bool) -> Sighted:
         """Write down the calls of a listing that have no record: the window's own, and those that
         are listed in the windows of their own times, for these. From here on a process that ends
         leaves no listed call unknown. `named` calls have a record in a segment; `afresh` reads what
         other processes wrote. Returns what was ever written down for the window. Raises
         `StoreError` where the store is out."""
-        own = [*listed.calls.values(), *listed.glimpsed.values()]
-        strays = {w: calls.values() for w, calls in listed.strays.items() if self.is_ours(w)}
-        shown = {listed.window: own, **strays}
+        own = [*listed.calls.values(), *listed.seen_once.values()]
+        others = {w: i.values() for w, i in listed.other_windows.items() if self.is_ours(w)}
+        shown = {listed.window: own, **others}
         self.add(listed.window, shown, listed.listing.listed_at, named, afresh=afresh)
         return self.read(listed.window)
 
@@ -123,9 +120,8 @@ class Sightings:
         shows more. Those `beside` it, which the listings of other windows showed, are for the
         windows of their own times."""
         shown: dict[Window, list[Call]] = {window: []}
-        length = window.end - window.start
         for call, is_listed_here in [*((c, True) for c in calls), *((c, False) for c in beside)]:
-            home = window_of(placing_time(call, window, listed_at), length)
+            home = window_of(placing_time(call, window, listed_at), window.end - window.start)
             if home == window or self.is_ours(home):
                 shown.setdefault(window if is_listed_here else home, []).append(call)
         try:
@@ -164,20 +160,33 @@ class Sightings:
 
     def keep(self, window: Window, call_ids: Iterable[str]) -> None:
         """Keep these ids in memory until `write` has written them down. Never fails."""
-        wanted = frozenset(call_ids)
-        if wanted:
+        if wanted := frozenset(call_ids):
             with self._lock:
-                known = self._known.setdefault(window, _Known(asked_at=self._clock.monotonic()))
+                known = self._known.setdefault(window, _Known())
                 known.unwritten |= wanted - known.ids
 
     def write(self) -> None:
         """Write down what is kept and not written down yet, one object a window. Raises
-        `StoreError` where the store is out: then what is left stays in memory."""
+        `StoreError` where the store is out: then what is left stays in memory.
+
+        A crash before an object is there leaves its ids unknown, but nothing was done about them
+        either.
+        """
         with self._writing:
             with self._lock:
                 todo = [window for window, known in self._known.items() if known.unwritten]
             for window in todo:
-                self._write(window)
+                self.read(window)
+                with self._lock:
+                    known = self._known.setdefault(window, _Known())
+                    ids = known.unwritten = known.unwritten - known.ids
+                key = self._put(window, ids) if ids else None
+                if key is not None:
+                    with self._lock:
+                        known.keys.add(key)
+                        known.ids |= ids
+                        known.unwritten -= ids
+                        known.count += 1
 
     # --- what is known of a window
 
@@ -185,20 +194,26 @@ class Sightings:
         """The ids ever written down for a window. `afresh` lists its objects again, for what other
         processes have added. Raises `StoreError` where the store is out."""
         with self._lock:
-            known = self._known.get(window)
-            count = known.count if known else 0
-        found: dict[str, frozenset[str]] = {}
-        if known is None or not known.loaded or afresh:
-            found = self._load(window, known.keys if known else set())
+            known = self._known.get(window) or _Known()
+            count, loaded = known.count, set(known.keys)
+        added: dict[str, frozenset[str]] = {}
+        if not known.loaded or afresh:
+            prefix = layout.sighting_prefix(window.start.date()) + f"{window.start:%H%M}-"
+            listed = [item.key for item in self._list(prefix)]
+            keys = [key for key in listed if layout.parse_sighting_key(key) and key not in loaded]
+            found = self._workers.map(self._read, keys)
+            added = {k: one.ids if one else frozenset() for k, one in zip(keys, found, strict=True)}
         with self._lock:
-            known = self._known.setdefault(window, known or _Known())
-            known.keys |= found.keys()
-            known.ids = known.ids.union(*found.values()) if found else known.ids
-            known.loaded, known.asked_at = True, self._clock.monotonic()
+            known = self._known.setdefault(window, known)
+            known.keys |= added.keys()
+            known.ids = known.ids.union(*added.values()) if added else known.ids
+            known.loaded = True
             self._known.move_to_end(window)
-            self._forget_oldest()
-            ids = known.ids | known.unwritten if known.unwritten else known.ids
-            return Sighted(ids, count)
+            excess = len(self._known) - REMEMBERED_WINDOWS
+            for other, one in list(self._known.items())[: max(0, excess)]:
+                if not one.unwritten:
+                    del self._known[other]
+            return Sighted(known.ids | known.unwritten if known.unwritten else known.ids, count)
 
     def closed(self, window: Window, sighted: Sighted, *, pending: bool) -> None:
         """The window's segments account for all that was sighted, but not for what was added
@@ -235,25 +250,7 @@ class Sightings:
         """These sightings; one that cannot be read is left out. Raises `StoreError`."""
         return [one for one in self._workers.map(self._read, keys) if one is not None]
 
-    def _forget_oldest(self) -> None:
-        """Forget the windows that nobody has asked for the longest. With the lock."""
-        before = self._clock.monotonic() - REMEMBERED_SECONDS
-        for window, known in list(self._known.items()):
-            too_many = len(self._known) > REMEMBERED_WINDOWS
-            if known.asked_at >= before and not too_many:
-                return
-            if not known.unwritten and (too_many or known.count == known.closed_at):
-                del self._known[window]
-
     # --- the objects
-
-    def _load(self, window: Window, known: set[str]) -> dict[str, frozenset[str]]:
-        """The ids of the window's objects that are not known yet, by key."""
-        prefix = layout.sighting_prefix(window.start.date()) + f"{window.start:%H%M}-"
-        listed = [item.key for item in self._list(prefix)]
-        keys = [key for key in listed if layout.parse_sighting_key(key) and key not in known]
-        found = self._workers.map(self._read, keys)
-        return {k: one.ids if one else frozenset() for k, one in zip(keys, found, strict=True)}
 
     def _list(self, prefix: str) -> list[ListedObject]:
         try:
@@ -282,30 +279,19 @@ class Sightings:
         if is_new:
             log.error("sighting.unreadable", key=key, error=str(error))
 
-    def _write(self, window: Window) -> None:
-        """A crash before the object is there leaves its ids unknown, but nothing was done about
-        them either."""
-        self.read(window)
-        with self._lock:
-            known = self._known.setdefault(window, _Known())
-            ids = known.unwritten = known.unwritten - known.ids
-        if not ids:
-            return
+    def _put(self, window: Window, ids: frozenset[str]) -> str | None:
+        """Write a sighting; its key, None where the store refuses it."""
         data = sighting.build(window, self._clock.now(), ids)
         for tried in range(1, TAGS + 1):
             key = layout.sighting_key(window.start, self._tag())
             try:
-                self._store.put_once(key, data, look=False)
-                break
+                self._store.put_once(key, data, verify=False)
+                return key
             except StoreError as error:
                 if isinstance(error, KeyTaken) and tried < TAGS:
                     continue
                 if error.reach not in (Reach.ITEM, Reach.WINDOW):
                     raise
                 log.error("sighting.refused", window=str(window), ids=len(ids), error=str(error))
-                return
-        with self._lock:
-            known.keys.add(key)
-            known.ids |= ids
-            known.unwritten -= ids
-            known.count += 1
+                return None
+        return None

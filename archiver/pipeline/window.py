@@ -1,19 +1,22 @@
-"""One window: list → archive its calls → write its segment.
+"""One window: list → archive its calls → write its segment → seal.
 
-What a window still needs is derived from the bucket each time: its segments say what is official,
-the records what was done. So the first try, a second writer and the one after a crash all run this
-same code. Sealing is the caller's, in the order of the windows.
+`WindowArchiver._process` has the steps, up to the segment; `Backfill.seal` seals the segments of
+several windows at once, in the order of the windows. What a window still needs is derived from the
+bucket each time: its segments say what is official, its records what was done. So the first try, a
+concurrent writer and the process after a crash all run this same code.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -38,12 +41,15 @@ from archiver.pipeline.call_records import CallRecords
 from archiver.pipeline.health import ClockCheck
 from archiver.pipeline.hold_enforcement import HoldEnforcement
 from archiver.pipeline.plan import Plan, Purpose, Task, make_plan
-from archiver.pipeline.ports import NoProgress, Progress, Store
+from archiver.pipeline.ports import BackfillProgress, NoProgress, Store
 from archiver.pipeline.recording import random_tag
 from archiver.pipeline.retention import RetentionKeeper
 from archiver.pipeline.segment_writer import SegmentWriter, balance_of
 from archiver.pipeline.sightings import Sighted, Sightings
-from archiver.source.listing import Listed, Lister
+from archiver.source.listing import Lister, WindowListing
+
+if TYPE_CHECKING:
+    from typing import Self
 
 log = structlog.get_logger()
 
@@ -67,22 +73,56 @@ class WindowStatus(Enum):
 
 
 @dataclass
+class Summary:
+    """What was done about some windows: by a backfill, or by a round of the loop."""
+
+    windows: int = 0
+    closed: int = 0
+    unsettled: int = 0
+    """Windows that are rightly open yet."""
+    stuck: int = 0
+    """Windows that have settled and stay open: their listing kept changing, or something went wrong
+    with them alone."""
+    harmed: int = 0
+    """Windows that are rightly open yet, and with which something went wrong."""
+    segments: int = 0
+    committed: Counter[str] = field(default_factory=Counter)
+    """Calls that got a record in this run, by outcome."""
+    bytes: int = 0
+    failed: int = 0
+    """Calls that this run tried and whose record says `failed`."""
+    incomplete: int = 0
+    """Calls that this run worked at and that are archived without their transcript or survey."""
+    unreadable: int = 0
+    """Entries of listings that could not be read as calls."""
+    pending: int = 0
+    """Calls without a record in windows that are closed."""
+    waiting: int = 0
+    """Calls without a record as yet in windows that are still open."""
+    clock_wrong: int = 0
+    """Windows that stay open because our clock is wrong. `unsettled` counts them too."""
+
+    @property
+    def needs_a_person(self) -> bool:
+        """What waits in windows that are rightly open is the caller's to judge."""
+        left = self.failed or self.pending or self.incomplete or self.unreadable
+        return bool(left or self.stuck or self.harmed or self.clock_wrong)
+
+    def __iadd__(self, other: Summary) -> Self:
+        for name in (each.name for each in fields(self)):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        return self
+
+
+@dataclass
 class WindowResult:
     """What was done about a window. `segments` are durable and wait for their seal."""
 
     window: Window
     status: WindowStatus = WindowStatus.OPEN
     segments: list[UnsealedSegment] = field(default_factory=list)
-    committed: dict[str, int] = field(default_factory=dict)
-    """Records of this very run, by outcome."""
-    bytes: int = 0
-    """What these brought with them."""
-    failed: int = 0
-    """Calls that this run tried and whose record says `failed`."""
-    incomplete: int = 0
-    """Calls that this run worked at and that are archived without their transcript or survey."""
-    unreadable: int = 0
-    """Entries of the listing that could not be read as calls."""
+    done: Summary = field(default_factory=Summary)
+    """What this run has counted on the way; `summary` has the rest."""
     unarchived: list[Unarchived] = field(default_factory=list)
     """Calls without a record."""
     listed_at: datetime | None = None
@@ -103,6 +143,22 @@ class WindowResult:
     def pending(self) -> frozenset[str]:
         return frozenset(one.call.id for one in self.unarchived)
 
+    def summary(self) -> Summary:
+        status, is_closed, left = self.status, self.is_closed, len(self.unarchived)
+        rightly_open = status in (WindowStatus.OPEN, WindowStatus.CLOCK_WRONG)
+        return replace(
+            self.done,
+            windows=1,
+            closed=int(is_closed),
+            unsettled=int(rightly_open),
+            stuck=int(status is WindowStatus.STUCK),
+            harmed=int(rightly_open and self.error is not None),
+            segments=len(self.segments),
+            pending=left if is_closed else 0,
+            waiting=0 if is_closed else left,
+            clock_wrong=int(status is WindowStatus.CLOCK_WRONG),
+        )
+
 
 class WindowArchiver:
     """Works at windows. Threads share it, each at a window of its own."""
@@ -119,7 +175,7 @@ class WindowArchiver:
         retention: Retention,
         settle: timedelta,
         relist: tuple[timedelta, ...] = (),
-        progress: Progress | None = None,
+        progress: BackfillProgress | None = None,
         clock_check: ClockCheck | None = None,
         tag: Callable[[], str] = random_tag,
     ) -> None:
@@ -186,58 +242,20 @@ class WindowArchiver:
         finally:
             self.records.forget_if_empty(window)
 
-    def plan(self, window: Window) -> Plan:
-        """What a backfill would do; writes nothing."""
-        state = self._reader.read(window)
-        listed, sighted = self._lister.list(window), self.sightings.read(window)
-        return self._plan(listed, state, sighted, Purpose.BACKFILL, None, is_first_close=True)
-
-    def is_about_one_window(self, window: Window, error: ArchiverError) -> bool:
-        """Whether the harm of an error, met while working at a window, ends there."""
-        if isinstance(error, StoreError):
-            return not self._calls.store_health.is_outage(str(window), error)
-        return error.reach in (Reach.ITEM, Reach.WINDOW)
-
-    def newest_lines(self, names: Iterable[SegmentName]) -> list[WindowLine]:
-        """The window lines of these segments; one that cannot be read is left out, with an error in
-        the log."""
-        lines = self._workers.map(self._reader.read_line, names)
-        return [line for line in lines if line is not None]
-
-    def newest_age(self, window: Window) -> datetime | None:
-        """When the window came to the newest of its ages; None while it is too young."""
-        now = self._clock.now()
-        passed = [window.end + age for age in self._ages if window.end + age <= now]
-        return passed[-1] if passed else None
-
-    def may_close(self, *, remind: bool = False) -> bool:
-        """Whether our clock is right, so that windows may be closed and sealed now. Each change is
-        logged, and with `remind` a clock that is still wrong again."""
-        return self._clock_check is None or self._clock_check.is_right(remind=remind)
-
-    @property
-    def with_unnamed_calls(self) -> set[Window]:
-        """The windows of which this process knows something that no segment says yet, and may write
-        now: where such a window is sealed, another writer closed it, or listed it without them."""
-        return (
-            self.records.windows_with_orphans
-            | {window for window, (_, calls) in list(self._refreshed.items()) if calls}
-            | self.sightings.unaccounted
-        )
-
-    # --- one pass
-
     def _process(self, result: WindowResult, purpose: Purpose, may_wait: bool) -> bool:
         """One pass over a window; False where a concurrent writer closed it meanwhile.
 
         1. Read what its segments say.
-        2. Look at the clock, whether it has settled, and its age.
-        3. End here where nothing is due.
-        4. List it.
-        5. Write down which calls have no record.
-        6. Archive them.
-        7. Put legal holds on what should be held.
-        8. Close it.
+        2. Check our clock, whether the window has settled, and which age it has come to.
+        3. Complete segments that a crash left without their `.sha256`.
+        4. End here where nothing is due.
+        5. List it.
+        6. Write down which listed calls have no record (sightings).
+        7. Plan: which calls need work.
+        8. Archive them; the record of each call is its commit.
+        9. Put legal holds on what should be held.
+        10. Lock what the window has as today's policy says.
+        11. Write its segment, which the caller seals.
         """
         window = result.window
         # 1.
@@ -245,72 +263,35 @@ class WindowArchiver:
         # 2. Before the listing: what settles or comes of age while we list had not done so before.
         clock_wrong = purpose is not Purpose.OPEN and not self.may_close()
         settled = self._has_settled(window, purpose) and not clock_wrong
-        age = self._due_age(window, state, purpose)
-        result.status = WindowStatus.STUCK if settled else WindowStatus.OPEN
+        newest_age = self.newest_age(window)
+        age = None  # the one that no listing of the closed window has seen
+        if state.revision and newest_age is not None:
+            is_seen = state.listed_at is not None and state.listed_at >= newest_age
+            age = newest_age if purpose is Purpose.REFRESH or not is_seen else None
+        # 3. What a crash left unsealed waits for a clock that is right.
         result.segments, result.listed_at = [], state.listed_at
-        if clock_wrong:  # what a crash left unsealed waits for a clock that is right
+        if clock_wrong:
             result.status = WindowStatus.CLOCK_WRONG
         else:
+            result.status = WindowStatus.STUCK if settled else WindowStatus.OPEN
             for segment in state.unsealed:
                 self._writer.complete(segment)
             result.segments = state.unsealed
-        # 3.
-        is_due = purpose is Purpose.BACKFILL or age is not None
-        if state.revision and not is_due and not self._has_work(window, state):
+        # 4.
+        is_due = not state.revision or purpose is Purpose.BACKFILL or age is not None
+        if not is_due and not self._has_work(window, state):
             self._refreshed.pop(window, None)  # another writer has listed it at that age
             if not clock_wrong:
                 result.status = WindowStatus.CLOSED
             return True
-        # 4.
-        listed = self._list(window, state)
-        result.error, result.unreadable = listed.error, listed.listing.unreadable
-        # 5. From here on a process that ends leaves no listed call unknown.
-        sighted = self.sightings.note(listed, state.records, afresh=settled)
-        # 6.
-        self.records.load_orphans(listed, few=purpose is Purpose.BACKFILL)
-        is_first_close = settled and not state.revision
-        plan = self._plan(listed, state, sighted, purpose, age, is_first_close=is_first_close)
-        unrefreshed = self._work(plan, state, result, age, settled)
-        # 7.
-        if settled:
-            self._hold_enforcement.enforce(window, plan.latest, state.records)
-        # 8.
-        if not settled or not listed.stable:
-            return True
-        if state.revision and unrefreshed and age is not None and may_wait:
-            result.status = WindowStatus.POSTPONED
-            return True
-        is_evidence = age is not None and purpose is not Purpose.BACKFILL
-        return self._close(plan, state, result, sighted, is_evidence)
-
-    def _has_settled(self, window: Window, purpose: Purpose) -> bool:
-        return purpose is not Purpose.OPEN and self._clock.now() >= window.end + self._settle
-
-    def _due_age(self, window: Window, state: WindowState, purpose: Purpose) -> datetime | None:
-        """The age that no listing of a closed window has seen."""
-        age = self.newest_age(window)
-        seen = state.listed_at is not None and age is not None and state.listed_at >= age
-        return age if state.revision and (purpose is Purpose.REFRESH or not seen) else None
-
-    def _has_work(self, window: Window, state: WindowState) -> bool:
-        """Whether a window that has a segment has calls without a record, or with one that no
-        segment of it names."""
-        if state.pending or window in self.records.windows_with_orphans:
-            return True
-        sighted = self.sightings.read(window)
-        if sighted.ids - state.records.keys():
-            return True
-        self.sightings.closed(window, sighted, pending=False)
-        return False
-
-    def _list(self, window: Window, state: WindowState) -> Listed:
-        """List the window; what a listing shows before it fails is written down: were the source to
-        hide these calls now, nobody else would know that they were listed."""
+        # 5. A crash up to 6. leaves calls that nobody knows were listed, and nothing done about
+        #    them. What a listing shows before it fails is written down: were the source to hide
+        #    these calls now, no later process would know of them.
         seen: dict[str, Call] = {}
         beside: dict[str, Call] = {}
         began = self._clock.now()
         try:
-            return self._lister.list(window, seen, beside)
+            listed = self._lister.list(window, seen, beside)
         except Interrupted:
             raise
         except Exception:
@@ -318,10 +299,86 @@ class WindowArchiver:
                 window, seen.values(), beside.values(), began, state.records
             )
             raise
+        result.error, result.done.unreadable = listed.error, listed.listing.unreadable
+        # 6. From here on a crash leaves no listed call unknown: the next process reads its id.
+        sighted = self.sightings.note(listed, state.records, afresh=settled)
+        # 7.
+        self.records.load_orphans(listed, few=purpose is Purpose.BACKFILL)
+        is_first_close = settled and not state.revision
+        plan = self._plan(listed, state, sighted, purpose, age, is_first_close=is_first_close)
+        had_archived = any(one.outcome == "archived" for one in plan.latest.values())
+        result.unrefreshed = had_archived and not state.revision and newest_age is not None
+        self._progress.window_listed(window, len(plan.todo))
+        # 8. A crash within leaves files without a record, which the next try adopts, and records
+        #    that no segment names, which the next process finds by their keys.
+        work = partial(self._archive_call, window, settled, listed.listing.listed_at)
+        failures = list(plan.resting)
+        for task, (done, new_bytes) in zip(
+            plan.todo, self._workers.map(work, plan.todo), strict=True
+        ):
+            if isinstance(done, Unarchived):
+                failures.append(done)
+                if done.amended is not None:
+                    plan.latest[task.call.id] = LatestRecord.of(done.amended)
+                continue
+            plan.latest[task.call.id] = done
+            result.done.failed += done.outcome == "failed"
+            result.done.incomplete += done.incomplete
+            if new_bytes is not None:
+                result.done.committed[done.outcome] += 1
+                result.done.bytes += new_bytes
+        result.worked = True
+        result.unarchived = [one for one in failures if one.call.id not in plan.latest]
+        # The window may not be closed now: what no segment names is kept until one does.
+        self.records.add_orphans(window, _unnamed(plan, state))
+        silent = {one.call.id for one in failures if one.reason in SOURCE_SILENT}
+        unanswered = silent & plan.latest.keys()
+        self._refreshed.pop(window, None)
+        if unanswered:
+            self._refreshed[window] = (age, frozenset(listed.calls) - unanswered)
+        # 9.
+        if not settled:
+            return True
+        self._hold_enforcement.enforce(window, plan.latest, state.records)
+        if not listed.stable:
+            return True
+        if state.revision and unanswered and age is not None and may_wait:
+            result.status = WindowStatus.POSTPONED
+            return True
+        # 10. Before a segment names more of it.
+        unnamed = list(_unnamed(plan, state).values())
+        until = self.retention.keep_window(window, state, unnamed)
+        # 11. Where something has changed, or as evidence that the window was listed at an age. A
+        #     crash after it leaves a segment without its `.sha256` or its seal: the next process
+        #     that works at the window completes it (3.) and has it sealed.
+        pending = result.pending
+        balance = balance_of(set(listed.calls), plan.latest, pending, state)
+        lists = (frozenset(balance.pending), frozenset(balance.vanished))
+        is_same = state.revision and not unnamed and lists == (state.pending, state.vanished)
+        if not is_same or (age is not None and purpose is not Purpose.BACKFILL):
+            name = SegmentName(window.start, state.newest_key + 1)
+            try:
+                written = self._writer.write(name, window, unnamed, balance, listed.listing, until)
+            except KeyTaken:
+                return False
+            self._calls.store_health.succeeded()
+            result.segments.append(written)
+            result.listed_at = listed.listing.listed_at
+        result.status = WindowStatus.CLOSED
+        self.records.named(window, {*plan.latest, *pending})
+        self._refreshed.pop(window, None)
+        self.sightings.closed(window, sighted, pending=bool(pending))
+        return True
+
+    def plan(self, window: Window) -> Plan:
+        """What a backfill would do; writes nothing."""
+        state = self._reader.read(window)
+        listed, sighted = self._lister.list(window), self.sightings.read(window)
+        return self._plan(listed, state, sighted, Purpose.BACKFILL, None, is_first_close=True)
 
     def _plan(
         self,
-        listed: Listed,
+        listed: WindowListing,
         state: WindowState,
         sighted: Sighted,
         purpose: Purpose,
@@ -346,87 +403,11 @@ class WindowArchiver:
             resting=self.backoff.resting if rests else lambda call_id: None,
         )
 
-    def _work(
-        self,
-        plan: Plan,
-        state: WindowState,
-        result: WindowResult,
-        age: datetime | None,
-        settled: bool,
-    ) -> bool:
-        """Archive the calls of the plan; `plan.latest` then has their newest records. Whether the
-        source did not answer for some of the archived calls."""
-        window = result.window
-        had_archived = any(one.outcome == "archived" for one in plan.latest.values())
-        self._progress.window_listed(window, len(plan.todo))
-        result.unrefreshed = had_archived and not state.revision and bool(self.newest_age(window))
-        work = partial(self._archive_call, window, settled, plan.listed.listing.listed_at)
-        failures = list(plan.resting)
-        done = self._workers.map(work, plan.todo)
-        for task, (outcome, new_bytes) in zip(plan.todo, done, strict=True):
-            if isinstance(outcome, Unarchived):
-                failures.append(outcome)
-                if outcome.amended is not None:
-                    plan.latest[task.call.id] = LatestRecord.of(outcome.amended)
-                continue
-            plan.latest[task.call.id] = outcome
-            result.failed += outcome.outcome == "failed"
-            result.incomplete += outcome.incomplete
-            if new_bytes is not None:
-                count = result.committed.get(outcome.outcome, 0)
-                result.committed[outcome.outcome] = count + 1
-                result.bytes += new_bytes
-        result.worked = True
-        result.unarchived = [one for one in failures if one.call.id not in plan.latest]
-        # What no segment names is kept until one does: the window may not be closed now.
-        self.records.add_orphans(window, _unnamed(plan.latest, state))
-        archived = [one for one in failures if one.call.id in plan.latest]
-        unrefreshed = {one.call.id for one in archived if one.reason in SOURCE_SILENT}
-        self._refreshed.pop(window, None)
-        if unrefreshed:
-            self._refreshed[window] = (age, frozenset(plan.listed.calls) - unrefreshed)
-        return bool(unrefreshed)
-
-    def _close(
-        self,
-        plan: Plan,
-        state: WindowState,
-        result: WindowResult,
-        sighted: Sighted,
-        is_evidence: bool,
-    ) -> bool:
-        """Write the next segment where one is called for: the first one, where something has
-        changed, or to show that the window was listed again (`is_evidence`). False where a
-        concurrent writer has written that revision."""
-        window, pending = result.window, result.pending
-        unnamed = list(_unnamed(plan.latest, state).values())
-        # What the window has is locked as today's policy says before a segment names more of it.
-        until = self.retention.keep_window(window, state, unnamed)
-        balance = balance_of(set(plan.listed.calls), plan.latest, pending, state)
-        lists = (frozenset(balance.pending), frozenset(balance.vanished))
-        is_same = state.revision and not unnamed and lists == (state.pending, state.vanished)
-        if not is_same or is_evidence:
-            name, listing = SegmentName(window.start, state.newest_key + 1), plan.listed.listing
-            try:
-                written = self._writer.write(name, window, unnamed, balance, listing, until)
-            except KeyTaken:
-                return False
-            self._calls.store_health.succeeded()
-            result.segments.append(written)
-            result.listed_at = listing.listed_at
-        result.status = WindowStatus.CLOSED
-        self.records.named(window, {*plan.latest, *pending})
-        self._refreshed.pop(window, None)
-        self.sightings.closed(window, sighted, pending=bool(pending))
-        return True
-
-    # --- one call
-
     def _archive_call(
         self, window: Window, settled: bool, listed_at: datetime, task: Task
     ) -> tuple[LatestRecord | Unarchived, int | None]:
-        """Archive or refresh one call; its newest record then, and the bytes that a new record
-        brought, None where there is no new one.
+        """Archive or refresh one call. Returns its newest record and the bytes that a new record
+        added, None where there is no new one.
 
         A mistake of ours that one call's data brings out leaves that call pending.
         """
@@ -471,8 +452,58 @@ class WindowArchiver:
         self._progress.call_done(result.outcome, new.get("recording", 0))
         return LatestRecord.of(result), sum(new.values())
 
+    # --- what the loop and backfills ask of it
 
-def _unnamed(latest: Mapping[str, LatestRecord], state: WindowState) -> dict[str, LatestRecord]:
+    def is_about_one_window(self, window: Window, error: ArchiverError) -> bool:
+        """Whether the harm of an error, met while working at a window, ends there."""
+        if isinstance(error, StoreError):
+            return not self._calls.store_health.is_outage(str(window), error)
+        return error.reach in (Reach.ITEM, Reach.WINDOW)
+
+    def newest_lines(self, names: Iterable[SegmentName]) -> list[WindowLine]:
+        """The window lines of these segments; one that cannot be read is left out, with an error in
+        the log."""
+        lines = self._workers.map(self._reader.read_line, names)
+        return [line for line in lines if line is not None]
+
+    def newest_age(self, window: Window) -> datetime | None:
+        """When the window came to the newest of its ages; None while it is too young."""
+        now = self._clock.now()
+        return max(
+            (window.end + age for age in self._ages if window.end + age <= now), default=None
+        )
+
+    def may_close(self, *, remind: bool = False) -> bool:
+        """Whether our clock is right, so that windows may be closed and sealed now. Each change is
+        logged, and with `remind` a clock that is still wrong again."""
+        return self._clock_check is None or self._clock_check.is_right(remind=remind)
+
+    @property
+    def with_unnamed_calls(self) -> set[Window]:
+        """The windows of which this process knows something that no segment says yet, and may write
+        now: where such a window is sealed, another writer closed it, or listed it without them."""
+        return (
+            self.records.windows_with_orphans
+            | {window for window, (_, calls) in list(self._refreshed.items()) if calls}
+            | self.sightings.unaccounted
+        )
+
+    def _has_settled(self, window: Window, purpose: Purpose) -> bool:
+        return purpose is not Purpose.OPEN and self._clock.now() >= window.end + self._settle
+
+    def _has_work(self, window: Window, state: WindowState) -> bool:
+        """Whether a window that has a segment has calls without a record, or with one that no
+        segment of it names."""
+        if state.pending or window in self.records.windows_with_orphans:
+            return True
+        sighted = self.sightings.read(window)
+        if sighted.ids - state.records.keys():
+            return True
+        self.sightings.closed(window, sighted, pending=False)
+        return False
+
+
+def _unnamed(plan: Plan, state: WindowState) -> dict[str, LatestRecord]:
     """Those of the newest records that no segment of the window names, by call id."""
     named = {call_id: one.key for call_id, one in state.records.items()}
-    return {call_id: one for call_id, one in latest.items() if named.get(call_id) != one.key}
+    return {i: one for i, one in plan.latest.items() if named.get(i) != one.key}

@@ -3,7 +3,7 @@
 - A window is listed until two passes in a row agree on the ids, at most `MAX_PASSES` times: pages
   shift while one lists, and one pass alone may skip a call. Where the source's own total says that
   there is more than a pass has seen, a third pass must agree too.
-- What one pass has seen and the passes that agreed have not is kept apart (`glimpsed`): it was
+- What one pass has seen and the passes that agreed have not is kept apart (`seen_once`): it was
   listed, so it must not be dropped in silence.
 - A page that cannot be had is left out, and the listing is not complete then (`error`): the calls
   of the other pages are archived, and the window is not closed. No further pass is made, for each
@@ -11,8 +11,9 @@
 - A call belongs to the window that holds its own time (start, else creation). Sources differ in
   which time their filter reads, whether its end is inclusive, whether it reads more than the date.
   So a call that is listed here with a time outside is left to the window of that time, *if the
-  source lists it there* (`strays`), and kept here otherwise. None is dropped, none counted twice. A
-  time over a day after the listing is no time: such a call stays here (`model.placing_time`).
+  source lists it there* (`other_windows`), and kept here otherwise. None is dropped, none counted
+  twice. A time over a day after the listing is no time: such a call stays here
+  (`model.placing_time`).
 - Of a listed call only `LISTED_FIELDS` are kept: a window may have 100,000 of them.
 """
 
@@ -51,7 +52,7 @@ class Pages(Protocol):
 
 
 @dataclass(frozen=True)
-class Listed:
+class WindowListing:
     """What the source lists of a window, by id, and how the listing went."""
 
     window: Window
@@ -60,9 +61,9 @@ class Listed:
     listing: Listing
     stable: bool
     """Whether two passes agreed, and no page was missing: else the window must stay open."""
-    glimpsed: Mapping[str, Call] = field(default_factory=dict)
+    seen_once: Mapping[str, Call] = field(default_factory=dict)
     """Calls that the passes which agreed did not show, and another pass did."""
-    strays: Mapping[Window, Mapping[str, Call]] = field(default_factory=dict)
+    other_windows: Mapping[Window, Mapping[str, Call]] = field(default_factory=dict)
     """Calls of other windows that were seen on the way, by their own window."""
     error: ListingError | None = None
     """Which page is missing, and why, in one line; None where the listing is `complete`."""
@@ -111,11 +112,11 @@ class Lister:
         window: Window,
         seen: dict[str, Call] | None = None,
         beside: dict[str, Call] | None = None,
-    ) -> Listed:
+    ) -> WindowListing:
         """The calls of a window. `seen` gets every call as it comes, and `beside` those that the
         listings of other windows show on the way, so that calls are known that came before an
         error. Raises `SourceRefused` or `SourceError` where the source is out or refuses all
-        listings; what is wrong with this one alone stands in `Listed.error`.
+        listings; what is wrong with this one alone stands in `WindowListing.error`.
 
         1. Pass over the listing until enough passes agree.
         2. Leave the calls of other windows to these.
@@ -135,7 +136,7 @@ class Lister:
         stable = agreeing > 1 and found.error is None
         UNREADABLE_ENTRIES.inc(found.unreadable)
         self._warn(window, found, passes, stable)
-        own, strays = self._place(window, seen, {} if beside is None else beside, began)  # 2
+        own, other_windows = self._place(window, seen, {} if beside is None else beside, began)  # 2
         listing = Listing(
             listed_at=began,
             pages=found.pages,
@@ -145,9 +146,9 @@ class Lister:
             unreadable=found.unreadable,
         )
         gone = {i: own.pop(i) for i in sorted(own.keys() - found.ids)} if stable else {}  # 3
-        return Listed(window, own, listing, stable, gone, strays, found.error)
+        return WindowListing(window, own, listing, stable, gone, other_windows, found.error)
 
-    def glance(
+    def list_once(
         self, window: Window, seen: dict[str, Call] | None = None
     ) -> dict[Window, dict[str, Call]]:
         """List a window once: the calls that one pass shows, by the windows of their own time.
@@ -211,7 +212,7 @@ class Lister:
         of that window. `beside` gets what these listings show, as it comes."""
         own: dict[str, Call] = {}
         listed_there: dict[Window, dict[str, Call]] = {}
-        strays: dict[Window, dict[str, Call]] = {}
+        other_windows: dict[Window, dict[str, Call]] = {}
         for call in calls.values():
             home = self._own_window(call, window, listed_at)
             if home != window and home not in listed_there:
@@ -219,17 +220,17 @@ class Lister:
                 # later: counted twice, which `verify` reports, and not dropped.
                 seen: dict[str, Call] = {}
                 try:
-                    shown = self.glance(home, seen)
+                    shown = self.list_once(home, seen)
                 finally:
                     beside.update(seen)
                 listed_there[home] = shown.get(home, {})
                 for other, found in shown.items():
-                    strays[other] = {**found, **strays.get(other, {})}
+                    other_windows[other] = {**found, **other_windows.get(other, {})}
             if home == window or call.id not in listed_there[home]:
                 own[call.id] = call
-        for call_id, call in strays.pop(window, {}).items():
+        for call_id, call in other_windows.pop(window, {}).items():
             own.setdefault(call_id, call)  # seen on the way, and by no pass of its own window
-        return own, strays
+        return own, other_windows
 
     def _own_window(self, call: Call, window: Window, listed_at: datetime) -> Window:
         return window_of(placing_time(call, window, listed_at), self._length)

@@ -37,7 +37,7 @@ from archiver.observability.metrics import stage
 from archiver.store.client import StoreClient, StoreOptions, etag_of
 from archiver.store.errors import odd, of_object, translate
 from archiver.store.locks import ObjectLocks
-from archiver.store.types import Head, Listed, Lock, Stored, Version
+from archiver.store.types import Head, ListedObject, Lock, Stored, Version
 
 READ_BYTES = 256 << 10
 MAX_OBJECT_BYTES = 64 << 20
@@ -189,14 +189,14 @@ class Bucket:
         """What the store says of an object, or None where there is none."""
         return self.client.head(key, version_id)
 
-    def list(self, prefix: str, start_after: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str, start_after: str = "") -> Iterator[ListedObject]:
         """Every object below a prefix. Stores differ in the order: sort where it matters."""
         asked = {"Prefix": self.client.prefix + prefix}
         first = {"StartAfter": self.client.prefix + start_after} if start_after else {}
         for page in self._pages("list_objects_v2", asked, first):
             for item in page.get("Contents", ()):
                 key = self.client.relative(item["Key"])
-                yield Listed(key, item["Size"], item.get("LastModified"))
+                yield ListedObject(key, item["Size"], item.get("LastModified"))
 
     def folders(self, prefix: str, *, hidden: bool = False) -> set[str]:
         """The names right below a prefix that a slash ends: which days there are, in a page or two
@@ -264,13 +264,13 @@ class Bucket:
         retain_until: datetime | None = None,
         held: bool = False,
         sha256: str | None = None,
-        look: bool = True,
+        verify: bool = True,
     ) -> Stored:
         """Create an object, or adopt the same bytes already there; `KeyTaken` for other bytes.
 
         `data` may be a file that can be sought in: all of it is sent, and it stays open. `held`
         puts a legal hold on the object, in the same request. `sha256` (hex) is that of bytes in
-        memory which were hashed already; the store refuses other bytes. Without `look` the answer
+        memory which were hashed already; the store refuses other bytes. Without `verify` the answer
         to the write stands for a HEAD, where it proves as much.
         """
         if sha256 is not None and isinstance(data, Buffer):
@@ -304,7 +304,7 @@ class Bucket:
             return replace(wanted, version_id=answer.get("VersionId")), answer
 
         stored, answer = self.client.retrying(once)
-        if self.trust_put_checksum and not look and proves_write(answer, arguments):
+        if self.trust_put_checksum and not verify and proves_write(answer, arguments):
             return stored
         return self.verify_write(stored, retain_until, held)
 

@@ -37,7 +37,7 @@ class Lock:
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedObject:
     """One object of a listing."""
 
     key: str

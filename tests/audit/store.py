@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from archiver.core.errors import StoreError
-from archiver.store.types import Head, Listed, Version
+from archiver.store.types import Head, ListedObject, Version
 
 
 @dataclass
@@ -155,12 +155,12 @@ class MemoryStore:
             held=entry.held,
         )
 
-    def list(self, prefix: str) -> Iterator[Listed]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         self._note("list", prefix)
         for key in MemoryStore.order(self.all_keys(prefix)):
             data = self._entries[key][-1].data
             if data is not None:
-                yield Listed(key, len(data))
+                yield ListedObject(key, len(data))
 
     def folders(self, prefix: str, *, hidden: bool = False) -> set[str]:
         self._note("folders", prefix)

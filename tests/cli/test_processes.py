@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from archiver.cli.backfill import share_environment
-from archiver.manifest.signing import SigningKey
 from archiver.settings import Settings
-from tests.fakes.command import Command, Done
+from tests.fakes.command import Done
 from tests.fakes.http_server import Request
 from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, voice
@@ -65,9 +64,7 @@ def finish(process: subprocess.Popen[str]) -> Done:
     return Done(process.returncode, out, err)
 
 
-def test_together_they_do_what_one_does(
-    command: Command, slow: Platform, archive: Look, key: SigningKey
-) -> None:
+def test_together_they_do_what_one_does(command, slow, archive, key):
     process = command.start("backfill", *SPAN, "--processes", "8", ARCHIVER_METRICS_PORT="1")
     wait_for(at_work(slow))
     assert len(children(process)) == WINDOWS, "no more than there are windows"
@@ -97,7 +94,7 @@ def test_together_they_do_what_one_does(
     assert archive().keys == look.keys, "one process finds nothing left to do"
 
 
-def test_a_share_of_a_share(command: Command, platform: Platform, archive: Look) -> None:
+def test_a_share_of_a_share(command, platform, archive):
     """As a pod of an Indexed Job: its own windows only, by two processes."""
     platform.add(*[a_call(f"h{n}", TEN + timedelta(hours=n)) for n in range(4)])
     done = command.run("backfill", *SPAN, "--shard", "0/2", "--processes", "2")
@@ -106,9 +103,7 @@ def test_a_share_of_a_share(command: Command, platform: Platform, archive: Look)
     assert [key[-13:-9] for key in sorted(archive().segments)] == ["1000", "1200"]
 
 
-def test_one_that_is_killed_leaves_the_others_going(
-    command: Command, slow: Platform, archive: Look, key: SigningKey
-) -> None:
+def test_one_that_is_killed_leaves_the_others_going(command, slow, archive, key):
     process = command.start("backfill", *SPAN, "--processes", "2")
     wait_for(at_work(slow))
     os.kill(children(process)[0], signal.SIGKILL)
@@ -127,7 +122,7 @@ def test_one_that_is_killed_leaves_the_others_going(
     assert len(look.records) == len(look.below("records/")) == CALLS + 3
 
 
-def test_a_signal_ends_all_of_them(command: Command, slow: Platform, archive: Look) -> None:
+def test_a_signal_ends_all_of_them(command, slow, archive):
     process = command.start("backfill", *SPAN, "--processes", "2")
     wait_for(at_work(slow))
     shares = children(process)
@@ -140,7 +135,7 @@ def test_a_signal_ends_all_of_them(command: Command, slow: Platform, archive: Lo
     assert len(archive().segments) < WINDOWS
 
 
-def test_none_outlives_the_parent(command: Command, slow: Platform) -> None:
+def test_none_outlives_the_parent(command, slow):
     process = command.start("backfill", *SPAN, "--processes", "2")
     wait_for(at_work(slow))
     shares = children(process)
@@ -157,9 +152,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_what_several_complain_of_is_told_once_and_the_worst_counts(
-    command: Command, slow: Platform
-) -> None:
+def test_what_several_complain_of_is_told_once_and_the_worst_counts(command, slow):
     process = command.start("backfill", *SPAN, "--processes", "3")
     wait_for(at_work(slow))
     os.kill(children(process)[0], signal.SIGKILL)
@@ -177,16 +170,14 @@ def test_what_several_complain_of_is_told_once_and_the_worst_counts(
     "options",
     [["--processes", "0"], ["--processes", "two"], ["--processes", "2", "--single-writer"]],
 )
-def test_what_cannot_be(command: Command, archive: Look, options: list[str]) -> None:
+def test_what_cannot_be(command, archive, options):
     done = command.run("backfill", *SPAN, *options)
     assert done.code == 2
     assert "--processes" in done.complaint
     assert archive().keys == []
 
 
-def test_the_limit_of_requests_holds_for_all_together(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_limit_of_requests_holds_for_all_together(command, monkeypatch):
     for name, value in command.environment.items():
         monkeypatch.setenv(name, value)
     assert "ARCHIVER_API_RATE" not in share_environment(Settings(), 4)

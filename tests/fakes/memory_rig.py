@@ -20,13 +20,13 @@ from archiver.core.concurrency import Workers
 from archiver.core.model import Retention, Window, windows_between
 from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
-from archiver.pipeline.backfill import Backfill, Summary
+from archiver.pipeline.backfill import Backfill
 from archiver.pipeline.bucket_state import SegmentIndex
 from archiver.pipeline.call import CallArchiver
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.health import ClockCheck
 from archiver.pipeline.loop import Loop, Schedule
-from archiver.pipeline.window import WindowArchiver
+from archiver.pipeline.window import Summary, WindowArchiver
 from archiver.source.api import Filter, VoiceCallsClient
 from archiver.source.listing import Lister
 from archiver.source.recordings import RecordingClient

@@ -23,8 +23,8 @@ from typing import IO, ClassVar, Literal
 
 from archiver.core.checksums import Buffer
 from archiver.core.clock import Clock, RemoteClock
-from archiver.core.errors import KeyTaken, StoreError
-from archiver.store.types import Head, Listed, Lock, Stored, Version
+from archiver.core.errors import KeyTaken, Reach, StoreError
+from archiver.store.types import Head, ListedObject, Lock, Stored, Version
 from tests.fakes import store_rules
 from tests.fakes.store_rules import Violation, sha256_hex
 
@@ -140,6 +140,21 @@ class MemoryStore:
         """This store is never out."""
         return True
 
+    def refuse(self, operation: str, part_of_key: str, status: int = 400) -> Hook:
+        """From now on it refuses this writer such requests; for ever, unless the hook is removed
+        again."""
+
+        def hook(request: Request) -> None:
+            hit = request.operation == operation and part_of_key in request.key
+            if hit and request.moment == "before":
+                raise StoreError(
+                    f"the store answered {operation} with {status}",
+                    reason="refused", status=status, reach=Reach.ITEM,
+                )  # fmt: skip
+
+        self.hooks.append(hook)
+        return hook
+
     # --- reading
 
     def read(
@@ -186,7 +201,7 @@ class MemoryStore:
         rests = (item.key.removeprefix(prefix).partition("/") for item in self.list(prefix))
         return {name for name, slash, _ in rests if slash}
 
-    def list(self, prefix: str, start_after: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str, start_after: str = "") -> Iterator[ListedObject]:
         """In the store's `order`; what is written meanwhile is not in it."""
         self._say("list", prefix, "before")
         with self._shelf.lock:
@@ -195,7 +210,7 @@ class MemoryStore:
             rest = itertools.islice(keys, first, None)
             below = list(itertools.takewhile(lambda key: key.startswith(prefix), rest))
             objects = [self._shelf.objects[key] for key in MemoryStore.order(below)]
-        found = [Listed(one.key, len(one.data), one.made_at) for one in objects]
+        found = [ListedObject(one.key, len(one.data), one.made_at) for one in objects]
         self._say("list", prefix, "after")
         yield from found
 
@@ -223,7 +238,7 @@ class MemoryStore:
         retain_until: datetime | None = None,
         held: bool = False,
         sha256: str | None = None,
-        look: bool = True,
+        verify: bool = True,
     ) -> Stored:
         """Create an object, or adopt the same bytes already there; `KeyTaken` for other bytes."""
         self._say("put", key, "before")

@@ -19,12 +19,12 @@ from archiver.core.model import Retention, Window, window_of, windows_between
 from archiver.core.retry import Retry
 from archiver.manifest import layout, seal, segment
 from archiver.manifest.signing import SigningKey
-from archiver.pipeline.backfill import Backfill, Summary
+from archiver.pipeline.backfill import Backfill
 from archiver.pipeline.bucket_state import SegmentIndex
 from archiver.pipeline.call import CallArchiver
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.loop import Loop, Schedule
-from archiver.pipeline.window import WindowArchiver
+from archiver.pipeline.window import Summary, WindowArchiver
 from archiver.source.api import Filter, VoiceCallsClient
 from archiver.source.json_api import BearerAuth, JsonApi
 from archiver.source.listing import Lister

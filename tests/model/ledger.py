@@ -286,3 +286,15 @@ def _root(leaves: list[bytes]) -> bytes:
         return hashlib.sha256(b"\0" + leaves[0]).digest()
     half = 1 << (len(leaves) - 1).bit_length() - 1
     return hashlib.sha256(b"\1" + _root(leaves[:half]) + _root(leaves[half:])).digest()
+
+
+def is_unknowable(call_id: str, seen: list[Any], ended: set[str], objects: list[Any]) -> bool:
+    """Whether only processes saw the call that ended before they could write down that they had:
+    they wrote nothing any more, but sightings that do not name it."""
+    sightings, others = [], []
+    for made in objects:
+        (sightings if made.key.startswith("manifest/sightings/") else others).append(made)
+    last = {made.writer: made.number for made in others}
+    if any(one.client not in ended or last.get(one.client, 0) > one.number for one in seen):
+        return False
+    return not any(call_id in json.loads(made.data)["ids"] for made in sightings)

@@ -12,7 +12,7 @@ from archiver.audit.verification_report import Report
 from archiver.audit.verify import Options, verify
 from archiver.manifest import layout
 from tests.fakes.harm import Harm
-from tests.fakes.store_rules import STRANGER, sha256_hex
+from tests.fakes.store_rules import sha256_hex
 from tests.model.ledger import Ledger
 from tests.permanent.places import Place
 from tests.permanent.scene import (
@@ -25,7 +25,7 @@ from tests.permanent.scene import (
     PlaceWorld,
     Run,
 )
-from tests.simulation.judge import Once, truth
+from tests.simulation.judge import read, truth
 
 MOST_REQUESTS = 3500
 """Nobody hammers at what is bad."""
@@ -43,7 +43,7 @@ class Result:
 
 
 def result(run: Run) -> Result:
-    ledger = read(run)
+    ledger = read(run.world)
     calls: dict[str, tuple[Any, ...]] = {}
     for call_id, one in ledger.listed.items():
         calls[call_id] = (None,)
@@ -58,46 +58,6 @@ def files(found: dict[str, Any]) -> dict[str, str]:
     return {file["kind"]: file["sha256"] for file in found["files"]}
 
 
-def read(run: Run) -> Ledger:
-    """The bucket, held against the rules of its format, without what somebody else has put there,
-    and without segments that wait for their seal."""
-    world = run.world
-    world.finish()
-    assert len(world.store.keys) == len(list(world.store.versions(""))), "overwritten"
-    harm, there = run.harm, {one.key: one for one in world.store.objects}
-    taken = harm.objects if harm is not None else {}
-    for key, data in taken.items() if harm is not None and not harm.healed else ():
-        assert there[key].data == data, f"{key} was overwritten"
-    # Once somebody has taken them away, a key may be empty for ever, or hold what is ours.
-    foreign = {key for key in taken if key not in there or there[key].writer == STRANGER}
-    sealed = {entry["key"] for seal in _seals(world) for entry in seal["segments"]}
-    own = [one for one in there.values() if _counts(one.key, sealed)]
-    ledger = Ledger(own, Once(world.key.public), foreign)
-    _check_tiling(ledger)
-    return ledger
-
-
-def _counts(key: str, sealed: set[str]) -> bool:
-    """Whether an object counts: a segment does so once it has its seal."""
-    is_segment = key.startswith(layout.SEGMENTS) and key.endswith(".jsonl")
-    return not is_segment or key in sealed
-
-
-def _seals(world: PlaceWorld) -> list[dict[str, Any]]:
-    named = ((layout.parse_seal_key(one.key), one) for one in world.store.objects)
-    return [json.loads(one.data) for parsed, one in named if parsed is not None and not parsed[1]]
-
-
-def _check_tiling(ledger: Ledger) -> None:
-    """No overlap; no gap before the watermark."""
-    reach = START
-    for window in ledger.windows:
-        assert window.start >= reach, f"{window.start} overlaps"
-        if reach < ledger.watermark:
-            assert window.start == reach, f"the watermark has passed {reach}, which is open"
-        reach = window.end
-
-
 # --- while it is bad
 
 
@@ -106,7 +66,7 @@ def judge(place: Place, run: Run, *, loop: bool) -> None:
     world, harm = run.world, run.spoilt
     assert harm.met or not place.always_met, "nobody has met it"
     calls, may_open = _reach(place, run)
-    ledger = read(run)
+    ledger = read(run.world)
     _unharmed_calls(run, ledger, calls, loop)
     _unharmed_windows(run, ledger, may_open, loop)
     _must_be_open(place, ledger)
@@ -269,7 +229,7 @@ def audit(run: Run) -> Report:
 
 def judge_healed(place: Place, run: Run, *, loop: bool) -> None:
     """The archive is as if nothing had ever been wrong."""
-    ledger = read(run)
+    ledger = read(run.world)
     for call_id in CALLS:
         found = ledger.listed.get(call_id)
         assert found is not None, f"{call_id} is not archived: {run.failed[-2:]}"

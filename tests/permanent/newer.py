@@ -10,13 +10,13 @@ import io
 import json
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 from archiver.core.model import Window
 from archiver.manifest import canonical, event, layout, seal
 from tests.fakes.harm import put_there
 from tests.fakes.store_rules import sha256_hex
 from tests.permanent.scene import CALLS, PlaceWorld, record_key, segment_name
+from tests.simulation.judge import seals_of
 
 HOLD = b'{"action":"add","at":"2024-01-15T13:00:00Z","id":"0123456789abcdef","type":"hold","v":2}\n'
 EVENTS = f"{layout.EVENTS}dt=2024-01-15/130000-0123abcd.jsonl"
@@ -65,7 +65,7 @@ def unsealed_segment(world: PlaceWorld, window: Window) -> list[str]:
 def sealed_events(world: PlaceWorld) -> list[str]:
     """An act about a call, with a seal of its own."""
     unsealed_events(world)
-    seals = _seals(world)
+    seals = seals_of(world)
     before = seal.parse_seal(world.store.object(layout.seal_key(len(seals) - 1)).data)
     made = seal.following(
         before,
@@ -90,17 +90,10 @@ def _newer(line: bytes) -> bytes:
     return canonical.dump({**json.loads(line), "v": 2, "words_of_the_future": ["x"]})
 
 
-def _seals(world: PlaceWorld) -> list[dict[str, Any]]:
-    """All of them, in their order."""
-    named = ((layout.parse_seal_key(one.key), one.data) for one in world.store.objects)
-    found = [json.loads(data) for parsed, data in named if parsed is not None and not parsed[1]]
-    return sorted(found, key=lambda one: int(one["seq"]))
-
-
 def _seal_anew(world: PlaceWorld) -> None:
     """The seals, in their order, over the segments as they are now."""
     before = "0" * 64
-    for document in _seals(world):
+    for document in seals_of(world):
         number = document["seq"]
         entries = [
             vars(seal.describe(one["key"], io.BytesIO(world.store.object(one["key"]).data)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from archiver.core.model import Window
@@ -80,9 +81,20 @@ CALM = Place("nothing", lambda world: Harm("nothing"), Told(log=False), exits=fr
 """Nothing is bad."""
 
 
-def _add(name: str, make: Make, told: Told, **options: Any) -> None:
+def _add(name: str, told: Told, make: Callable[..., Harm], *args: Any, **options: Any) -> None:
+    """`make` is called with `args`, or with the world where there are none."""
     assert name not in PLACES
-    PLACES[name] = Place(name, make, told, **options)
+    PLACES[name] = Place(name, (lambda world: make(*args)) if args else make, told, **options)
+
+
+def calls(*call_ids: str) -> dict[str, Any]:
+    return {"calls": frozenset(call_ids)}
+
+
+B2 = calls("vc_b2")
+EITHER = {"exits": frozenset({0, 1})}
+UNSEEN = {"always_met": False, **EITHER}
+"""Nobody needs to meet it."""
 
 
 # --- the source: the listing of one window
@@ -106,25 +118,19 @@ ANSWERS: dict[str, Answer] = {
 
 
 def _listings() -> None:
+    def is_open(window: Window) -> dict[str, Any]:
+        return {"calls": ids_of(window), "window": window, "open": "yes"}
+
     for kind, answer in ANSWERS.items():
-        _add(
-            f"listing: {kind}",
-            lambda world, kind=kind, answer=answer: harm.listing(SECOND, answer, kind),
-            OPEN, calls=ids_of(SECOND), window=SECOND, open="yes",
-        )  # fmt: skip
-    for name, window in (("first", FIRST), ("newest", THIRD)):
-        _add(
-            f"listing of the {name} window: 500",
-            lambda world, window=window: harm.listing(window, harm.status(500), "500"),
-            OPEN, calls=ids_of(window), window=window, open="yes",
-        )  # fmt: skip
+        name = f"listing: {kind}"
+        _add(name, OPEN, harm.listing, SECOND, answer, kind, **is_open(SECOND))
+    for which, window in (("first", FIRST), ("newest", THIRD)):
+        name = f"listing of the {which} window: 500"
+        _add(name, OPEN, harm.listing, window, harm.status(500), "500", **is_open(window))
     for kind in ("500", "an object"):
         # Two calls stand on it, whichever way the listing is sorted.
-        _add(
-            f"page 2: {kind}",
-            lambda world, kind=kind: harm.page(SECOND, 2, ANSWERS[kind], kind),
-            OPEN, calls=ids_of(SECOND), window=SECOND, open="yes", ordered=True,
-        )  # fmt: skip
+        bad = (SECOND, 2, ANSWERS[kind], kind)
+        _add(f"page 2: {kind}", OPEN, harm.page, *bad, ordered=True, **is_open(SECOND))
 
 
 # --- the source: one entry of a listing
@@ -141,22 +147,12 @@ ENTRIES: dict[str, Callable[[dict[str, Any]], Any]] = {
 def _entries() -> None:
     told = Told(unreadable=True, verify=("listing_unreadable",))
     for kind, change in ENTRIES.items():
-        _add(
-            f"entry: {kind}",
-            lambda world, kind=kind, change=change: harm.entry("vc_b2", SECOND, change, kind),
-            told, calls=frozenset({"vc_b2"}),
-        )  # fmt: skip
-    for name, call_id, window in (("newest", "vc_c3", THIRD), ("first", "vc_a1", FIRST)):
-        _add(
-            f"{name} entry: null",
-            lambda world, i=call_id, window=window: harm.entry(i, window, lambda row: None, "null"),
-            told, calls=frozenset({call_id}),
-        )  # fmt: skip
-    _add(
-        "entry: a number as id",
-        lambda world: harm.entry("4711", SECOND, lambda row: {**row, "id": 4711}, "number"),
-        HARMLESS, exits=frozenset({0}),
-    )  # fmt: skip
+        _add(f"entry: {kind}", told, harm.entry, "vc_b2", SECOND, change, kind, **B2)
+    for name, i, window in (("newest", "vc_c3", THIRD), ("first", "vc_a1", FIRST)):
+        null = (i, window, lambda row: None, "null")
+        _add(f"{name} entry: null", told, harm.entry, *null, **calls(i))
+    number = ("4711", SECOND, lambda row: {**row, "id": 4711}, "number")
+    _add("entry: a number as id", HARMLESS, harm.entry, *number, exits=frozenset({0}))
 
 
 # --- the source: what one call answers
@@ -170,67 +166,45 @@ NO_JSON: dict[str, bytes] = {
 EMPTY = {"204": harm.status(204, b""), "nothing": harm.body(b""), "null": harm.body(b"null")}
 
 
-def _of(operation: str, answer: Answer, kind: str, call_id: str = "vc_b2") -> Make:
+def _of(operation: str, answer: Answer, kind: str, call_id: str = "vc_b2") -> Harm:
     """Where the survey is bad, the call does not have it inline either."""
-
-    def make(world: PlaceWorld) -> Harm:
-        made = harm.of_call(call_id, operation, answer, kind)
-        if operation != "epa":
-            return made
-        bare = harm.of_call(
-            call_id, "call", harm.changed(lambda told: told.pop("epaResults", None)), kind
-        )
-
-        def bend(request: Any, right: Any) -> Any:
-            assert made.bend is not None
-            assert bare.bend is not None
-            return made.bend(request, right) or bare.bend(request, right)
-
-        return Harm(made.kind, made.names, bend)
-
-    return make
+    made = harm.of_call(call_id, operation, answer, kind)
+    if operation != "epa":
+        return made
+    without = harm.changed(lambda told: told.pop("epaResults", None))
+    bare = harm.of_call(call_id, "call", without, kind)
+    return Harm(made.kind, made.names, lambda *both: made.bend(*both) or bare.bend(*both))
 
 
 def _documents() -> None:
-    one: dict[str, Any] = {"calls": frozenset({"vc_b2"}), "recorded": True}
+    one = {**B2, "recorded": True}
     malformed = Told(findings=("document_malformed",))
     transcript = Told(findings=("transcript_unavailable", "document_malformed"))
     survey = Told(findings=("survey_unavailable", "document_malformed"))
-    for code in (500, 403, 401, 404):
-        _add(f"call: {code}", _of("call", harm.status(code), str(code)), transcript, **one)
-    for kind, answer in EMPTY.items():
-        _add(f"call: {kind}", _of("call", answer, kind), transcript, **one)
-    _add("call: HTML", _of("call", harm.html, "HTML"), transcript, **one)
-    _add(
-        "call: another call",
-        _of("call", harm.document({"id": "vc_other", "state": "Completed"}), "another"),
-        transcript, **one,
-    )  # fmt: skip
-    for code in (500, 400, 403):
-        _add(f"epa: {code}", _of("epa", harm.status(code), str(code)), survey, **one)
-    for kind, answer in {"404": harm.status(404), **EMPTY}.items():
-        _add(
-            f"epa: {kind}", _of("epa", answer, kind), HARMLESS, exits=frozenset({0}),
-            comes_late=False, **one,
-        )  # fmt: skip
-    for kind, answer in {"a number": harm.document(7), "HTML": harm.html}.items():
-        _add(f"epa: {kind}", _of("epa", answer, kind), survey, **one)
+    none = {"exits": frozenset({0}), "comes_late": False}
+    another = harm.document({"id": "vc_other", "state": "Completed"})
+    statuses = {str(code): harm.status(code) for code in (400, 401, 403, 404, 500)}
+    for operation, told, answers in (
+        ("call", transcript, {kind: statuses[kind] for kind in ("500", "403", "401", "404")}),
+        ("call", transcript, {**EMPTY, "HTML": harm.html, "another call": another}),
+        ("epa", survey, {kind: statuses[kind] for kind in ("500", "400", "403")}),
+        ("epa", survey, {"a number": harm.document(7), "HTML": harm.html}),
+    ):
+        for kind, answer in answers.items():
+            _add(f"{operation}: {kind}", told, _of, operation, answer, kind, **one)
+    for kind, answer in {"404": statuses["404"], **EMPTY}.items():
+        _add(f"epa: {kind}", HARMLESS, _of, "epa", answer, kind, **none, **one)
     for operation in ("call", "epa"):
         for kind, data in NO_JSON.items():
-            _add(
-                f"{operation}: {kind}", _of(operation, harm.body(data), kind), malformed,
-                kept=data, **one,
-            )  # fmt: skip
-    for call_id, name in (("vc_c3", "newest"), ("vc_a1", "first")):
-        _add(
-            f"call of the {name}: 500", _of("call", harm.status(500), "500", call_id),
-            transcript, calls=frozenset({call_id}), recorded=True,
-        )  # fmt: skip
-    _add(
-        "epa of the first: 403", _of("epa", harm.status(403), "403", "vc_a1"),
-        survey, calls=frozenset({"vc_a1"}), recorded=True,
-    )  # fmt: skip
-    _add("epa of every second call: 403", _second_survey, survey, calls=SECOND_CALLS, recorded=True)
+            bad = (operation, harm.body(data), kind)
+            _add(f"{operation}: {kind}", malformed, _of, *bad, kept=data, **one)
+    for which, i in (("newest", "vc_c3"), ("first", "vc_a1")):
+        bad = ("call", statuses["500"], "500", i)
+        _add(f"call of the {which}: 500", transcript, _of, *bad, recorded=True, **calls(i))
+    bad = ("epa", statuses["403"], "403", "vc_a1")
+    _add("epa of the first: 403", survey, _of, *bad, recorded=True, **calls("vc_a1"))
+    every = {"calls": SECOND_CALLS, "recorded": True}
+    _add("epa of every second call: 403", survey, _second_survey, **every)
 
 
 SECOND_CALLS = frozenset(call_id for call_id, row in list(CALLS.items())[1::2] if row[3])
@@ -238,8 +212,7 @@ SECOND_CALLS = frozenset(call_id for call_id, row in list(CALLS.items())[1::2] i
 
 def _second_survey(world: PlaceWorld) -> Harm:
     """A feature that was not booked for them."""
-    made = [_of("epa", harm.status(403), "403", call_id)(world) for call_id in CALLS]
-    chosen = [one for one in made if set(one.names) <= SECOND_CALLS]
+    chosen = [_of("epa", harm.status(403), "403", i) for i in CALLS if i in SECOND_CALLS]
 
     def bend(request: Any, right: Any) -> Any:
         replies = (one.bend(request, right) for one in chosen if one.bend is not None)
@@ -249,58 +222,51 @@ def _second_survey(world: PlaceWorld) -> Harm:
 
 
 def _recordings() -> None:
-    one: dict[str, Any] = {"calls": frozenset({"vc_b2"})}
-    none = Told(outcome=("no_recording",), log=False)
-    for code in (500, 400, 403, 401):
-        _add(f"url: {code}", _of("url", harm.status(code), str(code)), Told(left=GONE_WRONG), **one)
-    for kind, answer in {
+    refused = {str(code): harm.status(code) for code in (500, 400, 403, 401)}
+    none = {
         "404": harm.status(404),
         "410": harm.status(410),
         "no url": harm.document({"expiresAt": None, "recordingUrl": None}),
         "nothing": EMPTY["nothing"],
-    }.items():
-        _add(f"url: {kind}", _of("url", answer, kind), none, exits=frozenset({0}), **one)
-    odd = Told(left=("url_not_allowed", "url_refused", *GONE_WRONG))
-    for kind, answer in {
+    }
+    odd = {
         "a space in it": harm.changed(_with_url(lambda url: url.replace("/recs/", "/re cs/"))),
         "another host": harm.changed(_with_url(lambda url: url.replace("blobs.", "others."))),
         "a number": harm.document(7),
         "HTML": harm.html,
         "without the field": harm.document({"expiresAt": None}),
-    }.items():
-        _add(f"url: {kind}", _of("url", answer, kind), odd, **one)
-    for kind, name, call_id in (
-        ("403", "newest", "vc_c3"), ("403", "first", "vc_a1"), ("500", "newest", "vc_c3"),
-        ("a space in it", "newest", "vc_c3"), ("another host", "newest", "vc_c3"),
-    ):  # fmt: skip
-        answer = {
-            "403": harm.status(403),
-            "500": harm.status(500),
-            "a space in it": harm.changed(_with_url(lambda url: url.replace("/recs/", "/re cs/"))),
-            "another host": harm.changed(_with_url(lambda url: url.replace("blobs.", "others."))),
-        }[kind]
-        _add(
-            f"url of the {name}: {kind}", _of("url", answer, kind, call_id),
-            odd, calls=frozenset({call_id}),
-        )  # fmt: skip
-    lost = Told(left=(*record.FAILED_REASONS, *GONE_WRONG))
-    for kind, answer in {
-        "403": harm.status(403, b"<Error/>"),
-        "404": harm.status(404, b"<Error/>"),
-        "500": harm.status(500, b"<Error/>"),
-        "412": harm.status(412, b"<Error/>"),
+    }
+    lost = {
+        **{str(code): harm.status(code, b"<Error/>") for code in (403, 404, 500, 412)},
         "nothing": harm.body(b"", "audio/wav"),
         "no length": harm.unmeasured,
         "broken off": harm.broken_off,
         "reset": harm.resets,
         "HTML": harm.html,
-    }.items():
-        _add(f"blob: {kind}", _of("blob", answer, kind), lost, **one)
-    _add(
-        "blob: never ends",
-        lambda world: harm.of_call("vc_b2", "blob", harm.endless(world.clock.sleep), "endless"),
-        lost, **one,
-    )  # fmt: skip
+    }
+    told_odd = Told(left=("url_not_allowed", "url_refused", *GONE_WRONG))
+    told_lost = Told(left=(*record.FAILED_REASONS, *GONE_WRONG))
+    told_none = Told(outcome=("no_recording",), log=False)
+    for kind, answer in none.items():
+        _add(f"url: {kind}", told_none, _of, "url", answer, kind, exits=frozenset({0}), **B2)
+    for operation, told, answers in (
+        ("url", Told(left=GONE_WRONG), refused),
+        ("url", told_odd, odd),
+        ("blob", told_lost, lost),
+    ):
+        for kind, answer in answers.items():
+            _add(f"{operation}: {kind}", told, _of, operation, answer, kind, **B2)
+    for kind, which, i in (
+        ("403", "newest", "vc_c3"), ("403", "first", "vc_a1"), ("500", "newest", "vc_c3"),
+        ("a space in it", "newest", "vc_c3"), ("another host", "newest", "vc_c3"),
+    ):  # fmt: skip
+        bad = ("url", {**refused, **odd}[kind], kind, i)
+        _add(f"url of the {which}: {kind}", told_odd, _of, *bad, **calls(i))
+
+    def never_ends(world: PlaceWorld) -> Harm:
+        return harm.of_call("vc_b2", "blob", harm.endless(world.clock.sleep), "endless")
+
+    _add("blob: never ends", told_lost, never_ends, **B2)
 
 
 def _with_url(change: Callable[[str], str]) -> Callable[[dict[str, Any]], object]:
@@ -311,20 +277,16 @@ def _with_url(change: Callable[[str], str]) -> Callable[[dict[str, Any]], object
 
 
 def _times() -> None:
+    future, past = "2999-01-01T00:00:00Z", "1971-01-01T00:00:00Z"
+    told = Told(findings=("time_implausible",), log=False)
     for name, changes in {
-        "endTime in 2999": {"endTime": "2999-01-01T00:00:00Z"},
-        "endTime in 1971": {"endTime": "1971-01-01T00:00:00Z"},
-        "startTime and endTime in 2999": {
-            "endTime": "2999-01-01T00:00:00Z",
-            "startTime": "2999-01-01T00:00:00Z",
-        },
+        "endTime in 2999": {"endTime": future},
+        "endTime in 1971": {"endTime": past},
+        "startTime and endTime in 2999": {"endTime": future, "startTime": future},
     }.items():
         _add(
-            name,
-            lambda world, changes=changes: harm.fields("vc_b2", "time", **changes),
-            Told(findings=("time_implausible",), log=False),
-            calls=frozenset({"vc_b2"}), recorded=True, locked=True, exits=frozenset({0, 1}),
-            comes_late=False,
+            name, told, partial(harm.fields, **changes), "vc_b2", "time",
+            recorded=True, locked=True, comes_late=False, **EITHER, **B2,
         )  # fmt: skip
 
 
@@ -336,7 +298,15 @@ REFUSED = ("store_refused",)
 
 
 def _store() -> None:
-    one: dict[str, Any] = {"calls": frozenset({"vc_b2"})}
+    refused = Told(left=REFUSED)
+
+    def add(
+        name: str, code: int, told: Told, operations: tuple[str, ...], key: str, *names: str,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        bad = (f"{operations[0]} {code}", code, operations, key, names)
+        _add(f"{name}: {code}", told, harm.refused, *bad, **options)
+
     for what, key, codes in (
         ("its recording", file_key("vc_b2", "recording"), (400, 403, 500)),
         ("its transcript", file_key("vc_b2", "transcript"), (400, 500)),
@@ -344,79 +314,34 @@ def _store() -> None:
         ("its record", record_key("vc_b2").removesuffix("1.json"), (400, 403)),
     ):
         for code in codes:
-            _add(
-                f"PUT of {what}: {code}",
-                lambda world, code=code, key=key: harm.refused(
-                    f"put {code}", code, PUT, key, ("vc_b2",)
-                ),
-                Told(left=REFUSED), **one,
-            )  # fmt: skip
+            add(f"PUT of {what}", code, refused, PUT, key, "vc_b2", **B2)
     for kind, codes in (("jsonl", (400, 403)), ("sha256", (400, 500))):
-        key = getattr(segment_name(SECOND), kind)
+        key, stays = getattr(segment_name(SECOND), kind), {"window": SECOND, "open": "yes"}
         for code in codes:
-            _add(
-                f"PUT of one window's {kind}: {code}",
-                lambda world, code=code, key=key: harm.refused(
-                    f"put {code}", code, PUT, key, (key, str(SECOND))
-                ),
-                OPEN, window=SECOND, open="yes",
-            )  # fmt: skip
-    for call_id, name in (("vc_c3", "newest"), ("vc_a1", "first")):
-        _add(
-            f"PUT of the recording of the {name}: 400",
-            lambda world, i=call_id: harm.refused(
-                "put 400", 400, PUT, file_key(i, "recording"), (i,)
-            ),
-            Told(left=REFUSED), calls=frozenset({call_id}),
-        )  # fmt: skip
-    _add(
-        "PUT of the parts of a recording: 400",
-        lambda world: harm.refused(
-            "part 400", 400, ("part",), file_key("vc_b1", "recording"), ("vc_b1",)
-        ),
-        Told(left=REFUSED), calls=frozenset({"vc_b1"}),
-    )  # fmt: skip
-    _add(
-        "HEAD of one recording: 500",
-        lambda world: harm.refused(
-            "head 500", 500, ("head",), file_key("vc_b1", "recording"), ("vc_b1",)
-        ),
-        Told(left=REFUSED), calls=frozenset({"vc_b1"}),
-    )  # fmt: skip
-    _add(
-        "GET of one record: 403",
-        lambda world: harm.refused("get 403", 403, READ, record_key("vc_b2"), ("vc_b2",)),
-        Told(verify=("unreadable",), log=False), always_met=False, exits=frozenset({0, 1}),
-    )  # fmt: skip
+            add(f"PUT of one window's {kind}", code, OPEN, PUT, key, key, str(SECOND), **stays)
+    for which, i in (("newest", "vc_c3"), ("first", "vc_a1")):
+        name = f"PUT of the recording of the {which}"
+        add(name, 400, refused, PUT, file_key(i, "recording"), i, **calls(i))
+    b1 = (file_key("vc_b1", "recording"), "vc_b1")
+    add("PUT of the parts of a recording", 400, refused, ("part",), *b1, **calls("vc_b1"))
+    add("HEAD of one recording", 500, refused, ("head",), *b1, **calls("vc_b1"))
+    unread, maybe = Told(verify=("unreadable",), log=False), {"window": SECOND, "open": "maybe"}
+    add("GET of one record", 403, unread, READ, record_key("vc_b2"), "vc_b2", **UNSEEN)
     for code in (403, 500):
-        _add(
-            f"GET of one window's segment: {code}",
-            lambda world, code=code: harm.refused(
-                f"get {code}", code, READ, segment_name(SECOND).jsonl, harm.names_of(SECOND)
-            ),
-            Told(verify=("unreadable",), log=False), window=SECOND, open="maybe",
-            always_met=False, exits=frozenset({0, 1}),
-        )  # fmt: skip
+        segment = (segment_name(SECOND).jsonl, *harm.names_of(SECOND))
+        add("GET of one window's segment", code, unread, READ, *segment, **maybe, **UNSEEN)
     sightings = f"{layout.sighting_prefix(SECOND.start.date())}{SECOND.start:%H%M}-"
-    _add(
-        "PUT of one window's sightings: 403",
-        lambda world: harm.refused(
-            "put 403", 403, PUT, sightings, (str(SECOND), layout.SIGHTINGS)
-        ),
-        Told(), window=SECOND, open="maybe", exits=frozenset({0, 1}),
-    )  # fmt: skip
-    for name, windows in {"first": (FIRST, SECOND), "last": (THIRD,)}.items():
+    names = (str(SECOND), layout.SIGHTINGS)
+    add("PUT of one window's sightings", 403, Told(), PUT, sightings, *names, **maybe, **EITHER)
+    for which, windows in {"first": (FIRST, SECOND), "last": (THIRD,)}.items():
         day = windows[0].start.date()
+        harmed = frozenset[str]().union(*map(ids_of, windows))
         for what, prefix in {"records": RECORDS(day), "segments": SEGMENTS(day)}.items():
             # Nobody can say of any call of the day whether it has a record, nor which windows of
             # it are closed.
-            _add(
-                f"LIST of the {name} day's {what}: 403",
-                lambda world, prefix=prefix, windows=windows: harm.refused(
-                    "list 403", 403, ("list",), prefix, (prefix, *map(str, windows))
-                ),
-                OPEN, calls=frozenset().union(*map(ids_of, windows)), window=windows[0],
-                open="yes",
+            add(
+                f"LIST of the {which} day's {what}", 403, OPEN, ("list",), prefix, prefix,
+                *map(str, windows), calls=harmed, window=windows[0], open="yes",
             )  # fmt: skip
 
 
@@ -434,19 +359,16 @@ def _foreign() -> None:
     unlisted = layout.record_key(SECOND.start.date(), "vc_ghost", 1)
     events = f"{layout.EVENTS}dt=2024-01-15/130000-0123abcd.jsonl"
 
-    def there(name: str, key: str, data: bytes, *codes: str, names: tuple[str, ...] = (),
-              **options: Any) -> None:  # fmt: skip
-        _add(
-            name, lambda world: harm.foreign(key, data, name, *names),
-            Told(verify=codes, log=options.pop("log", True), left=options.pop("left", None)),
-            **options,
-        )  # fmt: skip
+    def there(name: str, key: str, data: bytes, *codes: str, **options: Any) -> None:
+        told = Told(verify=codes, log=options.pop("log", True), left=options.pop("left", None))
+        _add(name, told, harm.foreign, key, data, name, *options.pop("names", ()), **options)
 
-    at_record = record_key("vc_b2")
-    harmed: dict[str, Any] = {"names": ("vc_b2",), "calls": frozenset({"vc_b2"})}
+    at_record, harmed = record_key("vc_b2"), {"names": ("vc_b2",), **B2}
+    in_second = {"names": (str(SECOND),), "window": SECOND, "open": "maybe", **EITHER}
+    unread = {"log": False, **UNSEEN}  # nobody has a reason to read it
     there(
         "foreign bytes at a listed call's record", at_record, bad, "record_unreadable",
-        recorded=True, exits=frozenset({0, 1}), **harmed,
+        recorded=True, **EITHER, **harmed,
     )  # fmt: skip
     # The newer release may have archived it: this one leaves it alone.
     there(
@@ -457,50 +379,25 @@ def _foreign() -> None:
         ("foreign bytes", bad, "record_unreadable"),
         ("a newer format", newer["record"], "newer_format"),
     ):
-        # Nobody has a reason to read it.
-        there(
-            f"{name} at another call's record", unlisted, data, code,
-            log=False, always_met=False, exits=frozenset({0, 1}),
-        )  # fmt: skip
-    for name, data, codes in (
-        ("foreign bytes", bad, ()), ("a newer format", newer["segment"], ("newer_format",)),
-    ):  # fmt: skip
-        there(
-            f"{name} at one window's segment", segment.jsonl, data, *codes,
-            names=(str(SECOND),), window=SECOND, open="maybe", exits=frozenset({0, 1}),
-            scars=frozenset({"revision_skipped", "window_revision"}),
-        )  # fmt: skip
+        there(f"{name} at another call's record", unlisted, data, code, **unread)
+    skipped = frozenset({"revision_skipped", "window_revision"})
+    at_segment = "at one window's segment"
+    there(f"foreign bytes {at_segment}", segment.jsonl, bad, scars=skipped, **in_second)
     there(
-        "foreign bytes at one window's sha256", segment.sha256, bad,
-        names=(str(SECOND),), window=SECOND, open="maybe", exits=frozenset({0, 1}),
-        scars=frozenset({"companion_missing"}),
+        f"a newer format {at_segment}", segment.jsonl, newer["segment"], "newer_format",
+        scars=skipped, **in_second,
     )  # fmt: skip
-    there(
-        "foreign bytes at one window's pointer", segment.seal, bad,
-        names=(str(SECOND),), window=SECOND, open="maybe", exits=frozenset({0, 1}),
-    )  # fmt: skip
-    there(
-        "a newer format among the events", events, newer["event"],
-        log=False, always_met=False, exits=frozenset({0, 1}),
-    )  # fmt: skip
-    there(
-        "foreign bytes among the events", events, bad,
-        log=False, always_met=False, exits=frozenset({0, 1}),
-    )  # fmt: skip
-    there(
-        "foreign bytes among the sightings",
-        layout.sighting_key(SECOND.start, "0123456789abcdef"), bad,
-        names=(layout.SIGHTINGS, str(SECOND)), exits=frozenset({0, 1}), always_met=False,
-        log=False,
-    )  # fmt: skip
-    there(
-        "a foreign object in the manifest", "manifest/notes.txt", bad, "foreign_object",
-        log=False, always_met=False, exits=frozenset({0, 1}),
-    )  # fmt: skip
-    there(
-        "a foreign object among the segments", f"{SEGMENTS(SECOND.start.date())}notes.txt", bad,
-        log=False, always_met=False, exits=frozenset({0, 1}),
-    )  # fmt: skip
+    scars = frozenset({"companion_missing"})
+    there("foreign bytes at one window's sha256", segment.sha256, bad, scars=scars, **in_second)
+    there("foreign bytes at one window's pointer", segment.seal, bad, **in_second)
+    there("a newer format among the events", events, newer["event"], **unread)
+    there("foreign bytes among the events", events, bad, **unread)
+    key, names = layout.sighting_key(SECOND.start, "0123456789abcdef"), (layout.SIGHTINGS,)
+    there("foreign bytes among the sightings", key, bad, names=(*names, str(SECOND)), **unread)
+    notes = "manifest/notes.txt"
+    there("a foreign object in the manifest", notes, bad, "foreign_object", **unread)
+    notes = f"{SEGMENTS(SECOND.start.date())}notes.txt"
+    there("a foreign object among the segments", notes, bad, **unread)
 
 
 _listings()

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,12 +20,12 @@ from archiver.core.errors import ArchiverError
 from archiver.core.model import Window
 from archiver.manifest import layout
 from archiver.manifest.layout import SegmentName
-from archiver.pipeline.backfill import Summary
+from archiver.pipeline.window import Summary
 from archiver.wiring import check_hosts
 from tests.fakes.calls import SimulatedCall
 from tests.fakes.harm import Harm, put_there
 from tests.fakes.memory_rig import HOUR, Times
-from tests.fakes.population import PHONE, SECRET_WORDS, a_call
+from tests.fakes.population import a_call
 from tests.simulation.plot import sound
 from tests.simulation.wire import Wire
 from tests.simulation.world import SimWorld, SimWriter
@@ -39,7 +38,6 @@ FIRST, SECOND, THIRD = WINDOWS
 END = THIRD.end
 PART_BYTES = 500
 LOCK_DAYS = 30
-SECRETS = (PHONE, SECRET_WORDS, "sig=", "a-token-for-tests")
 
 CALLS = {
     # id: (window, minutes after its start, recording, survey)
@@ -251,27 +249,3 @@ class Run:
 def exit_code(summary: Summary) -> int:
     """As `archiver backfill` has it."""
     return 1 if summary.needs_a_person or summary.waiting else 0
-
-
-@contextmanager
-def listening() -> Iterator[list[dict[str, Any]]]:
-    """All log lines of the level warning and above; each line is looked at for secrets."""
-    events: list[dict[str, Any]] = []
-
-    def look(logger: object, method: str, event: Any) -> Any:
-        told = str(event)
-        assert not any(secret in told for secret in SECRETS), f"this tells a secret: {told}"
-        if method in ("warning", "error", "critical", "exception"):
-            events.append({**event, "level": method})
-        raise structlog.DropEvent
-
-    before = structlog.get_config()
-    structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, look],
-        wrapper_class=structlog.make_filtering_bound_logger("info"),
-        cache_logger_on_first_use=False,
-    )
-    try:
-        yield events
-    finally:
-        structlog.configure(**before)

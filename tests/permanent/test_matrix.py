@@ -11,6 +11,7 @@ import random
 
 import pytest
 
+from tests.fakes.log_lines import collected
 from tests.permanent.judge import judge, judge_healed, result
 from tests.permanent.places import CALM, PLACES, Place
 from tests.permanent.scene import (
@@ -22,7 +23,6 @@ from tests.permanent.scene import (
     PlaceWorld,
     Run,
     ids_of,
-    listening,
 )
 
 VARIANTS = ((1, "-startTime"), (8, "startTime"))
@@ -33,7 +33,7 @@ HERE = list(PLACES)[:: 1 if os.environ.get("PERMANENT") == "all" else 2]
 places = pytest.mark.parametrize("place", [PLACES[name] for name in HERE], ids=HERE)
 
 
-def test_there_are_as_many_places_as_promised() -> None:
+def test_there_are_as_many_places_as_promised():
     assert len(PLACES) > 100
     assert len(HERE) >= 50
 
@@ -50,7 +50,7 @@ def begin(place: Place, variant: tuple[int, str], now: object) -> Run:
 
 def loop(place: Place, variant: tuple[int, str], healed: int | None = None) -> Run:
     run = begin(place, variant, LOOP[0])
-    with listening() as run.events:
+    with collected() as run.events:
         return run.loop(healed=healed)
 
 
@@ -70,7 +70,7 @@ def variants_of(place: Place) -> tuple[tuple[int, str], ...]:
 
 
 @places
-def test_for_ever_in_the_loop(place: Place) -> None:
+def test_for_ever_in_the_loop(place):
     runs = [loop(place, variant) for variant in variants_of(place)]
     for run in runs:
         judge(place, run, loop=True)
@@ -78,39 +78,39 @@ def test_for_ever_in_the_loop(place: Place) -> None:
 
 
 @places
-def test_for_a_while_in_the_loop(place: Place) -> None:
+def test_for_a_while_in_the_loop(place):
     run = loop(place, VARIANTS[0], HEALED)
     if place.window is None and place.calls & ids_of(FIRST):
         # That window is closed beyond its last age: the loop does not come back to it.
-        with listening():
+        with collected():
             run.backfill()
     judge_healed(place, run, loop=True)
 
 
 @places
-def test_in_backfills_for_ever_and_then_no_more(place: Place) -> None:
+def test_in_backfills_for_ever_and_then_no_more(place):
     """Two of them while it is bad, a third one once it is well again."""
     runs = [begin(place, variant, BACKFILL[0]) for variant in VARIANTS]
     for run in runs:
-        with listening() as run.events:
+        with collected() as run.events:
             for moment in BACKFILL[:2]:
                 run.world.clock.turn_to(max(run.world.clock.now(), moment))
                 run.backfill()
                 judge(place, run, loop=False)
     the_same(place, runs)
     for run in runs if place.comes_late else ():
-        with listening():
+        with collected():
             run.heal()
             run.world.clock.turn_to(max(run.world.clock.now(), BACKFILL[2]))
             judge_healed(place, run.backfill(), loop=False)
 
 
-def test_where_nothing_is_bad_all_is_well() -> None:
+def test_where_nothing_is_bad_all_is_well():
     for variant in VARIANTS:
         workers, sort = variant
         run = Run(PlaceWorld(LOOP[0], workers, sort), None)
-        with listening():
+        with collected():
             judge_healed(CALM, run.loop(), loop=True)
         run = Run(PlaceWorld(BACKFILL[0], workers, sort), None)
-        with listening():
+        with collected():
             judge_healed(CALM, run.backfill(), loop=False)

@@ -10,6 +10,7 @@ import pytest
 
 from archiver.manifest import layout
 from archiver.manifest.layout import SegmentName
+from tests.fakes.log_lines import collected
 from tests.permanent import newer
 from tests.permanent.judge import audit
 from tests.permanent.scene import (
@@ -23,7 +24,6 @@ from tests.permanent.scene import (
     PlaceWorld,
     Run,
     ids_of,
-    listening,
     record_key,
     segment_name,
 )
@@ -54,17 +54,17 @@ LEFT["all of it"] = tuple(
 
 @pytest.mark.parametrize("goes_on", ["loop", "backfill"])
 @pytest.mark.parametrize("left", LEFT.values(), ids=list(LEFT))
-def test_it_goes_on_and_overwrites_nothing(left: tuple[Leave, ...], goes_on: str) -> None:
+def test_it_goes_on_and_overwrites_nothing(left, goes_on):
     random.seed(1)
     world = PlaceWorld(LOOP[0], 1, "-startTime")
     run = Run(world, None)
-    with listening():
+    with collected():
         run.loop(LOOP[:ROLLED_BACK])
     # What covers other bytes is made last, so that no seal is made anew over it.
     keys = [key for leave in left for key in leave(world)]
     before = {one.key: (one.version_id, one.data) for one in world.store.objects}
 
-    with listening() as run.events:
+    with collected() as run.events:
         if goes_on == "loop":
             run.loop([*LOOP[ROLLED_BACK:], LATER])
         else:
@@ -94,10 +94,10 @@ def test_it_goes_on_and_overwrites_nothing(left: tuple[Leave, ...], goes_on: str
     assert report.totals.keys() <= SAID, report.totals
 
 
-def test_all_calls_are_there_before() -> None:
+def test_all_calls_are_there_before():
     """What the cases above begin with."""
     world = PlaceWorld(LOOP[0], 1, "-startTime")
-    with listening():
+    with collected():
         Run(world, None).loop(LOOP[:ROLLED_BACK])
     sealed = {key for key in world.store.keys if key.endswith(".r1.seal")}
     assert {segment_name(SECOND).seal} <= sealed

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from tests.fakes.log_lines import quiet
 from tests.simulation import harms
 from tests.simulation.faults import KINDS
 from tests.simulation.judge import check
-from tests.simulation.story import Story, quiet
+from tests.simulation.story import LINES, Story
 
 EVERY_KIND = [*KINDS, *(f"permanent.{kind}" for kind in harms.KINDS)]
 """Every kind of fault, and of what is bad for ever."""
@@ -106,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--seed", type=int, help="just this one, with all that passed")
     asked = parser.parse_args(arguments)
-    structlog.configure(**quiet())
+    structlog.configure(**quiet(LINES))
     if asked.seed is not None:
         tell(asked.seed, verbose=True)
         print(f"seed {asked.seed} is well")

@@ -24,17 +24,16 @@ import structlog
 from archiver.audit.hold_ledger import ArchivedHolds
 from archiver.core.clock import Interrupted
 from archiver.core.errors import ArchiverError, UsageError
-from archiver.core.model import Retention, Window
-from archiver.manifest import layout
+from archiver.core.model import Retention
 from archiver.manifest.event import Action
 from archiver.pipeline.hold_acts import Holds
-from tests.fakes import harm
-from tests.fakes.harm import Harm
+from tests.fakes.log_lines import quiet
 from tests.fakes.memory_rig import HOUR, Crash, SerialWorkers, Times
 from tests.simulation.faults import possible
+from tests.simulation.harms import KINDS as KINDS_OF_HARM
+from tests.simulation.harms import Aim
 from tests.simulation.judge import Committed, check_audit, committed, read
 from tests.simulation.plot import LENGTH, MINUTE, PART_BYTES, START, CallPlan
-from tests.simulation.story import quiet
 from tests.simulation.wire import CRASH_AFTER, CRASH_BEFORE, STOP, Calm, Exchange
 from tests.simulation.world import SimWorld, SimWriter
 
@@ -82,33 +81,35 @@ class At:
 @dataclass(frozen=True)
 class Scenario:
     """`prepare` makes a world ready, `act` works in it under the name of a process to be started,
-    and does again what `act` has left undone. `spoilt` is bad for ever meanwhile."""
+    and does again what `act` has left undone. `spoilt`, a kind of harm, is bad for ever meanwhile
+    about one call of three: the others come to what they would."""
 
     name: str
     prepare: Callable[[], SimWorld]
     act: Callable[[SimWorld, str], None]
-    spoilt: Callable[[], Harm] | None = None
+    spoilt: str | None = None
 
     def begin(self) -> SimWorld:
         """The world, made ready, and what is bad in it."""
         world = self.prepare()
         if self.spoilt is not None:
-            world.spoil(self.spoilt())
+            world.spoil(KINDS_OF_HARM[self.spoilt](Aim(PLANS[1])).harm)
         return world
 
 
 # --- the worlds
 
+PLANS = (
+    CallPlan(0, START, "parts", True, False, "none", 0, None),
+    CallPlan(1, START + HOUR, "whole", True, True, "none", 0, None),
+    CallPlan(2, START + HOUR + MINUTE, "none", True, False, "none", 0, None),
+)
+
 
 def ready(lock_days: int = 0) -> SimWorld:
     """Three calls: a recording in parts, one with a survey, one without recording."""
     world = SimWorld(SETTLED, START, TIMES, random.Random(7), lock_days=lock_days)
-    plans = [
-        CallPlan(0, START, "parts", True, False, "none", 0, None),
-        CallPlan(1, START + HOUR, "whole", True, True, "none", 0, None),
-        CallPlan(2, START + HOUR + MINUTE, "none", True, False, "none", 0, None),
-    ]
-    world.platform.add(*(plan.call for plan in plans))
+    world.platform.add(*(plan.call for plan in PLANS))
     return world
 
 
@@ -258,20 +259,6 @@ def remove_hold(world: SimWorld, name: str) -> None:
     hold(world, name, "remove")
 
 
-WINDOW = Window(START, START + LENGTH)
-RECORD = layout.record_key(START.date(), "vc_1", 1)
-FILE = layout.recording_dir(START.date(), "vc_1") + "transcript"
-SPOILT: dict[str, Callable[[], Harm]] = {
-    "epa": lambda: harm.of_call("vc_1", "epa", harm.status(403), "403"),
-    "url": lambda: harm.of_call("vc_1", "url", harm.status(403), "403"),
-    "blob": lambda: harm.of_call("vc_1", "blob", harm.status(404), "404"),
-    "entry": lambda: harm.entry("vc_1", WINDOW, lambda row: None, "null"),
-    "record": lambda: harm.refused("record 400", 400, ("put",), RECORD, ("vc_1",)),
-    "file": lambda: harm.refused("file 403", 403, ("put",), FILE, ("vc_1",)),
-    "object": lambda: harm.foreign(RECORD, b"these are no bytes of ours\n", "foreign", "vc_1"),
-}
-"""What is bad for ever about one call of three: the others come to what they would."""
-
 SCENARIOS = {
     one.name: one
     for one in (
@@ -285,13 +272,13 @@ SCENARIOS = {
         Scenario("hold", lambda: sealed(30), add_hold),
         Scenario("hold taken off", held, remove_hold),
         Scenario("two at once", founded, rivals),
-        Scenario("loop, no survey for ever", in_time, two_rounds, SPOILT["epa"]),
-        Scenario("loop, no URL for ever", in_time, two_rounds, SPOILT["url"]),
-        Scenario("loop, an entry null for ever", in_time, two_rounds, SPOILT["entry"]),
-        Scenario("loop, a record refused for ever", in_time, two_rounds, SPOILT["record"]),
-        Scenario("loop, a foreign record for ever", in_time, two_rounds, SPOILT["object"]),
-        Scenario("backfill, no recording for ever", founded, backfill, SPOILT["blob"]),
-        Scenario("backfill, a file refused for ever", founded, backfill, SPOILT["file"]),
+        Scenario("loop, no survey for ever", in_time, two_rounds, "epa 403"),
+        Scenario("loop, no URL for ever", in_time, two_rounds, "url 403"),
+        Scenario("loop, an entry null for ever", in_time, two_rounds, "entry null"),
+        Scenario("loop, a record refused for ever", in_time, two_rounds, "record 403"),
+        Scenario("loop, a foreign record for ever", in_time, two_rounds, "object foreign"),
+        Scenario("backfill, no recording for ever", founded, backfill, "blob 404"),
+        Scenario("backfill, a file refused for ever", founded, backfill, "transcript 500"),
     )
 }
 
@@ -384,7 +371,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.points")
     parser.add_argument("--point", help="SCENARIO/KIND/NUMBER")
     asked = parser.parse_args(arguments)
-    structlog.configure(**quiet())
+    structlog.configure(**quiet([]))
     if asked.point:
         name, kind, number = asked.point.split("/")
         random.seed(1)

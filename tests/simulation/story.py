@@ -8,14 +8,12 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-import structlog
-
 from archiver.core.clock import Interrupted
 from archiver.core.errors import ArchiverError, UsageError
 from archiver.pipeline.relist import SCAN_SECONDS
 from archiver.store.bucket import ORPHANED_AFTER
+from tests.fakes.log_lines import refuse_secrets
 from tests.fakes.memory_rig import HOUR, Crash
-from tests.fakes.population import PHONE, SECRET_WORDS
 from tests.simulation.faults import Weather
 from tests.simulation.harms import draw
 from tests.simulation.plot import LENGTH, MINUTE, PART_BYTES, START, CallPlan, Plot, Step, plot
@@ -27,9 +25,8 @@ MOST_ROUNDS = 20
 """Everything must have come to rest after so many rounds without faults."""
 MOST_REQUESTS = 4000
 """No world has a history as long as that."""
-LINES: list[str] = []
+LINES: list[dict[str, Any]] = []
 """What the log told of at the level warning and above, since a story began."""
-SECRETS = (PHONE, SECRET_WORDS, "sig=", "a-token-for-tests")
 
 
 class Story:
@@ -158,7 +155,7 @@ class Story:
         except UsageError:
             raise
         except ArchiverError as error:
-            _look_for_secrets(str(error))
+            refuse_secrets(str(error))
 
     def _replace(self, who: str) -> None:
         writer = self._loops.get(who)
@@ -241,24 +238,3 @@ class Story:
         writer.backfill(START, self.plot.end)
         writer.close()
         assert len(self.wire.trace) < MOST_REQUESTS, "no end of requests"
-
-
-def _look_for_secrets(told: str) -> None:
-    assert not any(secret in told for secret in SECRETS), f"this tells a secret: {told}"
-
-
-def quiet() -> dict[str, Any]:
-    """structlog's settings for a simulation: nothing is printed, every line is looked at."""
-
-    def look(logger: object, method: str, event: Any) -> Any:
-        told = str(event)
-        _look_for_secrets(told)
-        if method in ("warning", "error", "critical"):
-            LINES.append(told)
-        raise structlog.DropEvent
-
-    return {
-        "processors": [structlog.contextvars.merge_contextvars, look],
-        "wrapper_class": structlog.make_filtering_bound_logger("info"),
-        "cache_logger_on_first_use": False,
-    }

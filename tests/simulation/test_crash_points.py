@@ -21,11 +21,11 @@ HERE = (
 
 
 @pytest.mark.parametrize(("name", "kind"), HERE)
-def test_whatever_happens_at_a_request_leaves_no_trace(name: str, kind: str) -> None:
+def test_whatever_happens_at_a_request_leaves_no_trace(name, kind):
     assert all_of(SCENARIOS[name], kind) > 0
 
 
-def test_there_are_as_many_points_as_promised() -> None:
+def test_there_are_as_many_points_as_promised():
     """None is skipped: `point` fails where a run has no such request."""
     requests = [calmly(one).requests for one in SCENARIOS.values()]
     assert sum(requests) * len(KINDS) >= LEAST

@@ -96,20 +96,18 @@ def converse(bucket: Bucket, clock: HandClock) -> Answers:
     return answers
 
 
-def test_the_same_requests_have_the_same_answers(
-    open_bucket: Callable[..., Bucket], clock: HandClock
-) -> None:
+def test_the_same_requests_have_the_same_answers(open_bucket, clock):
     assert converse(in_memory(clock), clock) == converse(open_bucket(), clock)
 
 
-def test_what_may_overwrite_is_no_archivers_business(clock: HandClock) -> None:
+def test_what_may_overwrite_is_no_archivers_business(clock):
     bucket = in_memory(clock)
     body = {"Body": io.BytesIO(b"x"), "ChecksumSHA256": sha256(b"x"), "ContentType": "text/plain"}
     with pytest.raises(Violation, match="may overwrite"):
         bucket.client.s3.put_object(**bucket.client.at("k"), **body)
 
 
-def test_uploads_of_the_dead_are_listed_until_they_are_aborted(clock: HandClock) -> None:
+def test_uploads_of_the_dead_are_listed_until_they_are_aborted(clock):
     bucket = in_memory(clock)
     bucket.begin(KEY, content_type="audio/wav", retain_until=None).part(b"x")
     assert bucket.abort_uploads(layout.RECORDINGS, clock.now()) == 0

@@ -37,7 +37,7 @@ def heads(proxy: FaultProxy) -> int:
 
 
 def test_a_small_write_is_believed(bucket: Bucket, proxy: FaultProxy) -> None:
-    stored = bucket.put_once("k", b"data", look=False)
+    stored = bucket.put_once("k", b"data", verify=False)
     assert heads(proxy) == 0
     head = bucket.head("k")
     assert head is not None
@@ -52,31 +52,31 @@ def test_a_recording_is_looked_at(bucket: Bucket, proxy: FaultProxy) -> None:
 def test_nothing_is_believed_before_the_store_proved_anything(
     proxy: FaultProxy, open_bucket: Callable[..., Bucket]
 ) -> None:
-    open_bucket(endpoint_url=proxy.url).put_once("k", b"data", look=False)
+    open_bucket(endpoint_url=proxy.url).put_once("k", b"data", verify=False)
     assert heads(proxy) == 1
 
 
 def test_a_lock_is_looked_for(proxy: FaultProxy, open_bucket: Callable[..., Bucket]) -> None:
     locking = open_bucket(endpoint_url=proxy.url, lock_mode="GOVERNANCE")
     locking.trust_put_checksum = True
-    locking.put_once("k", b"data", retain_until=datetime.now(UTC) + timedelta(days=1), look=False)
+    locking.put_once("k", b"data", retain_until=datetime.now(UTC) + timedelta(days=1), verify=False)
     assert heads(proxy) == 1
 
 
 def test_a_hold_is_looked_for(bucket: Bucket, proxy: FaultProxy) -> None:
-    bucket.put_once("k", b"data", held=True, look=False)
+    bucket.put_once("k", b"data", held=True, verify=False)
     assert heads(proxy) == 1
 
 
 def test_what_was_there_is_looked_at(bucket: Bucket, proxy: FaultProxy) -> None:
-    bucket.put_once("k", b"data", look=False)
-    assert bucket.put_once("k", b"data", look=False).adopted
+    bucket.put_once("k", b"data", verify=False)
+    assert bucket.put_once("k", b"data", verify=False).adopted
     assert heads(proxy) >= 1
 
 
 def test_an_answer_that_tells_nothing_is_asked_again(bucket: Bucket, proxy: FaultProxy) -> None:
     with proxy.harming("empty", "^PUT .*/k"):
-        assert bucket.put_once("k", b"data", look=False).adopted
+        assert bucket.put_once("k", b"data", verify=False).adopted
     assert heads(proxy) >= 1
 
 

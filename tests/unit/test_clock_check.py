@@ -4,7 +4,7 @@ and once it is right again all goes on as if nothing had been."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -13,17 +13,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from archiver.audit.verify import Options, verify
-from archiver.cli.backfill import _tell
+from archiver.cli.backfill import _print_result
 from archiver.core.clock import RemoteClock
-from archiver.core.errors import Reach, StoreError
 from archiver.core.model import Retention, parse_time
 from archiver.manifest import layout
 from archiver.observability.metrics import REGISTRY
-from archiver.pipeline.backfill import Summary
 from archiver.pipeline.health import MAX_SKEW_SECONDS, ClockCheck
+from archiver.pipeline.window import Summary
 from tests.fakes.clock import NOON, HandClock, TurnedClock
 from tests.fakes.memory_rig import HOUR, World, Writer
-from tests.fakes.memory_source import MemoryWire, api_client
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.population import TEN, a_call
 
@@ -123,9 +121,7 @@ def goes_on(world: TurnedWorld, writer: Writer) -> None:
 
 
 @pytest.mark.parametrize("by", [AHEAD, BEHIND, timedelta(minutes=6)])
-def test_a_clock_that_is_wrong_for_a_round_closes_and_seals_nothing(
-    world: TurnedWorld, by: timedelta
-) -> None:
+def test_a_clock_that_is_wrong_for_a_round_closes_and_seals_nothing(world, by):
     writer = world.writer("main")
     world.platform.add(a_call("before", TEN + MINUTE))
     writer.round()
@@ -156,20 +152,14 @@ def test_a_clock_that_is_wrong_for_a_round_closes_and_seals_nothing(
     goes_on(world, writer)
 
 
-def test_a_day_that_the_store_does_not_list_keeps_no_other_from_being_archived(
-    world: TurnedWorld,
-) -> None:
+def test_a_day_that_the_store_does_not_list_keeps_no_other_from_being_archived(world):
     """Whether its windows are sealed cannot be known. They come first, being the newest."""
     world.platform.add(a_call("older", TEN + MINUTE), a_call("newer", TEN + DAY))
     world.clock.turn_to(NOON + DAY)
     writer = world.writer("main")
     newest = layout.segment_prefix((TEN + DAY).date())
 
-    def refuses(request: Any) -> None:
-        if (request.operation, request.key, request.moment) == ("list", newest, "before"):
-            raise StoreError("refused", reason="refused", status=400, reach=Reach.ITEM)
-
-    writer.store.hooks.append(refuses)
+    refuses = writer.store.refuse("list", newest)
     world.ours.by = AHEAD
     with capture_logs() as logs:
         summary = writer.round()
@@ -183,7 +173,7 @@ def test_a_day_that_the_store_does_not_list_keeps_no_other_from_being_archived(
     goes_on(world, writer)
 
 
-def test_seventy_two_windows_are_not_sealed_into_the_future(world: TurnedWorld) -> None:
+def test_seventy_two_windows_are_not_sealed_into_the_future(world):
     """The case that was seen: each window of three days was sealed empty, and a new call waited a
     week for its window to be listed again."""
     writer = world.writer("main")
@@ -197,7 +187,7 @@ def test_seventy_two_windows_are_not_sealed_into_the_future(world: TurnedWorld) 
     goes_on(world, writer)
 
 
-def test_a_segment_that_a_crash_left_is_not_sealed_by_a_wrong_clock(world: TurnedWorld) -> None:
+def test_a_segment_that_a_crash_left_is_not_sealed_by_a_wrong_clock(world):
     world.platform.add(a_call("vc_1", TEN + MINUTE))
     world.clock.turn_to(TEN + 3 * HOUR)
     first = world.writer("first")
@@ -223,9 +213,7 @@ def test_a_segment_that_a_crash_left_is_not_sealed_by_a_wrong_clock(world: Turne
 
 
 @pytest.mark.parametrize("side", ["source", "store"])
-def test_where_one_side_agrees_with_us_the_other_s_clock_is_wrong(
-    world: TurnedWorld, side: str
-) -> None:
+def test_where_one_side_agrees_with_us_the_other_s_clock_is_wrong(world, side):
     writer = world.writer("main")
     {"source": world.source_shows, "store": world.store_shows}[side](AHEAD)
     world.platform.add(a_call("vc_1", TEN + MINUTE))
@@ -243,7 +231,7 @@ def test_where_one_side_agrees_with_us_the_other_s_clock_is_wrong(
     goes_on(world, writer)
 
 
-def test_where_one_side_tells_no_date_the_other_decides(world: TurnedWorld) -> None:
+def test_where_one_side_tells_no_date_the_other_decides(world):
     writer = world.writer("main")
     world.store.show_date(None)
     fresh = world.writer("fresh")  # it has never heard of the store's clock
@@ -257,7 +245,7 @@ def test_where_one_side_tells_no_date_the_other_decides(world: TurnedWorld) -> N
     goes_on(world, writer)
 
 
-def test_where_nobody_tells_a_date_our_clock_is_believed(world: TurnedWorld) -> None:
+def test_where_nobody_tells_a_date_our_clock_is_believed(world):
     world.store.show_date(None)
 
     def dateless(request: Any) -> Any:
@@ -279,9 +267,7 @@ def test_where_nobody_tells_a_date_our_clock_is_believed(world: TurnedWorld) -> 
 
 
 @pytest.mark.parametrize("by", [AHEAD, BEHIND])
-def test_a_backfill_with_a_wrong_clock_archives_and_closes_nothing(
-    world: TurnedWorld, by: timedelta
-) -> None:
+def test_a_backfill_with_a_wrong_clock_archives_and_closes_nothing(world, by):
     world.platform.add(*(a_call(f"vc_{n}", TEN + n * HOUR) for n in range(4)))
     world.clock.turn_to(TEN + DAY)
     writer = world.writer("main")
@@ -298,7 +284,7 @@ def test_a_backfill_with_a_wrong_clock_archives_and_closes_nothing(
     assert (summary.closed, summary.clock_wrong, summary.needs_a_person) == (4, 0, False)
 
 
-def test_a_clock_that_goes_wrong_within_a_backfill(world: TurnedWorld) -> None:
+def test_a_clock_that_goes_wrong_within_a_backfill(world):
     world.platform.add(*(a_call(f"vc_{n}", TEN + n * HOUR) for n in range(4)))
     world.clock.turn_to(TEN + DAY)
     writer = world.writer("main")
@@ -315,14 +301,14 @@ def test_a_clock_that_goes_wrong_within_a_backfill(world: TurnedWorld) -> None:
     world.ours.by = timedelta(0)
 
 
-def test_a_backfill_that_our_clock_kept_open_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backfill_that_our_clock_kept_open_says_why(capsys):
     summary = Summary(windows=4, unsettled=4, clock_wrong=4, committed={"archived": 4})
-    assert _tell(summary, 0) == 1
+    assert _print_result(summary, 0) == 1
     (line,) = capsys.readouterr().out.splitlines()
     assert "4 archived" in line
     assert "4 WINDOWS STAY OPEN because this machine's clock is wrong" in line
     assert "NTP" in line
-    assert _tell(Summary(windows=1, unsettled=1), 0) == 0
+    assert _print_result(Summary(windows=1, unsettled=1), 0) == 0
     assert "clock" not in capsys.readouterr().out
 
 
@@ -343,11 +329,11 @@ def test_a_backfill_that_our_clock_kept_open_says_why(capsys: pytest.CaptureFixt
         (0.0, 1e6, True),
     ],
 )
-def test_the_rule(source: float | None, store: float | None, right: bool) -> None:
+def test_the_rule(source, store, right):
     assert ClockCheck(lambda: source, lambda: store).is_right() is right
 
 
-def test_the_log_tells_of_changes_alone_unless_it_is_to_remind() -> None:
+def test_the_log_tells_of_changes_alone_unless_it_is_to_remind():
     skews: dict[str, float | None] = {"source": 1e6, "store": None}
     check = ClockCheck(lambda: skews["source"], lambda: skews["store"])
     with capture_logs() as logs:
@@ -378,13 +364,13 @@ def test_the_log_tells_of_changes_alone_unless_it_is_to_remind() -> None:
         ("Mon, 99 Jan 2024 14:00:00 GMT", None),
     ],
 )
-def test_a_remote_clock(date: str | None, skew: float | None) -> None:
+def test_a_remote_clock(date, skew):
     remote = RemoteClock(HandClock())
     remote.tells(date)
     assert remote.skew_seconds() == skew
 
 
-def test_a_remote_clock_goes_on_while_nobody_asks() -> None:
+def test_a_remote_clock_goes_on_while_nobody_asks():
     """A clock of ours that is set after the latest answer is noticed without another one."""
     world = HandClock()
     ours = TurnedClock(world)
@@ -398,21 +384,8 @@ def test_a_remote_clock_goes_on_while_nobody_asks() -> None:
     assert remote.skew_seconds() == 3600, "an answer without a date says nothing"
 
 
-def test_the_source_s_client_remembers_the_date_of_refusals_too() -> None:
-    world = TurnedWorld()
-    client = api_client(world.platform, world.clock, http=MemoryWire(world.platform))
-    assert client.latest_clock_skew_seconds() is None
-    world.source_shows(timedelta(hours=2))
-    world.platform.gone.add("vc_1")
-    assert client.survey("vc_1") is None
-    assert client.latest_clock_skew_seconds() == pytest.approx(7200, abs=1)
-    assert client.clock_skew_seconds() == pytest.approx(7200, abs=1)
-
-
 @pytest.mark.parametrize("signed", [True, False])
-def test_the_bucket_remembers_the_date_of_each_answer(
-    open_bucket: Callable[..., Any], weed: Any, signed: bool
-) -> None:
+def test_the_bucket_remembers_the_date_of_each_answer(open_bucket, weed, signed):
     """On a real store, over both ways: signed requests and boto3's own. A refusal tells it too."""
     bucket = open_bucket(endpoint_url=weed.endpoint_url, signed_requests=signed)
     assert bucket.latest_clock_skew_seconds() is None

@@ -12,7 +12,6 @@ from archiver.core.errors import StoreError
 from archiver.manifest import layout
 from archiver.pipeline import loop as loop_module
 from archiver.pipeline.loop import Loop
-from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
 from tests.fakes.http_server import Reply, Request
 from tests.fakes.platform import Platform
@@ -24,7 +23,6 @@ from tests.fakes.relisting import (
     GIVE_UP,
     MINUTE,
     SETTLED,
-    Look,
     MakeRig,
     Troubled,
     another,
@@ -56,8 +54,8 @@ def has_survey(look: Archive, call_id: str = "vc_1") -> bool:
 
 
 def test_an_age_is_looked_after_though_a_backfill_listed_the_window_since(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
+    platform, rig, clock, archive
+):
     """The backfill has something of its own to tell, and so writes the newest revision."""
     platform.add(a_call())
     clock.turn_to(SETTLED)
@@ -73,8 +71,8 @@ def test_an_age_is_looked_after_though_a_backfill_listed_the_window_since(
 
 
 def test_an_age_before_the_window_settles_is_looked_after_once_it_has(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
+    platform, rig, clock, archive
+):
     """It passes while the window is open, and its first listing has archived the call long ago."""
     loop = another(rig, relist=(HOUR,))
     platform.add(a_call())
@@ -88,8 +86,8 @@ def test_an_age_before_the_window_settles_is_looked_after_once_it_has(
 
 
 def test_ages_that_passed_during_a_downtime_are_looked_after_once_the_source_answers(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
+    platform, rig, clock, archive
+):
     """Archived while the window was open; the source is out when the loop is up again."""
     platform.add(a_call())
     another(rig).round()
@@ -106,8 +104,8 @@ def test_ages_that_passed_during_a_downtime_are_looked_after_once_the_source_ans
 
 
 def test_an_age_that_comes_while_the_window_is_listed_is_not_seen_by_that_listing(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
+    platform, rig, clock, archive
+):
     """A pending call has the window listed just before; that listing ends just after."""
     loop = another(rig, give_up=DAY)
     platform.add(a_call(), a_call("late", TEN + MINUTE))
@@ -133,8 +131,8 @@ def test_an_age_that_comes_while_the_window_is_listed_is_not_seen_by_that_listin
 
 
 def test_a_first_look_at_the_bucket_that_fails_is_taken_again_in_the_next_round(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, bucket: Bucket
-) -> None:
+    platform, rig, clock, archive, bucket
+):
     platform.add(a_call())
     clock.turn_to(SETTLED)
     another(rig).round()
@@ -175,8 +173,8 @@ def goes_on(platform: Platform, clock: HandClock, loop: Loop) -> None:
 
 
 def test_a_call_that_the_source_refuses_keeps_no_other_window_waiting(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
+    platform, rig, clock, archive
+):
     loop = two_windows_of_age(platform, rig, clock)
     platform.hooks.append(answers(403, "/vc_1"))
     loop.round()
@@ -190,8 +188,8 @@ def test_a_call_that_the_source_refuses_keeps_no_other_window_waiting(
 
 @pytest.mark.parametrize("what", ["a record", "all"])
 def test_a_damaged_segment_keeps_no_other_window_waiting(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, bucket: Bucket, what: str
-) -> None:
+    platform, rig, clock, archive, bucket, what
+):
     """Whether its window line can be read or not; mended, it is listed again itself."""
     loop = two_windows_of_age(platform, rig, clock)
     key = layout.SegmentName(TEN, 1).jsonl
@@ -210,8 +208,8 @@ def test_a_damaged_segment_keeps_no_other_window_waiting(
 
 
 def test_a_survey_that_never_answers_has_no_other_call_asked_for_again_and_again(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
+    platform, rig, clock, archive
+):
     loop = another(rig, give_up=DAY)
     platform.add(a_call(), a_call("other", TEN + MINUTE))
     clock.turn_to(SETTLED)
@@ -227,10 +225,7 @@ def test_a_survey_that_never_answers_has_no_other_call_asked_for_again_and_again
     assert [one.path.rpartition("/")[2] for one in asked] == ["other", "epa-results"]
 
 
-def test_follow_ups_do_not_starve_the_newest_calls(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def test_follow_ups_do_not_starve_the_newest_calls(platform, rig, clock, archive, monkeypatch):
     """A source is so slow that one window takes more than the round has for all of them."""
     loop = two_windows_of_age(platform, rig, clock)
     monkeypatch.setattr(loop_module, "CLOSED_AT_A_TIME", 1)
@@ -252,8 +247,8 @@ def test_follow_ups_do_not_starve_the_newest_calls(
 
 
 def test_a_pending_call_that_each_listing_of_the_day_shows_has_its_window_listed_with_pauses(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
+    platform, rig, clock, archive
+):
     """A date-only source lists it beside the calls of every open window, in every round."""
     platform.options.whole_days = True
     loop = another(rig, give_up=DAY)
@@ -270,9 +265,7 @@ def test_a_pending_call_that_each_listing_of_the_day_shows_has_its_window_listed
     assert sum(visits) == 3, "with backoff"
 
 
-def test_calls_of_before_the_archive_are_not_kept_in_mind(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
+def test_calls_of_before_the_archive_are_not_kept_in_mind(platform, rig, clock, archive):
     """A date-only source shows them in every listing of the archive's first day."""
     platform.options.whole_days = True
     platform.add(a_call("old", TEN - HOUR, audio=None), a_call(audio=None))
@@ -280,16 +273,14 @@ def test_calls_of_before_the_archive_are_not_kept_in_mind(
     made.found(TEN)
     made.loop().round()
     clock.forward(2 * MINUTE)  # what was tried does not rest any more
-    assert made.windows.remembered == {WINDOW}
+    assert made.windows.with_unnamed_calls == {WINDOW}
     assert platform.served("api", path_contains="/old") == []
 
 
 # --- what is not known is not made up
 
 
-def test_gauges_keep_their_value_while_a_listing_cannot_be_read(
-    platform: Platform, rig: MakeRig, clock: HandClock
-) -> None:
+def test_gauges_keep_their_value_while_a_listing_cannot_be_read(platform, rig, clock):
     loop = another(rig, give_up=DAY)
     platform.add(a_call(audio=None))
     loop.round()
@@ -307,9 +298,7 @@ def test_gauges_keep_their_value_while_a_listing_cannot_be_read(
 OLDEST = "archiver_oldest_unarchived_seconds"
 
 
-def test_the_oldest_grows_while_the_loop_waits(
-    platform: Platform, rig: MakeRig, clock: HandClock
-) -> None:
+def test_the_oldest_grows_while_the_loop_waits(platform, rig, clock):
     loop = another(rig, give_up=DAY)
     platform.add(a_call(audio=None))
     loop.round()
@@ -318,9 +307,7 @@ def test_the_oldest_grows_while_the_loop_waits(
     assert value(OLDEST) == before + HOUR.total_seconds()
 
 
-def test_the_oldest_grows_while_rounds_fail_though_no_call_is_known_to_wait(
-    platform: Platform, rig: MakeRig, clock: HandClock
-) -> None:
+def test_the_oldest_grows_while_rounds_fail_though_no_call_is_known_to_wait(platform, rig, clock):
     loop = another(rig, give_up=DAY)
     platform.add(a_call())
     began = clock.now()
@@ -338,9 +325,7 @@ def test_the_oldest_grows_while_rounds_fail_though_no_call_is_known_to_wait(
     assert value(OLDEST) == 0
 
 
-def test_the_oldest_counts_a_window_that_cannot_be_listed(
-    platform: Platform, rig: MakeRig, clock: HandClock
-) -> None:
+def test_the_oldest_counts_a_window_that_cannot_be_listed(platform, rig, clock):
     loop = another(rig, give_up=DAY)
     platform.add(a_call())
     unreadable = Reply(200, {"Content-Type": "application/json"}, b'{"data": [NaN]}')
@@ -356,8 +341,8 @@ def test_the_oldest_counts_a_window_that_cannot_be_listed(
 
 
 def test_processes_of_one_round_each_give_a_call_up_that_was_pending_before(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
+    platform, rig, clock, archive
+):
     """None of them tries twice, so none has more than the manifest to know it by."""
     platform.add(a_call())
     platform.hooks.append(answers(503, "/recording-url"))
@@ -375,8 +360,8 @@ def test_processes_of_one_round_each_give_a_call_up_that_was_pending_before(
 
 
 def test_an_outage_does_not_make_a_failed_call_one_without_a_recording(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
+    platform, rig, clock, archive
+):
     """The source had a recording once; neither an outage nor a later denial takes that back."""
     made = rig(give_up=GIVE_UP)
     platform.add(a_call())
@@ -395,8 +380,8 @@ def test_an_outage_does_not_make_a_failed_call_one_without_a_recording(
 
 
 def test_processes_of_one_round_each_do_not_wait_for_ever_for_a_source_that_answers_for_no_survey(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
+    platform, rig, clock, archive
+):
     """As `run --once` has it: each begins anew, and would have all its patience. Meanwhile no
     segment tells of the late call."""
     platform.add(a_call())
@@ -415,8 +400,8 @@ def test_processes_of_one_round_each_do_not_wait_for_ever_for_a_source_that_answ
 
 
 def test_the_time_that_a_loop_was_down_is_no_time_that_it_waited_for_the_source(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
+    platform, rig, clock, archive
+):
     platform.add(a_call())
     another(rig).round()
     surveyed(platform)

@@ -42,10 +42,9 @@ def container(part: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_pod_fits_the_restricted_standard(part: str) -> None:
+def test_the_pod_fits_the_restricted_standard(part):
     security = pod(part)["securityContext"]
-    assert security["runAsNonRoot"] is True
-    assert security["runAsUser"] == 10001
+    assert (security["runAsNonRoot"], security["runAsUser"]) == (True, 10001)
     assert security["seccompProfile"] == {"type": "RuntimeDefault"}
     assert container(part)["securityContext"] == {
         "allowPrivilegeEscalation": False,
@@ -53,34 +52,25 @@ def test_the_pod_fits_the_restricted_standard(part: str) -> None:
         "capabilities": {"drop": ["ALL"]},
     }
     assert pod(part)["automountServiceAccountToken"] is False
-    assert {name for volume in pod(part)["volumes"] for name in volume} == {
-        "name",
-        "secret",
-        "emptyDir",
-    }
+    kinds = {name for volume in pod(part)["volumes"] for name in volume}
+    assert kinds == {"name", "secret", "emptyDir"}
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_there_is_room_for_a_large_segment_below_a_read_only_root(part: str) -> None:
+def test_what_each_part_leaves_room_for_and_leaves_out(part):
+    """Room for a large segment below a read-only root; no variables named like our settings, no
+    namespace, no secret; an image of this version."""
     (mount,) = [m for m in container(part)["volumeMounts"] if not m.get("readOnly")]
-    assert mount["mountPath"] == "/tmp"
     (volume,) = [v for v in pod(part)["volumes"] if v["name"] == mount["name"]]
-    assert volume["emptyDir"]["sizeLimit"] == "1Gi"
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_kubernetes_sets_no_variables_named_like_our_settings(part: str) -> None:
+    assert (mount["mountPath"], volume["emptyDir"]["sizeLimit"]) == ("/tmp", "1Gi")
     assert pod(part)["enableServiceLinks"] is False
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_nothing_is_bound_to_a_namespace_and_no_secret_is_committed(part: str) -> None:
     assert "Secret" not in objects(part)
     assert not any("namespace" in item["metadata"] for item in objects(part).values())
+    assert container(part)["image"].endswith(f":{__version__}")
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_secrets_come_as_files(part: str) -> None:
+def test_secrets_come_as_files(part):
     (mount,) = [one for one in container(part)["volumeMounts"] if one["name"] == "secrets"]
     plain = [entry for entry in container(part)["env"] if entry["name"] != "ARCHIVER_SHARDS"]
     assert mount["readOnly"] is True
@@ -91,7 +81,7 @@ def test_secrets_come_as_files(part: str) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_every_setting_named_is_one_that_the_archiver_has(part: str) -> None:
+def test_every_setting_named_is_one_that_the_archiver_has(part):
     known = (ROOT / "config.example.env").read_text()
     names = {entry["name"] for entry in container(part)["env"]} | set(
         objects(part)["ConfigMap"]["data"]
@@ -100,12 +90,7 @@ def test_every_setting_named_is_one_that_the_archiver_has(part: str) -> None:
     assert {name for name in names if f"{name.removesuffix('_FILE')}" not in known} == set()
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_the_image_is_of_this_version(part: str) -> None:
-    assert container(part)["image"].endswith(f":{__version__}")
-
-
-def test_the_service_finds_the_loop_and_not_a_backfill() -> None:
+def test_the_service_finds_the_loop_and_not_a_backfill():
     wanted = objects("base")["Service"]["spec"]["selector"].items()
     loop = objects("base")["Deployment"]["spec"]["template"]["metadata"]["labels"]
     backfill = objects("backfill")["Job"]["spec"]["template"]["metadata"]["labels"]
@@ -113,29 +98,22 @@ def test_the_service_finds_the_loop_and_not_a_backfill() -> None:
     assert not wanted <= backfill.items()
 
 
-def test_the_loop_has_time_to_end_and_is_asked_on_the_metrics_port() -> None:
+def test_the_loop_has_time_to_end_and_is_asked_on_the_metrics_port():
     assert pod("base")["terminationGracePeriodSeconds"] == 45
-    paths = {
-        probe: container("base")[f"{probe}Probe"]["httpGet"]
-        for probe in ("startup", "liveness", "readiness")
-    }
-    assert {probe: get["path"] for probe, get in paths.items()} == {
-        "startup": "/healthz",
-        "liveness": "/healthz",
-        "readiness": "/readyz",
-    }
-    assert {get["port"] for get in paths.values()} == {"metrics"}
+    paths = {"startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz"}
+    for probe, path in paths.items():
+        assert container("base")[f"{probe}Probe"]["httpGet"] == {"path": path, "port": "metrics"}
     assert container("base")["ports"][0]["containerPort"] == 9464
 
 
-def test_a_backfill_has_as_many_shares_as_pods() -> None:
+def test_a_backfill_has_as_many_shares_as_pods():
     spec = objects("backfill")["Job"]["spec"]
     shards = [entry for entry in container("backfill")["env"] if entry["name"] == "ARCHIVER_SHARDS"]
     assert spec["completionMode"] == "Indexed"
     assert shards == [{"name": "ARCHIVER_SHARDS", "value": str(spec["completions"])}]
 
 
-def test_what_each_exit_code_does_to_a_backfill() -> None:
+def test_what_each_exit_code_does_to_a_backfill():
     spec = objects("backfill")["Job"]["spec"]
     rules = spec["podFailurePolicy"]["rules"]
     on_exit = {
@@ -149,7 +127,7 @@ def test_what_each_exit_code_does_to_a_backfill() -> None:
     assert pod("backfill")["restartPolicy"] == "Never"
 
 
-def test_the_overlay_of_the_readme_builds(tmp_path: Path) -> None:
+def test_the_overlay_of_the_readme_builds(tmp_path):
     readme = (FOLDER / "README.md").read_text()
     overlay = readme.split("```yaml\n")[1].split("```")[0]
     for part in ("config", "base"):

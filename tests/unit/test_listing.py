@@ -13,7 +13,7 @@ import pytest
 from archiver.core.model import Window
 from archiver.source import api as api_module
 from archiver.source.api import Filter
-from archiver.source.listing import MAX_PASSES, Listed, Lister
+from archiver.source.listing import MAX_PASSES, Lister, WindowListing
 from tests.fakes.calls import SimulatedCall
 from tests.fakes.clock import HandClock
 from tests.fakes.http_server import Reply, Request
@@ -237,5 +237,5 @@ def test_a_listing_of_ever_new_ids_is_not_complete(
 def test_the_same_id_twice_is_one_call(platform: Platform, lister: MakeLister) -> None:
     body = json.dumps([{"id": "x", "startTime": stamp(TEN)}] * 3).encode()
     platform.hooks.append(lambda _: Reply(200, {}, body))
-    found: Listed = lister().list(WINDOW)
+    found: WindowListing = lister().list(WINDOW)
     assert list(found.calls) == ["x"]

@@ -9,12 +9,10 @@ from datetime import datetime, timedelta
 import pytest
 
 from archiver.audit.verify import Options, verify
-from archiver.core.errors import Reach, StoreError
 from archiver.core.model import Window
 from archiver.manifest import layout
 from tests.fakes.http_server import Reply, Request
-from tests.fakes.memory_rig import HOUR, World, Writer
-from tests.fakes.memory_store import Request as Asked
+from tests.fakes.memory_rig import HOUR, World
 from tests.fakes.population import TEN, a_call, stamp
 from tests.model.ledger import Ledger
 
@@ -55,17 +53,6 @@ def bad_listing(world: World, start: datetime, reply: Reply) -> Callable[[Reques
     return hook
 
 
-def refuse(writer: Writer, operation: str, part_of_key: str) -> None:
-    """The store refuses such requests of this process for ever."""
-
-    def hook(request: Asked) -> None:
-        moment = request.moment == "before"
-        if moment and request.operation == operation and part_of_key in request.key:
-            raise StoreError("no", reason="refused", status=400, reach=Reach.ITEM)
-
-    writer.store.hooks.append(hook)
-
-
 def sealed(world: World) -> dict[datetime, set[str]]:
     """The sealed windows, by their starts, with the calls that they tell of."""
     found = Ledger(world.store.objects, world.key.public)
@@ -77,14 +64,14 @@ def recalled(world: World, call_id: str) -> None:
     more."""
     world.platform.add(a_call(call_id, world.clock.now() - 20 * MINUTE))
     one = world.writer("earlier")
-    refuse(one, "put", "/sightings/")
+    one.store.refuse("put", "/sightings/")
     one.round()
     world.platform.hidden.add(call_id)
     world.clock.turn_to(SETTLED)
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_neighbour_that_lists_badly_for_ever(world: World, bad: str) -> None:
+def test_a_neighbour_that_lists_badly_for_ever(world, bad):
     world.clock.turn_to(SETTLED)
     hook = bad_listing(world, FIRST.start, BAD[bad])
     writer = world.writer("a")
@@ -100,9 +87,7 @@ def test_a_neighbour_that_lists_badly_for_ever(world: World, bad: str) -> None:
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_neighbours_that_list_badly_while_a_recalled_call_is_looked_for(
-    world: World, bad: str
-) -> None:
+def test_neighbours_that_list_badly_while_a_recalled_call_is_looked_for(world, bad):
     recalled(world, "told")
     for start in (LAST.start - HOUR, FIRST.start):
         bad_listing(world, start, BAD[bad])
@@ -110,11 +95,11 @@ def test_neighbours_that_list_badly_while_a_recalled_call_is_looked_for(
     assert sealed(world) == {LAST.start: {"before", "edge", "told"}}
 
 
-def test_a_neighbours_day_that_the_store_does_not_list(world: World) -> None:
+def test_a_neighbours_day_that_the_store_does_not_list(world):
     """What is written down for the neighbour needs to know which calls have a record there."""
     world.clock.turn_to(SETTLED)
     writer = world.writer("a")
-    refuse(writer, "list", layout.record_prefix(FIRST.start.date()))
+    writer.store.refuse("list", layout.record_prefix(FIRST.start.date()))
     writer.round()
     assert sealed(world)[LAST.start] == {"before"}
     assert FIRST.start not in sealed(world)
@@ -125,38 +110,34 @@ def test_a_neighbours_day_that_the_store_does_not_list(world: World) -> None:
     assert "edge" in found.pending | found.recorded
 
 
-def test_a_neighbours_day_that_the_store_does_not_list_beside_a_recalled_call(
-    world: World,
-) -> None:
+def test_a_neighbours_day_that_the_store_does_not_list_beside_a_recalled_call(world):
     recalled(world, "told")
     writer = world.writer("a")
-    refuse(writer, "list", layout.record_prefix(FIRST.start.date()))
+    writer.store.refuse("list", layout.record_prefix(FIRST.start.date()))
     writer.backfill(LAST.start, LAST.end)
     assert sealed(world) == {LAST.start: {"before", "told"}}
 
 
-def test_a_neighbours_day_that_the_store_does_not_list_and_a_call_that_was_sighted(
-    world: World,
-) -> None:
+def test_a_neighbours_day_that_the_store_does_not_list_and_a_call_that_was_sighted(world):
     """Its record may lie below that day: nobody can tell, so it is worked at once more."""
     one = world.writer("one")
-    refuse(one, "put", "/before/")
+    one.store.refuse("put", "/before/")
     one.round()
     world.clock.turn_to(SETTLED)
     world.platform.hidden.add("before")
     two = world.writer("two")
-    refuse(two, "list", layout.record_prefix(FIRST.start.date()))
+    two.store.refuse("list", layout.record_prefix(FIRST.start.date()))
     two.round()
     assert "before" in sealed(world)[LAST.start]
 
 
-def test_a_call_kept_here_whose_day_the_store_does_not_list(world: World) -> None:
+def test_a_call_kept_here_whose_day_the_store_does_not_list(world):
     """Its own window does not list it. Its record lies below that day all the same, and is created
     once, so that not to know of it costs no more than work done twice."""
     bad_listing(world, FIRST.start, BAD["500"])
     world.clock.turn_to(SETTLED)
     for name in ("a", "b"):
         writer = world.writer(name)
-        refuse(writer, "list", layout.record_prefix(FIRST.start.date()))
+        writer.store.refuse("list", layout.record_prefix(FIRST.start.date()))
         writer.round()
         assert sealed(world)[LAST.start] == {"before", "edge"}

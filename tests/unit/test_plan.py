@@ -12,7 +12,7 @@ from archiver.manifest.segment import Listing
 from archiver.pipeline.backoff import Unarchived
 from archiver.pipeline.bucket_state import LatestRecord, UnreadableRecord
 from archiver.pipeline.plan import Plan, Purpose, make_plan
-from archiver.source.listing import Listed
+from archiver.source.listing import WindowListing
 from tests.fakes.population import TEN
 from tests.fakes.rig import HOUR, WINDOW
 
@@ -33,7 +33,7 @@ def planned(**changes: Any) -> Plan:
     listing = Listing(TEN, 1, 2, 4, {})
     records = [latest("old"), latest("bad", "failed"), latest("half", incomplete=True)]
     options: dict[str, Any] = {
-        "listed": Listed(WINDOW, calls("new", "old", "bad", "half"), listing, stable=True),
+        "listed": WindowListing(WINDOW, calls("new", "old", "bad", "half"), listing, stable=True),
         "missing": calls("lost"),
         "latest": dict(zip(("old", "bad", "half"), records, strict=True)),
         "unreadable": {},
@@ -62,28 +62,28 @@ def todo(plan: Plan) -> set[str]:
          {"new", "lost", "bad", "half", "old"}),
     ],
 )  # fmt: skip
-def test_who_is_worked_at(changes: dict[str, Any], wanted: set[str]) -> None:
+def test_who_is_worked_at(changes, wanted):
     assert todo(planned(**changes)) == wanted
 
 
-def test_who_failed_a_short_while_ago_rests() -> None:
+def test_who_failed_a_short_while_ago_rests():
     last = Unarchived(Call("new", {}), "not_found", 1, 404)
     plan = planned(resting={"new": last}.get)
     assert plan.resting == [last]
     assert todo(plan) == {"lost"}
 
 
-def test_a_pending_call_was_tried_before() -> None:
+def test_a_pending_call_was_tried_before():
     plan = planned(pending=frozenset({"lost"}))
     assert {task.call.id: task.was_pending for task in plan.todo} == {"lost": True, "new": False}
 
 
-def test_foreign_bytes_leave_their_revision_and_what_may_be_a_record_is_left_alone() -> None:
+def test_foreign_bytes_leave_their_revision_and_what_may_be_a_record_is_left_alone():
     foreign, newer = UnreadableRecord(3, foreign=True), UnreadableRecord(1, foreign=False)
     plan = planned(unreadable={"new": foreign, "lost": newer})
     assert [(task.call.id, task.taken) for task in plan.todo] == [("new", 3)]
     assert [one.reason for one in plan.resting] == ["record_unreadable"]
 
 
-def test_what_is_lacking_is_what_has_no_record_or_one_that_says_failed() -> None:
+def test_what_is_lacking_is_what_has_no_record_or_one_that_says_failed():
     assert planned(purpose=Purpose.BACKFILL).lacking == 3  # new, lost and bad

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -38,22 +37,6 @@ def world() -> World:
     return made
 
 
-def refuse(store: MemoryStore, operation: str, part_of_key: str, status: int = 400) -> None:
-    """The store answers one kind of request to some keys with a refusal, for ever."""
-
-    def hook(request: Request) -> None:
-        moment = request.moment == "before"
-        if moment and request.operation == operation and part_of_key in request.key:
-            raise StoreError(
-                f"the store answered {operation} with {status}",
-                reason="refused",
-                status=status,
-                reach=Reach.ITEM,
-            )
-
-    store.hooks.append(hook)
-
-
 def run_loop(writer: Writer) -> None:
     writer.round()
 
@@ -72,24 +55,9 @@ def ledger(world: World, without: str = "no such key") -> Ledger:
     return Ledger(own, world.key.public)
 
 
-@RUNS
-@pytest.mark.parametrize("key", ["recording.wav", "transcript.json", "r1.json"])
-def test_a_call_whose_objects_the_store_refuses_stays_pending(
-    world: World, run: Callable[[Writer], None], key: str
-) -> None:
+def test_a_call_that_the_store_goes_on_refusing_is_given_up(world):
     writer = world.writer("a")
-    refuse(writer.store, "put", f"/vc_1/{key}")
-    run(writer)
-    found = ledger(world)
-    assert found.recorded == {"vc_0", "vc_2", "vc_3"}
-    assert found.pending == {"vc_1"}
-    assert len(found.windows) == 4
-    assert verify(world.store, Options(level="bytes", workers=1), now=world.clock.now()).ok
-
-
-def test_a_call_that_the_store_goes_on_refusing_is_given_up(world: World) -> None:
-    writer = world.writer("a")
-    refuse(writer.store, "put", "/vc_1/recording.wav")
+    writer.store.refuse("put", "/vc_1/recording.wav")
     for _ in range(8):
         writer.round()
         world.clock.forward(HOUR)
@@ -113,11 +81,9 @@ def refused_in_rounds(world: World, writer: Writer, rounds: int = 4) -> None:
 
 
 @pytest.mark.parametrize("name", ["r1.json", "transcript.json"])
-def test_a_recording_in_parts_is_uploaded_once_however_often_its_call_is_tried(
-    world: World, name: str
-) -> None:
+def test_a_recording_in_parts_is_uploaded_once_however_often_its_call_is_tried(world, name):
     writer = world.writer("a", PARTS)
-    refuse(writer.store, "put", f"/vc_1/{name}")
+    writer.store.refuse("put", f"/vc_1/{name}")
     refused_in_rounds(world, writer)
     [uploaded] = recordings(world, "vc_1")
     assert ledger(world).pending == {"vc_1"}
@@ -130,9 +96,9 @@ def test_a_recording_in_parts_is_uploaded_once_however_often_its_call_is_tried(
     assert verify(world.store, Options(level="bytes", workers=1), now=world.clock.now()).ok
 
 
-def test_a_recording_that_has_changed_is_uploaded_anew(world: World) -> None:
+def test_a_recording_that_has_changed_is_uploaded_anew(world):
     writer = world.writer("a", PARTS)
-    refuse(writer.store, "put", "/vc_1/r1.json")
+    writer.store.refuse("put", "/vc_1/r1.json")
     refused_in_rounds(world, writer, 2)
     world.platform.add(a_call("vc_1", TEN + HOUR, audio=wav(9)))
     refused_in_rounds(world, writer, 2)
@@ -146,30 +112,30 @@ def test_a_recording_that_has_changed_is_uploaded_anew(world: World) -> None:
 
 
 @pytest.mark.parametrize("status", [403, 404])
-def test_an_upload_that_the_store_does_not_show_is_done_anew(world: World, status: int) -> None:
+def test_an_upload_that_the_store_does_not_show_is_done_anew(world, status):
     writer = world.writer("a", PARTS)
-    refuse(writer.store, "put", "/vc_1/r1.json")
+    writer.store.refuse("put", "/vc_1/r1.json")
     writer.round()
     [uploaded] = recordings(world, "vc_1")
     if status == 404:
         del world.store._shelf.objects[uploaded]
         world.store._shelf.keys.remove(uploaded)
     else:
-        refuse(writer.store, "head", uploaded, status)
+        writer.store.refuse("head", uploaded, status)
     writer.store.hooks[:] = writer.store.hooks[1:]
     world.clock.forward(HOUR)
     writer.round()
     assert "vc_1" in ledger(world).recorded
 
 
-def test_calls_that_are_given_up_are_no_outage_however_many(world: World) -> None:
+def test_calls_that_are_given_up_are_no_outage_however_many(world):
     """Their records are stored, so the store is well. Before that, so many refusals in a row end a
     round, and the next one goes on."""
     for number in range(HOPELESS + 10):
         world.platform.add(a_call(f"bad_{number:03}", TEN))
     world.platform.add(a_call("zz_last", TEN))
     writer = world.writer("a")
-    refuse(writer.store, "put", "/bad_")
+    writer.store.refuse("put", "/bad_")
     writer.store.hooks[:] = [only_recordings(hook) for hook in writer.store.hooks]
     for _ in range(8):
         with suppress(StoreError):  # as the loop does
@@ -186,27 +152,12 @@ def only_recordings(hook: Callable[[Request], None]) -> Callable[[Request], None
 
 
 @RUNS
-@pytest.mark.parametrize("kind", ["1100.r1.jsonl", "1100.r1.sha256"])
-def test_a_window_whose_segment_the_store_refuses_stays_open(
-    world: World, run: Callable[[Writer], None], kind: str
-) -> None:
-    writer = world.writer("a")
-    refuse(writer.store, "put", kind)
-    run(writer)
-    found = ledger(world, without="/1100.r1")
-    assert [window.start.hour for window in found.windows] == [10, 12, 13]
-    assert writer.chain.head.watermark in (TEN, TEN + HOUR)
-
-
-@RUNS
-def test_a_day_of_records_that_the_store_does_not_list_harms_that_day(
-    run: Callable[[Writer], None],
-) -> None:
+def test_a_day_of_records_that_the_store_does_not_list_harms_that_day(run):
     midnight = TEN + 14 * HOUR
     world = World(midnight + 6 * HOUR, midnight - 2 * HOUR)
     world.platform.add(a_call("before", midnight - HOUR), a_call("after", midnight))
     writer = world.writer("a")
-    refuse(writer.store, "list", layout.record_prefix(midnight.date()))
+    writer.store.refuse("list", layout.record_prefix(midnight.date()))
     if run is run_loop:
         writer.round()
     else:
@@ -215,48 +166,15 @@ def test_a_day_of_records_that_the_store_does_not_list_harms_that_day(
 
 
 @RUNS
-def test_a_pointer_that_the_store_refuses_does_not_seal_a_segment_twice(
-    world: World, run: Callable[[Writer], None]
-) -> None:
+def test_a_pointer_that_the_store_refuses_does_not_seal_a_segment_twice(world, run):
     world.store._rules = False  # they do not let a seal lack its pointer
     for name in ("a", "b", "c"):
         writer = world.writer(name)
-        refuse(writer.store, "put", "1100.r1.seal")
+        writer.store.refuse("put", "1100.r1.seal")
         run(writer)
         world.clock.forward(HOUR)
     found = verify(world.store, Options(level="bytes", workers=1), now=world.clock.now())
     assert {one.code for one in found.findings} <= {"pointer_missing"}
-
-
-@RUNS
-@pytest.mark.parametrize("data", [b"", b"{}\n", b"no json", b"\xff" * 100])
-def test_foreign_bytes_in_the_place_of_a_record_stop_nothing(
-    world: World, run: Callable[[Writer], None], data: bytes
-) -> None:
-    foreign = [layout.record_key(TEN.date(), one, 1) for one in ("vc_1", "stranger")]
-    writer = world.writer("a")
-    put_foreign(world, dict.fromkeys(foreign, data))
-    run(writer)
-    found = ledger(world)
-    assert found.recorded == set(CALLS)
-    assert found.listed["vc_1"] is not None
-    assert found.listed["vc_1"]["revision"] == 2
-    assert [world.store.object(key).data for key in foreign] == [data, data]
-
-
-@RUNS
-def test_a_record_of_a_newer_release_is_left_alone(
-    world: World, run: Callable[[Writer], None]
-) -> None:
-    key = layout.record_key(TEN.date(), "vc_1", 1)
-    newer = json.dumps({"type": "call", "v": 2, "call_id": "vc_1"}).encode() + b"\n"
-    writer = world.writer("a")
-    put_foreign(world, {key: newer})
-    run(writer)
-    found = ledger(world)
-    assert found.recorded == {"vc_0", "vc_2", "vc_3"}
-    assert found.pending == {"vc_1"}
-    assert len(found.windows) == 4
 
 
 def put_foreign(world: World, objects: dict[str, bytes]) -> None:
@@ -267,9 +185,7 @@ def put_foreign(world: World, objects: dict[str, bytes]) -> None:
 
 
 @RUNS
-def test_a_mistake_of_ours_that_one_call_brings_out_leaves_that_call_pending(
-    world: World, run: Callable[[Writer], None]
-) -> None:
+def test_a_mistake_of_ours_that_one_call_brings_out_leaves_that_call_pending(world, run):
     writer = world.writer("a")
 
     def hook(request: Request) -> None:
@@ -291,18 +207,18 @@ def refused(reason: str = "refused") -> StoreError:
     return StoreError("refused", reason=reason, reach=Reach.ITEM)
 
 
-def test_refusals_of_many_items_are_an_outage_where_the_control_fails() -> None:
+def test_refusals_of_many_items_are_an_outage_where_the_control_fails():
     health = StoreHealth(lambda: False)
     found = [health.is_outage(f"vc_{n}", refused()) for n in range(SUSPICIOUS)]
     assert found == [False] * (SUSPICIOUS - 1) + [True]
 
 
-def test_one_item_that_is_refused_again_and_again_is_no_outage() -> None:
+def test_one_item_that_is_refused_again_and_again_is_no_outage():
     health = StoreHealth(lambda: False)
     assert not any(health.is_outage("vc_1", refused()) for _ in range(HOPELESS * 2))
 
 
-def test_what_is_stored_in_between_clears_the_count() -> None:
+def test_what_is_stored_in_between_clears_the_count():
     health = StoreHealth(lambda: False)
     for number in range(SUSPICIOUS * 2):
         assert not health.is_outage(f"vc_{number}", refused())
@@ -310,25 +226,23 @@ def test_what_is_stored_in_between_clears_the_count() -> None:
             health.succeeded()
 
 
-def test_a_store_that_answers_the_control_and_stores_nothing_is_out_in_the_end() -> None:
+def test_a_store_that_answers_the_control_and_stores_nothing_is_out_in_the_end():
     health = StoreHealth(lambda: True)
     found = [health.is_outage(f"vc_{n}", refused()) for n in range(HOPELESS)]
     assert found == [False] * (HOPELESS - 1) + [True]
 
 
-def test_a_store_that_cannot_be_reached_is_out_where_the_control_fails_too() -> None:
+def test_a_store_that_cannot_be_reached_is_out_where_the_control_fails_too():
     assert StoreHealth(lambda: False).is_outage("vc_1", refused("unreachable"))
     assert not StoreHealth(lambda: True).is_outage("vc_1", refused("unreachable"))
 
 
-def test_an_error_about_the_store_is_an_outage_at_once() -> None:
+def test_an_error_about_the_store_is_an_outage_at_once():
     wrong_key = StoreError("the store refused the credentials", reason="credentials")
     assert StoreHealth(lambda: True).is_outage("vc_1", wrong_key)
 
 
-def test_the_seal_of_a_window_that_was_open_for_long_moves_the_watermark_past_all_behind_it(
-    world: World,
-) -> None:
+def test_the_seal_of_a_window_that_was_open_for_long_moves_the_watermark_past_all_behind_it(world):
     """More windows than are closed between two seals are sealed behind it; what follows has nothing
     to seal, and so would leave the watermark where it is until the next window settles."""
     hours = CLOSED_AT_A_TIME + 4

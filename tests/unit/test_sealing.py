@@ -14,7 +14,6 @@ from archiver.core.errors import StoreError, UsageError
 from archiver.core.model import Retention, Window
 from archiver.manifest import layout, seal, segment
 from archiver.manifest.segment import Balance, Listing
-from archiver.manifest.signing import SigningKey
 from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.chain import Chain, last_number
 from archiver.store.bucket import Bucket
@@ -58,7 +57,7 @@ def write_segment(bucket: Bucket, start: datetime, revision: int = 1) -> Unseale
 
 
 @pytest.mark.parametrize("count", [*range(12), 100, 1000])
-def test_the_head_is_found_in_few_steps(count: int) -> None:
+def test_the_head_is_found_in_few_steps(count):
     asked: list[int] = []
 
     def exists(number: int) -> bool:
@@ -69,7 +68,7 @@ def test_the_head_is_found_in_few_steps(count: int) -> None:
     assert len(asked) <= 2 * max(1, count).bit_length() + 2
 
 
-def test_an_archive_begins_once(rig: MakeRig, archive: Look, key: SigningKey) -> None:
+def test_an_archive_begins_once(rig, archive, key):
     first, second = rig(), rig()
     assert not first.chain.open()
     first.found()
@@ -80,9 +79,7 @@ def test_an_archive_begins_once(rig: MakeRig, archive: Look, key: SigningKey) ->
     assert archive().read(layout.public_key_key(key.public.key_id)) == key.public.pem
 
 
-def test_two_founders_at_once_found_one_archive(
-    rig: MakeRig, archive: Look, key: SigningKey
-) -> None:
+def test_two_founders_at_once_found_one_archive(rig, archive, key):
     rigs = [rig() for _ in range(4)]
     barrier = threading.Barrier(4)
 
@@ -99,14 +96,12 @@ def test_two_founders_at_once_found_one_archive(
     archive().check(key)
 
 
-def test_a_chain_that_was_not_opened_says_so(rig: MakeRig) -> None:
+def test_a_chain_that_was_not_opened_says_so(rig):
     with pytest.raises(StoreError, match="not opened"):
         _ = rig().chain.head
 
 
-def test_segments_are_sealed_in_one_seal(
-    rig: MakeRig, bucket: Bucket, archive: Look, key: SigningKey
-) -> None:
+def test_segments_are_sealed_in_one_seal(rig, bucket, archive, key):
     made = rig()
     made.found()
     segments = [write_segment(bucket, TEN + n * HOUR) for n in range(3)]
@@ -116,7 +111,7 @@ def test_segments_are_sealed_in_one_seal(
     archive().check(key)
 
 
-def test_appending_again_does_nothing(rig: MakeRig, bucket: Bucket, archive: Look) -> None:
+def test_appending_again_does_nothing(rig, bucket, archive):
     made = rig()
     made.found()
     one = write_segment(bucket, TEN)
@@ -127,9 +122,7 @@ def test_appending_again_does_nothing(rig: MakeRig, bucket: Bucket, archive: Loo
     assert archive().keys == before
 
 
-def test_what_is_no_more_remembered_is_not_sealed_again(
-    rig: MakeRig, bucket: Bucket, clock: HandClock, key: SigningKey, archive: Look
-) -> None:
+def test_what_is_no_more_remembered_is_not_sealed_again(rig, bucket, clock, key, archive):
     rig().found()
     chain = Chain(bucket, key, clock, Retention(), remembered=2)
     assert chain.open()
@@ -141,9 +134,7 @@ def test_what_is_no_more_remembered_is_not_sealed_again(
     assert sealed == [[one.name.jsonl] for one in segments]
 
 
-def test_writers_that_race_make_one_chain(
-    rig: MakeRig, bucket: Bucket, archive: Look, key: SigningKey
-) -> None:
+def test_writers_that_race_make_one_chain(rig, bucket, archive, key):
     """Four writers, each with segments of its own and all with one in common."""
     rigs = [rig() for _ in range(4)]
     for made in rigs:
@@ -179,9 +170,8 @@ def test_writers_that_race_make_one_chain(
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("finder", ["open", "append"])
 def test_a_crash_is_completed_by_whoever_comes_next(
-    rig: MakeRig, bucket: Bucket, archive: Look, key: SigningKey,
-    ending: str, after: bool, finder: str,
-) -> None:  # fmt: skip
+    rig, bucket, archive, key, ending, after, finder
+):
     other = rig()
     other.found()
     dying = rig(Crashing(bucket, ending, after=after))
@@ -197,7 +187,7 @@ def test_a_crash_is_completed_by_whoever_comes_next(
     archive().check(key)
 
 
-def test_another_key_is_refused(rig: MakeRig, archive: Look) -> None:
+def test_another_key_is_refused(rig, archive):
     rig().found()
     before = archive().keys
     stranger = rig(key=new_key())
@@ -207,7 +197,7 @@ def test_another_key_is_refused(rig: MakeRig, archive: Look) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{}\n", b"not json", b'{"seq":1,"type":"seal","v":1}\n'])
-def test_a_damaged_seal_stops_the_writer(rig: MakeRig, bucket: Bucket, data: bytes) -> None:
+def test_a_damaged_seal_stops_the_writer(rig, bucket, data):
     made = rig()
     made.found()
     if data:
@@ -218,9 +208,7 @@ def test_a_damaged_seal_stops_the_writer(rig: MakeRig, bucket: Bucket, data: byt
             rig().chain.open()
 
 
-def test_a_seal_that_does_not_follow_stops_the_writer(
-    rig: MakeRig, bucket: Bucket, key: SigningKey, clock: HandClock
-) -> None:
+def test_a_seal_that_does_not_follow_stops_the_writer(rig, bucket, key, clock):
     made = rig()
     made.found()
     stranger = seal.parse_seal(
@@ -234,9 +222,7 @@ def test_a_seal_that_does_not_follow_stops_the_writer(
         made.chain.refresh()
 
 
-def test_a_clock_that_is_behind_does_not_seal_in_the_past(
-    rig: MakeRig, bucket: Bucket, key: SigningKey
-) -> None:
+def test_a_clock_that_is_behind_does_not_seal_in_the_past(rig, bucket, key):
     made = rig()
     made.found()
     made.chain.append([write_segment(bucket, TEN)])
@@ -247,9 +233,7 @@ def test_a_clock_that_is_behind_does_not_seal_in_the_past(
 
 
 @pytest.mark.parametrize("left", [layout.seal_key(1), "records/dt=2024-01-15/vc_1/r1.json"])
-def test_a_second_archive_is_not_begun_over_one_whose_seal_0_is_gone(
-    rig: MakeRig, bucket: Bucket, left: str
-) -> None:
+def test_a_second_archive_is_not_begun_over_one_whose_seal_0_is_gone(rig, bucket, left):
     """Were it, the true seal 0 could never come back to its place."""
     bucket.put_once(left, b"what an archive has\n")
     with pytest.raises(StoreError, match="seal 0 is missing") as caught:

@@ -77,9 +77,7 @@ def rounds(world: World, writer: Writer, until: Any, minutes: int = 20) -> None:
 
 
 @pytest.mark.parametrize("gone", [False, True])
-def test_calls_of_an_open_window_that_were_listed_only_before_a_kill(
-    world: World, gone: bool
-) -> None:
+def test_calls_of_an_open_window_that_were_listed_only_before_a_kill(world, gone):
     world.platform.add(*(a_call(f"vc_{n}", TEN + n * MINUTE) for n in range(3)))
     killed_in_a_round(world, world.writer("one"))
     one_is_hidden_by(404 if gone else None, world, "vc_0", "vc_1", "vc_2")
@@ -92,9 +90,7 @@ def test_calls_of_an_open_window_that_were_listed_only_before_a_kill(
 
 
 @pytest.mark.parametrize("gone", [False, True])
-def test_a_late_call_of_a_sealed_window_that_was_listed_only_before_a_kill(
-    world: World, gone: bool
-) -> None:
+def test_a_late_call_of_a_sealed_window_that_was_listed_only_before_a_kill(world, gone):
     one = world.writer("one")
     world.platform.add(a_call("vc_1"))
     rounds(world, one, SETTLED)
@@ -109,7 +105,7 @@ def test_a_late_call_of_a_sealed_window_that_was_listed_only_before_a_kill(
     assert "late" in (found.pending if gone else found.recorded)
 
 
-def test_a_late_call_that_another_window_showed_before_a_kill(world: World) -> None:
+def test_a_late_call_that_another_window_showed_before_a_kill(world):
     """A source that reads only the date lists it beside the calls of the newest window."""
     world.platform.options.whole_days = True
     one = world.writer("one")
@@ -126,7 +122,7 @@ def test_a_late_call_that_another_window_showed_before_a_kill(world: World) -> N
     assert [w.start for w in found.windows if "late" in w.newest.records] == [TEN]
 
 
-def test_what_a_listing_showed_that_was_cut_short_and_a_restart(world: World) -> None:
+def test_what_a_listing_showed_that_was_cut_short_and_a_restart(world):
     """The source is out from the second page on, and the process is replaced."""
     world.platform.options.page_size_cap = 2
     calls = [a_call(f"vc_{n}", TEN + n * MINUTE) for n in range(3)]
@@ -165,7 +161,7 @@ def out_from(world: World, window: Window, page: str) -> Callable[[Request], Rep
     return hook
 
 
-def test_what_a_glance_at_another_window_showed_that_was_cut_short(world: World) -> None:
+def test_what_a_glance_at_another_window_showed_that_was_cut_short(world):
     """A call at the window's end is listed here too. So the next window is looked at, and the
     source is out from its second page on."""
     options = world.platform.options
@@ -186,11 +182,6 @@ def test_what_a_glance_at_another_window_showed_that_was_cut_short(world: World)
     assert told == [["vc_0"], ["vc_2", "vc_3"]], "by the window where each was seen"
 
 
-def refuses_sightings(request: Asked) -> None:
-    if request.moment == "before" and request.operation == "put" and "/sightings/" in request.key:
-        raise StoreError("refused", reason="refused", status=400, reach=Reach.ITEM)
-
-
 def recalled_while_the_source_goes_out(world: World) -> tuple[Writer, set[str]]:
     """A process archived a call and ended before a segment told of it; nor does a sighting, and the
     source hides it. The next process looks for it beside the window, and the source is out from the
@@ -198,7 +189,7 @@ def recalled_while_the_source_goes_out(world: World) -> tuple[Writer, set[str]]:
     world.platform.options.page_size_cap = 2
     world.platform.add(a_call("vc_told", TEN + MINUTE))
     one = world.writer("one")
-    one.store.hooks.append(refuses_sightings)
+    one.store.refuse("put", "/sightings/")
     one.round()
     one_is_hidden_by(None, world, "vc_told")
     world.platform.add(*(a_call(f"vc_{n}", TEN - HOUR + n * MINUTE) for n in range(4)))
@@ -211,7 +202,7 @@ def recalled_while_the_source_goes_out(world: World) -> tuple[Writer, set[str]]:
     return two, set(world.platform.listed)
 
 
-def test_what_a_glance_for_a_recalled_call_showed_that_was_cut_short(world: World) -> None:
+def test_what_a_glance_for_a_recalled_call_showed_that_was_cut_short(world):
     _, shown = recalled_while_the_source_goes_out(world)
     assert len(shown) == 2
     one_is_hidden_by(404, world, *shown)
@@ -220,16 +211,14 @@ def test_what_a_glance_for_a_recalled_call_showed_that_was_cut_short(world: Worl
     assert shown <= ledger_of(world).pending
 
 
-def test_a_recalled_call_is_told_of_by_the_process_whose_glance_was_cut_short(
-    world: World,
-) -> None:
+def test_a_recalled_call_is_told_of_by_the_process_whose_glance_was_cut_short(world):
     two, _ = recalled_while_the_source_goes_out(world)
     rounds(world, two, SETTLED)
     [window] = [window for window in ledger_of(world).windows if window.start == TEN]
     assert window.newest.records.keys() == {"vc_told"}
 
 
-def test_a_second_loop_that_ends_right_after_the_first_one_closed_the_window(world: World) -> None:
+def test_a_second_loop_that_ends_right_after_the_first_one_closed_the_window(world):
     """The window is sealed by then, and the process that saw the call is no more."""
     one, two = world.writer("one"), world.writer("two")
     two.round()
@@ -244,9 +233,7 @@ def test_a_second_loop_that_ends_right_after_the_first_one_closed_the_window(wor
     assert "late" in ledger_of(world).pending
 
 
-def test_who_closes_a_window_asks_for_what_others_have_written_down_meanwhile(
-    world: World,
-) -> None:
+def test_who_closes_a_window_asks_for_what_others_have_written_down_meanwhile(world):
     one, two = world.writer("one"), world.writer("two")
     world.platform.add(a_call("vc_1"))
     one.round()
@@ -284,7 +271,7 @@ def add_ids(sightings: Sightings, call_ids: list[str]) -> None:
     sightings.write()
 
 
-def test_an_id_is_written_down_once(store: MemoryStore, clock: HandClock) -> None:
+def test_an_id_is_written_down_once(store, clock):
     one = opened(store, clock)
     add_ids(one, ["vc_2", "vc_1"])
     add_ids(one, ["vc_1"])
@@ -298,9 +285,7 @@ def test_an_id_is_written_down_once(store: MemoryStore, clock: HandClock) -> Non
     assert all(made.lock_until is None and not made.held for made in store.objects)
 
 
-def test_each_object_is_read_once_and_what_others_add_when_asked_afresh(
-    store: MemoryStore, clock: HandClock
-) -> None:
+def test_each_object_is_read_once_and_what_others_add_when_asked_afresh(store, clock):
     reading = store.by("other")
     one, other = opened(store, clock), opened(reading, clock)
     add_ids(one, ["vc_1"])
@@ -315,7 +300,7 @@ def test_each_object_is_read_once_and_what_others_add_when_asked_afresh(
     assert asked == ["list", "get", "list", "get"]
 
 
-def test_a_taken_key_takes_another_tag(store: MemoryStore, clock: HandClock) -> None:
+def test_a_taken_key_takes_another_tag(store, clock):
     tags = [f"{n:016x}" for n in range(2)]
     add_ids(opened(store, clock, tags[0]), ["vc_1"])
     add_ids(opened(store, clock, *tags), ["vc_2"])
@@ -327,9 +312,7 @@ ELSEWHERE = sighting.build(Window(TEN + HOUR, TEN + 2 * HOUR), TEN, ["vc_9"])
 
 
 @pytest.mark.parametrize("data", [b"\x00", b"{}\n", b'{"v":1}\n', NEWER, ELSEWHERE])
-def test_one_that_cannot_be_read_is_told_once_and_stops_nothing(
-    store: MemoryStore, clock: HandClock, data: bytes
-) -> None:
+def test_one_that_cannot_be_read_is_told_once_and_stops_nothing(store, clock, data):
     store.put_once(layout.sighting_key(TEN, "f" * 16), data)
     store.put_once("manifest/sightings/dt=2024-01-15/1000-none", b"foreign")
     add_ids(opened(store, clock), ["vc_1"])
@@ -341,9 +324,7 @@ def test_one_that_cannot_be_read_is_told_once_and_stops_nothing(
     assert logs[0]["log_level"] == "error"
 
 
-def test_an_object_that_the_store_does_not_hand_out_is_passed_over(
-    store: MemoryStore, clock: HandClock
-) -> None:
+def test_an_object_that_the_store_does_not_hand_out_is_passed_over(store, clock):
     add_ids(opened(store, clock), ["vc_1"])
     add_ids(opened(store, clock), ["vc_2"])
 
@@ -357,9 +338,7 @@ def test_an_object_that_the_store_does_not_hand_out_is_passed_over(
     assert [line["event"] for line in logs] == ["sighting.unreadable"]
 
 
-def test_what_the_store_refuses_to_take_is_kept_in_memory(
-    store: MemoryStore, clock: HandClock
-) -> None:
+def test_what_the_store_refuses_to_take_is_kept_in_memory(store, clock):
     sightings = opened(store, clock)
     reach = [Reach.STORE, Reach.ITEM]
 
@@ -380,9 +359,7 @@ def test_what_the_store_refuses_to_take_is_kept_in_memory(
     assert opened(store, clock).read(WINDOW).ids == {"vc_1", "vc_2"}
 
 
-def test_a_window_is_accounted_for_once_it_is_closed_but_not_for_what_came_since(
-    store: MemoryStore, clock: HandClock
-) -> None:
+def test_a_window_is_accounted_for_once_it_is_closed_but_not_for_what_came_since(store, clock):
     sightings = opened(store, clock)
     add_ids(sightings, ["vc_1"])
     seen = sightings.read(WINDOW)
@@ -393,18 +370,21 @@ def test_a_window_is_accounted_for_once_it_is_closed_but_not_for_what_came_since
     assert sightings.unaccounted == set()
 
 
-def test_windows_that_nobody_asks_for_are_forgotten(store: MemoryStore, clock: HandClock) -> None:
-    sightings = opened(store, clock)
-    windows = [Window(TEN + n * HOUR, TEN + (n + 1) * HOUR) for n in range(50)]
+def test_windows_that_nobody_asks_for_are_forgotten(store, clock, monkeypatch):
+    monkeypatch.setattr("archiver.pipeline.sightings.REMEMBERED_WINDOWS", 4)
+    made = opened(store, clock)
+    windows = [Window(TEN + n * HOUR, TEN + (n + 1) * HOUR) for n in range(9)]
     for window in windows:
-        sightings.read(window)
-        clock.forward(20 * MINUTE)
-    assert len(sightings._known) < 5
+        made.read(window)
+    asked: list[str] = []
+    store.hooks.append(lambda r: asked.append(r.operation) if r.moment == "before" else None)
+    made.read(windows[-4])
+    assert asked == []
+    made.read(windows[0])
+    assert asked == ["list"]
 
 
-def test_of_a_sealed_windows_sightings_only_the_newest_are_read_by_a_process_that_starts(
-    world: World,
-) -> None:
+def test_of_a_sealed_windows_sightings_only_the_newest_are_read_by_a_process_that_starts(world):
     one = world.writer("one")
     world.platform.add(a_call("vc_1"))
     rounds(world, one, SETTLED)

@@ -17,7 +17,7 @@ from archiver.core.retry import Retry
 from archiver.observability.metrics import REGISTRY
 from archiver.source.api import Filter, Page, VoiceCallsClient
 from archiver.source.json_api import BearerAuth, JsonApi
-from archiver.source.listing import Listed, Lister
+from archiver.source.listing import Lister, WindowListing
 from tests.fakes.clock import HandClock
 from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_source import API_URL, MemoryPlatform, MemoryWire, api_client
@@ -40,7 +40,7 @@ def client(platform: MemoryPlatform, clock: HandClock) -> VoiceCallsClient:
     return api_client(platform, clock)
 
 
-def listed(client: VoiceCallsClient, clock: HandClock, *states: str) -> Listed:
+def listed(client: VoiceCallsClient, clock: HandClock, *states: str) -> WindowListing:
     return Lister(client, Filter(states or ("Completed",)), clock, HOUR).list(WINDOW)
 
 
@@ -250,7 +250,7 @@ def test_a_window_that_cannot_be_listed_at_all_is_told_of_and_raises_nothing(
     assert not (found.complete)
     assert not (found.stable)
     assert {request.query["page"] for request in asked} == {"1", "2"}
-    assert Lister(client, COMPLETED, clock, HOUR).glance(WINDOW) == {}
+    assert Lister(client, COMPLETED, clock, HOUR).list_once(WINDOW) == {}
 
 
 def test_two_bad_pages_that_are_not_in_a_row_end_nothing(

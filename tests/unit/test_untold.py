@@ -21,8 +21,6 @@ from tests.fakes.relisting import (
     FIRST,
     MINUTE,
     SETTLED,
-    Look,
-    MakeRig,
     Troubled,
     amend,
     another,
@@ -67,8 +65,8 @@ def put_off(platform: Platform, clock: HandClock, loop: Loop, late: Any) -> None
 
 
 def test_a_call_without_a_recording_that_only_a_postponed_listing_showed_is_pending(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
+    platform, rig, clock, archive
+):
     late = a_call("late", TEN + MINUTE)
     late.blob_missing = True
     put_off(platform, clock, another(rig, give_up=DAY), late)
@@ -76,8 +74,8 @@ def test_a_call_without_a_recording_that_only_a_postponed_listing_showed_is_pend
 
 
 def test_a_call_that_a_postponed_listing_archived_is_told_of_by_the_next_one(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
+    platform, rig, clock, archive
+):
     put_off(platform, clock, another(rig, give_up=DAY), a_call("late", TEN + MINUTE))
     look = archive()
     assert [line["vanished"] for line in lines_of(look)] == [[], ["late"]]
@@ -85,8 +83,8 @@ def test_a_call_that_a_postponed_listing_archived_is_told_of_by_the_next_one(
 
 
 def test_a_rival_that_takes_the_first_revision_tells_what_was_written_down(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, bucket: Bucket
-) -> None:
+    platform, rig, clock, archive, bucket
+):
     """The rival begins later, and the source has hidden the call by then."""
     rival = rig()
     racing = Troubled(bucket, "put_once", "1000.r1.jsonl", rival.backfill)
@@ -100,8 +98,8 @@ def test_a_rival_that_takes_the_first_revision_tells_what_was_written_down(
 
 
 def test_a_store_that_is_out_while_old_records_are_looked_for_is_asked_again(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, bucket: Bucket
-) -> None:
+    platform, rig, clock, archive, bucket
+):
     """The call's own window is the newest one, and so the first to look for them."""
     platform.add(a_call("stays", ELEVEN), a_call("gone", ELEVEN + MINUTE))
     another(rig).round()
@@ -119,8 +117,8 @@ def test_a_store_that_is_out_while_old_records_are_looked_for_is_asked_again(
 
 
 def test_a_record_of_a_process_that_died_before_its_revision_is_told_by_the_next_one(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, bucket: Bucket
-) -> None:
+    platform, rig, clock, archive, bucket
+):
     """Its window is sealed, so what is written down of it is read, and might be thought enough."""
     loop = another(rig, where=Crashing(bucket, "1000.r2.jsonl"))
     platform.add(a_call())
@@ -138,8 +136,8 @@ def test_a_record_of_a_process_that_died_before_its_revision_is_told_by_the_next
 
 
 def test_a_backfill_that_closes_the_window_of_an_ended_loop_tells_what_that_archived(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
+    platform, rig, clock, archive
+):
     platform.add(a_call(), a_call("gone", TEN + MINUTE))
     another(rig).round()
     platform.remove("gone")
@@ -152,9 +150,7 @@ def test_a_backfill_that_closes_the_window_of_an_ended_loop_tells_what_that_arch
 
 
 @pytest.mark.parametrize("without", [["startTime"], ["startTime", "endTime"]])
-def test_a_record_without_a_start_is_told_of_once(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, without: list[str]
-) -> None:
+def test_a_record_without_a_start_is_told_of_once(platform, rig, clock, archive, without):
     """Without any time it may be any window's of its day, but some window's it must be."""
     platform.add(a_call("gone", TEN + MINUTE, **dict.fromkeys(without)))
     another(rig).round()
@@ -172,8 +168,8 @@ def test_a_record_without_a_start_is_told_of_once(
 
 
 def test_a_call_listed_by_its_end_stays_in_that_window_after_a_restart(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
+    platform, rig, clock, archive
+):
     """Its record names a start in the window before, which does not list it."""
     platform.options.filter_field = "endTime"
     platform.add(a_call("long", TEN + 58 * MINUTE, endTime=stamp(ELEVEN + 2 * MINUTE)))
@@ -198,8 +194,8 @@ def unstarted(platform: Platform) -> None:
 
 @pytest.mark.usefixtures("unstarted")
 def test_a_call_whose_start_is_filled_in_later_moves_to_the_window_of_its_start(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
+    platform, rig, clock, archive
+):
     """Both may tell of it, but only that one counts it, and its record is one and the same."""
     loop = another(rig)
     loop.round()
@@ -215,8 +211,8 @@ def test_a_call_whose_start_is_filled_in_later_moves_to_the_window_of_its_start(
 
 @pytest.mark.usefixtures("unstarted")
 def test_a_call_whose_start_is_filled_in_during_a_restart_is_told_of_once(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
+    platform, rig, clock, archive
+):
     another(rig).round()
     start_comes_late(platform)
     clock.turn_to(SETTLED + HOUR)
@@ -244,8 +240,8 @@ def end_comes_late(platform: Platform, clock: HandClock, loop: Loop) -> None:
 
 
 def test_a_recording_that_a_later_record_carries_over_is_kept_as_long_as_that_promises(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, locking: Bucket
-) -> None:
+    platform, rig, clock, archive, locking
+):
     loop = another(rig, where=locking, retention=LONG)
     end_comes_late(platform, clock, loop)
     loop.round()
@@ -260,8 +256,8 @@ def test_a_recording_that_a_later_record_carries_over_is_kept_as_long_as_that_pr
 
 
 def test_a_crash_leaves_no_record_that_promises_more_than_its_recording_is_kept(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, locking: Bucket
-) -> None:
+    platform, rig, clock, archive, locking
+):
     dying = Crashing(locking, "/vc_1/r2.json", after=True)
     loop = another(rig, where=dying, retention=LONG)
     end_comes_late(platform, clock, loop)
