@@ -151,7 +151,7 @@ class FileRef(msgspec.Struct, frozen=True, gc=False):
 
 
 @dataclass(frozen=True)
-class Result:
+class CallResult:
     """How the try to archive one call ended, before it is written down."""
 
     outcome: Outcome
@@ -168,7 +168,7 @@ class Result:
 
 def build(
     call: Call,
-    result: Result,
+    result: CallResult,
     *,
     day: date,
     revision: int,

@@ -29,8 +29,8 @@ from archiver.manifest import layout, record, seal, segment
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Outcome, Record
 from archiver.manifest.seal import SegmentEntry
-from archiver.pipeline.lock_dates import covering_date, is_behind_policy, latest_date
 from archiver.pipeline.ports import Store
+from archiver.pipeline.retention import covering_date, is_behind_policy, latest_date
 
 log = structlog.get_logger()
 

@@ -25,7 +25,7 @@ from archiver.manifest.seal import Seal
 from archiver.manifest.signing import SigningKey
 from archiver.observability import metrics
 from archiver.pipeline.bucket_state import UnsealedSegment
-from archiver.pipeline.lock_dates import latest_date
+from archiver.pipeline.retention import latest_date
 from archiver.pipeline.ports import Store
 
 log = structlog.get_logger()

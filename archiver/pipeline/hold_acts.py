@@ -32,8 +32,8 @@ from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Act, Action, Hold
 from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.chain import Chain
-from archiver.pipeline.lock_dates import latest_date
 from archiver.pipeline.ports import Store
+from archiver.pipeline.retention import latest_date
 from archiver.store.bucket import is_of_one_object
 from archiver.store.types import CallObjects
 

@@ -23,7 +23,6 @@ from archiver.core.errors import ArchiverError, KeyTaken, Reach, StoreError
 from archiver.core.model import Call, Retention, Window
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
-from archiver.pipeline.backoff import SOURCE_SILENT, Unarchived
 from archiver.pipeline.bucket_state import (
     LatestRecord,
     RecordIndex,
@@ -33,7 +32,7 @@ from archiver.pipeline.bucket_state import (
     WindowReader,
     WindowState,
 )
-from archiver.pipeline.call import CallArchiver
+from archiver.pipeline.call import SOURCE_SILENT, CallArchiver, Unarchived
 from archiver.pipeline.call_records import CallRecords
 from archiver.pipeline.health import ClockCheck
 from archiver.pipeline.hold_enforcement import HoldEnforcement
@@ -433,18 +432,15 @@ class WindowArchiver:
         call, previous = task.call, task.previous.record() if task.previous else None
         result: Record | Unarchived
         try:
-            if previous is not None and previous.outcome == "archived":
-                result = self._calls.refresh(call, window, previous, listed_at)
-            else:
-                result = self._calls.archive(
-                    call,
-                    window,
-                    settled=settled,
-                    listed_at=listed_at,
-                    previous=previous,
-                    was_pending=task.was_pending,
-                    taken=task.taken,
-                )
+            result = self._calls.archive(
+                call,
+                window,
+                settled=settled,
+                listed_at=listed_at,
+                previous=previous,
+                was_pending=task.was_pending,
+                taken=task.taken,
+            )
         except ArchiverError:
             raise
         except Exception as error:

@@ -12,7 +12,7 @@ from typing import Any
 from archiver.core.model import Call, Window, format_time
 from archiver.manifest import canonical, event, layout, record, seal, segment
 from archiver.manifest.event import Hold, ObjectRef
-from archiver.manifest.record import FILE_KINDS, File, FileKind, Record, Result
+from archiver.manifest.record import FILE_KINDS, CallResult, File, FileKind, Record
 from archiver.manifest.seal import Seal
 from archiver.manifest.segment import Balance, Listing, Segment
 from archiver.manifest.signing import SigningKey
@@ -99,7 +99,7 @@ class Builder:
         if outcome != "archived":
             kinds = [kind for kind in kinds if kind != "recording"]
         files = tuple(self._file(call_id, window, kind, audio) for kind in kinds)
-        result = Result(
+        result = CallResult(
             outcome=outcome,  # type: ignore[arg-type]
             files=files,
             source={"api": "https://api.example.com/api/v1"},

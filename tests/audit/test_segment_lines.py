@@ -18,7 +18,7 @@ from archiver.audit.segment_lines import RecordLine, read_record, read_records, 
 from archiver.core.errors import FormatError
 from archiver.core.model import Call, format_time
 from archiver.manifest import canonical, record
-from archiver.manifest.record import File, Result
+from archiver.manifest.record import CallResult, File
 from tests.audit.builder import DAY
 
 MODES = {"mode": "COMPLIANCE", "until": "2034-01-12T10:05:12Z"}
@@ -57,7 +57,7 @@ def line(
         "encoding": "pcm",
         "sample_rate_hz": 8000,
     }
-    result = Result(
+    result = CallResult(
         outcome,  # type: ignore[arg-type]
         tuple(file(kind, call_id, version_id) for kind in kinds),
         source,

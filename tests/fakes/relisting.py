@@ -64,8 +64,8 @@ class Troubled(Bucket):
     """Something happens just before the first request of this name for a key that holds `part`."""
 
     def __init__(self, real: Bucket, name: str, part: str, happen: Callable[[], object]) -> None:
-        requests = real.requests
-        super().__init__(real.options, requests.clock, requests.retry, client=requests.s3)
+        client = real.client
+        super().__init__(real.options, client.clock, client.retry, client=client.s3)
         self._name, self._part = name, part
         self._happen: Callable[[], object] | None = happen
 

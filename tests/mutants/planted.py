@@ -497,9 +497,9 @@ BUGS = (
     ),
     Bug(
         "what covers a record is locked from the end that it tells",
-        "pipeline/lock_dates.py",
-        "if _is_implausible(found) or _has_impossible_end(found):",
-        "if False:",
+        "pipeline/retention.py",
+        "bounded = _is_implausible(found) or _has_impossible_end(found)",
+        "bounded = False",
         "tests/unit/test_bounded_times.py",
     ),
     Bug(

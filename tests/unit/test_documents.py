@@ -12,8 +12,7 @@ import pytest
 from archiver.core.errors import CallError
 from archiver.core.model import Call, Retention
 from archiver.manifest.record import FAILED_REASONS, FILE_KINDS, FINDINGS, INCOMPLETE, Record
-from archiver.pipeline.backoff import Unarchived
-from archiver.pipeline.call import CallArchiver
+from archiver.pipeline.call import CallArchiver, Unarchived
 from archiver.source.api import VoiceCallsClient
 from archiver.store.bucket import Bucket
 from tests.fakes.calls import SimulatedCall
@@ -113,15 +112,20 @@ def archived(made: Rig, call_id: str = "vc_1", **options: Any) -> Record:
     return found
 
 
+def refresh(made: Rig, previous: Record) -> Record | Unarchived:
+    call = Call("vc_1", {"id": "vc_1"})
+    return made.transfer.archive(call, WINDOW, settled=True, previous=previous)
+
+
 def refreshed(made: Rig, previous: Record) -> Record:
-    found = made.transfer.refresh(Call("vc_1", {"id": "vc_1"}), WINDOW, previous)
+    found = refresh(made, previous)
     assert isinstance(found, Record), found
     return found
 
 
 def amended(made: Rig, previous: Record) -> Record:
     """The next revision, though the source may not have answered for all of it."""
-    found = made.transfer.refresh(Call("vc_1", {"id": "vc_1"}), WINDOW, previous)
+    found = refresh(made, previous)
     record = found.amended if isinstance(found, Unarchived) else found
     assert record is not None
     return record
@@ -387,7 +391,7 @@ def test_a_document_that_is_there_is_never_lost(
     first = archived(made)
     archived(made, "good")
     harm(platform, {kind: ALL[bad]})
-    found = made.transfer.refresh(Call("vc_1", {"id": "vc_1"}), WINDOW, first)
+    found = refresh(made, first)
     if isinstance(found, Record):
         assert found is first
     else:
@@ -436,7 +440,7 @@ def test_other_malformed_bytes_are_kept_beside(
     assert bucket.read(key) == MALFORMED["twice"].body
     assert bucket.read(DIR + "epa.bad") == MALFORMED["nan"].body
     harm(platform, {"epa": ALL["400"]})
-    third = made.transfer.refresh(Call("vc_1", {}), WINDOW, second)
+    third = refresh(made, second)
     assert isinstance(third, Unarchived), "another reason than before: it may pass"
 
 

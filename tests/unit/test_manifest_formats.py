@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from archiver.core.errors import FormatError
 from archiver.core.model import Call, Window
 from archiver.manifest import canonical, merkle, record, seal, segment
-from archiver.manifest.record import File, Record, Result
+from archiver.manifest.record import CallResult, File, Record
 from archiver.manifest.segment import Balance, Listing
 from archiver.manifest.signing import SigningKey
 
@@ -50,7 +50,7 @@ RECORD_FIELDS = {
 
 
 def a_record(call_id: str = "vc_abc123", revision: int = 1, **changes: Any) -> Record:
-    result = Result("archived", (WAV,), {"api": "https://api.example.com/api/v1"}, AUDIO)
+    result = CallResult("archived", (WAV,), {"api": "https://api.example.com/api/v1"}, AUDIO)
     made = record.build(
         Call(call_id, {**DOCUMENT, "id": call_id}),
         replace(result, **changes),
@@ -107,7 +107,7 @@ def test_what_is_not_archived_tells_attempts_and_status(outcome: str) -> None:
 def test_a_record_of_a_call_that_tells_nothing_has_nulls() -> None:
     made = record.build(
         Call("x/y", {"id": "x/y"}),
-        Result("failed", (), {}),
+        CallResult("failed", (), {}),
         day=date(2024, 1, 15),
         revision=2,
         archived_at=NOW,

@@ -16,7 +16,7 @@ from archiver.core.model import Call
 from archiver.manifest import canonical
 from archiver.manifest.record import FAILED_REASONS, Record
 from archiver.observability.metrics import REGISTRY
-from archiver.pipeline.backoff import Unarchived
+from archiver.pipeline.call import Unarchived
 from archiver.store.bucket import Bucket
 from tests.fakes.audio import MULAW, chunk, fmt, noise, riff, wav
 from tests.fakes.calls import BytesRecording
@@ -353,14 +353,24 @@ def test_larger_than_allowed_is_an_exception_not_a_crash(
 def test_an_id_that_wants_to_be_a_path_is_archived_under_its_digest(
     platform: Platform, rig: MakeRig, archive: Callable[[], Archive]
 ) -> None:
-    for call_id in ("../x", ".", "👋\u202e", "a" * 300, "nul\0"):
+    for call_id in ("../x", "👋\u202e", "a" * 300, "nul\0"):
         platform.add(a_call(call_id))
         found = archived(rig(), call_id)
         digest = hashlib.sha256(call_id.encode()).hexdigest()
         assert found.key == f"records/dt=2024-01-15/id.{digest}/r1.json"
         assert found.document["call_id"] == call_id
     assert all(".." not in key for key in archive().keys)
-    assert len(archive().below("recordings/", "recording.wav")) == 5
+    assert len(archive().below("recordings/", "recording.wav")) == 4
+
+
+@pytest.mark.parametrize("call_id", [".", ".."])
+def test_an_id_that_no_url_can_name_is_never_asked_for(
+    platform: Platform, rig: MakeRig, call_id: str
+) -> None:
+    """Clients and proxies resolve both (RFC 3986, section 5.2.4): another URL would be asked."""
+    found = unarchived(rig(), call_id)
+    assert (found.reason, found.status) == ("bad_document", None)
+    assert platform.requests == []
 
 
 def test_a_call_without_times_lies_on_its_window_s_day(platform: Platform, rig: MakeRig) -> None:
