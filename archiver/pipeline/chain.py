@@ -25,8 +25,8 @@ from archiver.manifest.seal import Seal
 from archiver.manifest.signing import SigningKey
 from archiver.observability import metrics
 from archiver.pipeline.bucket_state import UnsealedSegment
-from archiver.pipeline.retention import latest_date
 from archiver.pipeline.ports import Store
+from archiver.pipeline.retention import latest_date
 
 log = structlog.get_logger()
 

@@ -21,7 +21,7 @@ from archiver.core.model import Retention
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Action
 from archiver.pipeline.chain import Chain
-from archiver.pipeline.hold_acts import Holds, Result
+from archiver.pipeline.hold_acts import ActResult, Holds
 from tests.fakes.clock import HandClock
 from tests.fakes.memory_rig import HOUR, Crash, SerialWorkers, World
 from tests.fakes.memory_store import MemoryStore, Request
@@ -53,14 +53,14 @@ class Officer:
 
     def act(
         self, action: Action, *call_ids: str, reason: str = "Case 1", every: bool = False
-    ) -> Result:
+    ) -> ActResult:
         self.clock.forward(MINUTE)
         return self.open()[0].act(action, call_ids, "J. Doe", reason, every=every)
 
-    def add(self, *call_ids: str, reason: str = "Case 1") -> Result:
+    def add(self, *call_ids: str, reason: str = "Case 1") -> ActResult:
         return self.act("add", *call_ids, reason=reason)
 
-    def remove(self, *call_ids: str, reason: str = "Case 1", every: bool = False) -> Result:
+    def remove(self, *call_ids: str, reason: str = "Case 1", every: bool = False) -> ActResult:
         return self.act("remove", *call_ids, reason=reason, every=every)
 
     # --- what stands
@@ -575,7 +575,7 @@ def test_acts_of_the_same_words_in_one_second_are_two(
         officer.add("vc_1")
         officer.clock.forward(MINUTE)
     (holds, store), (other, _) = officer.open(), officer.open()
-    inner: list[Result] = []
+    inner: list[ActResult] = []
 
     def meanwhile() -> None:
         inner.append(other.act(acts[1], ["vc_1"], "J. Doe", "Case 1"))

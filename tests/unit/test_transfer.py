@@ -370,7 +370,7 @@ def test_an_id_that_no_url_can_name_is_never_asked_for(
     """Clients and proxies resolve both (RFC 3986, section 5.2.4): another URL would be asked."""
     found = unarchived(rig(), call_id)
     assert (found.reason, found.status) == ("bad_document", None)
-    assert platform.requests == []
+    assert not platform.requests
 
 
 def test_a_call_without_times_lies_on_its_window_s_day(platform: Platform, rig: MakeRig) -> None:
