@@ -40,10 +40,12 @@ def hold() -> None:
 
 def _options_of_acts(function: F) -> F:
     """What the two acts take."""
-    text, as_is = _Line(), {"is_flag": True}
+    text = _Line()
     for decorate in (
-        click.option("--json", "as_json", **as_is, help="a stable format for programs"),
-        click.option("--single-writer", **as_is, help="accept a store without create-once writes"),
+        click.option("--json", "as_json", is_flag=True, help="a stable format for programs"),
+        click.option(
+            "--single-writer", is_flag=True, help="accept a store without create-once writes"
+        ),
         click.option("--reason", type=text, required=True, help="why, for the ledger"),
         click.option(
             "--by", metavar="WHO", type=text, required=True, help="who decided it, for the ledger"

@@ -167,23 +167,18 @@ def test_a_recording_is_archived_whatever_becomes_of_the_documents(
         assert (file["bytes"], file["sha256"]) == (len(body), hashlib.sha256(body).hexdigest())
 
 
+@pytest.mark.parametrize(
+    ("kind", "findings"), [("epa", []), ("transcript", ["transcript_unavailable"])]
+)
 @pytest.mark.parametrize("none", NONE)
-def test_no_survey_is_no_finding(platform: Platform, rig: MakeRig, none: str) -> None:
-    harm(platform, {"epa": NONE[none]})
-    document = archived(rig()).document
-    assert document["findings"] == []
-    assert "unavailable" not in document
-    assert list(files_of(document)) == ["recording", "transcript"]
-
-
-@pytest.mark.parametrize("none", NONE)
-def test_an_empty_answer_for_the_call_itself_keeps_no_file(
-    platform: Platform, rig: MakeRig, none: str
+def test_only_a_survey_may_be_missing_without_a_finding(
+    platform: Platform, rig: MakeRig, none: str, kind: str, findings: list[str]
 ) -> None:
-    harm(platform, {"transcript": NONE[none]})
+    harm(platform, {kind: NONE[none]})
     document = archived(rig()).document
-    assert document["findings"] == ["transcript_unavailable"]
-    assert list(files_of(document)) == ["recording", "epa"]
+    assert document["findings"] == findings
+    assert list(files_of(document)) == ["recording", *(PATHS.keys() - {kind})]
+    assert ("unavailable" in document) == bool(findings)
 
 
 def test_without_its_own_document_a_call_is_as_it_is_listed(

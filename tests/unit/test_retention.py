@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Action, Hold
 from archiver.manifest.signing import SigningKey
 from archiver.pipeline.backfill import Backfill
+from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.plan import Purpose
 from archiver.store.bucket import Bucket
 from archiver.store.types import Lock
@@ -397,15 +399,6 @@ def test_a_seal_of_many_windows_is_extended_once_by_many_threads(
 # --- what tells of legal holds
 
 
-@dataclass
-class Entry:
-    """A segment of events that is to be sealed."""
-
-    entry: seal.SegmentEntry
-    retain_until: datetime | None
-    found_since: datetime | None = None
-
-
 def put_act(rig: Rig, action: Action, call_id: str) -> list[str]:
     """An act on the ledger, as the rig's policy locks it; the keys of all that tells of it."""
     at, bucket = rig.clock.now(), rig.bucket
@@ -415,7 +408,7 @@ def put_act(rig: Rig, action: Action, call_id: str) -> list[str]:
     companion = event.companion(key, data)
     bucket.put_once(layout.companion_key(key), companion, retain_until=until)
     entry = seal.describe(key, io.BytesIO(data), window_lines=0)
-    rig.chain.append([Entry(entry, until)])
+    rig.chain.append([UnsealedSegment(entry, until)])
     own = rig.chain.head.seq
     beside = [layout.companion_key(key), layout.pointer_key(key)]
     return [key, *beside, layout.seal_key(own), layout.signature_key(own)]
@@ -554,21 +547,6 @@ def test_a_new_revision_of_a_held_call_is_born_held(
     assert len(held) == 2 + 3
 
 
-class HeldMeanwhile(Bucket):
-    """Somebody puts a call on hold just after its standing record was looked at."""
-
-    def __init__(self, real: Bucket) -> None:
-        client = real.client
-        super().__init__(real.options, client.clock, client.retry, client=client.s3)
-        self._done = False
-
-    def put_once(self, key: str, *rest: Any, **options: Any) -> Any:
-        if key.endswith("/r2.json") and not self._done:
-            self._done = True
-            self.set_hold(key.replace("r2", "r1"), None, True)
-        return super().put_once(key, *rest, **options)
-
-
 def test_a_hold_that_comes_while_a_revision_is_written_is_seen(
     platform: Platform, policy: Policy, clock: HandClock, bucket: Bucket, archive: Look, rig: Any
 ) -> None:
@@ -577,7 +555,10 @@ def test_a_hold_that_comes_while_a_revision_is_written_is_seen(
     policy.service(None).round()
     amend(platform, "vc_1", transcript=TALK)
     clock.turn_to(FIRST)
-    another(lambda **rest: rig(HeldMeanwhile(bucket), **rest)).round()
+    first = archive().records["vc_1"]["record"]
+    meanwhile = partial(bucket.set_hold, first, None, True)
+    troubled = Troubled(bucket, "put_once", "/r2.json", meanwhile)
+    another(lambda **rest: rig(troubled, **rest)).round()
     record = archive().records["vc_1"]
     assert record["revision"] == 2
     new = [record["record"], files_of(record)["transcript"]["key"]]

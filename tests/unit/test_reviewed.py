@@ -47,21 +47,6 @@ def bodies(document: Any) -> list[Any]:
     return items
 
 
-def test_totals_that_speak_of_the_page_alone_do_not_end_the_listing(
-    platform: Platform, rig: MakeRig, clock: HandClock
-) -> None:
-    clock.turn_to(SETTLED)
-    platform.add(*[a_call(f"vc_{n:03}", TEN + timedelta(seconds=n)) for n in range(130)])
-
-    def lie(document: Any) -> Any:
-        count = len(bodies(document))
-        pagination = {"page": 1, "pageSize": 100, "totalCount": count, "totalPages": 1}
-        return {"data": bodies(document), "meta": {}, "pagination": pagination}
-
-    bend(platform, "/voice-calls", lie)
-    assert len(rig().windows.plan(WINDOW).todo) == 130
-
-
 def test_an_envelope_with_unknown_fields_is_an_envelope(
     platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
 ) -> None:
@@ -136,20 +121,6 @@ def test_a_call_that_goes_while_its_window_is_open_is_told_when_it_closes(
     assert {row["call_id"] for row in told[:-1]} == {"stays", "goes"}
 
 
-def test_an_outage_gives_no_call_up_at_the_first_try(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
-    clock.turn_to(WINDOW.end + timedelta(days=9))
-    platform.add(a_call())
-    platform.hooks.append(lambda r: Reply(503, {}, b"") if r.server == "blob" else None)
-    made = rig()
-    made.backfill()
-    assert archive().line()["pending"] == ["vc_1"]
-    platform.hooks.clear()
-    made.backfill()
-    assert archive().records["vc_1"]["outcome"] == "archived"
-
-
 def test_an_outage_after_a_long_downtime_is_mended_by_the_next_round(
     platform: Platform, rig: MakeRig, clock: HandClock, archive: Look, key: SigningKey
 ) -> None:
@@ -168,24 +139,6 @@ def test_an_outage_after_a_long_downtime_is_mended_by_the_next_round(
     look.check(key)
     assert {found["outcome"] for found in look.records.values()} == {"archived"}
     assert look.line(revision=2)["pending"] == []
-
-
-def test_one_malformed_listing_does_not_keep_other_windows_from_sealing(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Look
-) -> None:
-    clock.turn_to(SETTLED + 2 * HOUR)
-    platform.add(a_call(), a_call("bad", TEN + HOUR), a_call("later", TEN + 2 * HOUR))
-
-    def hook(request: Request) -> Reply | None:
-        if "dateFrom=2024-01-15T11" in request.raw_query:
-            return Reply(200, {}, b'[{"id":"bad","note":"\\ud800"}]')
-        return None
-
-    platform.hooks.append(hook)
-    summary = rig().backfill(hours=3)
-    assert (summary.closed, summary.stuck) == (2, 1)
-    assert summary.needs_a_person
-    assert archive().records.keys() == {"vc_1", "later"}
 
 
 def test_a_lost_seal_is_never_replaced(
