@@ -171,7 +171,7 @@ class CallArchiver:
             metrics.IN_FLIGHT.track_inprogress(),
         ):
             number, now = self.backoff.begin(call.id), self._clock.now()
-            one = Attempt(
+            attempt = Attempt(
                 listed=call,
                 window=window,
                 listed_at=listed_at or now,
@@ -186,69 +186,69 @@ class CallArchiver:
             try:
                 # 1. A document that cannot be had is a finding of the record. Until the window has
                 #    settled the call waits for it, and its recording is not downloaded meanwhile.
-                self._fetch_documents(one)
+                self._fetch_documents(attempt)
                 # 2. A crash from here to 5 leaves files that no record names. The next try adopts
                 #    those that hold the same bytes, and writes beside those that do not.
                 if is_archived:
-                    one.keep_recording()
+                    attempt.keep_recording()
                 else:
-                    for error in one.errors.values() if not settled else ():
+                    for error in attempt.errors.values() if not settled else ():
                         raise error
-                    self._store_recording(one, settled)
+                    self._store_recording(attempt, settled)
                 # 3. to 6.
-                found = self._commit(one)
+                found = self._commit(attempt)
             except (CallError, StoreError) as failure:
-                unarchived = self._wait(one, failure)  # 7.
+                unarchived = self._wait(attempt, failure)  # 7.
             else:
                 self.backoff.succeeded(call.id)
                 self.store_health.succeeded()
-                if is_archived and (silent := one.unanswered) is not None:
-                    return self._wait(one, silent, None if found is previous else found)
-                return found if is_archived else self._refresh_if_older(one, found)
+                if is_archived and (silent := attempt.unanswered) is not None:
+                    return self._wait(attempt, silent, None if found is previous else found)
+                return found if is_archived else self._refresh_if_older(attempt, found)
             # 8. What an outage may have caused says nothing of the call: that takes two tries.
             first = number < 2 and not was_pending
             if (first and unarchived.reason in OUTAGES) or unarchived.undecided:
                 return unarchived
             if not settled or not self._is_given_up(window, previous):
                 return unarchived
-            one.fail(unarchived)
+            attempt.fail(unarchived)
             try:
-                found = self._commit(one)
+                found = self._commit(attempt)
             except StoreError as failure:
-                return self._wait(one, failure)
+                return self._wait(attempt, failure)
             self.backoff.succeeded(call.id)
             self.store_health.succeeded()
             return found
 
     # --- 1. the documents
 
-    def _fetch_documents(self, one: Attempt) -> None:
+    def _fetch_documents(self, attempt: Attempt) -> None:
         """The call's own document first: where it cannot be had, the listing says what is known of
         the call. Then the survey, which the source may have in two copies."""
-        call_id = one.listed.id
+        call_id = attempt.listed.id
         try:
-            one.call, one.source["request_id"] = self._source.call(call_id)
-            one.take("transcript", _without_survey(one.call))
+            attempt.call, attempt.source["request_id"] = self._source.call(call_id)
+            attempt.take("transcript", _without_survey(attempt.call))
         except CallError as error:
-            one.could_not_have("transcript", error)
-            if one.listed.document.get("transcript") is not None:
-                one.take("transcript", _without_survey(one.listed))
-        if "transcript" in one.errors:
-            one.call = one.as_known()
-        inline, survey = one.call.document.get("epaResults"), None
+            attempt.could_not_have("transcript", error)
+            if attempt.listed.document.get("transcript") is not None:
+                attempt.take("transcript", _without_survey(attempt.listed))
+        if "transcript" in attempt.errors:
+            attempt.call = attempt.as_known()
+        inline, survey = attempt.call.document.get("epaResults"), None
         try:
             survey = self._source.survey(call_id)
         except CallError as error:
-            one.could_not_have("epa", error)
+            attempt.could_not_have("epa", error)
         # Where one of the survey's two copies is missing today, what only that one had stays.
-        if survey is not None and inline is None and "transcript" in one.errors:
-            inline = self._read_json(one.previous_file("epa"))
-        if survey is None and inline and "epa" not in one.errors:
+        if survey is not None and inline is None and "transcript" in attempt.errors:
+            inline = self._read_json(attempt.previous_file("epa"))
+        if survey is None and inline and "epa" not in attempt.errors:
             survey = inline if isinstance(inline, dict | list) else None
-            inline = self._read_json(one.previous_file("epa"))
+            inline = self._read_json(attempt.previous_file("epa"))
         merged = _merged(survey, inline)
         if merged is not None:
-            one.take("epa", merged)
+            attempt.take("epa", merged)
 
     def _read_json(self, file: File | None) -> object:
         """None for a file that is not there or cannot be read."""
@@ -262,12 +262,12 @@ class CallArchiver:
 
     # --- 2. the recording
 
-    def _store_recording(self, one: Attempt, settled: bool) -> None:
+    def _store_recording(self, attempt: Attempt, settled: bool) -> None:
         """Stream the recording into the bucket; one that changes on the way is begun anew."""
 
         def signed_url() -> SignedUrl:
-            signed = self._source.recording_url(one.call.id)
-            one.source["request_id"] = signed.request_id or one.source.get("request_id")
+            signed = self._source.recording_url(attempt.call.id)
+            attempt.source["request_id"] = signed.request_id or attempt.source.get("request_id")
             return signed
 
         def once() -> None:
@@ -279,11 +279,13 @@ class CallArchiver:
                     )
                 ) as download,
             ):
-                done = self._writer.write(download, one.recording_key, one.retain_until, one.held)
-            one.recording = one.stored("recording", done.stored)
-            one.outcome = "archived"
-            one.audio, one.recording_findings = done.audio()
-            one.source |= {
+                done = self._writer.write(
+                    download, attempt.recording_key, attempt.retain_until, attempt.held
+                )
+            attempt.recording = attempt.stored("recording", done.stored)
+            attempt.outcome = "archived"
+            attempt.audio, attempt.recording_findings = done.audio()
+            attempt.source |= {
                 "content_md5": done.info.content_md5,
                 "etag": done.info.etag,
                 "last_modified": done.info.last_modified,
@@ -295,34 +297,38 @@ class CallArchiver:
         except NoRecording as error:
             if not settled:
                 raise
-            own = one.errors.get("transcript")
+            own = attempt.errors.get("transcript")
             if own is not None and own.reason == "call_missing":
                 raise own from None  # the source knows nothing of the call: no word on a recording
-            one.outcome, one.reason, one.status = "no_recording", error.reason, error.status
+            attempt.outcome, attempt.reason, attempt.status = (
+                "no_recording",
+                error.reason,
+                error.status,
+            )
 
     # --- 3. to 6. what is written
 
-    def _commit(self, one: Attempt) -> Record:
+    def _commit(self, attempt: Attempt) -> Record:
         """Store the documents, and write the record: here exactly-once is decided."""
-        previous, until, held = one.previous, one.retain_until, one.held
+        previous, until, held = attempt.previous, attempt.retain_until, attempt.held
         # 3.
-        self._store_documents(one)
-        result = one.result()
+        self._store_documents(attempt)
+        result = attempt.result()
         if previous is not None and _says_the_same(previous, result):
             return previous
         # 4. A crash after this leaves longer locks and more holds than are promised, which does
         #    no harm.
         if previous is not None:
             if promises_less(previous, self._retention, until):
-                self._extend_previous(one, previous)
+                self._extend_previous(attempt, previous)
             held = held or self._hold_as_previous(previous, result)
         made = record.build(
-            one.call,
+            attempt.call,
             result,
-            day=one.day,
-            revision=max(previous.revision if previous else 0, one.taken) + 1,
+            day=attempt.day,
+            revision=max(previous.revision if previous else 0, attempt.taken) + 1,
             archived_at=self._clock.now(),
-            retention=promise(self._retention, until, one.lock_modes),
+            retention=promise(self._retention, until, attempt.lock_modes),
         )
         # 5. A crash before this write leaves no record: the call is archived anew. After it, only a
         #    segment is missing that names the record. Where another writer was first, its record
@@ -333,53 +339,53 @@ class CallArchiver:
                     made.key, made.data, retain_until=until, held=held, look=False
                 )
             except KeyTaken:
-                one.was_second = True
+                attempt.was_second = True
                 return self._adopt(made.key, held)
         if result.outcome == "archived":
-            self._writer.forget(one.recording_key)
+            self._writer.forget(attempt.recording_key)
         # 6. A crash before this leaves a record without its hold: `hold_enforcement` finds it.
         if previous is not None and not held and self._hold_as_previous(previous, result):
             self._store.set_hold(made.key, stored.version_id, True)
         _count(result, previous)
         return made
 
-    def _store_documents(self, one: Attempt) -> None:
+    def _store_documents(self, attempt: Attempt) -> None:
         """Store the documents, and note which could not be had. A file that stands and is whole
         stays, whatever the source answers today."""
-        one.files = one.other_files()
+        attempt.files = attempt.other_files()
         for kind, finding in record.UNAVAILABLE.items():
-            error, document = one.errors.get(kind), one.documents.get(kind)
-            before = one.previous_file(kind)
-            if error is not None and one.has_document(kind):
+            error, document = attempt.errors.get(kind), attempt.documents.get(kind)
+            before = attempt.previous_file(kind)
+            if error is not None and attempt.has_document(kind):
                 document = None
             elif error is not None:
-                one.findings.add(finding)
-                self._store_malformed(one, kind, error.body)
+                attempt.findings.add(finding)
+                self._store_malformed(attempt, kind, error.body)
             if document is not None and not (before and self._still_stands(before, document)):
-                self._store_sidecar(one, kind, document)
+                self._store_sidecar(attempt, kind, document)
             elif before is not None:
-                one.files.append(before)  # the source has lost it: no reason to lose it too
+                attempt.files.append(before)  # the source has lost it: no reason to lose it too
 
-    def _store_malformed(self, one: Attempt, kind: str, body: bytes | None) -> None:
+    def _store_malformed(self, attempt: Attempt, kind: str, body: bytes | None) -> None:
         """Keep the bytes that came in place of a document; else those of an earlier revision."""
         malformed = FILE_KINDS[kind].malformed
         assert malformed is not None  # noqa: S101  (the kind of a document)
-        before = one.previous_file(malformed)
+        before = attempt.previous_file(malformed)
         if body and (before is None or before.sha256 != checksums.sha256_hex(body)):
-            self._store_sidecar(one, malformed, body)
+            self._store_sidecar(attempt, malformed, body)
         elif before is not None:
-            one.files.append(before)
+            attempt.files.append(before)
         else:
             return
-        one.findings.add("document_malformed")
+        attempt.findings.add("document_malformed")
 
-    def _store_sidecar(self, one: Attempt, kind: str, data: bytes) -> None:
+    def _store_sidecar(self, attempt: Attempt, kind: str, data: bytes) -> None:
         row = FILE_KINDS[kind]
-        key = layout.recording_dir(one.day, one.call.id) + row.name
+        key = layout.recording_dir(attempt.day, attempt.call.id) + row.name
         stored = put_or_beside(
-            self._store, key, data, row.content_type, one.retain_until, one.held, look=False
+            self._store, key, data, row.content_type, attempt.retain_until, attempt.held, look=False
         )
-        one.files.append(one.stored(kind, stored))
+        attempt.files.append(attempt.stored(kind, stored))
 
     def _still_stands(self, before: File, document: bytes) -> bool:
         """Whether the previous sidecar is still the one to name: the same bytes, or the one that
@@ -393,13 +399,15 @@ class CallArchiver:
         log.warning("call.transcript_withdrawn")
         return True
 
-    def _extend_previous(self, one: Attempt, previous: Record) -> None:
+    def _extend_previous(self, attempt: Attempt, previous: Record) -> None:
         """Lock what stood before for as long as the new record promises: the record, the files
         carried over, those that are replaced."""
-        carried = {file.key for file in one.files}
+        carried = {file.key for file in attempt.files}
         for file in [*previous.files, {"key": previous.key, "version_id": None}]:
             try:
-                mode = self._store.extend(file["key"], file["version_id"], one.retain_until).mode
+                mode = self._store.extend(
+                    file["key"], file["version_id"], attempt.retain_until
+                ).mode
             except StoreError as error:
                 if error.reason != "gone":
                     raise
@@ -407,7 +415,7 @@ class CallArchiver:
                 log.error("call.object_gone", key=file["key"])
                 continue
             if mode is not None and file["key"] in carried:
-                one.lock_modes.add(mode)
+                attempt.lock_modes.add(mode)
 
     def _hold_as_previous(self, previous: Record, result: CallResult) -> bool:
         """Whether the call's previous record is on legal hold; then its new files are too. It may
@@ -436,22 +444,26 @@ class CallArchiver:
             self._store.set_hold(ref.key, ref.version_id, True)
         return found
 
-    def _refresh_if_older(self, one: Attempt, found: Record) -> Record:
+    def _refresh_if_older(self, attempt: Attempt, found: Record) -> Record:
         """A concurrent writer's record that is older than our asking may be of an older call."""
         made_at = parse_time(found.document.get("archived_at"))
-        if not one.was_second or found.outcome != "archived":
+        if not attempt.was_second or found.outcome != "archived":
             return found
-        if made_at is None or made_at >= one.began:
+        if made_at is None or made_at >= attempt.began:
             return found
         again = self.archive(
-            one.listed, one.window, settled=True, listed_at=one.listed_at, previous=found
+            attempt.listed,
+            attempt.window,
+            settled=True,
+            listed_at=attempt.listed_at,
+            previous=found,
         )
         return (again.amended or found) if isinstance(again, Unarchived) else again
 
     # --- 7. and 8. failures
 
     def _wait(
-        self, one: Attempt, error: CallError | StoreError, amended: Record | None = None
+        self, attempt: Attempt, error: CallError | StoreError, amended: Record | None = None
     ) -> Unarchived:
         """The call stays behind; raises `error` where it is about the store as a whole."""
         reason, stage, undecided = error.reason, error.stage, False
@@ -459,11 +471,13 @@ class CallArchiver:
             undecided = error.undecided
             log.warning("call.unarchived", stage=stage, reason=reason, status=error.status)
         else:
-            if self.store_health.is_outage(one.listed.id, error):
+            if self.store_health.is_outage(attempt.listed.id, error):
                 raise error
             reason = reason if reason == "record_unreadable" else "store_refused"
             log.error("call.store_refused", stage=stage, status=error.status, error=str(error))
-        unarchived = Unarchived(one.listed, reason, one.number, error.status, undecided, amended)
+        unarchived = Unarchived(
+            attempt.listed, reason, attempt.number, error.status, undecided, amended
+        )
         self.backoff.failed(unarchived)
         return unarchived
 

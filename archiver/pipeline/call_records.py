@@ -78,8 +78,8 @@ class CallRecords:
         other one where this listing shows that the call is listed there, where this process has an
         orphan record of it there, or where a segment there names its record; else both answer for
         it."""
-        # Those that nothing accounts for: neither this listing, nor a segment of this window, nor an
-        # orphan record.
+        # Those that neither this listing, nor a segment of this window, nor an orphan record
+        # accounts for.
         loose = set(sighted) - {*listed.calls, *state.records, *listed.glimpsed} - state.pending
         loose -= {call_id for calls in listed.strays.values() for call_id in calls}
         with self._mutex:

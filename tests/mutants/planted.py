@@ -25,10 +25,9 @@ BUGS = (
     Bug(
         "a record without its recording",
         "pipeline/recording.py",
-        "stored = put_or_beside(\n"
-        "                self._store, key, view, WAV, retain_until, held, sha256=digests.sha256\n"
-        "            )",
-        "stored = Stored(key, None, info.length, digests.sha256)",
+        "put_or_beside(\n                    self._store, key, view, WAV, retain_until, held, "
+        "sha256=digests.sha256\n                )",
+        "Stored(key, None, info.length, digests.sha256)",
         "tests/unit/test_transfer.py",
     ),
     Bug(
@@ -173,10 +172,10 @@ BUGS = (
         "tests/unit/test_wire_tasks.py",
     ),
     Bug(
-        "two tasks share a buffer",
+        "two threads share a buffer",
         "pipeline/recording.py",
-        "self._buffers.pop() if self._buffers",
-        "self._buffers[-1] if self._buffers",
+        "self._local = threading.local()",
+        "self._local: Any = lambda: None",
         "tests/unit/test_download_tasks.py",
     ),
     Bug(
@@ -383,8 +382,8 @@ BUGS = (
     Bug(
         "a lost sidecar takes the old one with it",
         "pipeline/call.py",
-        "elif before is not None:\n                one.files.append(before)  # the source",
-        "elif False:\n                one.files.append(before)  # the source",
+        "elif before is not None:\n                attempt.files.append(before)  # the source",
+        "elif False:\n                attempt.files.append(before)  # the source",
         "tests/unit/test_relisting.py",
     ),
     # --- the chain
