@@ -4,6 +4,7 @@ nothing from the others, for ever or for a while."""
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -477,3 +478,40 @@ def test_what_changes_while_the_other_document_is_out_for_a_while_is_all_found(
     found = archive().records["vc_1"]
     assert (found["revision"], found["findings"]) == (3, [])
     assert len(lines_of(archive())) == 2
+
+
+# --- odd shapes
+
+
+def test_an_envelope_with_unknown_fields_is_an_envelope(platform: Platform, rig: MakeRig) -> None:
+    def enveloped(request: Request) -> Reply | None:
+        if request.server != "api":
+            return None
+        body = platform.answer(request).body
+        assert isinstance(body, bytes)
+        document = json.loads(body)
+        data = document.get("data", document) if isinstance(document, dict) else document
+        more = {"success": True, "version": 2, "requestId": "r", "data": data}
+        return Reply(200, {"Content-Type": "application/json"}, json.dumps(more).encode())
+
+    platform.hooks.append(enveloped)
+    assert list(files_of(archived(rig()).document)) == ["recording", "transcript", "epa"]
+
+
+@pytest.mark.parametrize(
+    ("inline", "survey", "stays"),
+    [
+        ([{"question": "q", "answer": "a"}], b'[{"answer":"a","question":"q"}]\n', False),
+        ({}, None, False),
+        ([], None, False),
+        (None, None, False),
+        ("n/a", None, True),
+    ],
+)
+def test_only_what_is_no_survey_stays_in_the_transcript(
+    platform: Platform, rig: MakeRig, bucket: Bucket, inline: Any, survey: Any, stays: bool
+) -> None:
+    platform.add(a_call(epaResults=inline))
+    archived(rig())
+    assert bucket.read(DIR + "epa.json") == survey
+    assert (b"epaResults" in (bucket.read(DIR + "transcript.json") or b"")) is stays
