@@ -233,23 +233,6 @@ def canonical(told: dict[str, Any]) -> bytes:
 # --- commands that are cut off
 
 
-def writes_of(world: World, action: Action) -> int:
-    """How many requests of a command write."""
-    count = 0
-
-    def see(request: Request) -> None:
-        nonlocal count
-        count += request.writes and request.moment == "before"
-
-    officer = Officer(world)
-    if action == "remove":
-        officer.add("vc_1")
-    holds, store = officer.open()
-    store.hooks.append(see)
-    holds.act(action, ["vc_1"], "J. Doe", "Case 1")
-    return count
-
-
 def cut_off(officer: Officer, action: Action, number: int, moment: str) -> bool:
     """Run a command that dies at its n-th write; False where it has no so many."""
     officer.clock.forward(MINUTE)
