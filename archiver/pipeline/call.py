@@ -25,7 +25,7 @@ from archiver.core.errors import CallError, FormatError, KeyTaken, NoRecording, 
 from archiver.core.model import Call, Retention, Window, lock_start, parse_time, placing_time
 from archiver.core.retry import Retry
 from archiver.manifest import canonical, layout, record
-from archiver.manifest.record import FILE_KINDS, CallResult, File, Record
+from archiver.manifest.record import FILE_KINDS, File, Record
 from archiver.observability import metrics
 from archiver.pipeline.health import StoreHealth
 from archiver.pipeline.hold_enforcement import HeldCalls, refs_of
@@ -39,17 +39,9 @@ from archiver.store.types import Stored
 log = structlog.get_logger()
 
 HAD_RECORDING = {
-    "bad_response",
-    "digest_mismatch",
-    "not_wav",
-    "recording_changed",
-    "recording_empty",
-    "recording_missing",
-    "too_large",
-    "too_slow",
-    "truncated",
-    "url_refused",
-}
+    "bad_response", "digest_mismatch", "not_wav", "recording_changed", "recording_empty",
+    "recording_missing", "too_large", "too_slow", "truncated", "url_refused",
+}  # fmt: skip
 """Reasons of a failure that say that the source had a recording once."""
 OUTAGES = ("source_unavailable", "store_refused")
 """Reasons of a failure that an outage may have caused: after one such try no call is given up."""
@@ -228,18 +220,18 @@ class CallArchiver:
         call_id = attempt.listed.id
         try:
             attempt.call, attempt.source["request_id"] = self._source.call(call_id)
-            attempt.take("transcript", _without_survey(attempt.call))
+            attempt.add_document("transcript", _without_survey(attempt.call))
         except CallError as error:
-            attempt.could_not_have("transcript", error)
+            attempt.note_unavailable("transcript", error)
             if attempt.listed.document.get("transcript") is not None:
-                attempt.take("transcript", _without_survey(attempt.listed))
+                attempt.add_document("transcript", _without_survey(attempt.listed))
         if "transcript" in attempt.errors:
             attempt.call = attempt.as_known()
         inline, survey = attempt.call.document.get("epaResults"), None
         try:
             survey = self._source.survey(call_id)
         except CallError as error:
-            attempt.could_not_have("epa", error)
+            attempt.note_unavailable("epa", error)
         # Where one of the survey's two copies is missing today, what only that one had stays.
         if survey is not None and inline is None and "transcript" in attempt.errors:
             inline = self._read_json(attempt.previous_file("epa"))
@@ -248,7 +240,7 @@ class CallArchiver:
             inline = self._read_json(attempt.previous_file("epa"))
         merged = _merged(survey, inline)
         if merged is not None:
-            attempt.take("epa", merged)
+            attempt.add_document("epa", merged)
 
     def _read_json(self, file: File | None) -> object:
         """None for a file that is not there or cannot be read."""
@@ -282,7 +274,7 @@ class CallArchiver:
                 done = self._writer.write(
                     download, attempt.recording_key, attempt.retain_until, attempt.held
                 )
-            attempt.recording = attempt.stored("recording", done.stored)
+            attempt.recording = attempt.file_of("recording", done.stored)
             attempt.outcome = "archived"
             attempt.audio, attempt.recording_findings = done.audio()
             attempt.source |= {
@@ -313,18 +305,29 @@ class CallArchiver:
         previous, until, held = attempt.previous, attempt.retain_until, attempt.held
         # 3.
         self._store_documents(attempt)
-        result = attempt.result()
-        if previous is not None and _says_the_same(previous, result):
+        if previous is not None and _says_the_same(previous, attempt):
             return previous
         # 4. A crash after this leaves longer locks and more holds than are promised, which does
         #    no harm.
         if previous is not None:
             if promises_less(previous, self._retention, until):
                 self._extend_previous(attempt, previous)
-            held = held or self._hold_as_previous(previous, result)
+            held = held or self._hold_as_previous(previous, attempt)
         made = record.build(
             attempt.call,
-            result,
+            outcome=attempt.outcome,
+            files=attempt.files,
+            source=attempt.source,
+            audio=attempt.audio,
+            findings=attempt.all_findings,
+            reason=attempt.reason,
+            attempts=None if attempt.outcome == "archived" else attempt.number,
+            status=attempt.status,
+            unavailable={
+                kind: {"reason": error.reason, "status": error.status}
+                for kind, error in attempt.errors.items()
+                if record.UNAVAILABLE[kind] in attempt.findings
+            },
             day=attempt.day,
             revision=max(previous.revision if previous else 0, attempt.taken) + 1,
             archived_at=self._clock.now(),
@@ -341,18 +344,22 @@ class CallArchiver:
             except KeyTaken:
                 attempt.was_second = True
                 return self._adopt(made.key, held)
-        if result.outcome == "archived":
+        if attempt.outcome == "archived":
             self._writer.forget(attempt.recording_key)
         # 6. A crash before this leaves a record without its hold: `hold_enforcement` finds it.
-        if previous is not None and not held and self._hold_as_previous(previous, result):
+        if previous is not None and not held and self._hold_as_previous(previous, attempt):
             self._store.set_hold(made.key, stored.version_id, True)
-        _count(result, previous)
+        _count(made, previous)
         return made
 
     def _store_documents(self, attempt: Attempt) -> None:
         """Store the documents, and note which could not be had. A file that stands and is whole
         stays, whatever the source answers today."""
-        attempt.files = attempt.other_files()
+        # The recording, and the previous files of kinds that a newer release knows.
+        fetched = {"recording", *_SIDECARS}
+        attempt.files = [file for file in attempt.previous_files() if file.kind not in fetched]
+        if attempt.recording is not None:
+            attempt.files.append(attempt.recording)
         for kind, finding in record.UNAVAILABLE.items():
             error, document = attempt.errors.get(kind), attempt.documents.get(kind)
             before = attempt.previous_file(kind)
@@ -365,6 +372,9 @@ class CallArchiver:
                 self._store_sidecar(attempt, kind, document)
             elif before is not None:
                 attempt.files.append(before)  # the source has lost it: no reason to lose it too
+        # Kinds of a newer release come last.
+        order = {kind: place for place, kind in enumerate(FILE_KINDS)}
+        attempt.files.sort(key=lambda file: order.get(file.kind, len(order)))
 
     def _store_malformed(self, attempt: Attempt, kind: str, body: bytes | None) -> None:
         """Keep the bytes that came in place of a document; else those of an earlier revision."""
@@ -385,7 +395,7 @@ class CallArchiver:
         stored = put_or_beside(
             self._store, key, data, row.content_type, attempt.retain_until, attempt.held, look=False
         )
-        attempt.files.append(attempt.stored(kind, stored))
+        attempt.files.append(attempt.file_of(kind, stored))
 
     def _still_stands(self, before: File, document: bytes) -> bool:
         """Whether the previous sidecar is still the one to name: the same bytes, or the one that
@@ -417,14 +427,14 @@ class CallArchiver:
             if mode is not None and file["key"] in carried:
                 attempt.lock_modes.add(mode)
 
-    def _hold_as_previous(self, previous: Record, result: CallResult) -> bool:
+    def _hold_as_previous(self, previous: Record, attempt: Attempt) -> bool:
         """Whether the call's previous record is on legal hold; then its new files are too. It may
         be, though the ledger does not say so: somebody may just be putting it on hold."""
         head = self._store.head(previous.key)
         if head is None or not head.held:
             return False
         known = {file["key"] for file in previous.files}
-        for file in result.files:
+        for file in attempt.files:
             if file.key not in known:
                 self._store.set_hold(file.key, file.version_id, True)
         return True
@@ -552,15 +562,15 @@ class Attempt:
 
     # --- documents
 
-    def take(self, kind: str, document: Survey) -> None:
+    def add_document(self, kind: str, document: Survey) -> None:
         """Keep a document in the archive's form; one that has no such form could not be had."""
         try:
             self.documents[kind] = canonical.dump(document)
         except FormatError:
             error = CallError("not representable as JSON", reason="bad_document")
-            self.could_not_have(kind, error)
+            self.note_unavailable(kind, error)
 
-    def could_not_have(self, kind: str, error: CallError) -> None:
+    def note_unavailable(self, kind: str, error: CallError) -> None:
         self.errors.setdefault(kind, error)
         reason, status = error.reason, error.status
         log.warning("call.document_unavailable", kind=kind, reason=reason, status=status)
@@ -590,13 +600,7 @@ class Attempt:
     def previous_file(self, kind: str) -> File | None:
         return next((file for file in self.previous_files() if file.kind == kind), None)
 
-    def other_files(self) -> list[File]:
-        """The recording, and the previous files of kinds that a newer release knows."""
-        fetched = {"recording", *_SIDECARS}
-        carried = [file for file in self.previous_files() if file.kind not in fetched]
-        return carried if self.recording is None else [self.recording, *carried]
-
-    def stored(self, kind: str, stored: Stored) -> File:
+    def file_of(self, kind: str, stored: Stored) -> File:
         """A file that the record will name."""
         if stored.lock_mode:
             self.lock_modes.add(stored.lock_mode)
@@ -619,8 +623,9 @@ class Attempt:
         self.outcome, self.reason, self.status = "failed", why.reason, why.status
         self.recording, self.audio, self.recording_findings = None, None, ()
 
-    def result(self) -> CallResult:
-        """What the record will say."""
+    @property
+    def all_findings(self) -> set[str]:
+        """All findings."""
         codes = {*self.recording_findings, *self.findings}
         length = self.call.duration_seconds
         if self.audio is not None and length is not None:
@@ -629,24 +634,7 @@ class Attempt:
                 codes.add("duration_mismatch")
         if not lock_start(self.call, self.window, self.listed_at)[1]:
             codes.add("time_implausible")
-        order = {kind: place for place, kind in enumerate(FILE_KINDS)}
-        unavailable = {
-            kind: {"reason": error.reason, "status": error.status}
-            for kind, error in self.errors.items()
-            if record.UNAVAILABLE[kind] in self.findings
-        }
-        return CallResult(
-            self.outcome,
-            # Kinds of a newer release come last.
-            files=tuple(sorted(self.files, key=lambda file: order.get(file.kind, len(order)))),
-            source=self.source,
-            audio=self.audio,
-            findings=tuple(codes),
-            reason=self.reason,
-            attempts=None if self.outcome == "archived" else self.number,
-            status=self.status,
-            unavailable=unavailable,
-        )
+        return codes
 
 
 @dataclass
@@ -709,40 +697,41 @@ class Backoff:
         return all(self.resting(call_id) for call_id in call_ids)
 
 
-def _count(result: CallResult, previous: Record | None) -> None:
+def _count(made: Record, previous: Record | None) -> None:
     """Metrics and log; a later revision counts only the files that it brought."""
     known = {file["key"] for file in previous.files} if previous else set()
-    new = [file for file in result.files if file.key not in known]
-    if previous is None or previous.outcome != result.outcome:
-        metrics.CALLS.labels(result.outcome).inc()
+    new = [file for file in made.files if file["key"] not in known]
+    if previous is None or previous.outcome != made.outcome:
+        metrics.CALLS.labels(made.outcome).inc()
     for file in new:
-        metrics.BYTES.labels(file.kind).inc(file.bytes)
-    for code in set(result.findings) - set(previous.document["findings"] if previous else ()):
+        metrics.BYTES.labels(file["kind"]).inc(file["bytes"])
+    findings = set(made.document["findings"])
+    for code in findings - set(previous.document["findings"] if previous else ()):
         metrics.FINDINGS.labels(code).inc()
-    say = log.warning if result.outcome == "failed" else log.info
-    size = sum(file.bytes for file in new)
+    say = log.warning if made.outcome == "failed" else log.info
+    reason, size = made.document["reason"], sum(file["bytes"] for file in new)
     if previous is None:
-        say(f"call.{result.outcome}", reason=result.reason, bytes=size)
+        say(f"call.{made.outcome}", reason=reason, bytes=size)
     else:
-        say("call.amended", outcome=result.outcome, reason=result.reason, bytes=size)
+        say("call.amended", outcome=made.outcome, reason=reason, bytes=size)
 
 
-def _says_the_same(previous: Record, result: CallResult) -> bool:
+def _says_the_same(previous: Record, attempt: Attempt) -> bool:
     """Whether a new revision would say nothing new: the same outcome, files and findings about
     documents, and of a failure the same reason. That a source has deleted a recording which could
     not be archived, or is out, does not take back that there was one."""
     before = previous.document
-    is_weaker = result.outcome == "no_recording" or result.reason not in HAD_RECORDING
-    if before["reason"] in HAD_RECORDING and result.outcome != "archived" and is_weaker:
+    is_weaker = attempt.outcome == "no_recording" or attempt.reason not in HAD_RECORDING
+    if before["reason"] in HAD_RECORDING and attempt.outcome != "archived" and is_weaker:
         return True
-    if previous.outcome != result.outcome:
+    if previous.outcome != attempt.outcome:
         return False
-    if result.outcome == "failed" and before["reason"] != result.reason:
+    if attempt.outcome == "failed" and before["reason"] != attempt.reason:
         return False
-    if previous.incomplete != record.INCOMPLETE.intersection(result.findings):
+    if previous.incomplete != record.INCOMPLETE.intersection(attempt.all_findings):
         return False
     files = {(file["kind"], file["sha256"]) for file in previous.files}
-    return files == {(file.kind, file.sha256) for file in result.files}
+    return files == {(file.kind, file.sha256) for file in attempt.files}
 
 
 def _without_survey(call: Call) -> dict[str, Any]:
