@@ -96,10 +96,7 @@ def harm(platform: Platform, harms: dict[str, Reply]) -> None:
     """From now on these documents of `vc_1` are answered so."""
     replies = {PATHS[kind]: reply for kind, reply in harms.items()}
 
-    def hook(request: Request) -> Reply | None:
-        return replies.get(request.path.removeprefix("/api/v1")) if replies else None
-
-    platform.hooks[:] = [hook]
+    platform.hooks[:] = [lambda request: replies.get(request.path.removeprefix("/api/v1"))]
 
 
 def archive(made: Rig, call_id: str = "vc_1", **options: Any) -> Record | Unarchived:
