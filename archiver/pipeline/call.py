@@ -461,13 +461,8 @@ class CallArchiver:
             return found
         if made_at is None or made_at >= attempt.began:
             return found
-        again = self.archive(
-            attempt.listed,
-            attempt.window,
-            settled=True,
-            listed_at=attempt.listed_at,
-            previous=found,
-        )
+        call, window, listed_at = attempt.listed, attempt.window, attempt.listed_at
+        again = self.archive(call, window, settled=True, listed_at=listed_at, previous=found)
         return (again.amended or found) if isinstance(again, Unarchived) else again
 
     # --- 7. and 8. failures
