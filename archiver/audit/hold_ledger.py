@@ -350,8 +350,8 @@ class CallFinder:
 
 
 class ArchivedHolds:
-    """The ledger's acts and the calls' objects, for `pipeline/hold_acts.py`. One thread uses it, but
-    for `beside`; close it after use."""
+    """The ledger's acts and the calls' objects, for `pipeline/hold_acts.py`. One thread uses it,
+    but for `beside`; close it after use."""
 
     def __init__(self, reader: Reader, at_once: int) -> None:
         self._ledger = HoldLedger(reader)
