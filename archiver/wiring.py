@@ -26,13 +26,13 @@ from archiver.core.retry import Retry
 from archiver.manifest import layout
 from archiver.manifest.seal import check_window_length
 from archiver.pipeline.backfill import Backfill
+from archiver.pipeline.backfill_progress import BackfillProgress
 from archiver.pipeline.bucket_state import SegmentIndex
 from archiver.pipeline.call import CallArchiver
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.health import ClockCheck
 from archiver.pipeline.hold_acts import Holds
 from archiver.pipeline.loop import Loop, Schedule, loop_start
-from archiver.pipeline.ports import BackfillProgress
 from archiver.pipeline.window import WindowArchiver
 from archiver.settings import Settings, SourceSettings, StoreSettings, WriterSettings
 from archiver.source.api import Filter, SignedUrl, VoiceCallsClient

@@ -34,7 +34,7 @@ from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Act, Hold, ObjectRef
 from archiver.manifest.seal import POINTER_BYTES, SegmentEntry, parse_pointer
 from archiver.store.bucket import is_of_one_object
-from archiver.store.types import CallObjects
+from archiver.store.types import CallObjects, FoundCalls
 
 AT_ONCE = 8
 LIST_PAGE = 1000
@@ -233,15 +233,6 @@ class HoldLedger:
 # --- the objects of calls
 
 
-@dataclass
-class FoundCalls:
-    """The objects of each call that has a record, by call id; and of which calls one of them cannot
-    be asked for, with the reason."""
-
-    calls: dict[str, CallObjects] = field(default_factory=dict)
-    left: dict[str, ArchiverError] = field(default_factory=dict)
-
-
 class CallFinder:
     """Finds the objects of calls. One thread uses it; close it after use."""
 
@@ -359,8 +350,8 @@ class CallFinder:
 
 
 class ArchivedHolds:
-    """The ledger's acts and the calls' objects: what `pipeline/holds.py` asks the archive for. One
-    thread uses it, but for `beside`; close it after use."""
+    """The ledger's acts and the calls' objects, for `pipeline/hold_acts.py`. One thread uses it,
+    but for `beside`; close it after use."""
 
     def __init__(self, reader: Reader, at_once: int) -> None:
         self._ledger = HoldLedger(reader)

@@ -25,7 +25,7 @@ from archiver.core.errors import ArchiverError, UsageError
 if TYPE_CHECKING:
     from archiver.core.clock import SystemClock
     from archiver.core.model import Window
-    from archiver.pipeline.ports import BackfillProgress
+    from archiver.pipeline.backfill_progress import BackfillProgress
     from archiver.pipeline.window import Summary
     from archiver.settings import Settings
 

@@ -38,20 +38,17 @@ def hold() -> None:
     """
 
 
-def _acting(function: F) -> F:
+def _options_of_acts(function: F) -> F:
     """What the two acts take."""
+    text = _Line()
     for decorate in (
         click.option("--json", "as_json", is_flag=True, help="a stable format for programs"),
         click.option(
             "--single-writer", is_flag=True, help="accept a store without create-once writes"
         ),
-        click.option("--reason", type=_Line(), required=True, help="why, for the ledger"),
+        click.option("--reason", type=text, required=True, help="why, for the ledger"),
         click.option(
-            "--by",
-            metavar="WHO",
-            type=_Line(),
-            required=True,
-            help="who decided it, for the ledger",
+            "--by", metavar="WHO", type=text, required=True, help="who decided it, for the ledger"
         ),
         click.argument("call_ids", metavar="CALL_ID...", nargs=-1, required=True),
     ):
@@ -60,25 +57,21 @@ def _acting(function: F) -> F:
 
 
 @hold.command()
-@_acting
-def add(call_ids: tuple[str, ...], by: str, reason: str, single_writer: bool, as_json: bool) -> int:
+@_options_of_acts
+def add(**options: Any) -> int:
     """Hold every file and record of calls.
 
     Of a call that is held already it is one more act, on what the call has now.
     """
-    return _act("add", call_ids, by, reason, single_writer=single_writer, as_json=as_json)
+    return _act("add", **options)
 
 
 @hold.command()
-@_acting
+@_options_of_acts
 @click.option("--all", "every", is_flag=True, help="also where several acts hold a call: end them")
-def remove(
-    call_ids: tuple[str, ...], by: str, reason: str, single_writer: bool, as_json: bool, every: bool
-) -> int:
+def remove(**options: Any) -> int:
     """Take the hold off calls. Their retention dates stay as they are."""
-    return _act(
-        "remove", call_ids, by, reason, single_writer=single_writer, as_json=as_json, every=every
-    )
+    return _act("remove", **options)
 
 
 def _act(
@@ -91,7 +84,7 @@ def _act(
     as_json: bool,
     every: bool = False,
 ) -> int:
-    """Do it, and tell of each call. Exits with 1 where an object is missing, hidden or damaged, or
+    """Do it, and report each call. Exits with 1 where an object is missing, hidden or damaged, or
     refused by the store: the other calls are done."""
     from archiver.audit import tables
     from archiver.audit.tables import printable
@@ -105,17 +98,18 @@ def _act(
     if as_json:
         rows = ((one.hold, one.seal, one.gone, one.undone) for one in result.done)
         click.echo(tables.done_json(rows, sorted(result.left)), nl=False)
-    for one in result.done if not as_json else ():
-        click.echo(tables.done_line(one.hold, one.seal, undone=one.undone))
+    else:
+        for one in result.done:
+            click.echo(tables.done_line(one.hold, one.seal, undone=one.undone))
     gone = sorted({key for one in result.done for key in one.gone})
-    for key in gone:
-        told = f"archiver: {printable(key)} is missing, hidden or unreadable: run archiver verify"
-        click.echo(told, err=True)
+    problems = [
+        f"{printable(key)} is missing, hidden or unreadable: run archiver verify" for key in gone
+    ]
     for call_id, error in sorted(result.left.items()):
-        told = f"archiver: {printable(call_id)} is not done: {error}; run the same command again"
-        click.echo(told, err=True)
-    for damage in result.damaged:
-        click.echo(f"archiver: warning: {damage}: run archiver verify", err=True)
+        problems.append(f"{printable(call_id)} is not done: {error}; run the same command again")
+    problems += [f"warning: {damage}: run archiver verify" for damage in result.damaged]
+    for problem in problems:
+        click.echo(f"archiver: {problem}", err=True)
     return 1 if gone or result.left else 0
 
 

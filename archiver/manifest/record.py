@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
@@ -150,59 +150,52 @@ class FileRef(msgspec.Struct, frozen=True, gc=False):
     content_type: Any = msgspec.UNSET
 
 
-@dataclass(frozen=True)
-class Result:
-    """How the try to archive one call ended, before it is written down."""
-
-    outcome: Outcome
-    files: tuple[File, ...]
-    source: Mapping[str, Any]
-    audio: Mapping[str, Any] | None = None
-    findings: tuple[str, ...] = ()
-    reason: str | None = None
-    attempts: int | None = None
-    status: int | None = None
-    unavailable: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """File kind of a document that could not be had → `reason` and `status` of the answer."""
-
-
 def build(
     call: Call,
-    result: Result,
     *,
+    outcome: Outcome,
+    files: Iterable[File],
+    source: Mapping[str, Any],
     day: date,
     revision: int,
     archived_at: datetime,
     retention: Mapping[str, Any] | None,
+    audio: Mapping[str, Any] | None = None,
+    findings: Iterable[str] = (),
+    reason: str | None = None,
+    attempts: int | None = None,
+    status: int | None = None,
+    unavailable: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Record:
-    """The record of a try. `day` is the call's `dt`, which its start time need not tell."""
+    """The record of an attempt. `day` is the call's `dt`, which its start time need not tell;
+    `unavailable` has, by file kind, `reason` and `status` of the answer for a document."""
     key = layout.record_key(day, call.id, revision)
     document: dict[str, Any] = {
         "archived_at": format_second(archived_at),
-        "audio": result.audio,
+        "audio": audio,
         "call_id": call.id,
         "campaign_id": call.text("campaignId"),
         "direction": call.text("direction"),
         "duration_seconds": call.duration_seconds,
         "ended_at": _time(call.ended_at),
-        "files": [file.document() for file in result.files],
-        "findings": sorted(result.findings),
-        "outcome": result.outcome,
-        "reason": result.reason,
+        "files": [file.document() for file in files],
+        "findings": sorted(findings),
+        "outcome": outcome,
+        "reason": reason,
         "record": key,
         "retention": retention,
         "revision": revision,
-        "source": dict(result.source),
+        "source": dict(source),
         "started_at": _time(call.started_at),
         "state": call.state,
         "type": "call",
         "v": 1,
     }
-    if result.outcome != "archived":
-        document |= {"attempts": result.attempts, "status": result.status}
-    if result.unavailable:
-        document["unavailable"] = {kind: dict(why) for kind, why in result.unavailable.items()}
-    return Record(canonical.dump(document), call.id, result.outcome, revision, key, document)
+    if outcome != "archived":
+        document |= {"attempts": attempts, "status": status}
+    if unavailable:
+        document["unavailable"] = {kind: dict(why) for kind, why in unavailable.items()}
+    return Record(canonical.dump(document), call.id, outcome, revision, key, document)
 
 
 def _time(moment: datetime | None) -> str | None:

@@ -17,10 +17,10 @@ import structlog
 
 from archiver.core.errors import ArchiverError, StoreError
 from archiver.core.model import Window, windows_between
+from archiver.pipeline.backfill_progress import BackfillProgress, NoProgress
 from archiver.pipeline.bucket_state import SegmentIndex
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.plan import Plan, Purpose
-from archiver.pipeline.ports import BackfillProgress, NoProgress
 from archiver.pipeline.window import Summary, WindowArchiver, WindowResult, WindowStatus
 
 log = structlog.get_logger()

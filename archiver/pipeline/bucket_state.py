@@ -29,8 +29,8 @@ from archiver.manifest import layout, record, seal, segment
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Outcome, Record
 from archiver.manifest.seal import SegmentEntry
-from archiver.pipeline.lock_dates import covering_date, is_behind_policy, latest_date
-from archiver.pipeline.ports import Store
+from archiver.pipeline.retention import covering_date, is_behind_policy, latest_date
+from archiver.store.bucket import Bucket
 
 log = structlog.get_logger()
 
@@ -98,7 +98,7 @@ class _DayIndex(Generic[V]):
 class RecordIndex(_DayIndex[dict[str, int]]):
     """The newest revision of each record of a day, by call directory."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Bucket) -> None:
         super().__init__(REMEMBERED_RECORD_DAYS)
         self._store = store
 
@@ -150,7 +150,7 @@ class RecordIndex(_DayIndex[dict[str, int]]):
 class SegmentIndex(_DayIndex[dict[SegmentName, bool]]):
     """The segments of a day, and whether each is sealed (has the pointer to its seal)."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Bucket) -> None:
         super().__init__(REMEMBERED_SEGMENT_DAYS)
         self._store = store
 
@@ -222,7 +222,7 @@ class LatestRecord:
     def record(self) -> Record:
         return record.parse(self.data)
 
-    def revisions(self, store: Store) -> Iterator[Record | None]:
+    def revisions(self, store: Bucket) -> Iterator[Record | None]:
         """All records of the call, the newest first; None for one that is gone or damaged."""
         newest = self.record()
         yield newest
@@ -304,7 +304,7 @@ class WindowState:
 class WindowReader:
     """Reads the segments of windows. Threads share it."""
 
-    def __init__(self, store: Store, segments: SegmentIndex, retention: Retention) -> None:
+    def __init__(self, store: Bucket, segments: SegmentIndex, retention: Retention) -> None:
         self._store = store
         self._segments = segments
         self._retention = retention

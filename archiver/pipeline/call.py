@@ -1,14 +1,17 @@
 """One call: its documents and its recording into the bucket, and its record last.
 
-A call is archived when its record is there. The recording and the two documents, the call's own
-(`transcript`) and the survey (`epa`), are fetched and judged one by one: one that cannot be had
-takes nothing from the others.
+`CallArchiver.archive` is the whole sequence. A call is archived when its record is there. The
+recording and the two documents, the call's own (`transcript`) and the survey (`epa`), are fetched
+and judged one by one: one that cannot be had takes nothing from the others.
+
+`Backoff` says how long a call rests after a try without success.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from contextlib import closing, contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -22,40 +25,38 @@ from archiver.core.errors import CallError, FormatError, KeyTaken, NoRecording, 
 from archiver.core.model import Call, Retention, Window, lock_start, parse_time, placing_time
 from archiver.core.retry import Retry
 from archiver.manifest import canonical, layout, record
-from archiver.manifest.record import FILE_KINDS, File, Record, Result
+from archiver.manifest.record import FILE_KINDS, File, Record
 from archiver.observability import metrics
-from archiver.pipeline.backoff import SOURCE_SILENT, Backoff, Unarchived
 from archiver.pipeline.health import StoreHealth
 from archiver.pipeline.hold_enforcement import HeldCalls, refs_of
-from archiver.pipeline.lock_dates import promise, promises_less
-from archiver.pipeline.ports import Recordings, Source, Store
 from archiver.pipeline.recording import PART_BYTES, RecordingWriter, put_or_beside, random_tag
-from archiver.source.api import SignedUrl
-from archiver.source.recordings import ResumableDownload
+from archiver.pipeline.retention import promise, promises_less
+from archiver.source.api import SignedUrl, VoiceCallsClient
+from archiver.source.recordings import RecordingClient, ResumableDownload
+from archiver.store.bucket import Bucket
 from archiver.store.types import Stored
 
 log = structlog.get_logger()
 
 HAD_RECORDING = {
-    "bad_response",
-    "digest_mismatch",
-    "not_wav",
-    "recording_changed",
-    "recording_empty",
-    "recording_missing",
-    "too_large",
-    "too_slow",
-    "truncated",
-    "url_refused",
-}
+    "bad_response", "digest_mismatch", "not_wav", "recording_changed", "recording_empty",
+    "recording_missing", "too_large", "too_slow", "truncated", "url_refused",
+}  # fmt: skip
 """Reasons of a failure that say that the source had a recording once."""
 OUTAGES = ("source_unavailable", "store_refused")
 """Reasons of a failure that an outage may have caused: after one such try no call is given up."""
+SOURCE_SILENT = ("source_unavailable", "call_refused")
+"""Reasons of a failure that say nothing of the call: the source did not answer for it."""
 DOWNLOADS = 4
 """How often a recording is begun that changes, or proves damaged, on the way."""
 MISMATCH_SECONDS = 2.0
 MISMATCH_SHARE = 0.02
 MAX_SIDECAR_BYTES = 64 << 20
+LONGEST_REST_SECONDS = 900.0
+FORGOTTEN_AFTER_SECONDS = 86_400.0
+"""A call without a try for so long after its rest was archived by another writer, or its window was
+closed without it."""
+SWEEP_SECONDS = 3_600.0
 
 Survey = dict[str, Any] | list[Any]
 
@@ -72,14 +73,29 @@ _RECORD_FIELDS = {
 """Fields of a call → those of its record."""
 
 
+@dataclass(frozen=True)
+class Unarchived:
+    """A call that a try left without a record, or an archived call for one of whose documents the
+    source did not answer; and why."""
+
+    call: Call
+    reason: str
+    attempts: int
+    status: int | None
+    undecided: bool = False
+    """Whether nobody can tell yet if the source refuses the call or the credentials."""
+    amended: Record | None = None
+    """The new record of an archived call, made of what the source did answer."""
+
+
 class CallArchiver:
     """Archives single calls. Threads share it."""
 
     def __init__(
         self,
-        source: Source,
-        recordings: Recordings,
-        store: Store,
+        source: VoiceCallsClient,
+        recordings: RecordingClient,
+        store: Bucket,
         clock: Clock,
         *,
         retention: Retention,
@@ -113,15 +129,21 @@ class CallArchiver:
         was_pending: bool = False,
         taken: int = 0,
     ) -> Record | Unarchived:
-        """Archive one listed call, as revision 1 or as the one after `previous`, which says
-        `no_recording` or `failed`. Returns `previous` itself where there is nothing new.
+        """Archive one listed call: as revision 1, or as the revision after `previous`.
 
         1. Fetch the call's own document and its survey.
-        2. Stream the recording into the bucket.
+        2. Stream the recording into the bucket; the recording of an archived call stays.
         3. Store the documents.
-        4. Write the record: from here on the call is archived.
-        5. Where one of these failed, the call waits.
-        6. After `give_up`, a record says that it failed.
+        4. Lock and hold what the previous revision names as the new one will be.
+        5. Write the record: from here on the call is archived.
+        6. Hold the record where somebody has put a hold on the call meanwhile.
+        7. Where one of these failed, the call waits.
+        8. After `give_up`, a record says that it failed (steps 3 to 6).
+
+        Returns `previous` itself where there is nothing new; `Unarchived` where the call waits. Of
+        an archived call that means that the source did not answer for a document; what it did
+        answer is written down all the same. That a document which `previous` says cannot be had
+        still cannot, for the same reason, is an answer.
 
         Until the window has settled, nothing but success is written down: what is missing may still
         come. After that, `no_recording` is a result, and what fails is pending until `give_up`
@@ -134,213 +156,252 @@ class CallArchiver:
         Raises `SourceRefused`, `SourceError` and `StoreError` where they reach beyond the call, and
         `Interrupted`.
         """
-        with self._trying(call, window, previous, listed_at, taken) as one:
+        self._clock.check()
+        is_archived = previous is not None and previous.outcome == "archived"
+        with (
+            structlog.contextvars.bound_contextvars(call_id=call.id),
+            metrics.IN_FLIGHT.track_inprogress(),
+        ):
+            number, now = self.backoff.begin(call.id), self._clock.now()
+            attempt = Attempt(
+                listed=call,
+                window=window,
+                listed_at=listed_at or now,
+                previous=previous,
+                taken=taken,
+                number=number,
+                began=now,
+                held=self.held.is_held(call.id),
+                retention=self._retention,
+                source={"api": self._source.base_url},
+            )
             try:
                 # 1. A document that cannot be had is a finding of the record. Until the window has
                 #    settled the call waits for it, and its recording is not downloaded meanwhile.
-                self._fetch_documents(one)
-                one.files = one.carried_files(exclude={"recording"})
-                for error in one.errors.values() if not settled else ():
-                    raise error
-                # 2. A crash from here to 4 leaves files that no record names. The next try adopts
+                self._fetch_documents(attempt)
+                # 2. A crash from here to 5 leaves files that no record names. The next try adopts
                 #    those that hold the same bytes, and writes beside those that do not.
-                result = self._store_recording(one, settled)
-                # 3.
-                self._store_documents(one)
-                # 4. A crash before this write leaves no record: the call is archived anew. After
-                #    it, only a segment is missing that names the record.
-                found = self._commit(one, one.result(**result))
-            except CallError as error:
-                # 5.
-                unarchived = self._failed(one, error)
-            except StoreError as error:
-                unarchived = self._store_refused(one, error)
+                if is_archived:
+                    attempt.keep_recording()
+                else:
+                    for error in attempt.errors.values() if not settled else ():
+                        raise error
+                    self._store_recording(attempt, settled)
+                # 3. to 6.
+                found = self._commit(attempt)
+            except (CallError, StoreError) as failure:
+                unarchived = self._wait(attempt, failure)  # 7.
             else:
+                self.backoff.succeeded(call.id)
                 self.store_health.succeeded()
-                return self._refresh_if_older(one, found)
-            # 6. What an outage may have caused says nothing of the call: that takes two tries.
-            first = one.number < 2 and not was_pending
+                if is_archived and (silent := attempt.unanswered) is not None:
+                    return self._wait(attempt, silent, None if found is previous else found)
+                return found if is_archived else self._refresh_if_older(attempt, found)
+            # 8. What an outage may have caused says nothing of the call: that takes two tries.
+            first = number < 2 and not was_pending
             if (first and unarchived.reason in OUTAGES) or unarchived.undecided:
                 return unarchived
             if not settled or not self._is_given_up(window, previous):
                 return unarchived
-            return self._write_failure(one, unarchived)
-
-    def refresh(
-        self, call: Call, window: Window, previous: Record, listed_at: datetime | None = None
-    ) -> Record | Unarchived:
-        """Fetch the documents of an archived call again; its recording stays. Returns the revision
-        after `previous` where they have changed, or one can be had that could not before; else
-        `previous` itself. `Unarchived` where the source did not answer for a document; what it did
-        answer is written down all the same.
-
-        That a document which `previous` says cannot be had still cannot, for the same reason, is an
-        answer. Raises as `archive` does.
-        """
-        with self._trying(call, window, previous, listed_at) as one:
-            before = previous.document
+            attempt.fail(unarchived)
             try:
-                self._fetch_documents(one)
-                one.source = {**before["source"], **one.source}
-                one.files = one.carried_files()
-                self._store_documents(one)
-                findings = [f for f in before["findings"] if f not in _REFRESHED_FINDINGS]
-                found = self._commit(
-                    one, one.result("archived", audio=before["audio"], findings=findings)
-                )
-            except StoreError as error:
-                return self._store_refused(one, error)
+                found = self._commit(attempt)
+            except StoreError as failure:
+                return self._wait(attempt, failure)
+            self.backoff.succeeded(call.id)
             self.store_health.succeeded()
-            if (silent := one.unanswered) is not None:
-                return self._failed(one, silent, None if found is previous else found)
             return found
-
-    @contextmanager
-    def _trying(
-        self,
-        call: Call,
-        window: Window,
-        previous: Record | None,
-        listed_at: datetime | None,
-        taken: int = 0,
-    ) -> Iterator[_Try]:
-        """Count a try, and the call in flight."""
-        with structlog.contextvars.bound_contextvars(call_id=call.id):
-            self._clock.check()
-            with metrics.IN_FLIGHT.track_inprogress():
-                number, now = self.backoff.begin(call.id), self._clock.now()
-                yield _Try(
-                    listed=call,
-                    window=window,
-                    listed_at=listed_at or now,
-                    previous=previous,
-                    taken=taken,
-                    number=number,
-                    began=now,
-                    held=self.held.is_held(call.id),
-                    retention=self._retention,
-                    source={"api": self._source.base_url},
-                )
 
     # --- 1. the documents
 
-    def _fetch_documents(self, one: _Try) -> None:
+    def _fetch_documents(self, attempt: Attempt) -> None:
         """The call's own document first: where it cannot be had, the listing says what is known of
         the call. Then the survey, which the source may have in two copies."""
-        call_id = one.listed.id
+        call_id = attempt.listed.id
         try:
-            one.call, one.source["request_id"] = self._source.call(call_id)
-            one.take("transcript", _without_survey(one.call))
+            attempt.call, attempt.source["request_id"] = self._source.call(call_id)
+            attempt.add_document("transcript", _without_survey(attempt.call))
         except CallError as error:
-            one.could_not_have("transcript", error)
-            if one.listed.document.get("transcript") is not None:
-                one.take("transcript", _without_survey(one.listed))
-        if "transcript" in one.errors:
-            one.call = one.as_known()
-        inline, survey = one.call.document.get("epaResults"), None
+            attempt.note_unavailable("transcript", error)
+            if attempt.listed.document.get("transcript") is not None:
+                attempt.add_document("transcript", _without_survey(attempt.listed))
+        if "transcript" in attempt.errors:
+            attempt.call = attempt.as_known()
+        inline, survey = attempt.call.document.get("epaResults"), None
         try:
             survey = self._source.survey(call_id)
         except CallError as error:
-            one.could_not_have("epa", error)
+            attempt.note_unavailable("epa", error)
         # Where one of the survey's two copies is missing today, what only that one had stays.
-        if survey is not None and inline is None and "transcript" in one.errors:
-            inline = self._read_previous_survey(one)
-        if survey is None and inline and "epa" not in one.errors:
+        if survey is not None and inline is None and "transcript" in attempt.errors:
+            inline = self._read_json(attempt.previous_file("epa"))
+        if survey is None and inline and "epa" not in attempt.errors:
             survey = inline if isinstance(inline, dict | list) else None
-            inline = self._read_previous_survey(one)
+            inline = self._read_json(attempt.previous_file("epa"))
         merged = _merged(survey, inline)
         if merged is not None:
-            one.take("epa", merged)
+            attempt.add_document("epa", merged)
 
-    def _read_previous_survey(self, one: _Try) -> object:
-        before = one.previous_file("epa")
-        return self._read_json(before) if before is not None else None
-
-    def _read_json(self, file: File) -> object:
-        """None for a file that cannot be read."""
-        data = self._store.read(file.key, file.version_id, MAX_SIDECAR_BYTES)
+    def _read_json(self, file: File | None) -> object:
+        """None for a file that is not there or cannot be read."""
+        if file is None:
+            return None
         try:
+            data = self._store.read(file.key, file.version_id, MAX_SIDECAR_BYTES)
             return canonical.load(data or b"")
         except FormatError:
             return None
 
     # --- 2. the recording
 
-    def _store_recording(self, one: _Try, settled: bool) -> dict[str, Any]:
-        """What the record says of the recording. One that changes on the way is begun anew."""
+    def _store_recording(self, attempt: Attempt, settled: bool) -> None:
+        """Stream the recording into the bucket; one that changes on the way is begun anew."""
+
+        def signed_url() -> SignedUrl:
+            signed = self._source.recording_url(attempt.call.id)
+            attempt.source["request_id"] = signed.request_id or attempt.source.get("request_id")
+            return signed
+
+        def once() -> None:
+            with (
+                metrics.stage("transfer"),
+                closing(
+                    ResumableDownload(
+                        self._recordings, signed_url, self._clock, self._concurrency_limit
+                    )
+                ) as download,
+            ):
+                done = self._writer.write(
+                    download, attempt.recording_key, attempt.retain_until, attempt.held
+                )
+            attempt.recording = attempt.file_of("recording", done.stored)
+            attempt.outcome = "archived"
+            attempt.audio, attempt.recording_findings = done.audio()
+            attempt.source |= {
+                "content_md5": done.info.content_md5,
+                "etag": done.info.etag,
+                "last_modified": done.info.last_modified,
+                "recording_host": done.info.host,
+            }
+
         try:
-            return self._retry.call("transfer", lambda: self._store_recording_once(one))
+            self._retry.call("transfer", once)
         except NoRecording as error:
             if not settled:
                 raise
-            own = one.errors.get("transcript")
+            own = attempt.errors.get("transcript")
             if own is not None and own.reason == "call_missing":
                 raise own from None  # the source knows nothing of the call: no word on a recording
-            return {"outcome": "no_recording", "reason": error.reason, "status": error.status}
+            attempt.outcome, attempt.reason, attempt.status = (
+                "no_recording",
+                error.reason,
+                error.status,
+            )
 
-    def _store_recording_once(self, one: _Try) -> dict[str, Any]:
-        def signed_url() -> SignedUrl:
-            signed = self._source.recording_url(one.call.id)
-            one.source["request_id"] = signed.request_id or one.source.get("request_id")
-            return signed
+    # --- 3. to 6. what is written
 
-        with (
-            metrics.stage("transfer"),
-            closing(
-                ResumableDownload(
-                    self._recordings, signed_url, self._clock, self._concurrency_limit
+    def _commit(self, attempt: Attempt) -> Record:
+        """Store the documents, and write the record: here exactly-once is decided."""
+        previous, until, held = attempt.previous, attempt.retain_until, attempt.held
+        # 3.
+        self._store_documents(attempt)
+        if previous is not None and _says_the_same(previous, attempt):
+            return previous
+        # 4. A crash after this leaves longer locks and more holds than are promised, which does
+        #    no harm.
+        if previous is not None:
+            if promises_less(previous, self._retention, until):
+                self._extend_previous(attempt, previous)
+            held = held or self._hold_as_previous(previous, attempt)
+        made = record.build(
+            attempt.call,
+            outcome=attempt.outcome,
+            files=attempt.files,
+            source=attempt.source,
+            audio=attempt.audio,
+            findings=attempt.all_findings,
+            reason=attempt.reason,
+            attempts=None if attempt.outcome == "archived" else attempt.number,
+            status=attempt.status,
+            unavailable={
+                kind: {"reason": error.reason, "status": error.status}
+                for kind, error in attempt.errors.items()
+                if record.UNAVAILABLE[kind] in attempt.findings
+            },
+            day=attempt.day,
+            revision=max(previous.revision if previous else 0, attempt.taken) + 1,
+            archived_at=self._clock.now(),
+            retention=promise(self._retention, until, attempt.lock_modes),
+        )
+        # 5. A crash before this write leaves no record: the call is archived anew. After it, only a
+        #    segment is missing that names the record. Where another writer was first, its record
+        #    is the record.
+        with metrics.stage("record"):
+            try:
+                stored = self._store.put_once(
+                    made.key, made.data, retain_until=until, held=held, verify=False
                 )
-            ) as stream,
-        ):
-            done = self._writer.write(stream, one.recording_key, one.retain_until, one.held)
-        one.add("recording", done.stored)
-        one.source |= {
-            "content_md5": done.info.content_md5,
-            "etag": done.info.etag,
-            "last_modified": done.info.last_modified,
-            "recording_host": done.info.host,
-        }
-        audio, findings = done.audio()
-        return {"outcome": "archived", "audio": audio, "findings": findings}
+            except KeyTaken:
+                attempt.was_second = True
+                return self._adopt(made.key, held)
+        if attempt.outcome == "archived":
+            self._writer.forget(attempt.recording_key)
+        # 6. A crash before this leaves a record without its hold: `hold_enforcement` finds it.
+        if previous is not None and not held and self._hold_as_previous(previous, attempt):
+            self._store.set_hold(made.key, stored.version_id, True)
+        _count(made, previous)
+        return made
 
-    # --- 3. the sidecars
-
-    def _store_documents(self, one: _Try) -> None:
+    def _store_documents(self, attempt: Attempt) -> None:
         """Store the documents, and note which could not be had. A file that stands and is whole
         stays, whatever the source answers today."""
+        # The recording, and the previous files of kinds that a newer release knows.
+        fetched = {"recording", *_SIDECARS}
+        attempt.files = [file for file in attempt.previous_files() if file.kind not in fetched]
+        if attempt.recording is not None:
+            attempt.files.append(attempt.recording)
         for kind, finding in record.UNAVAILABLE.items():
-            error, document = one.errors.get(kind), one.documents.get(kind)
-            before = one.previous_file(kind)
-            if error is not None and one.has_document(kind):
+            error, document = attempt.errors.get(kind), attempt.documents.get(kind)
+            before = attempt.previous_file(kind)
+            if error is not None and attempt.has_document(kind):
                 document = None
             elif error is not None:
-                one.findings.add(finding)
-                self._store_malformed(one, kind, error.body)
+                attempt.findings.add(finding)
+                self._store_malformed(attempt, kind, error.body)
             if document is not None and not (before and self._still_stands(before, document)):
-                self._store_sidecar(one, kind, document)
+                self._store_sidecar(attempt, kind, document)
             elif before is not None:
-                one.files.append(before)  # the source has lost it: no reason to lose it too
+                attempt.files.append(before)  # the source has lost it: no reason to lose it too
+        # Kinds of a newer release come last.
+        order = {kind: place for place, kind in enumerate(FILE_KINDS)}
+        attempt.files.sort(key=lambda file: order.get(file.kind, len(order)))
 
-    def _store_malformed(self, one: _Try, kind: str, body: bytes | None) -> None:
+    def _store_malformed(self, attempt: Attempt, kind: str, body: bytes | None) -> None:
         """Keep the bytes that came in place of a document; else those of an earlier revision."""
         malformed = FILE_KINDS[kind].malformed
         assert malformed is not None  # noqa: S101  (the kind of a document)
-        before = one.previous_file(malformed)
+        before = attempt.previous_file(malformed)
         if body and (before is None or before.sha256 != checksums.sha256_hex(body)):
-            self._store_sidecar(one, malformed, body)
+            self._store_sidecar(attempt, malformed, body)
         elif before is not None:
-            one.files.append(before)
+            attempt.files.append(before)
         else:
             return
-        one.findings.add("document_malformed")
+        attempt.findings.add("document_malformed")
 
-    def _store_sidecar(self, one: _Try, kind: str, data: bytes) -> None:
+    def _store_sidecar(self, attempt: Attempt, kind: str, data: bytes) -> None:
         row = FILE_KINDS[kind]
-        key = layout.recording_dir(one.day, one.call.id) + row.name
+        key = layout.recording_dir(attempt.day, attempt.call.id) + row.name
         stored = put_or_beside(
-            self._store, key, data, row.content_type, one.retain_until, one.held, verify=False
+            self._store,
+            key,
+            data,
+            row.content_type,
+            attempt.retain_until,
+            attempt.held,
+            verify=False,
         )
-        one.add(kind, stored)
+        attempt.files.append(attempt.file_of(kind, stored))
 
     def _still_stands(self, before: File, document: bytes) -> bool:
         """Whether the previous sidecar is still the one to name: the same bytes, or the one that
@@ -354,63 +415,15 @@ class CallArchiver:
         log.warning("call.transcript_withdrawn")
         return True
 
-    # --- 4. the record
-
-    def _commit(self, one: _Try, result: Result) -> Record:
-        """Write the record: the one place where exactly-once is decided.
-
-        1. Write nothing where nothing is new.
-        2. Keep what the previous revision names for as long, and held, as the new one.
-        3. Write the record, once. Where another writer was first, its record is the record.
-        4. Hold it where somebody has put a hold on the call meanwhile.
-        """
-        self.backoff.succeeded(one.listed.id)
-        previous, until = one.previous, one.retain_until
-        # 1.
-        if previous is not None and _says_the_same(previous, result):
-            return previous
-        # 2. A crash after this leaves longer locks and more holds than are promised, which does
-        #    no harm.
-        revision = max(previous.revision if previous else 0, one.taken) + 1
-        held = one.held
-        if previous is not None:
-            one.lock_modes |= self._keep_previous(previous, result, until)
-            held = held or self._hold_as_previous(previous, result)
-        made = record.build(
-            one.call,
-            result,
-            day=one.day,
-            revision=revision,
-            archived_at=self._clock.now(),
-            retention=promise(self._retention, until, one.lock_modes),
-        )
-        with metrics.stage("record"):
-            # 3.
-            try:
-                stored = self._store.put_once(
-                    made.key, made.data, retain_until=until, held=held, verify=False
-                )
-            except KeyTaken:
-                one.was_second = True
-                return self._adopt(made.key, held)
-            if result.outcome == "archived":
-                self._writer.forget(one.recording_key)
-            # 4. A crash before this leaves a record without its hold: `hold_enforcement` finds it.
-            if previous is not None and not held and self._hold_as_previous(previous, result):
-                self._store.set_hold(made.key, stored.version_id, True)
-            _count(result, previous)
-        return made
-
-    def _keep_previous(self, previous: Record, result: Result, until: datetime | None) -> set[str]:
-        """Keep what stood before for as long as the new record promises, where that is longer: the
-        record, the files carried over, those that are replaced. Returns the modes that the files
-        carried over are locked in, as far as the store was asked."""
-        if not promises_less(previous, self._retention, until):
-            return set()
-        carried, modes = {file.key for file in result.files}, set[str]()
+    def _extend_previous(self, attempt: Attempt, previous: Record) -> None:
+        """Lock what stood before for as long as the new record promises: the record, the files
+        carried over, those that are replaced."""
+        carried = {file.key for file in attempt.files}
         for file in [*previous.files, {"key": previous.key, "version_id": None}]:
             try:
-                mode = self._store.extend(file["key"], file["version_id"], until).mode
+                mode = self._store.extend(
+                    file["key"], file["version_id"], attempt.retain_until
+                ).mode
             except StoreError as error:
                 if error.reason != "gone":
                     raise
@@ -418,17 +431,16 @@ class CallArchiver:
                 log.error("call.object_gone", key=file["key"])
                 continue
             if mode is not None and file["key"] in carried:
-                modes.add(mode)
-        return modes
+                attempt.lock_modes.add(mode)
 
-    def _hold_as_previous(self, previous: Record, result: Result) -> bool:
+    def _hold_as_previous(self, previous: Record, attempt: Attempt) -> bool:
         """Whether the call's previous record is on legal hold; then its new files are too. It may
         be, though the ledger does not say so: somebody may just be putting it on hold."""
         head = self._store.head(previous.key)
         if head is None or not head.held:
             return False
         known = {file["key"] for file in previous.files}
-        for file in result.files:
+        for file in attempt.files:
             if file.key not in known:
                 self._store.set_hold(file.key, file.version_id, True)
         return True
@@ -448,58 +460,48 @@ class CallArchiver:
             self._store.set_hold(ref.key, ref.version_id, True)
         return found
 
-    def _refresh_if_older(self, one: _Try, found: Record) -> Record:
+    def _refresh_if_older(self, attempt: Attempt, found: Record) -> Record:
         """A concurrent writer's record that is older than our asking may be of an older call."""
         made_at = parse_time(found.document.get("archived_at"))
-        if not one.was_second or found.outcome != "archived":
+        if not attempt.was_second or found.outcome != "archived":
             return found
-        if made_at is None or made_at >= one.began:
+        if made_at is None or made_at >= attempt.began:
             return found
-        again = self.refresh(one.listed, one.window, found, one.listed_at)
+        call, window, listed_at = attempt.listed, attempt.window, attempt.listed_at
+        again = self.archive(call, window, settled=True, listed_at=listed_at, previous=found)
         return (again.amended or found) if isinstance(again, Unarchived) else again
 
-    # --- 5. and 6. failures
+    # --- 7. and 8. failures
 
-    def _failed(self, one: _Try, error: CallError, amended: Record | None = None) -> Unarchived:
-        log.warning("call.unarchived", stage=error.stage, reason=error.reason, status=error.status)
+    def _wait(
+        self, attempt: Attempt, error: CallError | StoreError, amended: Record | None = None
+    ) -> Unarchived:
+        """The call stays behind; raises `error` where it is about the store as a whole."""
+        reason, stage, undecided = error.reason, error.stage, False
+        if isinstance(error, CallError):
+            undecided = error.undecided
+            log.warning("call.unarchived", stage=stage, reason=reason, status=error.status)
+        else:
+            if self.store_health.is_outage(attempt.listed.id, error):
+                raise error
+            reason = reason if reason == "record_unreadable" else "store_refused"
+            log.error("call.store_refused", stage=stage, status=error.status, error=str(error))
         unarchived = Unarchived(
-            one.listed, error.reason, one.number, error.status, error.undecided, amended
+            attempt.listed, reason, attempt.number, error.status, undecided, amended
         )
         self.backoff.failed(unarchived)
         return unarchived
 
-    def _store_refused(self, one: _Try, error: StoreError) -> Unarchived:
-        """The call stays behind; raises `error` where it is about the store as a whole."""
-        if self.store_health.is_outage(one.listed.id, error):
-            raise error
-        reason = error.reason if error.reason == "record_unreadable" else "store_refused"
-        log.error("call.store_refused", stage=error.stage, status=error.status, error=str(error))
-        unarchived = Unarchived(one.listed, reason, one.number, error.status)
-        self.backoff.failed(unarchived)
-        return unarchived
-
     def _is_given_up(self, window: Window, previous: Record | None) -> bool:
-        """A failure does not take back that the source once said that there is no recording."""
+        """A failure takes back neither that a call is archived, nor that the source once said that
+        there is no recording."""
         if previous is not None and previous.outcome != "failed":
             return False
         return self._clock.now() >= window.end + self._give_up
 
-    def _write_failure(self, one: _Try, why: Unarchived) -> Record | Unarchived:
-        """A record that says why the call was given up, with what is known of it."""
-        try:
-            one.files = one.carried_files(exclude={"recording"})
-            self._store_documents(one)
-            found = self._commit(one, one.result("failed", reason=why.reason, status=why.status))
-        except CallError as error:
-            return self._failed(one, error)
-        except StoreError as error:
-            return self._store_refused(one, error)
-        self.store_health.succeeded()
-        return found
-
 
 @dataclass
-class _Try:
+class Attempt:
     """One try at one call: what is known of it so far, and what its record will say."""
 
     listed: Call
@@ -517,6 +519,12 @@ class _Try:
     """File kind → that document in the archive's form; absent where the source has none."""
     errors: dict[str, CallError] = field(default_factory=dict)
     """File kind → why that document could not be had."""
+    outcome: record.Outcome = "failed"
+    reason: str | None = None
+    status: int | None = None
+    recording: File | None = None
+    audio: Mapping[str, Any] | None = None
+    recording_findings: Iterable[str] = ()
     files: list[File] = field(default_factory=list)
     findings: set[str] = field(default_factory=set)
     """Those about documents."""
@@ -553,15 +561,17 @@ class _Try:
                 return error
         return None
 
-    def take(self, kind: str, document: Survey) -> None:
+    # --- documents
+
+    def add_document(self, kind: str, document: Survey) -> None:
         """Keep a document in the archive's form; one that has no such form could not be had."""
         try:
             self.documents[kind] = canonical.dump(document)
         except FormatError:
             error = CallError("not representable as JSON", reason="bad_document")
-            self.could_not_have(kind, error)
+            self.note_unavailable(kind, error)
 
-    def could_not_have(self, kind: str, error: CallError) -> None:
+    def note_unavailable(self, kind: str, error: CallError) -> None:
         self.errors.setdefault(kind, error)
         reason, status = error.reason, error.status
         log.warning("call.document_unavailable", kind=kind, reason=reason, status=status)
@@ -574,6 +584,14 @@ class _Try:
         listed = {name: v for name, v in self.listed.document.items() if v is not None}
         return Call(self.listed.id, {**known, **listed})
 
+    def has_document(self, kind: str) -> bool:
+        """Whether the previous record has the whole document, or knows that there is none."""
+        if self.previous is None or record.UNAVAILABLE[kind] in self.previous.document["findings"]:
+            return False
+        return self.previous.outcome == "archived" or self.previous_file(kind) is not None
+
+    # --- files
+
     def previous_files(self) -> Iterator[File]:
         """The files that the previous record names."""
         names = ("kind", "key", "bytes", "sha256", "content_type", "version_id")
@@ -583,99 +601,138 @@ class _Try:
     def previous_file(self, kind: str) -> File | None:
         return next((file for file in self.previous_files() if file.kind == kind), None)
 
-    def carried_files(self, exclude: Set[str] = frozenset()) -> list[File]:
-        """The previous files that this try does not fetch: the recording, and kinds that a newer
-        release knows."""
-        leave = {*_SIDECARS, *exclude}
-        return [file for file in self.previous_files() if file.kind not in leave]
-
-    def has_document(self, kind: str) -> bool:
-        """Whether the previous record has the whole document, or knows that there is none."""
-        if self.previous is None or record.UNAVAILABLE[kind] in self.previous.document["findings"]:
-            return False
-        return self.previous.outcome == "archived" or self.previous_file(kind) is not None
-
-    def add(self, kind: str, stored: Stored) -> None:
-        """Add a file to those that the record will name."""
-        content_type = FILE_KINDS[kind].content_type
-        self.files.append(
-            File(kind, stored.key, stored.size, stored.sha256, content_type, stored.version_id)
-        )
+    def file_of(self, kind: str, stored: Stored) -> File:
+        """A file that the record will name."""
         if stored.lock_mode:
             self.lock_modes.add(stored.lock_mode)
+        content_type = FILE_KINDS[kind].content_type
+        return File(kind, stored.key, stored.size, stored.sha256, content_type, stored.version_id)
 
-    def result(
-        self,
-        outcome: record.Outcome,
-        *,
-        reason: str | None = None,
-        status: int | None = None,
-        audio: Mapping[str, Any] | None = None,
-        findings: Iterable[str] = (),
-    ) -> Result:
-        """What the record will say; `findings` are those about the recording."""
-        codes = {*findings, *self.findings}
+    # --- how it ends
+
+    def keep_recording(self) -> None:
+        """The call is archived: its recording stays, with what the previous record says of it."""
+        assert self.previous is not None  # noqa: S101
+        before = self.previous.document
+        self.outcome, self.audio = "archived", before["audio"]
+        self.recording = self.previous_file("recording")
+        self.recording_findings = set(before["findings"]) - _REFRESHED_FINDINGS
+        self.source = {**before["source"], **self.source}
+
+    def fail(self, why: Unarchived) -> None:
+        """The call is given up; what is known of it stays."""
+        self.outcome, self.reason, self.status = "failed", why.reason, why.status
+        self.recording, self.audio, self.recording_findings = None, None, ()
+
+    @property
+    def all_findings(self) -> set[str]:
+        """All findings."""
+        codes = {*self.recording_findings, *self.findings}
         length = self.call.duration_seconds
-        if audio is not None and length is not None:
+        if self.audio is not None and length is not None:
             allowed = max(MISMATCH_SECONDS, MISMATCH_SHARE * length)
-            if abs(audio["duration_seconds"] - length) > allowed:
+            if abs(self.audio["duration_seconds"] - length) > allowed:
                 codes.add("duration_mismatch")
         if not lock_start(self.call, self.window, self.listed_at)[1]:
             codes.add("time_implausible")
-        order = {kind: place for place, kind in enumerate(FILE_KINDS)}
-        unavailable = {
-            kind: {"reason": error.reason, "status": error.status}
-            for kind, error in self.errors.items()
-            if record.UNAVAILABLE[kind] in self.findings
-        }
-        return Result(
-            outcome,
-            # Kinds of a newer release come last.
-            files=tuple(sorted(self.files, key=lambda file: order.get(file.kind, len(order)))),
-            source=self.source,
-            audio=audio,
-            findings=tuple(codes),
-            reason=reason,
-            attempts=None if outcome == "archived" else self.number,
-            status=status,
-            unavailable=unavailable,
-        )
+        return codes
 
 
-def _count(result: Result, previous: Record | None) -> None:
+@dataclass
+class _Tries:
+    count: int = 0
+    last: Unarchived | None = None
+    rests_until: float = 0.0
+
+
+class Backoff:
+    """How often each call was tried without success, and how long it rests before the next try.
+
+    Kept in memory only: a process that starts anew tries at once, and counts from one. What is
+    archived or given up is forgotten. Threads share it.
+    """
+
+    def __init__(self, clock: Clock, first_rest_seconds: float = 60.0) -> None:
+        """Each rest is twice as long as the one before, up to 15 minutes."""
+        self._clock = clock
+        self._first_rest_seconds = first_rest_seconds
+        self._tries: dict[str, _Tries] = {}
+        self._mutex = threading.Lock()
+        self._swept_at = clock.monotonic()
+
+    def begin(self, call_id: str) -> int:
+        """Count a try; returns its number, from 1."""
+        now = self._clock.monotonic()
+        with self._mutex:
+            if now >= self._swept_at + SWEEP_SECONDS:
+                oldest = now - FORGOTTEN_AFTER_SECONDS
+                self._tries = {i: t for i, t in self._tries.items() if t.rests_until >= oldest}
+                self._swept_at = now
+            tries = self._tries.setdefault(call_id, _Tries())
+            tries.count += 1
+            tries.rests_until = max(tries.rests_until, now)
+            return tries.count
+
+    def failed(self, unarchived: Unarchived) -> None:
+        """The call rests from now on."""
+        growth = 2.0 ** min(unarchived.attempts - 1, 20)
+        rest = min(LONGEST_REST_SECONDS, self._first_rest_seconds * growth)
+        with self._mutex:
+            tries = self._tries.setdefault(unarchived.call.id, _Tries(unarchived.attempts))
+            tries.last = unarchived
+            tries.rests_until = self._clock.monotonic() + rest
+
+    def succeeded(self, call_id: str) -> None:
+        with self._mutex:
+            self._tries.pop(call_id, None)
+
+    def resting(self, call_id: str) -> Unarchived | None:
+        """How the last try ended, while the call rests; None where it may be tried."""
+        with self._mutex:
+            tries = self._tries.get(call_id)
+            if tries is None or self._clock.monotonic() >= tries.rests_until:
+                return None
+            return tries.last
+
+    def all_resting(self, call_ids: Iterable[str]) -> bool:
+        return all(self.resting(call_id) for call_id in call_ids)
+
+
+def _count(made: Record, previous: Record | None) -> None:
     """Metrics and log; a later revision counts only the files that it brought."""
     known = {file["key"] for file in previous.files} if previous else set()
-    new = [file for file in result.files if file.key not in known]
-    if previous is None or previous.outcome != result.outcome:
-        metrics.CALLS.labels(result.outcome).inc()
+    new = [file for file in made.files if file["key"] not in known]
+    if previous is None or previous.outcome != made.outcome:
+        metrics.CALLS.labels(made.outcome).inc()
     for file in new:
-        metrics.BYTES.labels(file.kind).inc(file.bytes)
-    for code in set(result.findings) - set(previous.document["findings"] if previous else ()):
+        metrics.BYTES.labels(file["kind"]).inc(file["bytes"])
+    findings = set(made.document["findings"])
+    for code in findings - set(previous.document["findings"] if previous else ()):
         metrics.FINDINGS.labels(code).inc()
-    say = log.warning if result.outcome == "failed" else log.info
-    size = sum(file.bytes for file in new)
+    say = log.warning if made.outcome == "failed" else log.info
+    reason, size = made.document["reason"], sum(file["bytes"] for file in new)
     if previous is None:
-        say(f"call.{result.outcome}", reason=result.reason, bytes=size)
+        say(f"call.{made.outcome}", reason=reason, bytes=size)
     else:
-        say("call.amended", outcome=result.outcome, reason=result.reason, bytes=size)
+        say("call.amended", outcome=made.outcome, reason=reason, bytes=size)
 
 
-def _says_the_same(previous: Record, result: Result) -> bool:
+def _says_the_same(previous: Record, attempt: Attempt) -> bool:
     """Whether a new revision would say nothing new: the same outcome, files and findings about
     documents, and of a failure the same reason. That a source has deleted a recording which could
     not be archived, or is out, does not take back that there was one."""
     before = previous.document
-    is_weaker = result.outcome == "no_recording" or result.reason not in HAD_RECORDING
-    if before["reason"] in HAD_RECORDING and result.outcome != "archived" and is_weaker:
+    is_weaker = attempt.outcome == "no_recording" or attempt.reason not in HAD_RECORDING
+    if before["reason"] in HAD_RECORDING and attempt.outcome != "archived" and is_weaker:
         return True
-    if previous.outcome != result.outcome:
+    if previous.outcome != attempt.outcome:
         return False
-    if result.outcome == "failed" and before["reason"] != result.reason:
+    if attempt.outcome == "failed" and before["reason"] != attempt.reason:
         return False
-    if previous.incomplete != record.INCOMPLETE.intersection(result.findings):
+    if previous.incomplete != record.INCOMPLETE.intersection(attempt.all_findings):
         return False
     files = {(file["kind"], file["sha256"]) for file in previous.files}
-    return files == {(file.kind, file.sha256) for file in result.files}
+    return files == {(file.kind, file.sha256) for file in attempt.files}
 
 
 def _without_survey(call: Call) -> dict[str, Any]:

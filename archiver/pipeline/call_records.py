@@ -31,9 +31,9 @@ from archiver.pipeline.bucket_state import (
     WindowState,
     spool,
 )
-from archiver.pipeline.ports import Store
 from archiver.pipeline.sightings import Sightings
 from archiver.source.listing import Lister, WindowListing
+from archiver.store.bucket import Bucket
 
 log = structlog.get_logger()
 
@@ -48,7 +48,7 @@ class CallRecords:
 
     def __init__(
         self,
-        store: Store,
+        store: Bucket,
         index: RecordIndex,
         segments: SegmentIndex,
         workers: Workers,
@@ -63,7 +63,7 @@ class CallRecords:
         self._sightings = sightings
         self._logged: set[str] = set()
         """Keys of records that the log has named as unreadable."""
-        self._lock = threading.Lock()
+        self._mutex = threading.Lock()
         self._orphans: dict[Window, dict[str, LatestRecord]] = {}
         self._loading = threading.RLock()  # held while a day's segments are read
         self._loaded_days: set[date] = set()
@@ -80,25 +80,28 @@ class CallRecords:
         other one where this listing shows that the call is listed there, where this process has an
         orphan record of it there, or where a segment there names its record; else both answer for
         it."""
-        seen_once = listed.seen_once
-        loose = set(sighted) - {*listed.calls, *state.records, *seen_once} - state.pending
+        # Those that neither this listing, nor a segment of this window, nor an orphan record
+        # accounts for.
+        loose = set(sighted) - {*listed.calls, *state.records, *listed.seen_once} - state.pending
         loose -= {call_id for calls in listed.other_windows.values() for call_id in calls}
-        with self._lock:
+        with self._mutex:
             loose -= {call_id for orphans in self._orphans.values() for call_id in orphans}
+        # Those that have a record which another window's segment names are left to that window.
         revision, days = self._index.tolerant(listed.window), _days_near(listed.window)
         found = {i: next((day for day in days if revision(day, i)), None) for i in loose}
         recorded = {(day, layout.call_dir(i)) for i, day in found.items() if day is not None}
         named = self._named_among(recorded, listed.window) if recorded else set()
         loose = {i for i in loose if (found[i], layout.call_dir(i)) not in named}
         calls = {call_id: Call(call_id, {}) for call_id in sorted(loose | state.pending)}
-        return {i: call for i, call in {**calls, **seen_once}.items() if i not in listed.calls}
+        calls |= listed.seen_once
+        return {i: call for i, call in calls.items() if i not in listed.calls}
 
     def latest(
         self, listed: WindowListing, missing: Mapping[str, Call], state: WindowState
     ) -> tuple[dict[str, LatestRecord], dict[str, UnreadableRecord]]:
         """The newest record of each call that is listed, missing or an orphan, as segments, this
         process or the bucket have it; and what lies in the place of one and cannot be read."""
-        with self._lock:
+        with self._mutex:
             orphans = self._orphans.setdefault(listed.window, {})
             for call_id, named in state.records.items():
                 if call_id in orphans and orphans[call_id].revision <= named.revision:
@@ -142,40 +145,51 @@ class CallRecords:
 
     @property
     def windows_with_orphans(self) -> set[Window]:
-        with self._lock:
+        with self._mutex:
             return {window for window, orphans in self._orphans.items() if orphans}
 
     def add_orphans(self, window: Window, records: Mapping[str, LatestRecord]) -> None:
         """These records wait for a segment of the window to name them."""
-        with self._lock:
+        with self._mutex:
             self._orphans.setdefault(window, {}).update(records)
 
     def named(self, window: Window, call_ids: Collection[str]) -> None:
         """A segment of the window names these calls now. What another window's listing showed
         meanwhile it does not name: that stays."""
-        with self._lock:
+        with self._mutex:
             for call_id in call_ids:
                 self._orphans.get(window, {}).pop(call_id, None)
 
     def forget_if_empty(self, window: Window) -> None:
         """For the one thread that works at the window."""
-        with self._lock:
+        with self._mutex:
             if not self._orphans.get(window):
                 self._orphans.pop(window, None)
 
     def load_orphans(self, listed: WindowListing, *, few: bool) -> None:
-        """Look for orphan records that an earlier process left: the window that lists such a call
-        is to name it, or the window of its start. `few`: not where there are very many, which other
-        processes are at work on. Raises `StoreError`, and what listing a neighbour raises."""
-        window = listed.window
-        found = self._claim(window, few)
+        """Look for orphan records that an earlier process left. Raises `StoreError`, and what
+        listing a neighbour raises.
+
+        1. Load the orphans of the window's day, and take those of the window.
+        2. Hand those that this listing lacks to a neighbour that lists them.
+        3. Keep the rest, unless another window has the same record.
+
+        `few`: not where there are very many, which other processes are at work on.
+        """
+        window, day = listed.window, listed.window.start.date()
+        # 1.
+        with self._loading:
+            if day not in self._loaded_days and self._load_day(day, window, few):
+                self._loaded_days.add(day)
+            found = self._unclaimed.pop(window, {}) if day in self._loaded_days else {}
+        # 2.
         try:
             self._hand_to_neighbours(found, listed)
         finally:  # they are handed out once
-            with self._lock:
+            with self._mutex:
                 self._orphans[window] = {**found, **self._orphans.get(window, {})}
-        # One lock for both: else two windows might leave the same record to each other.
-        with self._lock:
+        # 3. In one go: else two windows might leave the same record to each other.
+        with self._mutex:
             own = self._orphans[window]
             others = [orphans for other, orphans in self._orphans.items() if other != window]
             for call_id, orphan in list(own.items()):
@@ -206,16 +220,8 @@ class CallRecords:
                 if there:
                     self.add_orphans(neighbour, {call_id: found.pop(call_id) for call_id in there})
 
-    def _claim(self, window: Window, few: bool) -> dict[str, LatestRecord]:
-        day = window.start.date()
-        with self._loading:
-            if day not in self._loaded_days:
-                if not self._load_day(day, window, few):
-                    return {}
-                self._loaded_days.add(day)
-            return self._unclaimed.pop(window, {})
-
     def _load_day(self, day: date, window: Window, few: bool) -> bool:
+        """Whether the day's orphans are known now, each by the window of its call."""
         orphans = self._index.revisions(day)
         if orphans:
             for keys in self._workers.map(self._keys_named_by, self._segments_near(day)):

@@ -26,8 +26,8 @@ from archiver.manifest.seal import Seal
 from archiver.manifest.signing import SigningKey
 from archiver.observability import metrics
 from archiver.pipeline.bucket_state import UnsealedSegment
-from archiver.pipeline.lock_dates import latest_date
-from archiver.pipeline.ports import Store
+from archiver.pipeline.retention import latest_date
+from archiver.store.bucket import Bucket
 
 log = structlog.get_logger()
 
@@ -42,7 +42,7 @@ class Chain:
 
     def __init__(
         self,
-        store: Store,
+        store: Bucket,
         key: SigningKey,
         clock: Clock,
         retention: Retention,

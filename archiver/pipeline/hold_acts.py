@@ -18,7 +18,8 @@ never the reverse.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from io import BytesIO
@@ -32,10 +33,9 @@ from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Act, Action, Hold
 from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.chain import Chain
-from archiver.pipeline.lock_dates import latest_date
-from archiver.pipeline.ports import Store
-from archiver.store.bucket import is_of_one_object
-from archiver.store.types import CallObjects
+from archiver.pipeline.retention import latest_date
+from archiver.store.bucket import Bucket, is_of_one_object
+from archiver.store.types import CallObjects, FoundCalls
 
 KEY_TRIES = 5
 """How often an act takes another key, where its own holds other bytes: 32 bits of a hash collide
@@ -44,16 +44,6 @@ there."""
 NAMED = 5
 """Ids that an error names; of more it states the number."""
 AGAIN = "; the act is not finished: run the same command again"
-
-
-class Found(Protocol):
-    """What there is of calls."""
-
-    @property
-    def calls(self) -> Mapping[str, CallObjects]: ...
-
-    @property
-    def left(self) -> Mapping[str, ArchiverError]: ...
 
 
 class HoldLedger(Protocol):
@@ -69,9 +59,8 @@ class HoldLedger(Protocol):
     def readable(self) -> Sequence[Act]:
         """The same without what is damaged."""
 
-    def find(self, call_ids: Collection[str]) -> Found:
-        """The objects of each call that has a record, and the calls whose objects cannot be asked
-        for."""
+    def find(self, call_ids: Collection[str]) -> FoundCalls:
+        """The objects of each call that has a record."""
 
     def beside(self, hold: Hold) -> CallObjects:
         """What lies by now where an act's objects lie. Threads share it."""
@@ -90,7 +79,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Result:
+class ActResult:
     """What a command did."""
 
     done: Sequence[Done]
@@ -105,7 +94,7 @@ class Holds:
 
     def __init__(
         self,
-        store: Store,
+        store: Bucket,
         chain: Chain,
         ledger: HoldLedger,
         workers: Workers,
@@ -128,94 +117,74 @@ class Holds:
         reason: str,
         *,
         every: bool = False,
-    ) -> Result:
+    ) -> ActResult:
         """Put holds on calls, or take them off; `every` takes off what several acts have put on.
+
+        1. Find the calls' objects, and refuse what cannot be done as a whole.
+        2. Set the holds (`add` only), and go on with the calls where all took.
+        3. Make the act durable, under a key that is free.
+        4. Seal it: from here on it counts.
+        5. Carry out what the ledger says by then, which takes the holds off (`remove`), also of
+           objects that the calls have got meanwhile, until the ledger says nothing new.
 
         Raises `UsageError`, with nothing done, where a call has no record or, for `remove`, no
         hold, or several; `StoreError` where the store is out or refuses all calls, or the ledger is
         damaged and must be known: an `add` holds all the same.
         """
+        # 1.
         wanted, now = list(dict.fromkeys(call_ids)), self._clock.now().replace(microsecond=0)
         found = self._ledger.find(wanted)
         calls, left = found.calls, dict(found.left)
         _refuse_unknown(wanted, {*calls, *left})
-        wanted = [one for one in wanted if one in calls]
+        wanted = [call_id for call_id in wanted if call_id in calls]
         if not wanted:
             raise next(iter(left.values()))
         by_call = event.by_call(self._acts(action))
-        in_force = {one: event.standing(by_call.get(one, ())) for one in wanted}
+        in_force = {call_id: event.standing(by_call.get(call_id, ())) for call_id in wanted}
         if action == "remove":
             _refuse_removal(calls, in_force, every=every)
-        own = [
-            Hold(action, one, by, reason, now, event.in_order(calls[one].named)) for one in wanted
-        ]
-        try:
-            done = self._execute(own, self._lock_until(calls.values(), now), in_force, left)
-        except StoreError as error:
-            message = f"{error}{AGAIN}"
-            raise StoreError(message, reason=error.reason, status=error.status) from None
-        except Interrupted:
-            raise Interrupted(AGAIN) from None
-        return Result(done, self._ledger.damaged, left)
-
-    def _execute(
-        self,
-        own: Sequence[Hold],
-        until: datetime | None,
-        in_force: Mapping[str, Sequence[Act]],
-        left: dict[str, ArchiverError],
-    ) -> list[Done]:
-        """1. Set the holds (`add` only), and go on with the calls where all took.
-        2. Make the act durable, under a key that is free.
-        3. Seal it: from here on it counts.
-        4. Carry out what the ledger says by then, which takes the holds off (`remove`), also of
-           objects that the calls have got meanwhile, until the ledger says nothing new.
-
-        What cannot be done about a call is added to `left`. Raises the first such error where that
-        is so of all calls.
-        """
-        adds = own[0].action == "add"
-        # 1.
-        if adds:
-            refused = self._carry_out_all(own)[1]
+        own = [Hold(action, i, by, reason, now, event.in_order(calls[i].named)) for i in wanted]
+        with _saying_what_to_do():
+            # The act is locked no shorter than what it is about, nor than the archive's newest
+            # seal, whatever the settings of whoever acts.
+            head = self._store.head(layout.seal_key(self._chain.head.seq))
+            until = latest_date(
+                self._retention.until(now),
+                head.lock_until if head else None,
+                *(one.locked_until for one in calls.values()),
+            )
+            # 2.
+            if action == "add":
+                refused = _refused(self._carry_out_all(own))
+                left |= refused
+                own = [one for one in own if one.call_id not in refused]
+                if not own:
+                    raise next(iter(refused.values()))
+            # 3. A crash before this leaves holds, if any, that the ledger does not have; after it,
+            #    an act that will never be sealed.
+            own, unsealed = self._write(own, until)
+            # 4. A crash after this leaves, at worst, holds to be taken off.
+            check = None if action == "add" else lambda: self._refuse_if_outdated(in_force)
+            self._chain.append([unsealed], check=check)
+            number = self._chain.head.seq
+            # 5.
+            newest, before = self._newest(own), list[Hold]()
+            while newest != before:
+                outcomes = self._carry_out_all(newest)
+                before, newest = newest, self._newest(own)
+            refused = _refused(outcomes)
             left |= refused
-            own = [one for one in own if one.call_id not in refused]
-            if not own:
+            if len(refused) == len(own):
                 raise next(iter(refused.values()))
-        # 2. A crash before this leaves holds, if any, that the ledger does not have; after it, an
-        #    act that will never be sealed.
-        own, unsealed = self._write(own, until)
-        # 3. A crash after this leaves, at worst, holds to be taken off.
-        self._chain.append(
-            [unsealed], check=None if adds else lambda: self._refuse_if_outdated(in_force)
-        )
-        number = self._chain.head.seq
-        # 4.
-        newest = self._newest(own)
-        while True:
-            gone, refused = self._carry_out_all(newest)
-            before, newest = newest, self._newest(own)
-            if newest == before:
-                break
-        left |= refused
-        if len(refused) == len(own):
-            raise next(iter(refused.values()))
-        return [
-            Done(one, number, gone[one.call_id], undone=new.action != one.action)
-            for one, new in zip(own, newest, strict=True)
-            if one.call_id not in refused
-        ]
+        done = []
+        for one, last in zip(own, newest, strict=True):
+            if not isinstance(gone := outcomes[one.call_id], StoreError):
+                done.append(Done(one, number, gone, undone=last.action != one.action))
+        return ActResult(done, self._ledger.damaged, left)
 
     def _acts(self, action: Action) -> Sequence[Act]:
         """To hold what is held does no harm; to take off a hold that cannot be seen does."""
         return self._ledger.readable() if action == "add" else self._ledger.acts()
-
-    def _lock_until(self, found: Iterable[CallObjects], now: datetime) -> datetime | None:
-        """How long the act is locked: no shorter than what it is about, nor than the archive's
-        newest seal, whatever the settings of whoever acts."""
-        head = self._store.head(layout.seal_key(self._chain.head.seq))
-        dates = [self._retention.until(now), head.lock_until if head else None]
-        return latest_date(*dates, *(one.locked_until for one in found))
 
     def _refuse_if_outdated(self, in_force: Mapping[str, Sequence[Act]]) -> None:
         """Refuse to seal a removal once there is an act that it was not decided on."""
@@ -239,11 +208,10 @@ class Holds:
             try:
                 for at, content, kind in ((key, data, "application/x-ndjson"), sha256):
                     self._store.put_once(at, content, content_type=kind, retain_until=until)
+                break
             except KeyTaken:
                 if number == KEY_TRIES - 1:
                     raise
-                continue
-            break
         return own, UnsealedSegment(seal.describe(key, BytesIO(data), window_lines=0), until)
 
     def _newest(self, own: Sequence[Hold]) -> list[Hold]:
@@ -251,39 +219,46 @@ class Holds:
         by_call = event.by_call(self._acts(own[0].action))
         return [by_call[one.call_id][-1].hold if one.call_id in by_call else one for one in own]
 
-    def _carry_out_all(
-        self, acts: Sequence[Hold]
-    ) -> tuple[dict[str, frozenset[str]], dict[str, ArchiverError]]:
+    def _carry_out_all(self, acts: Sequence[Hold]) -> dict[str, frozenset[str] | StoreError]:
         """By call the keys of objects that are not there, or what is in the way."""
-        gone: dict[str, frozenset[str]] = {}
-        refused: dict[str, ArchiverError] = {}
-        done = self._workers.map(self._carry_out, acts)
-        for act, outcome in zip(acts, done, strict=True):
-            if isinstance(outcome, StoreError):
-                refused[act.call_id] = outcome
-            else:
-                gone[act.call_id] = outcome
-        return gone, refused
+        outcomes = self._workers.map(self._carry_out, acts)
+        return {act.call_id: outcome for act, outcome in zip(acts, outcomes, strict=True)}
 
     def _carry_out(self, hold: Hold) -> frozenset[str] | StoreError:
         """Have all objects of a call held, or none. Returns the keys of those that are not there,
         or the error where the store refuses one; raises where the store is out."""
-        refused: StoreError | None = None
+        refused, adds = list[StoreError](), hold.action == "add"
         try:
-            found, adds = self._ledger.beside(hold), hold.action == "add"
+            found = self._ledger.beside(hold)
         except StoreError as error:
             return self._about_one_call(error)
         for one in sorted(found.loose if adds else found.held, key=lambda one: one.key):
             try:
                 self._store.set_hold(one.key, one.version_id, adds)
             except StoreError as error:
-                refused = refused or self._about_one_call(error)
-        return refused or found.gone
+                refused.append(self._about_one_call(error))
+        return refused[0] if refused else found.gone
 
     def _about_one_call(self, error: StoreError) -> StoreError:
         if not is_of_one_object(self._store, error):
             raise error
         return error
+
+
+@contextmanager
+def _saying_what_to_do() -> Iterator[None]:
+    """Whoever was cut off is to run the same command again."""
+    try:
+        yield
+    except StoreError as error:
+        message = f"{error}{AGAIN}"
+        raise StoreError(message, reason=error.reason, status=error.status) from None
+    except Interrupted:
+        raise Interrupted(AGAIN) from None
+
+
+def _refused(outcomes: Mapping[str, frozenset[str] | StoreError]) -> dict[str, StoreError]:
+    return {i: outcome for i, outcome in outcomes.items() if isinstance(outcome, StoreError)}
 
 
 def _is_held(in_force: Sequence[Act]) -> bool:

@@ -14,8 +14,8 @@
 
 `HoldEnforcement` holds what the ledger calls held, at each touch of a window that has settled.
 Whoever puts a hold on a call holds what it has by then. What came meanwhile, and what a crash left
-between a record and the second look at its call's hold, is found here. New objects are created with
-the hold (`call.py`); no hold is ever taken off here.
+between a record and the second check of its call's hold, is found here. New objects are created
+with the hold (`call.py`); no hold is ever taken off here.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -36,10 +38,11 @@ from archiver.core.model import Window
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import ObjectRef
 from archiver.manifest.record import Record
-from archiver.pipeline.bucket_state import LatestRecord
-from archiver.pipeline.ports import Store
-from archiver.store.bucket import is_of_one_object
+from archiver.store.bucket import Bucket, is_of_one_object
 from archiver.store.types import Head
+
+if TYPE_CHECKING:
+    from archiver.pipeline.bucket_state import LatestRecord
 
 log = structlog.get_logger()
 
@@ -83,20 +86,20 @@ class HoldEvent:
 class HeldCalls:
     """Knows which calls are held. Threads share it."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Bucket, clock: Clock) -> None:
         self._store = store
         self._clock = clock
         self._ids: frozenset[str] = frozenset()
         self._segments: dict[str, _EventSegment] = {}
         self._refreshed_at: float | None = None
         self._logged: set[str] = set()
-        self._lock = threading.RLock()
+        self._mutex = threading.RLock()
 
     def refresh(self, after_seconds: float = 0.0) -> None:
         """Read what was added to the ledger, unless that was done so short a while ago. Raises
         `StoreError` where the store does not answer."""
         now = self._clock.monotonic()
-        with self._lock:
+        with self._mutex:
             if self._refreshed_at is not None and now < self._refreshed_at + after_seconds:
                 return
             try:
@@ -123,7 +126,7 @@ class HeldCalls:
 
     def events(self) -> list[HoldEvent]:
         """The sealed segments of events, as of the last refresh."""
-        with self._lock:
+        with self._mutex:
             ids, segments = self._ids, list(self._segments.values())
         return [
             HoldEvent(
@@ -137,7 +140,8 @@ class HeldCalls:
         ]
 
     def _read_new(self, before: Mapping[str, _EventSegment]) -> dict[str, _EventSegment]:
-        """All segments: what was read once is not read again, and does not go away."""
+        """All segments: what was read once is not read again, and does not go away. One that is
+        damaged is tried again at the next refresh."""
         suffixes: dict[str, set[str]] = {}
         for item in self._store.list(layout.EVENTS):
             if (parsed := layout.parse_event_key(item.key)) is not None:
@@ -145,43 +149,38 @@ class HeldCalls:
         found = dict(before)
         for stem, there in suffixes.items():
             key = stem + ".jsonl"
-            one = found.get(key) or (self._read(key) if "jsonl" in there else None)
-            if one is not None and one.seal is None and "seal" in there:
-                one = replace(one, seal=self._seal_number(layout.pointer_key(key)))
-            if one is not None:
-                found[key] = one
+            if key not in found and "jsonl" in there:
+                with self._passing_over(key):
+                    found[key] = self._read(key)
+            if key in found and found[key].seal is None and "seal" in there:
+                pointer = layout.pointer_key(key)
+                with self._passing_over(pointer):
+                    data = self._store.read(pointer, max_bytes=seal.POINTER_BYTES)
+                    if (number := seal.parse_pointer(data or b"")) is None:
+                        raise FormatError("no number of a seal")
+                    found[key] = replace(found[key], seal=number)
         return found
 
-    def _read(self, key: str) -> _EventSegment | None:
-        """None where it is damaged: it is tried again at the next refresh."""
-        try:
-            data = self._store.read(key, max_bytes=event.MAX_SEGMENT_BYTES) or b""
-            if hashlib.sha256(data).hexdigest()[:8] != key.removesuffix(".jsonl")[-8:]:
-                raise FormatError("other bytes than its name says")
-            # Line by line, because an act may name very many objects, and these are not kept.
-            holds = filter(None, map(event.parse, io.BytesIO(data)))
-            acts = tuple(_Act(hold.call_id, hold.action == "add", hold.at) for hold in holds)
-            return _EventSegment(key, acts)
-        except (FormatError, StoreError) as error:
-            self._pass_over(key, error)
-            return None
+    def _read(self, key: str) -> _EventSegment:
+        data = self._store.read(key, max_bytes=event.MAX_SEGMENT_BYTES) or b""
+        if hashlib.sha256(data).hexdigest()[:8] != key.removesuffix(".jsonl")[-8:]:
+            raise FormatError("other bytes than its name says")
+        # Line by line, because an act may name very many objects, and these are not kept.
+        holds = filter(None, map(event.parse, io.BytesIO(data)))
+        acts = tuple(_Act(hold.call_id, hold.action == "add", hold.at) for hold in holds)
+        return _EventSegment(key, acts)
 
-    def _seal_number(self, key: str) -> int | None:
+    @contextmanager
+    def _passing_over(self, key: str) -> Iterator[None]:
+        """What is wrong with this object is a warning in the log, once."""
         try:
-            number = seal.parse_pointer(self._store.read(key, max_bytes=seal.POINTER_BYTES) or b"")
-            if number is None:
-                raise FormatError("no number of a seal")
+            yield
         except (FormatError, StoreError) as error:
-            self._pass_over(key, error)
-            return None
-        return number
-
-    def _pass_over(self, key: str, error: FormatError | StoreError) -> None:
-        if isinstance(error, StoreError) and not is_of_one_object(self._store, error):
-            raise error
-        if key not in self._logged:
-            self._logged.add(key)
-            log.warning("holds.unreadable", key=key, error=str(error))
+            if isinstance(error, StoreError) and not is_of_one_object(self._store, error):
+                raise
+            if key not in self._logged:
+                self._logged.add(key)
+                log.warning("holds.unreadable", key=key, error=str(error))
 
 
 def _held_by(segments: Iterable[_EventSegment]) -> frozenset[str]:
@@ -201,7 +200,7 @@ def _held_by(segments: Iterable[_EventSegment]) -> frozenset[str]:
 class HoldEnforcement:
     """Holds the objects of held calls. Threads share it, each at a window of its own."""
 
-    def __init__(self, store: Store, held: HeldCalls, workers: Workers) -> None:
+    def __init__(self, store: Bucket, held: HeldCalls, workers: Workers) -> None:
         self._store = store
         self._held = held
         self._workers = workers
@@ -223,22 +222,18 @@ class HoldEnforcement:
         calls = [known[call_id] for call_id in known.keys() & held]
         loose = gone = 0
         for at in range(0, len(calls), CALLS_AT_ONCE):
-            counts = self._enforce_some(calls[at : at + CALLS_AT_ONCE])
-            loose, gone = loose + counts[0], gone + counts[1]
+            checked = self._workers.map(self._check, calls[at : at + CALLS_AT_ONCE])
+            if any(refs for _, refs, _ in checked):
+                self._held.refresh()  # a call that was released meanwhile is not held again
+            held = self._held.ids()
+            todo = [ref for call_id, refs, _ in checked if call_id in held for ref in refs]
+            self._workers.map(self._hold, todo)
+            loose += len(todo)
+            gone += sum(count for _, _, count in checked)
         if loose:
             log.warning("window.held_again", window=str(window), objects=loose)
         if gone:
             log.error("window.objects_gone", window=str(window), objects=gone)
-
-    def _enforce_some(self, calls: Sequence[LatestRecord]) -> tuple[int, int]:
-        """How many objects of these calls are held now that were not, and how many are gone."""
-        found = self._workers.map(self._check, calls)
-        if any(loose for _, loose, _ in found):
-            self._held.refresh()  # a call that was released meanwhile is not held again
-        held = self._held.ids()
-        todo = [ref for call_id, loose, _ in found if call_id in held for ref in loose]
-        self._workers.map(self._hold, todo)
-        return len(todo), sum(gone for _, _, gone in found)
 
     def _check(self, latest: LatestRecord) -> tuple[str, list[ObjectRef], int]:
         """A call's id, its objects without a hold, and how many are missing or damaged."""

@@ -12,8 +12,8 @@ from datetime import datetime
 from enum import Enum, auto
 
 from archiver.core.model import Call
-from archiver.pipeline.backoff import Unarchived
 from archiver.pipeline.bucket_state import LatestRecord, UnreadableRecord
+from archiver.pipeline.call import Unarchived
 from archiver.source.listing import WindowListing
 
 

@@ -28,7 +28,7 @@ import structlog
 from archiver.core.clock import Interrupted
 from archiver.core.errors import ArchiverError
 from archiver.core.model import Window
-from archiver.pipeline.ports import BackfillProgress
+from archiver.pipeline.backfill_progress import BackfillProgress
 from archiver.pipeline.window import Summary
 
 log = structlog.get_logger()

@@ -6,8 +6,8 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -19,9 +19,8 @@ from archiver.core import checksums, wav
 from archiver.core.errors import CallError, FormatError, KeyTaken, Reach, StoreError
 from archiver.manifest import layout
 from archiver.observability import metrics
-from archiver.pipeline.ports import Store
 from archiver.source.recordings import BlobInfo, ResumableDownload
-from archiver.store.bucket import GIVEN_UP_AFTER
+from archiver.store.bucket import GIVEN_UP_AFTER, Bucket
 from archiver.store.types import Stored
 
 log = structlog.get_logger()
@@ -44,13 +43,13 @@ class StoredRecording:
     header: wav.WavHeader
     info: BlobInfo
 
-    def audio(self) -> tuple[dict[str, Any], list[str]]:
+    def audio(self) -> tuple[dict[str, Any], set[str]]:
         """The `audio` of its record, and what is odd about the file."""
-        header, length, findings = self.header, self.info.length, []
+        header, length, findings = self.header, self.info.length, set[str]()
         if header.data_bytes is None:
-            findings.append("header_length_unknown")
+            findings.add("header_length_unknown")
         if header.riff_bytes is not None and length > header.riff_bytes + 1:
-            findings.append("trailing_bytes")
+            findings.add("trailing_bytes")
         audio = {
             "bits_per_sample": header.bits_per_sample,
             "channels": header.channels,
@@ -71,7 +70,7 @@ class RecordingWriter:
 
     def __init__(
         self,
-        store: Store,
+        store: Bucket,
         part_bytes: int = PART_BYTES,
         tag: Callable[[], str] = random_tag,
         monotonic: Callable[[], float] = time.monotonic,
@@ -80,51 +79,76 @@ class RecordingWriter:
         self._part_bytes = part_bytes
         self._tag = tag
         self._monotonic = monotonic
-        self._buffers: list[bytearray] = []
+        self._local = threading.local()
         self._uploads: OrderedDict[str, tuple[StoredRecording, datetime | None]] = OrderedDict()
         """What this process uploaded in parts and no record names yet, by the key that was asked
         for, and until when it is locked."""
-        self._lock = threading.Lock()
+        self._mutex = threading.Lock()
 
     def write(
         self, recording: ResumableDownload, key: str, retain_until: datetime | None, held: bool
     ) -> StoredRecording:
         """Store a recording under `key`, or beside it; `held` puts a legal hold on it.
 
-        An upload in parts has a new key each time, and nothing is deleted. So the one that an
-        earlier try made, before something else of the call failed, is used again while the source
-        has the same blob and the lock is to be the same: else a call whose record the store refuses
-        for ever would leave a whole recording with each try. `forget` it once a record names it.
+        1. Use the upload of an earlier try again, where that is of this very blob.
+        2. Read the first part, or the whole of a short recording, and check that it is a WAV file.
+        3. Write a short recording at once, and a longer one part by part, hashing on the way.
+        4. Read it back and hash it, where a HEAD proves too little.
 
         Raises `CallError` where the blob is not what was announced, `StoreError`, `Interrupted`.
         """
         info = recording.info
+        # 1. An upload in parts has a new key each time, and nothing is deleted: else a call whose
+        #    record the store refuses for ever would leave a whole recording with each try.
         in_parts = info.length > self._part_bytes
         done = self._uploaded_before(key, info, retain_until) if in_parts else None
         if done is None:
-            with self._buffer(min(self._part_bytes, info.length)) as view:
-                done = self._transfer(view, recording, key, retain_until, held)
+            # 2.
+            view = self._buffer(min(self._part_bytes, info.length))
+            digests = checksums.Digests(info.content_md5)
+            _fill(view, recording, digests)
+            try:
+                header = _header(view, info)
+            except CallError:
+                # Damage on the way says nothing of the source's blob: the announced digest tells.
+                while info.content_md5 and digests.bytes < info.length:
+                    _fill(view, recording, digests)
+                _check_announced(digests)
+                raise
+            # 3. A crash after it leaves a recording that no record names. The next try adopts a
+            #    short one; a long one stays, as an orphan.
+            if in_parts:
+                stored = self._upload(recording, view, digests, key, retain_until)
+            else:
+                _check_announced(digests)
+                stored = put_or_beside(
+                    self._store, key, view, WAV, retain_until, held, sha256=digests.sha256
+                )
+            done = StoredRecording(stored, header, info)
         if in_parts:
-            with self._lock:
+            with self._mutex:
                 self._uploads[key] = done, retain_until
                 self._uploads.move_to_end(key)
                 if len(self._uploads) > REMEMBERED_UPLOADS:
                     self._uploads.popitem(last=False)
             if held:
                 self._store.set_hold(done.stored.key, done.stored.version_id, True)
-        self._read_back(done.stored)
+        # 4.
+        if self._store.read_back and not done.stored.adopted:
+            self._read_back(done.stored)
         return done
 
     def forget(self, key: str) -> None:
-        """The call has its record."""
-        with self._lock:
+        """A record names what was uploaded for this key: it is not to be used again."""
+        with self._mutex:
             self._uploads.pop(key, None)
 
     def _uploaded_before(
         self, key: str, info: BlobInfo, retain_until: datetime | None
     ) -> StoredRecording | None:
-        """The upload of an earlier try, if it is of this very blob and the store still has it."""
-        with self._lock:
+        """The upload of an earlier try, if it is of this very blob, its lock is to be the same, and
+        the store still has it."""
+        with self._mutex:
             done, until = self._uploads.get(key, (None, None))
         # Which of its hosts the source names says nothing of the blob.
         if done is None or until != retain_until or replace(done.info, host=info.host) != info:
@@ -140,47 +164,14 @@ class RecordingWriter:
         log.info("recording.upload_reused", key=done.stored.key)
         return done
 
-    @contextmanager
-    def _buffer(self, size: int) -> Iterator[memoryview]:
-        """A buffer that is used again: the pages of a new one would cost as much as hashing."""
-        buffer = self._buffers.pop() if self._buffers else bytearray()
-        if len(buffer) < size:
-            del buffer  # first, else both would take memory
-            buffer = bytearray(size)
-        try:
-            yield memoryview(buffer)[:size]
-        finally:
-            self._buffers.append(buffer)
+    def _buffer(self, size: int) -> memoryview:
+        """This thread's buffer: the page faults of a new one would take as long as hashing."""
+        if len(getattr(self._local, "buffer", b"")) < size:
+            self._local.buffer = None  # first, else both would take memory
+            self._local.buffer = bytearray(size)
+        return memoryview(self._local.buffer)[:size]
 
-    def _transfer(
-        self,
-        view: memoryview,
-        recording: ResumableDownload,
-        key: str,
-        retain_until: datetime | None,
-        held: bool,
-    ) -> StoredRecording:
-        info = recording.info
-        digests = checksums.Digests(info.content_md5)
-        _fill(view, recording, digests)
-        try:
-            header = _header(view, info)
-        except CallError:
-            # Damage on the way says nothing of the source's blob: the announced digest tells.
-            while info.content_md5 and digests.bytes < info.length:
-                _fill(view, recording, digests)
-            _check_announced(digests)
-            raise
-        if info.length == len(view):
-            _check_announced(digests)
-            stored = put_or_beside(
-                self._store, key, view, WAV, retain_until, held, sha256=digests.sha256
-            )
-        else:
-            stored = self._multipart(recording, view, digests, key, retain_until)
-        return StoredRecording(stored, header, info)
-
-    def _multipart(
+    def _upload(
         self,
         recording: ResumableDownload,
         view: memoryview,
@@ -191,6 +182,7 @@ class RecordingWriter:
         """Upload part by part through one buffer; `view` holds the first part already. An upload
         that takes longer than `GIVEN_UP_AFTER` is given up: other processes would take it for a
         dead process's, and abort it."""
+        # CompleteMultipartUpload is not create-once in every store: so nobody else has this key.
         key = layout.beside(key, self._tag())
         end = self._monotonic() + GIVEN_UP_AFTER.total_seconds()
         upload = self._store.begin(key, content_type=WAV, retain_until=retain_until)
@@ -203,15 +195,14 @@ class RecordingWriter:
                     raise CallError("the upload takes too long", reason="too_slow")
                 upload.part(view[:count], own.sha256)
             _check_announced(digests)
+            # A crash before this leaves an orphaned upload: a later start aborts it.
             return upload.complete(digests.sha256)
         except BaseException:
             upload.abort()
             raise
 
     def _read_back(self, stored: Stored) -> None:
-        """Hash what the store gives back, where a HEAD proves too little."""
-        if not self._store.read_back or stored.adopted:
-            return
+        """Raises `StoreError` where the store gives back other bytes."""
         with metrics.stage("verify"):
             digests = checksums.Digests()
             for chunk in self._store.stream(stored.key, stored.version_id) or ():
@@ -221,7 +212,7 @@ class RecordingWriter:
 
 
 def put_or_beside(
-    store: Store,
+    store: Bucket,
     key: str,
     data: checksums.Buffer,
     content_type: str,
@@ -231,7 +222,7 @@ def put_or_beside(
     sha256: str | None = None,
     verify: bool = True,
 ) -> Stored:
-    """Create an object once; where other bytes have the key, beside it. See `Store.put_once`.
+    """Create an object once; where other bytes have the key, beside it. See `Bucket.put_once`.
 
     The key beside is named by the content, and not at random: whoever tries again after a crash
     finds what is there and adopts it. That is safe, because it lies in the call's own directory and

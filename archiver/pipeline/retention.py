@@ -1,10 +1,19 @@
-"""Extends locks: a longer retention takes hold when a window is worked at again.
+"""Lock dates, and extending locks: a longer retention takes hold when a window is worked at again.
 
-Touched is a window that the loop closes or lists again, or that a backfill works at. Where its
-records promise less than today's policy, their locks are extended in place, and those of all that
-they name; then the seals that cover the window, and its segments, to the latest date that the
-window has. Nothing is shortened, and nothing is written: a record goes on promising what it did,
-and its objects are kept for longer than that.
+Until when a call is locked:
+
+- The policy counts from the call's end (`model.lock_start`). A record states end and start. Where
+  it states neither, its lock counted from some moment of the window, or from the window's end.
+- Where a record has the finding `time_implausible`, its lock counts from the window's end. The same
+  holds for a record without that finding whose end lies over a day after it was written: releases
+  before that finding trusted every end. What such a record promises binds its own objects, and not
+  the segments and seals that cover it.
+
+Which locks are extended (`RetentionKeeper`): those of a window that the loop closes or lists again,
+or that a backfill works at. Where its records promise less than today's policy, their locks are
+extended in place, and those of all that they name; then the seals that cover the window, and its
+segments, to the latest date that the window has. Nothing is shortened, and nothing is written: a
+record goes on promising what it did, and its objects are kept for longer than that.
 
 - The segments come last. So once they are locked for long enough all else is, and the next touch
   costs no more than a HEAD of each; a crash leaves them short, and the next touch does it again.
@@ -25,35 +34,113 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from archiver.core.clock import Clock
 from archiver.core.concurrency import Workers
 from archiver.core.errors import FormatError, Reach, StoreError
-from archiver.core.model import DAY, Retention, Window
+from archiver.core.model import DAY, Retention, Window, format_time, is_too_late, parse_time
 from archiver.manifest import layout, seal
 from archiver.manifest.layout import SegmentName
-from archiver.pipeline.bucket_state import LatestRecord, SegmentIndex, WindowState
-from archiver.pipeline.hold_enforcement import HeldCalls, HoldEvent
-from archiver.pipeline.lock_dates import (
-    covering_date,
-    is_behind_policy,
-    latest_date,
-    policy_date,
-)
-from archiver.pipeline.ports import Store
+from archiver.manifest.record import Record
+from archiver.store.bucket import Bucket
 from archiver.store.types import Head
+
+if TYPE_CHECKING:  # they reckon with lock dates themselves
+    from archiver.pipeline.bucket_state import LatestRecord, SegmentIndex, WindowState
+    from archiver.pipeline.hold_enforcement import HeldCalls, HoldEvent
 
 log = structlog.get_logger()
 
 REMEMBERED_SEALS = 10_000
-
-
 Counts = Counter[str]
 """How many objects were `extended`; are in a `weaker` mode than today's, which the store does not
 change; are `gone`: not there, or cannot be read or locked, and `verify` says which."""
-GONE = Counts(gone=1)
+
+
+# --- until when a call is locked
+
+
+def latest_date(*dates: datetime | None) -> datetime | None:
+    """The latest of these dates; None where all are None."""
+    return max((date for date in dates if date is not None), default=None)
+
+
+def policy_date(found: Record, window: Window, retention: Retention) -> datetime | None:
+    """Until when today's policy locks a record's call; None without a lock."""
+    return retention.until(_lock_start(found, window) or window.end)
+
+
+def covering_date(found: Record, window: Window, retention: Retention) -> datetime | None:
+    """Until when the segments and seals that cover a record are locked: as long as today's policy
+    locks its call, or as long as the record promised, if that is longer. None without a lock."""
+    start = _lock_start(found, window)
+    binds = retention.mode is not None and not _has_impossible_end(found)
+    return latest_date(
+        retention.until(start) if start else None, _promised(found) if binds else None
+    )
+
+
+def is_behind_policy(found: Record, window: Window, retention: Retention) -> bool:
+    """Whether a record promises less than today's policy: no lock, a weaker mode, an earlier
+    date."""
+    least = _lock_start(found, window) or window.start
+    return promises_less(found, retention, retention.until(least))
+
+
+def promises_less(found: Record, retention: Retention, until: datetime | None) -> bool:
+    """Whether a record promises less than a lock in the policy's mode until this date."""
+    if until is None:
+        return False
+    promised = _promised(found)
+    if promised is None:
+        return True
+    is_weaker = found.document["retention"].get("mode") != "COMPLIANCE"
+    return promised < until or (is_weaker and retention.mode == "COMPLIANCE")
+
+
+def promise(
+    retention: Retention, until: datetime | None, lock_modes: set[str]
+) -> dict[str, Any] | None:
+    """The `retention` of a new record. `lock_modes` are the modes that its files are locked in: a
+    store may not change the weaker mode of a file that was there before."""
+    if until is None:
+        return None
+    mode = "GOVERNANCE" if "GOVERNANCE" in lock_modes else retention.mode
+    return {"mode": mode, "until": format_time(until)}
+
+
+def _lock_start(found: Record, window: Window) -> datetime | None:
+    """The moment that a record's lock counts from; None where the record does not say."""
+    bounded = _is_implausible(found) or _has_impossible_end(found)
+    return window.end if bounded else _end(found)
+
+
+def _end(found: Record) -> datetime | None:
+    return parse_time(found.document.get("ended_at") or found.document.get("started_at"))
+
+
+def _is_implausible(found: Record) -> bool:
+    findings = found.document.get("findings")
+    return isinstance(findings, list) and "time_implausible" in findings
+
+
+def _has_impossible_end(found: Record) -> bool:
+    """Whether an earlier release locked the record's call from an end that cannot be true."""
+    end, written_at = _end(found), parse_time(found.document.get("archived_at"))
+    if end is None or written_at is None or _is_implausible(found):
+        return False
+    return is_too_late(end, written_at)
+
+
+def _promised(found: Record) -> datetime | None:
+    retention = found.document.get("retention")
+    return parse_time(retention.get("until")) if isinstance(retention, dict) else None
+
+
+# --- extending locks
 
 
 class RetentionKeeper:
@@ -62,7 +149,7 @@ class RetentionKeeper:
 
     def __init__(
         self,
-        store: Store,
+        store: Bucket,
         segments: SegmentIndex,
         workers: Workers,
         retention: Retention,
@@ -94,20 +181,23 @@ class RetentionKeeper:
         if until is None:
             return None
         behind = []
-        for one in unnamed:
-            found = one.record()
+        for latest in unnamed:
+            found = latest.record()
             until = latest_date(until, covering_date(found, window, retention))
             if is_behind_policy(found, window, retention):
-                behind.append(one)
+                behind.append(latest)
         short = self._short_segments(window, state)
         named = state.records.values() if short and state.behind_policy else ()
+        # A crash in here leaves the segments short: the next touch of the window begins anew.
         counts = _sum(self._workers.map(partial(self._keep_call, window), [*named, *behind]))
         counts += _sum(self._keep_segment(name, state.lock_until, window) for name in short)
-        extended, weaker, name = counts["extended"], counts["weaker"], str(window)
+        extended, weaker = counts["extended"], counts["weaker"]
         if extended or weaker:
-            log.info("window.locks_extended", window=name, objects=extended, mode_stays=weaker)
+            log.info(
+                "window.locks_extended", window=str(window), objects=extended, mode_stays=weaker
+            )
         if counts["gone"]:
-            log.error("window.objects_gone", window=name, objects=counts["gone"])
+            log.error("window.objects_gone", window=str(window), objects=counts["gone"])
         return until
 
     def keep_archive(self, key_id: str) -> None:
@@ -128,7 +218,7 @@ class RetentionKeeper:
         ):
             head = self._head(key)
             if head is not None and self._is_short(head, until - DAY):
-                self._extend(key, head.version_id, until)
+                self._extend(until, (key, head.version_id))
         counts = _sum(self._workers.map(self._keep_event, self._held.events()))
         if counts["extended"]:
             log.info("holds.locks_extended", objects=counts["extended"])
@@ -143,29 +233,27 @@ class RetentionKeeper:
             return Counts()
         head = self._head(event.key)
         if head is None:
-            return GONE
+            return Counts(gone=1)
         if not self._is_short(head, until - DAY if event.holds else until):
             return Counts()
         # The segment comes last, as a window's does.
-        keys = (layout.pointer_key(event.key), layout.companion_key(event.key), event.key)
         counts = self._extend_seal(event.seal, until, timedelta(0))
-        return counts + _sum(self._extend(key, None, until) for key in keys)
-
-    # --- a window
+        keys = (layout.pointer_key(event.key), layout.companion_key(event.key), event.key)
+        return counts + self._extend(until, *((key, None) for key in keys))
 
     def _keep_call(self, window: Window, latest: LatestRecord) -> Counts:
         """Extend all revisions of a call and their files, the newest first."""
         counts = Counts()
         for found in latest.revisions(self._store):
             if found is None:
-                counts += GONE
+                counts += Counts(gone=1)
             elif is_behind_policy(found, window, self._retention):
                 until = policy_date(found, window, self._retention)
-                objects = [*found.files, {"key": found.key, "version_id": None}]
-                counts += _sum(self._extend(o["key"], o["version_id"], until) for o in objects)
+                files = ((file["key"], file["version_id"]) for file in found.files)
+                counts += self._extend(until, *files, (found.key, None))
         return counts
 
-    def _short_segments(self, window: Window, state: WindowState) -> Iterable[SegmentName]:
+    def _short_segments(self, window: Window, state: WindowState) -> list[SegmentName]:
         """The window's segments, where one of them is locked for less than the window's latest
         date; none where its records show already that this is not so."""
         until = state.lock_until
@@ -187,15 +275,11 @@ class RetentionKeeper:
                 raise
             pointer = b""  # the store refuses it: as good as a damaged one
         number = seal.parse_pointer(pointer) if pointer is not None else None
-        counts = Counts()
+        counts = Counts(gone=int(pointer is not None and number is None))
         if number is not None:
             counts += self._extend_seal(number, until, window.end - window.start)
-            counts += self._extend(name.seal, None, until)
-        elif pointer is not None:
-            counts += GONE
-        return counts + _sum(self._extend(key, None, until) for key in (name.sha256, name.jsonl))
-
-    # --- single objects
+            counts += self._extend(until, (name.seal, None))
+        return counts + self._extend(until, (name.sha256, None), (name.jsonl, None))
 
     def _extend_seal(self, number: int, until: datetime | None, length: timedelta) -> Counts:
         """Lock a seal and its signature until then, or for as long as the policy gives the windows
@@ -203,37 +287,38 @@ class RetentionKeeper:
         known = self._seals.get(number)
         if until is None or (known is not None and known >= until):
             return Counts()
-        latest = latest_date(until, self._policy_of_seal(number, length)) or until
-        keys = (layout.seal_key(number), layout.signature_key(number))
-        counts = _sum(self._extend(key, None, latest) for key in keys)
-        if len(self._seals) >= REMEMBERED_SEALS:
-            self._seals.clear()
-        self._seals[number] = latest
-        return counts
-
-    def _policy_of_seal(self, number: int, length: timedelta) -> datetime | None:
-        """The latest date of the windows of a seal; None where it cannot be read."""
         try:
             found = seal.parse_seal(self._store.read(layout.seal_key(number)) or b"")
+            names = (layout.parse_segment_key(entry.key) for entry in found.segments)
+            latest = max((name[0].start for name in names if name), default=None)
         except (FormatError, StoreError) as error:
             if error.reach is not Reach.ITEM:
                 raise
-            return None
-        names = (layout.parse_segment_key(entry.key) for entry in found.segments)
-        latest = max((name[0].start for name in names if name), default=None)
-        return self._retention.until(latest + length) if latest else None
+            latest = None  # `verify` reports that it cannot be read
+        until = latest_date(until, self._retention.until(latest + length) if latest else None)
+        assert until is not None  # noqa: S101  (as above)
+        keys = (layout.seal_key(number), layout.signature_key(number))
+        counts = self._extend(until, *((key, None) for key in keys))
+        if len(self._seals) >= REMEMBERED_SEALS:
+            self._seals.clear()
+        self._seals[number] = until
+        return counts
 
-    def _extend(self, key: str, version_id: str | None, until: datetime | None) -> Counts:
-        """Lock an object until then, if it is not locked for longer."""
-        try:
-            lock = self._store.extend(key, version_id, until)
-        except StoreError as error:
-            if error.reach is not Reach.ITEM:
-                raise
-            log.error("lock.not_extended", key=key, error=str(error))
-            return GONE
-        weaker = self._retention.mode == "COMPLIANCE" and lock.mode == "GOVERNANCE"
-        return Counts(extended=int(lock.extended), weaker=int(weaker))
+    def _extend(self, until: datetime | None, *objects: tuple[str, str | None]) -> Counts:
+        """Lock objects (key, version) until then, where they are not locked for longer."""
+        counts = Counts()
+        for key, version_id in objects:
+            try:
+                lock = self._store.extend(key, version_id, until)
+            except StoreError as error:
+                if error.reach is not Reach.ITEM:
+                    raise
+                log.error("lock.not_extended", key=key, error=str(error))
+                counts["gone"] += 1
+                continue
+            counts["extended"] += lock.extended
+            counts["weaker"] += self._retention.mode == "COMPLIANCE" and lock.mode == "GOVERNANCE"
+        return counts
 
     def _head(self, key: str) -> Head | None:
         """What the store says of an object; None, with an error in the log, where it refuses."""

@@ -25,7 +25,7 @@ from archiver.pipeline.bucket_state import (
     records_in,
     spool,
 )
-from archiver.pipeline.ports import Store
+from archiver.store.bucket import Bucket
 
 log = structlog.get_logger()
 
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 class SegmentWriter:
     """Threads share it, each at a window of its own."""
 
-    def __init__(self, store: Store, segments: SegmentIndex) -> None:
+    def __init__(self, store: Bucket, segments: SegmentIndex) -> None:
         self._store = store
         self._segments = segments
 

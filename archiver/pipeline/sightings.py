@@ -21,9 +21,9 @@ from archiver.core.errors import FormatError, KeyTaken, Reach, StoreError
 from archiver.core.model import Call, Window, placing_time, window_of
 from archiver.manifest import layout, sighting
 from archiver.pipeline.bucket_state import RecordIndex
-from archiver.pipeline.ports import Store
 from archiver.pipeline.recording import random_tag
 from archiver.source.listing import WindowListing
+from archiver.store.bucket import Bucket
 from archiver.store.types import ListedObject
 
 log = structlog.get_logger()
@@ -71,7 +71,7 @@ class Sightings:
 
     def __init__(
         self,
-        store: Store,
+        store: Bucket,
         records: RecordIndex,
         workers: Workers,
         clock: Clock,

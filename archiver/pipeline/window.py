@@ -26,7 +26,7 @@ from archiver.core.errors import ArchiverError, KeyTaken, Reach, StoreError
 from archiver.core.model import Call, Retention, Window
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
-from archiver.pipeline.backoff import SOURCE_SILENT, Unarchived
+from archiver.pipeline.backfill_progress import BackfillProgress, NoProgress
 from archiver.pipeline.bucket_state import (
     LatestRecord,
     RecordIndex,
@@ -36,17 +36,17 @@ from archiver.pipeline.bucket_state import (
     WindowReader,
     WindowState,
 )
-from archiver.pipeline.call import CallArchiver
+from archiver.pipeline.call import SOURCE_SILENT, CallArchiver, Unarchived
 from archiver.pipeline.call_records import CallRecords
 from archiver.pipeline.health import ClockCheck
 from archiver.pipeline.hold_enforcement import HoldEnforcement
 from archiver.pipeline.plan import Plan, Purpose, Task, make_plan
-from archiver.pipeline.ports import BackfillProgress, NoProgress, Store
 from archiver.pipeline.recording import random_tag
 from archiver.pipeline.retention import RetentionKeeper
 from archiver.pipeline.segment_writer import SegmentWriter, balance_of
 from archiver.pipeline.sightings import Sighted, Sightings
 from archiver.source.listing import Lister, WindowListing
+from archiver.store.bucket import Bucket
 
 if TYPE_CHECKING:
     from typing import Self
@@ -167,7 +167,7 @@ class WindowArchiver:
         self,
         lister: Lister,
         calls: CallArchiver,
-        store: Store,
+        store: Bucket,
         workers: Workers,
         clock: Clock,
         *,
@@ -414,18 +414,15 @@ class WindowArchiver:
         call, previous = task.call, task.previous.record() if task.previous else None
         result: Record | Unarchived
         try:
-            if previous is not None and previous.outcome == "archived":
-                result = self._calls.refresh(call, window, previous, listed_at)
-            else:
-                result = self._calls.archive(
-                    call,
-                    window,
-                    settled=settled,
-                    listed_at=listed_at,
-                    previous=previous,
-                    was_pending=task.was_pending,
-                    taken=task.taken,
-                )
+            result = self._calls.archive(
+                call,
+                window,
+                settled=settled,
+                listed_at=listed_at,
+                previous=previous,
+                was_pending=task.was_pending,
+                taken=task.taken,
+            )
         except ArchiverError:
             raise
         except Exception as error:

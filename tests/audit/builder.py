@@ -12,7 +12,7 @@ from typing import Any
 from archiver.core.model import Call, Window, format_time
 from archiver.manifest import canonical, event, layout, record, seal, segment
 from archiver.manifest.event import Hold, ObjectRef
-from archiver.manifest.record import FILE_KINDS, File, FileKind, Record, Result
+from archiver.manifest.record import FILE_KINDS, File, FileKind, Record
 from archiver.manifest.seal import Seal
 from archiver.manifest.segment import Balance, Listing, Segment
 from archiver.manifest.signing import SigningKey
@@ -99,16 +99,13 @@ class Builder:
         if outcome != "archived":
             kinds = [kind for kind in kinds if kind != "recording"]
         files = tuple(self._file(call_id, window, kind, audio) for kind in kinds)
-        result = Result(
+        found = record.build(
+            call,
             outcome=outcome,  # type: ignore[arg-type]
             files=files,
             source={"api": "https://api.example.com/api/v1"},
             audio={"channels": 1, "sample_rate_hz": 8000} if outcome == "archived" else None,
             reason={"archived": None, "no_recording": "not_found", "failed": "not_wav"}[outcome],
-        )
-        found = record.build(
-            call,
-            result,
             day=started.date(),
             revision=revision,
             archived_at=self.now,

@@ -18,7 +18,7 @@ from archiver.audit.segment_lines import RecordLine, read_record, read_records, 
 from archiver.core.errors import FormatError
 from archiver.core.model import Call, format_time
 from archiver.manifest import canonical, record
-from archiver.manifest.record import File, Result
+from archiver.manifest.record import File
 from tests.audit.builder import DAY
 
 MODES = {"mode": "COMPLIANCE", "until": "2034-01-12T10:05:12Z"}
@@ -57,17 +57,18 @@ def line(
         "encoding": "pcm",
         "sample_rate_hz": 8000,
     }
-    result = Result(
-        outcome,  # type: ignore[arg-type]
-        tuple(file(kind, call_id, version_id) for kind in kinds),
-        source,
-        audio if outcome == "archived" else None,
-        findings=("duration_mismatch",),
-        reason=None if outcome == "archived" else "not_found",
-    )
-    call = Call(call_id, told)
     made = record.build(
-        call, result, day=DAY.date(), revision=1, archived_at=DAY, retention=retention
+        Call(call_id, told),
+        outcome=outcome,  # type: ignore[arg-type]
+        files=[file(kind, call_id, version_id) for kind in kinds],
+        source=source,
+        audio=audio if outcome == "archived" else None,
+        findings=["duration_mismatch"],
+        reason=None if outcome == "archived" else "not_found",
+        day=DAY.date(),
+        revision=1,
+        archived_at=DAY,
+        retention=retention,
     )
     return made.data
 

@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
+from archiver.core import checksums
+from archiver.core.errors import KeyTaken
+from archiver.core.retry import Retry
 from archiver.store.bucket import Bucket, proves_write
 from archiver.wiring import trust_store
 from tests.contract.stores import KNOWN
+from tests.fakes.clock import HandClock
 from tests.fakes.proxy import FaultProxy
 
 TOLD = {"ChecksumSHA256": "abc=", "ETag": '"e"'}
@@ -109,3 +113,30 @@ def test_only_a_proved_store_is_believed(setting: str, checksums: bool, believed
     trust_store(found, bucket, chain, single_writer=False, verify_writes=setting)  # type: ignore[arg-type]
     assert bucket.trust_put_checksum is believed
     assert bucket.read_back is (setting == "full")
+
+
+class Forgetful:
+    """A store's client whose store does not know `If-None-Match`."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def put_object(self, **arguments: Any) -> Any:
+        arguments.pop("IfNoneMatch", None)
+        return self._client.put_object(**arguments)
+
+
+def test_one_writer_on_a_store_that_overwrites_looks_before_it_writes(
+    open_bucket: Callable[..., Bucket], clock: HandClock
+) -> None:
+    bucket = open_bucket()
+    careless = Bucket(bucket.options, clock, Retry(clock), client=Forgetful(bucket.client.s3))
+    careless.create_once = False
+    first = careless.put_once("records/x", b"first")
+    assert careless.put_once("records/x", b"first").adopted
+    with pytest.raises(KeyTaken):
+        careless.put_once("records/x", b"other")
+    assert checksums.sha256_hex(bucket.read("records/x") or b"") == first.sha256

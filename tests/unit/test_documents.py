@@ -4,6 +4,7 @@ nothing from the others, for ever or for a while."""
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,8 +13,7 @@ import pytest
 from archiver.core.errors import CallError
 from archiver.core.model import Call, Retention
 from archiver.manifest.record import FAILED_REASONS, FILE_KINDS, FINDINGS, INCOMPLETE, Record
-from archiver.pipeline.backoff import Unarchived
-from archiver.pipeline.call import CallArchiver
+from archiver.pipeline.call import CallArchiver, Unarchived
 from archiver.source.api import VoiceCallsClient
 from archiver.store.bucket import Bucket
 from tests.fakes.calls import SimulatedCall
@@ -96,10 +96,7 @@ def harm(platform: Platform, harms: dict[str, Reply]) -> None:
     """From now on these documents of `vc_1` are answered so."""
     replies = {PATHS[kind]: reply for kind, reply in harms.items()}
 
-    def hook(request: Request) -> Reply | None:
-        return replies.get(request.path.removeprefix("/api/v1")) if replies else None
-
-    platform.hooks[:] = [hook]
+    platform.hooks[:] = [lambda request: replies.get(request.path.removeprefix("/api/v1"))]
 
 
 def archive(made: Rig, call_id: str = "vc_1", **options: Any) -> Record | Unarchived:
@@ -113,15 +110,20 @@ def archived(made: Rig, call_id: str = "vc_1", **options: Any) -> Record:
     return found
 
 
+def refresh(made: Rig, previous: Record) -> Record | Unarchived:
+    call = Call("vc_1", {"id": "vc_1"})
+    return made.transfer.archive(call, WINDOW, settled=True, previous=previous)
+
+
 def refreshed(made: Rig, previous: Record) -> Record:
-    found = made.transfer.refresh(Call("vc_1", {"id": "vc_1"}), WINDOW, previous)
+    found = refresh(made, previous)
     assert isinstance(found, Record), found
     return found
 
 
 def amended(made: Rig, previous: Record) -> Record:
     """The next revision, though the source may not have answered for all of it."""
-    found = made.transfer.refresh(Call("vc_1", {"id": "vc_1"}), WINDOW, previous)
+    found = refresh(made, previous)
     record = found.amended if isinstance(found, Unarchived) else found
     assert record is not None
     return record
@@ -163,23 +165,18 @@ def test_a_recording_is_archived_whatever_becomes_of_the_documents(
         assert (file["bytes"], file["sha256"]) == (len(body), hashlib.sha256(body).hexdigest())
 
 
+@pytest.mark.parametrize(
+    ("kind", "findings"), [("epa", []), ("transcript", ["transcript_unavailable"])]
+)
 @pytest.mark.parametrize("none", NONE)
-def test_no_survey_is_no_finding(platform: Platform, rig: MakeRig, none: str) -> None:
-    harm(platform, {"epa": NONE[none]})
-    document = archived(rig()).document
-    assert document["findings"] == []
-    assert "unavailable" not in document
-    assert list(files_of(document)) == ["recording", "transcript"]
-
-
-@pytest.mark.parametrize("none", NONE)
-def test_an_empty_answer_for_the_call_itself_keeps_no_file(
-    platform: Platform, rig: MakeRig, none: str
+def test_only_a_survey_may_be_missing_without_a_finding(
+    platform: Platform, rig: MakeRig, none: str, kind: str, findings: list[str]
 ) -> None:
-    harm(platform, {"transcript": NONE[none]})
+    harm(platform, {kind: NONE[none]})
     document = archived(rig()).document
-    assert document["findings"] == ["transcript_unavailable"]
-    assert list(files_of(document)) == ["recording", "epa"]
+    assert document["findings"] == findings
+    assert list(files_of(document)) == ["recording", *(PATHS.keys() - {kind})]
+    assert ("unavailable" in document) == bool(findings)
 
 
 def test_without_its_own_document_a_call_is_as_it_is_listed(
@@ -387,7 +384,7 @@ def test_a_document_that_is_there_is_never_lost(
     first = archived(made)
     archived(made, "good")
     harm(platform, {kind: ALL[bad]})
-    found = made.transfer.refresh(Call("vc_1", {"id": "vc_1"}), WINDOW, first)
+    found = refresh(made, first)
     if isinstance(found, Record):
         assert found is first
     else:
@@ -436,7 +433,7 @@ def test_other_malformed_bytes_are_kept_beside(
     assert bucket.read(key) == MALFORMED["twice"].body
     assert bucket.read(DIR + "epa.bad") == MALFORMED["nan"].body
     harm(platform, {"epa": ALL["400"]})
-    third = made.transfer.refresh(Call("vc_1", {}), WINDOW, second)
+    third = refresh(made, second)
     assert isinstance(third, Unarchived), "another reason than before: it may pass"
 
 
@@ -478,3 +475,40 @@ def test_what_changes_while_the_other_document_is_out_for_a_while_is_all_found(
     found = archive().records["vc_1"]
     assert (found["revision"], found["findings"]) == (3, [])
     assert len(lines_of(archive())) == 2
+
+
+# --- odd shapes
+
+
+def test_an_envelope_with_unknown_fields_is_an_envelope(platform: Platform, rig: MakeRig) -> None:
+    def enveloped(request: Request) -> Reply | None:
+        if request.server != "api":
+            return None
+        body = platform.answer(request).body
+        assert isinstance(body, bytes)
+        document = json.loads(body)
+        data = document.get("data", document) if isinstance(document, dict) else document
+        more = {"success": True, "version": 2, "requestId": "r", "data": data}
+        return Reply(200, {"Content-Type": "application/json"}, json.dumps(more).encode())
+
+    platform.hooks.append(enveloped)
+    assert list(files_of(archived(rig()).document)) == ["recording", "transcript", "epa"]
+
+
+@pytest.mark.parametrize(
+    ("inline", "survey", "stays"),
+    [
+        ([{"question": "q", "answer": "a"}], b'[{"answer":"a","question":"q"}]\n', False),
+        ({}, None, False),
+        ([], None, False),
+        (None, None, False),
+        ("n/a", None, True),
+    ],
+)
+def test_only_what_is_no_survey_stays_in_the_transcript(
+    platform: Platform, rig: MakeRig, bucket: Bucket, inline: Any, survey: Any, stays: bool
+) -> None:
+    platform.add(a_call(epaResults=inline))
+    archived(rig())
+    assert bucket.read(DIR + "epa.json") == survey
+    assert (b"epaResults" in (bucket.read(DIR + "transcript.json") or b"")) is stays

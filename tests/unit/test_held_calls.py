@@ -8,7 +8,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from structlog.testing import capture_logs
@@ -17,6 +17,7 @@ from archiver.core.errors import StoreError
 from archiver.core.model import Retention
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Action, Hold
+from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.hold_enforcement import HeldCalls
 from tests.fakes.clock import HandClock
@@ -33,31 +34,22 @@ BY, WHY = "J. Doe", "Case 1"
 
 
 @dataclass
-class Entry:
-    """A segment of events that is to be sealed."""
-
-    entry: seal.SegmentEntry
-    retain_until: datetime | None = None
-    found_since: datetime | None = None
-
-
-@dataclass
 class Officer:
     """Puts acts on the ledger: nothing but the acts."""
 
     world: World
     minutes: int = 0
 
-    def writes(self, action: Action, *call_ids: str) -> Entry:
+    def writes(self, action: Action, *call_ids: str) -> UnsealedSegment:
         """A segment and its companion, without a seal."""
         self.minutes += 1
         at, store = SETTLED + self.minutes * MINUTE, self.store
         key, data = event.segment(Hold(action, i, BY, WHY, at, ()) for i in call_ids)
         store.put_once(key, data)
         store.put_once(layout.companion_key(key), event.companion(key, data))
-        return Entry(seal.describe(key, io.BytesIO(data), window_lines=0))
+        return UnsealedSegment(seal.describe(key, io.BytesIO(data), window_lines=0), None)
 
-    def seals(self, *entries: Entry) -> None:
+    def seals(self, *entries: UnsealedSegment) -> None:
         chain = Chain(self.store, self.world.key, self.world.clock, Retention())
         assert chain.open()
         chain.append(entries)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from archiver.core.errors import FormatError
 from archiver.core.model import Call, Window
 from archiver.manifest import canonical, merkle, record, seal, segment
-from archiver.manifest.record import File, Record, Result
+from archiver.manifest.record import File, Record
 from archiver.manifest.segment import Balance, Listing
 from archiver.manifest.signing import SigningKey
 
@@ -50,10 +49,10 @@ RECORD_FIELDS = {
 
 
 def a_record(call_id: str = "vc_abc123", revision: int = 1, **changes: Any) -> Record:
-    result = Result("archived", (WAV,), {"api": "https://api.example.com/api/v1"}, AUDIO)
+    archived = {"outcome": "archived", "files": [WAV], "audio": AUDIO}
     made = record.build(
         Call(call_id, {**DOCUMENT, "id": call_id}),
-        replace(result, **changes),
+        **{**archived, "source": {"api": "https://api.example.com/api/v1"}, **changes},
         day=date(2024, 1, 15),
         revision=revision,
         archived_at=NOW,
@@ -107,7 +106,9 @@ def test_what_is_not_archived_tells_attempts_and_status(outcome: str) -> None:
 def test_a_record_of_a_call_that_tells_nothing_has_nulls() -> None:
     made = record.build(
         Call("x/y", {"id": "x/y"}),
-        Result("failed", (), {}),
+        outcome="failed",
+        files=[],
+        source={},
         day=date(2024, 1, 15),
         revision=2,
         archived_at=NOW,

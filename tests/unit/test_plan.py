@@ -9,8 +9,8 @@ import pytest
 from archiver.core.model import Call
 from archiver.manifest.record import Outcome
 from archiver.manifest.segment import Listing
-from archiver.pipeline.backoff import Unarchived
 from archiver.pipeline.bucket_state import LatestRecord, UnreadableRecord
+from archiver.pipeline.call import Unarchived
 from archiver.pipeline.plan import Plan, Purpose, make_plan
 from archiver.source.listing import WindowListing
 from tests.fakes.population import TEN

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
 
 import pytest
 from structlog.testing import capture_logs
@@ -24,7 +23,6 @@ from tests.fakes.population import TEN, a_call
 from tests.fakes.store_rules import STRANGER
 from tests.model.ledger import Ledger
 
-DAY = timedelta(days=1)
 CALLS = ["vc_0", "vc_1", "vc_2", "vc_3"]
 
 

@@ -113,34 +113,35 @@ def test_a_blob_that_changed_is_begun_anew(blobs: Blobs) -> None:
     assert blobs.read() == other
 
 
-@pytest.mark.parametrize("header", ["ETag", "Content-Range"])
-def test_a_range_of_something_else_is_not_taken(blobs: Blobs, header: str) -> None:
+CHANGED = f'"bytes 1048576-5242880/{len(AUDIO)}"'
+
+
+@pytest.mark.parametrize(
+    ("status", "header", "value", "reason"),
+    [
+        (206, "ETag", CHANGED, "recording_changed"),
+        (206, "Content-Range", CHANGED, "recording_changed"),
+        (200, "ETag", None, "truncated"),
+        (200, "ETag", 'W/"weak"', "truncated"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_begun_anew(
+    blobs: Blobs, status: int, header: str, value: str | None, reason: str
+) -> None:
+    """A range of something else is not taken, and without a strong ETag none is asked for."""
     cut = cut_after(MIB)
 
-    def other(request: Request, reply: Reply) -> Reply:
-        if reply.status == 206:
-            reply.headers = {**reply.headers, header: f'"bytes 1048576-5242880/{len(AUDIO)}"'}
+    def bent(request: Request, reply: Reply) -> Reply:
+        if reply.status == status:
+            headers = {name: text for name, text in reply.headers.items() if name != header}
+            reply.headers = headers if value is None else {**headers, header: value}
         return cut(request, reply)
 
-    blobs.bend = other
-    with pytest.raises(CallError, match="changed"):
-        blobs.read()
-
-
-@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
-def test_without_a_strong_etag_it_starts_over(blobs: Blobs, etag: str | None) -> None:
-    cut = cut_after(MIB)
-
-    def weak(request: Request, reply: Reply) -> Reply:
-        headers = {name: v for name, v in reply.headers.items() if name != "ETag"}
-        reply.headers = headers if etag is None else {**headers, "ETag": etag}
-        return cut(request, reply)
-
-    blobs.bend = weak
+    blobs.bend = bent
     with pytest.raises(CallError) as caught:
         blobs.read()
-    assert (caught.value.reason, caught.value.retryable) == ("truncated", True)
-    assert blobs.asked == ["all"]
+    assert (caught.value.reason, caught.value.retryable) == (reason, True)
+    assert len(blobs.asked) == (2 if status == 206 else 1)
 
 
 def test_a_store_that_knows_no_ranges_makes_it_start_over(blobs: Blobs) -> None:

@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from archiver.audit.verify import Options, verify
 from archiver.core.model import Retention, parse_time, windows_between
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Action, Hold
 from archiver.manifest.signing import SigningKey
 from archiver.pipeline.backfill import Backfill
+from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.plan import Purpose
 from archiver.store.bucket import Bucket
 from archiver.store.types import Lock
@@ -40,7 +43,7 @@ from tests.fakes.relisting import (
     files_of,
     lines_of,
 )
-from tests.fakes.rig import HOUR, WINDOW, Archive, Rig
+from tests.fakes.rig import HOUR, WINDOW, Rig
 
 DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
 SHORT, MIDDLE, LONG = 7300, 7302, 7330
@@ -51,11 +54,15 @@ OtherLock = tuple[str | None, datetime | None]
 
 
 @dataclass
-class Policy:
-    """Makes writers of one archive whose settings change over time."""
+class Scene:
+    """One archive, and writers of it whose settings change over time."""
 
+    platform: Platform
+    clock: HandClock
+    key: SigningKey
     make: MakeRig
     open_bucket: Callable[..., Bucket]
+    archive: Look
 
     def bucket(self, mode: str | None) -> Bucket:
         return self.open_bucket(lock_mode=mode)
@@ -69,17 +76,9 @@ class Policy:
         options = {"relist": AGES, "retention": Retention(mode, days), **more}
         return another(lambda **rest: self.make(self.bucket(mode), **rest), **options)
 
-
-@pytest.fixture
-def policy(rig: MakeRig, open_bucket: Callable[..., Bucket]) -> Policy:
-    return Policy(rig, open_bucket)
-
-
-@pytest.fixture
-def locks(bucket: Bucket) -> Callable[[], dict[str, OtherLock]]:
-    """Mode and date of every object, as they are when it is called. Sightings have no lock."""
-
-    def look() -> dict[str, OtherLock]:
+    def locks(self) -> dict[str, OtherLock]:
+        """Mode and date of every object, as they are now. Sightings have no lock."""
+        bucket = self.bucket(None)
         heads = {item.key: bucket.head(item.key) for item in bucket.list("")}
         return {
             key: (head.lock_mode, head.lock_until)
@@ -87,7 +86,22 @@ def locks(bucket: Bucket) -> Callable[[], dict[str, OtherLock]]:
             if head and not key.startswith(layout.SIGHTINGS)
         }
 
-    return look
+    def audit(self) -> None:
+        self.archive().check(self.key)
+        found = verify(self.bucket(None), Options(level="objects")).findings
+        assert [item for item in found if item.severity != "info"] == []
+
+
+@pytest.fixture
+def scene(
+    platform: Platform,
+    clock: HandClock,
+    key: SigningKey,
+    rig: MakeRig,
+    open_bucket: Callable[..., Bucket],
+    archive: Look,
+) -> Scene:
+    return Scene(platform, clock, key, rig, open_bucket, archive)
 
 
 @contextmanager
@@ -106,9 +120,9 @@ def counted(bucket: Bucket) -> Iterator[Counter[str]]:
         events.unregister("before-call.s3", count)
 
 
-def asked_by(proxy: FaultProxy, policy: Policy, mode: str | None, days: int = 0) -> list[str]:
+def asked_by(proxy: FaultProxy, scene: Scene, mode: str | None, days: int = 0) -> list[str]:
     """What a backfill asks, but for its look at the archive as a whole."""
-    rig = policy.rig(mode, days, policy.open_bucket(lock_mode=mode, endpoint_url=proxy.url))
+    rig = scene.rig(mode, days, scene.open_bucket(lock_mode=mode, endpoint_url=proxy.url))
     rig.windows.retention.keep_archive(rig.chain.head.key_id)
     proxy.seen.clear()
     rig.backfill()
@@ -130,29 +144,19 @@ def only(locks: dict[str, OtherLock], keys: Iterable[str]) -> dict[str, OtherLoc
     return {key: locks[key] for key in keys}
 
 
-def audit(bucket: Bucket, key: SigningKey, look: Archive) -> None:
-    from archiver.audit.verify import Options, verify
-
-    look.check(key)
-    found = verify(bucket, Options(level="objects")).findings
-    assert [item for item in found if item.severity != "info"] == []
-
-
 # --- a longer policy
 
 
-def test_a_second_backfill_with_more_days_extends_everything(
-    platform: Platform, policy: Policy, clock: HandClock, locks: Any, archive: Look, key: Any
-) -> None:
-    platform.add(a_call("one", epa={"state": "Completed"}), a_call("none", audio=None))
-    platform.add(a_call("next", TEN + HOUR), a_call("slow", WINDOW.end - MINUTE, seconds=600))
-    clock.turn_to(SETTLED + 2 * HOUR)
-    policy.rig(GOVERNANCE, SHORT).backfill(hours=3)  # the third window has no call
-    first, before = locks(), archive()
+def test_a_second_backfill_with_more_days_extends_everything(scene: Scene) -> None:
+    scene.platform.add(a_call("one", epa={"state": "Completed"}), a_call("none", audio=None))
+    scene.platform.add(a_call("next", TEN + HOUR), a_call("slow", WINDOW.end - MINUTE, seconds=600))
+    scene.clock.turn_to(SETTLED + 2 * HOUR)
+    scene.rig(GOVERNANCE, SHORT).backfill(hours=3)  # the third window has no call
+    first, before = scene.locks(), scene.archive()
     assert short_of(first, SHORT) == []
     assert len(short_of(first, SHORT + 1)) == len(first), "and none is locked for longer"
-    policy.rig(GOVERNANCE, LONG).backfill(hours=3)
-    longer, look = locks(), archive()
+    scene.rig(GOVERNANCE, LONG).backfill(hours=3)
+    longer, look = scene.locks(), scene.archive()
     assert longer.keys() == first.keys(), "nothing is written for it"
     assert look.records == before.records
     assert short_of(longer, LONG) == []
@@ -169,21 +173,19 @@ def test_a_second_backfill_with_more_days_extends_everything(
         until = longer[one][1]
         assert until is not None
         assert until >= slow + LONG * DAY, f"{one} covers a call that ends after its window"
-    policy.rig(GOVERNANCE, MIDDLE).backfill(hours=3)
-    assert locks() == longer, "nothing is ever shortened"
-    audit(policy.bucket(None), key, look)
+    scene.rig(GOVERNANCE, MIDDLE).backfill(hours=3)
+    assert scene.locks() == longer, "nothing is ever shortened"
+    scene.audit()
 
 
-def test_the_same_policy_asks_the_store_for_nothing(
-    platform: Platform, policy: Policy, clock: HandClock, weed: Any
-) -> None:
+def test_the_same_policy_asks_the_store_for_nothing(scene: Scene, weed: Any) -> None:
     """And a longer one only once: then a look at the segments tells that all is done."""
-    platform.add(*(a_call(f"vc_{number}") for number in range(5)))
-    clock.turn_to(SETTLED)
-    policy.rig(GOVERNANCE, SHORT).backfill()
+    scene.platform.add(*(a_call(f"vc_{number}") for number in range(5)))
+    scene.clock.turn_to(SETTLED)
+    scene.rig(GOVERNANCE, SHORT).backfill()
     with FaultProxy(weed.endpoint_url) as proxy:
         unlocked, same, longer, again = (
-            asked_by(proxy, policy, mode, days)
+            asked_by(proxy, scene, mode, days)
             for mode, days in (
                 (None, 0),
                 (GOVERNANCE, SHORT),
@@ -198,86 +200,78 @@ def test_the_same_policy_asks_the_store_for_nothing(
     assert len(again) == len(same) + 1
 
 
-def test_the_loop_extends_what_it_lists_again(
-    platform: Platform, policy: Policy, clock: HandClock, locks: Any, archive: Look, key: Any
-) -> None:
-    platform.add(a_call("one"))
-    clock.turn_to(SETTLED)
-    policy.service(GOVERNANCE, SHORT).round()
-    first = locks()
+def test_the_loop_extends_what_it_lists_again(scene: Scene) -> None:
+    scene.platform.add(a_call("one"))
+    scene.clock.turn_to(SETTLED)
+    scene.service(GOVERNANCE, SHORT).round()
+    first = scene.locks()
     mine = [one for one in first if "dt=" in one or "seals/000000000001" in one]
     assert len(mine) == 3 + 3 + 2
-    longer = policy.service(GOVERNANCE, LONG)
-    clock.turn_to(FIRST - MINUTE)
+    longer = scene.service(GOVERNANCE, LONG)
+    scene.clock.turn_to(FIRST - MINUTE)
     longer.round()
-    assert only(locks(), mine) == only(first, mine)
-    clock.turn_to(FIRST)
+    assert only(scene.locks(), mine) == only(first, mine)
+    scene.clock.turn_to(FIRST)
     longer.round()
-    now = locks()
+    now = scene.locks()
     assert short_of(only(now, mine), LONG) == []
-    assert archive().records["one"]["revision"] == 1
-    assert len(lines_of(archive())) == 2
-    clock.turn_to(SECOND)
-    policy.service(GOVERNANCE, MIDDLE).round()
-    assert only(locks(), now) == now, "nothing is ever shortened"
-    audit(policy.bucket(None), key, archive())
+    assert scene.archive().records["one"]["revision"] == 1
+    assert len(lines_of(scene.archive())) == 2
+    scene.clock.turn_to(SECOND)
+    scene.service(GOVERNANCE, MIDDLE).round()
+    assert only(scene.locks(), now) == now, "nothing is ever shortened"
+    scene.audit()
 
 
-def test_what_was_archived_without_a_lock_gets_one(
-    platform: Platform, policy: Policy, clock: HandClock, locks: Any, archive: Look, key: Any
-) -> None:
-    platform.add(a_call())
-    clock.turn_to(SETTLED)
-    policy.rig(None).backfill()
-    assert set(locks().values()) == {(None, None)}
-    assert archive().records["vc_1"]["retention"] is None
-    policy.rig(GOVERNANCE, SHORT).backfill()
-    assert short_of(locks(), SHORT) == []
-    policy.rig(None).backfill()
-    assert short_of(locks(), SHORT) == []
-    audit(policy.bucket(None), key, archive())
+def test_what_was_archived_without_a_lock_gets_one(scene: Scene) -> None:
+    scene.platform.add(a_call())
+    scene.clock.turn_to(SETTLED)
+    scene.rig(None).backfill()
+    assert set(scene.locks().values()) == {(None, None)}
+    assert scene.archive().records["vc_1"]["retention"] is None
+    scene.rig(GOVERNANCE, SHORT).backfill()
+    assert short_of(scene.locks(), SHORT) == []
+    scene.rig(None).backfill()
+    assert short_of(scene.locks(), SHORT) == []
+    scene.audit()
 
 
-def test_calls_without_any_end_are_reckoned_by_their_window(
-    platform: Platform, policy: Policy, clock: HandClock, locks: Any, weed: Any
-) -> None:
+def test_calls_without_any_end_are_reckoned_by_their_window(scene: Scene, weed: Any) -> None:
     """One has its creation, which no record tells, and one nothing at all."""
-    platform.add(a_call("made", TEN + MINUTE, startTime=..., endTime=...))
-    platform.add(a_call("bare", TEN + MINUTE, startTime=None, endTime=None))
-    clock.turn_to(SETTLED)
-    policy.rig(GOVERNANCE, SHORT).backfill()
+    scene.platform.add(a_call("made", TEN + MINUTE, startTime=..., endTime=...))
+    scene.platform.add(a_call("bare", TEN + MINUTE, startTime=None, endTime=None))
+    scene.clock.turn_to(SETTLED)
+    scene.rig(GOVERNANCE, SHORT).backfill()
     with FaultProxy(weed.endpoint_url) as proxy:
-        unlocked = asked_by(proxy, policy, None)
-        same = asked_by(proxy, policy, GOVERNANCE, SHORT)
+        unlocked = asked_by(proxy, scene, None)
+        same = asked_by(proxy, scene, GOVERNANCE, SHORT)
     assert len(same) == len(unlocked)
-    policy.rig(GOVERNANCE, SHORT + 1).backfill()
-    mine = {one: lock for one, lock in locks().items() if "dt=" in one}
+    scene.rig(GOVERNANCE, SHORT + 1).backfill()
+    mine = {one: lock for one, lock in scene.locks().items() if "dt=" in one}
     assert short_of(mine, SHORT + 1) == []
     assert len(mine) == 2 * 3 + 3
 
 
-def test_all_revisions_of_a_call_are_extended(
-    platform: Platform, policy: Policy, clock: HandClock, locks: Any, archive: Look, key: Any
-) -> None:
-    platform.add(a_call())
-    clock.turn_to(SETTLED)
-    policy.service(GOVERNANCE, SHORT).round()
-    amend(platform, "vc_1", transcript=TALK)
-    clock.turn_to(FIRST)
-    policy.service(GOVERNANCE, SHORT).round()
-    look = archive()
+def test_all_revisions_of_a_call_are_extended(scene: Scene) -> None:
+    scene.platform.add(a_call())
+    scene.clock.turn_to(SETTLED)
+    scene.service(GOVERNANCE, SHORT).round()
+    amend(scene.platform, "vc_1", transcript=TALK)
+    scene.clock.turn_to(FIRST)
+    scene.service(GOVERNANCE, SHORT).round()
+    look = scene.archive()
     assert look.records["vc_1"]["revision"] == 2
     assert len(look.below("recordings/")) == 3, "the old transcript and the new one"
-    policy.rig(GOVERNANCE, LONG).backfill(hours=5)
-    assert short_of(locks(), LONG) == []
+    scene.rig(GOVERNANCE, LONG).backfill(hours=5)
+    assert short_of(scene.locks(), LONG) == []
     # The next revision extends all that stood before by itself.
-    amend(platform, "vc_1", transcript=[*TALK, *TALK])
-    clock.turn_to(SECOND)
-    policy.service(GOVERNANCE, LONG + 5).round()
-    calls = {one: lock for one, lock in locks().items() if not one.startswith("manifest/")}
+    amend(scene.platform, "vc_1", transcript=[*TALK, *TALK])
+    scene.clock.turn_to(SECOND)
+    scene.service(GOVERNANCE, LONG + 5).round()
+    calls = {one: lock for one, lock in scene.locks().items() if not one.startswith("manifest/")}
     assert short_of(calls, LONG + 5) == []
     assert len(calls) == 7
-    audit(policy.bucket(None), key, archive())
+    scene.audit()
 
 
 def crash() -> None:
@@ -299,38 +293,34 @@ class Dying(Bucket):
         return super().extend(*what)
 
 
-def test_what_a_crash_left_short_is_extended_by_the_next_touch(
-    platform: Platform, policy: Policy, clock: HandClock, locks: Any
-) -> None:
-    platform.add(a_call("one"), a_call("two"))
-    clock.turn_to(SETTLED)
-    policy.rig(GOVERNANCE, SHORT).backfill()
+def test_what_a_crash_left_short_is_extended_by_the_next_touch(scene: Scene) -> None:
+    scene.platform.add(a_call("one"), a_call("two"))
+    scene.clock.turn_to(SETTLED)
+    scene.rig(GOVERNANCE, SHORT).backfill()
     deaths = 0
     for nth in range(1, 17):
         days = LONG + 2 * nth
-        rig = policy.rig(GOVERNANCE, days, Dying(policy.bucket(GOVERNANCE), nth))
+        rig = scene.rig(GOVERNANCE, days, Dying(scene.bucket(GOVERNANCE), nth))
         try:
             rig.backfill()
         except KeyboardInterrupt:
             deaths += 1
-            policy.rig(GOVERNANCE, days).backfill()
-        assert short_of(locks(), days) == []
+            scene.rig(GOVERNANCE, days).backfill()
+        assert short_of(scene.locks(), days) == []
     assert deaths == 4 + 2 * 3 + 5, "of the archive, of the calls, of the window"
 
 
-def test_an_object_that_is_gone_does_not_stop_the_others(
-    platform: Platform, policy: Policy, clock: HandClock, bucket: Bucket, locks: Any
-) -> None:
-    platform.add(a_call("one"), a_call("two"))
-    clock.turn_to(SETTLED)
-    policy.rig(None).backfill()
+def test_an_object_that_is_gone_does_not_stop_the_others(scene: Scene, bucket: Bucket) -> None:
+    scene.platform.add(a_call("one"), a_call("two"))
+    scene.clock.turn_to(SETTLED)
+    scene.rig(None).backfill()
     client = bucket.client
     gone = layout.recording_dir(TEN.date(), "one") + "transcript.json"
     for version in list(bucket.versions(gone)):
         client.s3.delete_object(**client.at(gone, version.version_id))
     with capture_logs() as logs:
-        policy.rig(GOVERNANCE, SHORT).backfill()
-    assert short_of(locks(), SHORT) == []
+        scene.rig(GOVERNANCE, SHORT).backfill()
+    assert short_of(scene.locks(), SHORT) == []
     told = [line for line in logs if line["event"].startswith("window.")]
     assert [(line["event"], line["objects"]) for line in told] == [
         ("window.locks_extended", 5 + 5),
@@ -338,72 +328,59 @@ def test_an_object_that_is_gone_does_not_stop_the_others(
     ]
 
 
-def test_what_no_segment_tells_yet_is_extended_before_one_does(
-    platform: Platform, policy: Policy, clock: HandClock, locks: Any, archive: Look, key: Any
-) -> None:
+def test_what_no_segment_tells_yet_is_extended_before_one_does(scene: Scene) -> None:
     """Records of a process that ended before it closed the window: also one that is amended now."""
-    platform.add(a_call("one"), a_call("late", audio=None))
-    clock.turn_to(SETTLED)
-    dying = Troubled(policy.bucket(GOVERNANCE), "put_once", "manifest/segments", crash)
+    scene.platform.add(a_call("one"), a_call("late", audio=None))
+    scene.clock.turn_to(SETTLED)
+    dying = Troubled(scene.bucket(GOVERNANCE), "put_once", "manifest/segments", crash)
     with pytest.raises(KeyboardInterrupt):
-        policy.rig(GOVERNANCE, SHORT, dying).backfill()
-    platform.add(a_call("late"))
-    policy.rig(GOVERNANCE, LONG).backfill()
-    assert {one: found["revision"] for one, found in archive().records.items()} == {
+        scene.rig(GOVERNANCE, SHORT, dying).backfill()
+    scene.platform.add(a_call("late"))
+    scene.rig(GOVERNANCE, LONG).backfill()
+    assert {one: found["revision"] for one, found in scene.archive().records.items()} == {
         "one": 1,
         "late": 2,
     }
-    assert short_of(locks(), LONG) == []
-    audit(policy.bucket(None), key, archive())
+    assert short_of(scene.locks(), LONG) == []
+    scene.audit()
 
 
-def test_a_shorter_policy_keeps_what_tells_of_a_longer_promise(
-    platform: Platform, policy: Policy, clock: HandClock, locks: Any, archive: Look, key: Any
-) -> None:
-    platform.add(a_call())
-    policy.service(GOVERNANCE, LONG).round()  # the window is open yet
-    clock.turn_to(SETTLED)
-    policy.service(GOVERNANCE, SHORT).round()
-    mine = [one for one in locks() if "dt=" in one or "seals/000000000001" in one]
+def test_a_shorter_policy_keeps_what_tells_of_a_longer_promise(scene: Scene) -> None:
+    scene.platform.add(a_call())
+    scene.service(GOVERNANCE, LONG).round()  # the window is open yet
+    scene.clock.turn_to(SETTLED)
+    scene.service(GOVERNANCE, SHORT).round()
+    mine = [one for one in scene.locks() if "dt=" in one or "seals/000000000001" in one]
     assert len(mine) == 3 + 3 + 2
-    assert short_of(only(locks(), mine), LONG) == []
-    audit(policy.bucket(None), key, archive())
+    assert short_of(only(scene.locks(), mine), LONG) == []
+    scene.audit()
 
 
 def test_a_seal_of_many_windows_is_extended_once_by_many_threads(
-    platform: Platform, policy: Policy, clock: HandClock, locks: Any, bucket: Bucket
+    scene: Scene, bucket: Bucket
 ) -> None:
     """To the latest date of all windows that it covers: whichever comes first, and no store has to
     choose between dates."""
     count = 8
-    platform.add(*(a_call(f"vc_{number}", TEN + number * HOUR) for number in range(count)))
-    clock.turn_to(SETTLED + count * HOUR)
+    scene.platform.add(*(a_call(f"vc_{number}", TEN + number * HOUR) for number in range(count)))
+    scene.clock.turn_to(SETTLED + count * HOUR)
     windows = list(windows_between(TEN, TEN + count * HOUR, HOUR))
-    rig = policy.rig(GOVERNANCE, SHORT)
+    rig = scene.rig(GOVERNANCE, SHORT)
     outcomes = [rig.windows.process(window, Purpose.BACKFILL) for window in windows]
     Backfill(rig.windows, rig.chain, rig.segments).seal(outcomes, None)
     for days in (LONG, LONG + 5):
-        longer = policy.rig(GOVERNANCE, days)
+        longer = scene.rig(GOVERNANCE, days)
         longer.windows.retention.keep_archive(rig.chain.head.key_id)
         with counted(bucket) as asked:
             Backfill(longer.windows, longer.chain, longer.segments, at_once=8).run(windows)
         assert asked["PutObjectRetention"] == 2 + (3 + 3) * count
-        now, last = locks(), TEN + (count - 1) * HOUR
+        now, last = scene.locks(), TEN + (count - 1) * HOUR
         assert short_of(now, days) == []
         both = only(now, (layout.seal_key(1), layout.signature_key(1)))
         assert short_of(both, days, since=last) == []
 
 
 # --- what tells of legal holds
-
-
-@dataclass
-class Entry:
-    """A segment of events that is to be sealed."""
-
-    entry: seal.SegmentEntry
-    retain_until: datetime | None
-    found_since: datetime | None = None
 
 
 def put_act(rig: Rig, action: Action, call_id: str) -> list[str]:
@@ -415,59 +392,55 @@ def put_act(rig: Rig, action: Action, call_id: str) -> list[str]:
     companion = event.companion(key, data)
     bucket.put_once(layout.companion_key(key), companion, retain_until=until)
     entry = seal.describe(key, io.BytesIO(data), window_lines=0)
-    rig.chain.append([Entry(entry, until)])
+    rig.chain.append([UnsealedSegment(entry, until)])
     own = rig.chain.head.seq
     beside = [layout.companion_key(key), layout.pointer_key(key)]
     return [key, *beside, layout.seal_key(own), layout.signature_key(own)]
 
 
-def test_what_tells_of_a_hold_is_kept_longer_too(
-    platform: Platform, policy: Policy, clock: HandClock, locks: Any, bucket: Bucket
-) -> None:
-    platform.add(a_call("held"), a_call("free"))
-    clock.turn_to(SETTLED)
-    rig = policy.rig(GOVERNANCE, SHORT)
+def test_what_tells_of_a_hold_is_kept_longer_too(scene: Scene, bucket: Bucket) -> None:
+    scene.platform.add(a_call("held"), a_call("free"))
+    scene.clock.turn_to(SETTLED)
+    rig = scene.rig(GOVERNANCE, SHORT)
     rig.backfill()
-    begun = clock.now()
+    begun = scene.clock.now()
     stands, ended = put_act(rig, "add", "held"), put_act(rig, "add", "free")
     removed = put_act(rig, "remove", "free")
-    policy.rig(GOVERNANCE, LONG).backfill()
-    before = locks()
+    scene.rig(GOVERNANCE, LONG).backfill()
+    before = scene.locks()
     for one in (stands, ended, removed):
         assert short_of(only(before, one), LONG, since=begun) == []
-    policy.rig(GOVERNANCE, MIDDLE).backfill()
-    assert locks() == before, "nothing is ever shortened"
+    scene.rig(GOVERNANCE, MIDDLE).backfill()
+    assert scene.locks() == before, "nothing is ever shortened"
     # A hold outlasts any retention, and what tells of it does not end before it.
-    clock.forward(40 * DAY)
+    scene.clock.forward(40 * DAY)
     with capture_logs() as logs:
-        policy.rig(GOVERNANCE, LONG).backfill()
-    now = locks()
-    assert short_of(only(now, stands), LONG, since=clock.now()) == []
+        scene.rig(GOVERNANCE, LONG).backfill()
+    now = scene.locks()
+    assert short_of(only(now, stands), LONG, since=scene.clock.now()) == []
     assert only(now, ended + removed) == only(before, ended + removed)
     assert [one["objects"] for one in logs if one["event"] == "holds.locks_extended"] == [5]
     with counted(bucket) as asked:
-        policy.rig(GOVERNANCE, LONG).backfill()
+        scene.rig(GOVERNANCE, LONG).backfill()
     assert asked["PutObjectRetention"] == 0
 
 
 # --- another mode
 
 
-def test_a_stricter_mode_stops_nothing_and_holds_for_what_is_new(
-    platform: Platform, policy: Policy, clock: HandClock, locks: Any, archive: Look, key: Any
-) -> None:
+def test_a_stricter_mode_stops_nothing_and_holds_for_what_is_new(scene: Scene) -> None:
     """The store does not change the mode of a lock that holds: what is there stays in GOVERNANCE,
     for longer; a record that names something of it promises no more."""
-    platform.add(a_call("one"), a_call("two"))
-    clock.turn_to(SETTLED)
-    policy.service(GOVERNANCE, SHORT).round()
-    old = locks()
-    amend(platform, "one", transcript=TALK)
-    platform.add(a_call("late"))
-    clock.turn_to(FIRST)
+    scene.platform.add(a_call("one"), a_call("two"))
+    scene.clock.turn_to(SETTLED)
+    scene.service(GOVERNANCE, SHORT).round()
+    old = scene.locks()
+    amend(scene.platform, "one", transcript=TALK)
+    scene.platform.add(a_call("late"))
+    scene.clock.turn_to(FIRST)
     with capture_logs() as logs:
-        policy.service(COMPLIANCE, LONG).round()
-    now, records = locks(), archive().records
+        scene.service(COMPLIANCE, LONG).round()
+    now, records = scene.locks(), scene.archive().records
     assert {one["event"] for one in logs if one["log_level"] in ("warning", "error")} == {
         "lock.mode_stays"
     }
@@ -481,104 +454,92 @@ def test_a_stricter_mode_stops_nothing_and_holds_for_what_is_new(
     promised = {name: found["retention"]["mode"] for name, found in records.items()}
     assert promised == {"one": GOVERNANCE, "two": GOVERNANCE, "late": COMPLIANCE}
     assert files_of(records["one"])["transcript"]["key"] not in old
-    policy.rig(COMPLIANCE, LONG + 1).backfill()
+    scene.rig(COMPLIANCE, LONG + 1).backfill()
     assert (
-        short_of({one: lock for one, lock in locks().items() if lock[0] == GOVERNANCE}, LONG + 1)
+        short_of(
+            {one: lock for one, lock in scene.locks().items() if lock[0] == GOVERNANCE}, LONG + 1
+        )
         == []
     )
-    audit(policy.bucket(None), key, archive())
+    scene.audit()
 
 
-def test_a_laxer_mode_weakens_nothing(
-    platform: Platform, policy: Policy, clock: HandClock, locks: Any, archive: Look, key: Any
-) -> None:
-    platform.add(a_call("one"))
-    clock.turn_to(SETTLED)
-    policy.service(COMPLIANCE, SHORT).round()
-    old = locks()
-    amend(platform, "one", transcript=TALK)
-    clock.turn_to(FIRST)
+def test_a_laxer_mode_weakens_nothing(scene: Scene) -> None:
+    scene.platform.add(a_call("one"))
+    scene.clock.turn_to(SETTLED)
+    scene.service(COMPLIANCE, SHORT).round()
+    old = scene.locks()
+    amend(scene.platform, "one", transcript=TALK)
+    scene.clock.turn_to(FIRST)
     with capture_logs() as logs:
-        policy.service(GOVERNANCE, LONG).round()
+        scene.service(GOVERNANCE, LONG).round()
     assert {line["log_level"] for line in logs} == {"info"}
-    now = locks()
+    now = scene.locks()
     assert short_of(only(now, old), LONG, COMPLIANCE) == []
-    assert archive().records["one"]["retention"]["mode"] == GOVERNANCE
-    audit(policy.bucket(None), key, archive())
+    assert scene.archive().records["one"]["retention"]["mode"] == GOVERNANCE
+    scene.audit()
 
 
 # --- the archive as a whole
 
 
 def test_the_key_is_kept_for_longer_than_the_seals_that_it_checks(
-    platform: Platform, policy: Policy, clock: HandClock, locks: Any, bucket: Bucket
+    scene: Scene, bucket: Bucket
 ) -> None:
-    platform.add(a_call())
-    clock.turn_to(SETTLED)
-    rig = policy.rig(GOVERNANCE, SHORT)
+    scene.platform.add(a_call())
+    scene.clock.turn_to(SETTLED)
+    rig = scene.rig(GOVERNANCE, SHORT)
     rig.backfill()
-    begun = clock.now()
-    clock.forward(12 * HOUR)
+    begun = scene.clock.now()
+    scene.clock.forward(12 * HOUR)
     with counted(bucket) as asked:
-        policy.rig(GOVERNANCE, SHORT).backfill()
+        scene.rig(GOVERNANCE, SHORT).backfill()
     assert asked["PutObjectRetention"] == 0, "half a day is not worth it"
-    clock.turn_to(begun + 40 * DAY)
+    scene.clock.turn_to(begun + 40 * DAY)
     rig.backfill()  # the same process, weeks later
     whole = [layout.seal_key(0), layout.signature_key(0), layout.VERIFY_PAGE]
     whole.append(layout.public_key_key(rig.chain.head.key_id))
-    assert set(only(locks(), whole).values()) == {(GOVERNANCE, clock.now() + SHORT * DAY)}
+    assert set(only(scene.locks(), whole).values()) == {
+        (GOVERNANCE, scene.clock.now() + SHORT * DAY)
+    }
 
 
 # --- what is new of a held call
 
 
-def test_a_new_revision_of_a_held_call_is_born_held(
-    platform: Platform, policy: Policy, clock: HandClock, bucket: Bucket, archive: Look
-) -> None:
-    platform.add(a_call("held"), a_call("free"))
-    clock.turn_to(SETTLED)
-    policy.service(None).round()
-    for one in archive().below("", ""):
+def test_a_new_revision_of_a_held_call_is_born_held(scene: Scene, bucket: Bucket) -> None:
+    scene.platform.add(a_call("held"), a_call("free"))
+    scene.clock.turn_to(SETTLED)
+    scene.service(None).round()
+    for one in scene.archive().below("", ""):
         if "/held/" in one:
             bucket.set_hold(one, None, True)
     for name in ("held", "free"):
-        amend(platform, name, transcript=TALK)
-    clock.turn_to(FIRST)
+        amend(scene.platform, name, transcript=TALK)
+    scene.clock.turn_to(FIRST)
     with counted(bucket) as asked:
-        policy.service(None).round()
+        scene.service(None).round()
     assert asked["PutObjectLegalHold"] == 1, "its transcript; the record was born held"
-    look = archive()
+    look = scene.archive()
     assert {found["revision"] for found in look.records.values()} == {2}
     held = {one for one in look.keys if (head := bucket.head(one)) and head.held}
     assert held == {one for one in look.keys if "/held/" in one}
     assert len(held) == 2 + 3
 
 
-class HeldMeanwhile(Bucket):
-    """Somebody puts a call on hold just after its standing record was looked at."""
-
-    def __init__(self, real: Bucket) -> None:
-        client = real.client
-        super().__init__(real.options, client.clock, client.retry, client=client.s3)
-        self._done = False
-
-    def put_once(self, key: str, *rest: Any, **options: Any) -> Any:
-        if key.endswith("/r2.json") and not self._done:
-            self._done = True
-            self.set_hold(key.replace("r2", "r1"), None, True)
-        return super().put_once(key, *rest, **options)
-
-
 def test_a_hold_that_comes_while_a_revision_is_written_is_seen(
-    platform: Platform, policy: Policy, clock: HandClock, bucket: Bucket, archive: Look, rig: Any
+    scene: Scene, bucket: Bucket, rig: Any
 ) -> None:
-    platform.add(a_call())
-    clock.turn_to(SETTLED)
-    policy.service(None).round()
-    amend(platform, "vc_1", transcript=TALK)
-    clock.turn_to(FIRST)
-    another(lambda **rest: rig(HeldMeanwhile(bucket), **rest)).round()
-    record = archive().records["vc_1"]
+    scene.platform.add(a_call())
+    scene.clock.turn_to(SETTLED)
+    scene.service(None).round()
+    amend(scene.platform, "vc_1", transcript=TALK)
+    scene.clock.turn_to(FIRST)
+    first = scene.archive().records["vc_1"]["record"]
+    meanwhile = partial(bucket.set_hold, first, None, True)
+    troubled = Troubled(bucket, "put_once", "/r2.json", meanwhile)
+    another(lambda **rest: rig(troubled, **rest)).round()
+    record = scene.archive().records["vc_1"]
     assert record["revision"] == 2
     new = [record["record"], files_of(record)["transcript"]["key"]]
     assert [head.held for one in new if (head := bucket.head(one))] == [True, True]

@@ -19,7 +19,8 @@ from archiver.pipeline.chain import Chain, last_number
 from archiver.store.bucket import Bucket
 from archiver.store.types import Stored
 from tests.fakes.clock import HandClock
-from tests.fakes.population import TEN
+from tests.fakes.platform import Platform
+from tests.fakes.population import TEN, a_call
 from tests.fakes.rig import HOUR, Archive, Rig, new_key
 
 MakeRig = Callable[..., Rig]
@@ -240,3 +241,20 @@ def test_a_second_archive_is_not_begun_over_one_whose_seal_0_is_gone(rig, bucket
         rig().chain.open()
     assert caught.value.exit_code == 4
     assert bucket.head(layout.seal_key(0)) is None
+
+
+def test_a_lost_seal_is_never_replaced(
+    platform: Platform, rig: MakeRig, clock: HandClock, bucket: Bucket, archive: Look
+) -> None:
+    clock.turn_to(TEN + 9 * HOUR)
+    made = rig()
+    for hour in range(4):
+        made.backfill(TEN + hour * HOUR)
+    assert made.chain.head.seq == 4
+    bucket.client.s3.delete_object(
+        Bucket=bucket.options.bucket, Key=bucket.client.prefix + layout.seal_key(2)
+    )
+    platform.add(a_call("new", TEN + 5 * HOUR))
+    with pytest.raises(StoreError, match="seal 2 is missing"):
+        rig().backfill(TEN + 5 * HOUR)
+    assert layout.seal_key(2) not in archive().keys

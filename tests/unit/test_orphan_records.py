@@ -1,5 +1,5 @@
-"""What one process knew and no segment told yet: it must not fall silent, whoever ends, is faster
-or is out meanwhile. Each test ends with an audit of what it left."""
+"""Records that no segment names yet, and calls without a record: none falls silent, whoever ends,
+is faster or is out meanwhile. Each test ends with an audit of what it left."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from archiver.core.model import Retention, parse_time
 from archiver.pipeline.loop import Loop
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply
 from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, stamp
 from tests.fakes.relisting import (
@@ -111,6 +112,39 @@ def test_a_store_that_is_out_while_old_records_are_looked_for_is_asked_again(
     loop.round()
     (line,) = lines_of(archive(), ELEVEN)
     assert (line["listed"], line["vanished"]) == (1, ["gone"])
+
+
+def test_a_call_that_goes_while_its_window_is_open_is_told_when_it_closes(
+    platform, rig, clock, archive
+) -> None:
+    loop = another(rig)
+    platform.add(a_call(), a_call("gone", TEN + MINUTE))
+    clock.turn_to(TEN + 2 * HOUR)
+    loop.round()
+    platform.remove("gone")
+    clock.turn_to(SETTLED)
+    loop.round()
+    (line,) = lines_of(archive())
+    assert (line["listed"], line["vanished"]) == (1, ["gone"])
+    assert told_in(archive(), "gone") == [TEN]
+
+
+def test_an_outage_after_a_long_downtime_is_mended_by_the_next_round(
+    platform, rig, clock, archive
+) -> None:
+    """One try gives no call up."""
+    loop = another(rig, give_up=HOUR, relist=())
+    platform.add(a_call(), a_call("newer", TEN + 8 * HOUR))
+    clock.turn_to(TEN + 11 * HOUR)
+    platform.hooks.append(lambda r: Reply(503, {}, b"") if r.server == "blob" else None)
+    loop.round()
+    assert [line["pending"] for line in lines_of(archive())] == [["vc_1"]]
+    platform.hooks.clear()
+    clock.forward(MINUTE)
+    loop.round()
+    look = archive()
+    assert {found["outcome"] for found in look.records.values()} == {"archived"}
+    assert [line["pending"] for line in lines_of(look)] == [["vc_1"], []]
 
 
 # --- known to a process that ended

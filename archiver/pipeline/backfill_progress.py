@@ -1,0 +1,30 @@
+"""Who watches a backfill."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from archiver.core.model import Window
+
+
+class BackfillProgress(Protocol):
+    """Somebody who watches. Called from many threads."""
+
+    def window_listed(self, window: Window, new_calls: int) -> None: ...
+
+    def call_done(self, outcome: str, recording_bytes: int) -> None: ...
+
+    def window_done(self, window: Window) -> None: ...
+
+
+class NoProgress:
+    """Nobody watches."""
+
+    def window_listed(self, window: Window, new_calls: int) -> None:
+        pass
+
+    def call_done(self, outcome: str, recording_bytes: int) -> None:
+        pass
+
+    def window_done(self, window: Window) -> None:
+        pass
