@@ -1,4 +1,4 @@
-"""What `verify` can say: one table of codes, and the list that they are collected in.
+"""What `verify` can say: one table of codes, the list of findings, and the report.
 
 A code is stable: it is never renamed, and never gets another meaning. `error`: the archive does not
 hold what it promises. `warning`: it holds, but a person must look. `info`: worth knowing; alone it
@@ -9,10 +9,20 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from archiver.core.model import format_time
+from archiver.manifest.record import OUTCOMES
+from archiver.manifest.seal import Seal
 
 Severity = Literal["error", "warning", "info"]
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """`1 call`, `2,000 calls`."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 @dataclass(frozen=True)
@@ -259,27 +269,109 @@ class Findings:
         self._counts: Counter[str] = Counter()
 
     def add(self, code: str, key: str, detail: str = "") -> None:
-        finding = Finding(code, key, detail)
+        """Raises `KeyError` for a code that is not in the table."""
+        self.count(code, 1)
+        with self._lock:
+            if len(self._kept) < self._limit:
+                self._kept.append(Finding(code, key, detail))
+
+    def count(self, code: str, number: int) -> None:
+        """Only count so many more."""
         if code not in CODES:
             raise KeyError(code)
         with self._lock:
-            self._counts[code] += 1
-            if len(self._kept) < self._limit:
-                self._kept.append(finding)
-
-    def count(self, code: str, number: int) -> None:
-        """As `add`, for so many more that are only counted."""
-        if code not in CODES:
-            raise KeyError(code)
-        if number > 0:
-            with self._lock:
-                self._counts[code] += number
+            self._counts[code] += max(0, number)
 
     def kept(self) -> list[Finding]:
         """In the order of code, key and detail: threads found them in any."""
-        with self._lock:
-            return sorted(self._kept)
+        return sorted(self._kept)
 
     def counts(self) -> dict[str, int]:
-        with self._lock:
-            return dict(sorted(self._counts.items()))
+        return dict(sorted((+self._counts).items()))
+
+
+@dataclass
+class Counts:
+    """How much there is, and how much of it was read. `files` and `bytes` are what the records
+    name; a file that two revisions of a record name counts once."""
+
+    seals: int = 0
+    segments: int = 0
+    windows: int = 0
+    events: int = 0
+    records: int = 0
+    files: int = 0
+    bytes: int = 0
+    files_hashed: int = 0
+    bytes_hashed: int = 0
+    pending: int = 0
+    calls: Counter[str] = field(default_factory=Counter)
+    """By outcome of the newest record in its window."""
+
+    def add(self, other: Counts) -> None:
+        """Add another's counts to these."""
+        for name, value in vars(other).items():
+            if isinstance(value, int):
+                setattr(self, name, getattr(self, name) + value)
+        self.calls.update(other.calls)
+
+    def document(self) -> dict[str, Any]:
+        return {**vars(self), "calls": {name: self.calls[name] for name in OUTCOMES}}
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of an audit."""
+
+    scope: Mapping[str, Any]
+    """What was asked for: level, from, to, sample."""
+    archive: str | None
+    key_id: str | None
+    key_given: bool
+    """Whether the key came from outside the bucket."""
+    head: Seal | None
+    counts: Counts
+    findings: Sequence[Finding]
+    """The first of them, sorted; `totals` has how many there are."""
+    totals: Mapping[str, int]
+    """Code → how many findings."""
+    notes: Sequence[str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found but information."""
+        return all(CODES[code].severity == "info" for code in self.totals)
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.ok else 1
+
+    def document(self) -> dict[str, Any]:
+        """The form of `verify --json`: stable; later versions only add fields.
+
+        `v` 1; `ok`; `scope` {level, from, to, sample}; `archive`, `key_id`, `key_given`; `head`
+        {seq, sha256, sealed_at, watermark} or null; `counts` {seals, segments, windows, events,
+        records, files, bytes, files_hashed, bytes_hashed, pending, calls {outcome: n}};
+        `findings` [{code, severity, key, detail}], at most 1,000; `totals` {code: n}; `notes`.
+        """
+        return {
+            "type": "verify",
+            "v": 1,
+            "ok": self.ok,
+            "scope": dict(self.scope),
+            "archive": self.archive,
+            "key_id": self.key_id,
+            "key_given": self.key_given,
+            "head": None
+            if self.head is None
+            else {
+                "seq": self.head.seq,
+                "sha256": self.head.sha256,
+                "sealed_at": format_time(self.head.sealed_at),
+                "watermark": format_time(self.head.watermark),
+            },
+            "counts": self.counts.document(),
+            "findings": [{**vars(one), "severity": one.severity} for one in self.findings],
+            "totals": dict(self.totals),
+            "notes": list(self.notes),
+        }

@@ -46,16 +46,6 @@ NAMED = 5
 AGAIN = "; the act is not finished: run the same command again"
 
 
-class Found(Protocol):
-    """What there is of calls."""
-
-    @property
-    def calls(self) -> Mapping[str, CallObjects]: ...
-
-    @property
-    def left(self) -> Mapping[str, ArchiverError]: ...
-
-
 class HoldLedger(Protocol):
     """What the archive has of calls and holds (`audit/hold_ledger.py`). Raises `StoreError`."""
 
@@ -69,7 +59,9 @@ class HoldLedger(Protocol):
     def readable(self) -> Sequence[Act]:
         """The same without what is damaged."""
 
-    def find(self, call_ids: Collection[str]) -> Found:
+    def find(
+        self, call_ids: Collection[str]
+    ) -> tuple[dict[str, CallObjects], dict[str, StoreError]]:
         """The objects of each call that has a record, and the calls whose objects cannot be asked
         for."""
 
@@ -136,8 +128,8 @@ class Holds:
         damaged and must be known: an `add` holds all the same.
         """
         wanted, now = list(dict.fromkeys(call_ids)), self._clock.now().replace(microsecond=0)
-        found = self._ledger.find(wanted)
-        calls, left = found.calls, dict(found.left)
+        calls, refused = self._ledger.find(wanted)
+        left: dict[str, ArchiverError] = {**refused}
         _refuse_unknown(wanted, {*calls, *left})
         wanted = [one for one in wanted if one in calls]
         if not wanted:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from archiver.audit import leftovers
-from archiver.audit.findings import CODES
-from archiver.audit.verification_report import Report
+from archiver.audit.findings import CODES, Report
 from archiver.audit.verify import Options, verify
 from archiver.core.errors import StoreError
 from archiver.manifest import layout

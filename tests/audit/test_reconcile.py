@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from archiver.audit.chain import SealedSegments
 from archiver.audit.reconcile import (
     ASKED_ONE_BY_ONE,
     SHOWN,
@@ -27,8 +28,7 @@ from archiver.audit.reconcile import (
     as_text,
     reconcile,
 )
-from archiver.audit.safe_reader import Reader
-from archiver.audit.sealed_segments import SealedSegments
+from archiver.audit.safe_reader import ItemReader, Reader
 from archiver.core.errors import FormatError, ListingError, SourceRefused, StoreError, UsageError
 from archiver.core.model import Call, Window
 from archiver.manifest import canonical, layout, record, seal
@@ -393,10 +393,11 @@ def test_a_call_is_looked_for_in_the_windows_of_its_own_times(
 def test_a_time_at_the_calendar_s_end_is_in_no_window() -> None:
     builder = archive()
     options = Options(TENTH.start, TENTH.end, HOUR, 1)
-    lookup = ArchiveLookup(builder.store, SealedSegments(builder.store), options)
+    items = ItemReader(builder.store)
+    lookup = ArchiveLookup(items, SealedSegments(items), options)
     last = Call("vc_z", {"startTime": "9999-12-31T23:59:59Z"})
 
-    assert lookup.look(hour(10), {"vc_z": last}).records == {}
+    assert lookup.look_up(hour(10), {"vc_z": last}).records == {}
     lookup.close()
 
 
