@@ -55,14 +55,9 @@ _KEYS = {
 
 
 def segment_name(key: str) -> SegmentName | None:
-    """The name of a window's segment, where `key` is exactly what the layout makes of it."""
-    try:
-        parsed = layout.parse_segment_key(key)
-    except (ValueError, OverflowError):
-        return None
-    if parsed is None or parsed[1] != "jsonl" or parsed[0].jsonl != key:
-        return None
-    return parsed[0]
+    """The name of a window's segment; None for any other key."""
+    parsed = layout.parse_segment_key(key)
+    return parsed[0] if parsed is not None and parsed[1] == "jsonl" else None
 
 
 def is_event_segment(key: str) -> bool:
@@ -168,10 +163,7 @@ def parse_record(line: bytes) -> Record:
     """A record with its whole document; raises `FormatError` for what is none."""
     if len(line) > MAX_RECORD_BYTES:
         raise FormatError("a record over 1 MiB")
-    try:
-        return record.parse(line)
-    except ValueError:
-        raise FormatError("a record with a malformed key") from None
+    return record.parse(line)
 
 
 def _has_its_key(found: RecordLine) -> bool:

@@ -93,14 +93,15 @@ def report_text(report: Report) -> str:
         lines.append(f"          sealed {sealed}, watermark {mark}")
     hashed = f", {counts.files_hashed:,} read and hashed ({_size(counts.bytes_hashed)})"
     level = report.scope["level"]
-    read = ", ".join(
-        f"{getattr(counts, name):,} {name}"
-        for name in ("seals", "segments", "windows", "records", "events")
+    names = ("seals", "segments", "windows", "records", "events")
+    read = ", ".join(f"{getattr(counts, name):,} {name}" for name in names)
+    outcomes = (
+        f"{calls['archived']:,} archived, {calls['no_recording']:,} without recording, "
+        f"{calls['failed']:,} failed, {counts.pending:,} pending"
     )
     lines += [
         f"manifest  {read}",
-        f"calls     {calls['archived']:,} archived, {calls['no_recording']:,} without recording, "
-         f"{calls['failed']:,} failed, {counts.pending:,} pending",
+        f"calls     {outcomes}",
         f"files     {counts.files:,} ({_size(counts.bytes)}){hashed if level == 'bytes' else ''}",
         *_findings(report),
         *(f"note: {note}" for note in report.notes),
