@@ -154,6 +154,9 @@ CLASSES: dict[str, tuple[list[str], Builder, dict[str, Any], dict[str, int], int
         {"unsealed": [{"id": i, "outcome": outcome, "record": r1(i)} for i, outcome in (A, N)]},
         {"unsealed": 2}, 0,
     ),
+    "pending, not listed, with a record": (
+        [], archive(pending=("vc_a",), unsealed=[A]), {"gone": [gone(*A)]}, {"gone": 1}, 0,
+    ),
     "gone": (
         [], archive(A, F, N), {"gone": [gone(*one) for one in (A, F, N)]}, {"gone": 3}, 0,
     ),
@@ -191,16 +194,6 @@ def test_pending_until_the_newest_revision_says_otherwise(platform: Platform, ru
     result = run(builder.store)
     assert told(result) == {}
     assert counts(result) == {"source": 1, "archived": 1}
-
-
-def test_pending_and_not_listed_until_there_is_a_record(platform: Platform, run: Run) -> None:
-    builder = archive(pending=("vc_p",))
-    builder.call("vc_p", hour(10))
-
-    result = run(builder.store)
-
-    assert told(result) == {"gone": [gone("vc_p", "archived")]}
-    assert result.exit_code == 0
 
 
 @pytest.mark.parametrize("sealed", [True, False])
@@ -355,24 +348,17 @@ def test_a_time_at_the_calendar_s_end_is_in_no_window() -> None:
     lookup.close()
 
 
-def test_strays_are_left_to_their_window(platform: Platform, run: Run) -> None:
+@pytest.mark.parametrize("outcome", ["missing", "archived"])
+def test_calls_of_other_windows_are_left_to_them(
+    platform: Platform, run: Run, outcome: str
+) -> None:
     """A filter of whole days lists every call of the day in each window."""
     platform.options.whole_days = True
-    source_has(platform, "vc_a")
     source_has(platform, "vc_b", window=hour(14))
-    builder = archive(("vc_a", "archived"))
+    builder = archive(("vc_b", outcome)) if outcome == "archived" else archive()
 
-    assert counts(run(builder.store)) == {"source": 1, "archived": 1}
-    assert counts(run(builder.store, hour(14))) == {"source": 1, "missing": 1}
-
-
-def test_a_stray_that_a_window_tells_of_is_not_gone(platform: Platform, run: Run) -> None:
-    platform.options.whole_days = True
-    source_has(platform, "vc_a", window=hour(14))
-    builder = archive(("vc_a", "archived"))
-
-    assert counts(run(builder.store)) == {}
-    assert counts(run(builder.store, hour(10), hour(14))) == {"source": 1, "archived": 1}
+    assert counts(run(builder.store)) == {}, "and it is not gone"
+    assert counts(run(builder.store, hour(10), hour(14))) == {"source": 1, outcome: 1}
 
 
 def test_a_newer_record_in_another_window_counts(platform: Platform, run: Run) -> None:
@@ -638,25 +624,22 @@ def test_calls_that_were_not_asked_for_are_no_success(platform: Platform, run: R
     )
 
 
-def test_another_filter_alone_is_only_told(platform: Platform, run: Run) -> None:
-    """A state was added over the years: nothing is missing, nothing gone."""
+def test_another_filter_is_only_told_and_what_it_finds_is_missing(
+    platform: Platform, run: Run
+) -> None:
+    """A state was added over the years: nothing is gone."""
     source_has(platform, "vc_a")
+    builder = listed_with(COMPLETED)
 
-    result = run(listed_with(COMPLETED).store, filters=WIDE)
-
+    result = run(builder.store, filters=WIDE)
     assert others(result) == [{"filter": COMPLETED, "windows": 1}]
     assert (told(result), result.ok, result.exit_code) == ({}, True, 0)
     assert as_text(result).splitlines()[-2].startswith("note: 1 window of the archive ")
 
-
-def test_what_a_wider_filter_finds_is_missing(platform: Platform, run: Run) -> None:
-    source_has(platform, "vc_a")
     source_has(platform, "vc_m", state="Busy")
-
-    result = run(listed_with(COMPLETED).store, filters=WIDE)
-
+    result = run(builder.store, filters=WIDE)
     assert told(result) == {"missing": [{"id": "vc_m", "window_sealed": True}]}
-    assert (others(result)[0]["windows"], result.exit_code) == (1, 1)
+    assert result.exit_code == 1
 
 
 @pytest.mark.parametrize(
