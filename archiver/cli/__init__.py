@@ -16,7 +16,7 @@ from typing import NoReturn
 import click
 
 from archiver import __version__
-from archiver.cli import archive, audit, backfill, hold, reconcile
+from archiver.cli import archive, audit, backfill, hold
 from archiver.cli.common import INTERRUPTED, ended_by
 from archiver.core.errors import ArchiverError, UsageError
 
@@ -42,7 +42,7 @@ for verb in (
     archive.init,
     archive.run,
     backfill.backfill,
-    reconcile.reconcile,
+    audit.reconcile,
     audit.verify,
     audit.manifest,
     hold.hold,
