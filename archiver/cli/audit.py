@@ -1,4 +1,4 @@
-"""The verbs that only read an archive, and need no private key; `reconcile` reads the source too."""
+"""The verbs that only read an archive. None needs the private key; `reconcile` asks the source."""
 
 from __future__ import annotations
 
