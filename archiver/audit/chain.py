@@ -1,22 +1,33 @@
-"""The chain of seals, read whole and in order: numbers, hashes, signatures, key, totals.
+"""The chain of seals: checked whole and in order, or asked for what it says of a few segments.
 
-What is wrong with one seal does not stop the reading: each link is checked against the bytes that
-stand before it, so that a damaged seal is told from the seals around it.
+`check_chain` reads every seal: numbers, hashes, signatures, key, totals. What is wrong with one
+seal does not stop the reading: each link is checked against the bytes that stand before it, so that
+a damaged seal is told from the seals around it.
+
+`SealedSegments` finds and reads the segments that count: those that a seal names. That a segment is
+sealed is not taken from its `.seal` pointer alone: the seal that the pointer names is read, and the
+segment's bytes must be those that it tells of. Signatures are the business of `check_chain`.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from functools import lru_cache
+from typing import IO, NamedTuple
 
-from archiver.audit.safe_reader import ReportingReader
+from archiver.audit.safe_reader import ItemReader, ReportingReader, Unreadable
+from archiver.audit.segment_lines import MAX_SEGMENT_BYTES, segment_name
 from archiver.core.concurrency import ordered
-from archiver.core.errors import FormatError, NewerFormat, StoreError, UsageError
+from archiver.core.errors import ArchiverError, FormatError, NewerFormat, UsageError
 from archiver.manifest import canonical, layout, seal
+from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import refuse_newer
-from archiver.manifest.seal import Seal, SegmentEntry
+from archiver.manifest.seal import POINTER_BYTES, Seal, SegmentEntry, parse_pointer
 from archiver.manifest.signing import PublicKey
 
 MAX_SEAL_BYTES = 16 << 20
@@ -25,6 +36,8 @@ MAX_PAGE_BYTES = 4 << 20
 SIGNATURE_BYTES = 64
 CLOCK_TOLERANCE = timedelta(minutes=5)
 """How far `sealed_at` may go back: two writers' clocks differ."""
+SEALS_KEPT = 256
+"""Seals in memory at a time: neighbouring segments stand in neighbouring seals."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +50,7 @@ class KnownHead:
     @classmethod
     def parse(cls, text: str) -> KnownHead:
         """Read `SEQ:SHA256`; raises `UsageError`."""
-        seq, _, digest = text.strip().partition(":")
-        digest = digest.lower()
+        seq, _, digest = text.strip().lower().partition(":")
         if not (seq.isascii() and seq.isdigit() and len(seq) <= 12):
             raise UsageError(
                 "--head takes SEQ:SHA256, for instance 41:9f86d0…, as verify prints it"
@@ -48,16 +60,14 @@ class KnownHead:
         return cls(int(seq), digest)
 
 
-@dataclass(frozen=True)
-class Sealed:
-    """A segment as a seal names it."""
+class SealedEntry(NamedTuple):
+    """What a seal says of a segment, and the number of that seal."""
 
     entry: SegmentEntry
     seq: int
 
 
-@dataclass(frozen=True)
-class Advance:
+class Advance(NamedTuple):
     """Seal `seq` moved the watermark from `start` to `end`."""
 
     seq: int
@@ -83,201 +93,267 @@ class ChainView:
     """The newest number, read or not."""
     read: set[int] = field(default_factory=set)
     """The numbers of the seals that could be read."""
-    segments: dict[str, Sealed] = field(default_factory=dict)
+    segments: dict[str, SealedEntry] = field(default_factory=dict)
     """By key, each with the first seal that names it."""
     advances: list[Advance] = field(default_factory=list)
 
     @property
-    def whole(self) -> bool:
+    def is_whole(self) -> bool:
         """Whether every seal from 0 to the newest could be read."""
         return len(self.read) == self.last + 1 > 0
 
 
-class ChainCheck:
-    """One reading of a chain. `check` is called once."""
+def check_chain(
+    reader: ReportingReader,
+    executor: Executor,
+    ahead: int,
+    public_key: PublicKey | None,
+    known: KnownHead | None,
+) -> ChainView:
+    """Read all seals and report what is wrong. `public_key` and `known` are what the auditor knows
+    from outside.
 
-    def __init__(self, reader: ReportingReader, executor: Executor, ahead: int) -> None:
-        self._reader = reader
-        self._report = reader.findings.add
-        self._executor = executor
-        self._ahead = ahead
-        self._view = ChainView()
-        self._before: tuple[int, str, Seal | None] = (-1, seal.NO_SEAL, None)
-        """Number, SHA-256 and, if it could be parsed, content of the seal read last."""
+    1. List the seals; a gap in their numbers is reported. Read each with its signature.
+    2. The known head has the known SHA-256.
+    3. A seal parses, and is in canonical form.
+    4. Seal 0 says which archive and which key it is.
+    5. The key has signed these bytes. A seal that does not parse is signed or not all the same.
+    6. A seal agrees with seal 0, and with the seal before.
+    7. Its segments and its watermark are remembered.
+    8. The chain reaches the known head.
+    """
+    report, view = reader.findings.add, ChainView(key=public_key)
+    # 1. The seals.
+    numbers = _list_seals(reader, view)
+    view.seals = len(numbers)
 
-    def check(self, key: PublicKey | None, head: KnownHead | None) -> ChainView:
-        """Read all seals. `key` and `head` are what the auditor knows from outside."""
-        view, numbers = self._view, self._list_seals()
-        view.key, view.seals = key, len(numbers)
+    def read(seq: int) -> tuple[bytes | None, bytes | None]:
+        data = reader.read(layout.seal_key(seq), MAX_SEAL_BYTES, "seal_missing")
+        at, late = layout.signature_key(seq), seq == view.last
+        return data, reader.read(at, SIGNATURE_BYTES, "signature_missing", late=late)
 
-        def fetch(seq: int) -> tuple[int, bytes | None, bytes | None]:
-            data = self._reader.read(layout.seal_key(seq), MAX_SEAL_BYTES, "seal_missing")
-            at, late = layout.signature_key(seq), seq == view.last
-            signature = self._reader.read(at, SIGNATURE_BYTES, "signature_missing", late=late)
-            return seq, data, signature
-
-        for seq, data, signature in ordered(self._executor, fetch, numbers, self._ahead):
-            if data is not None:
-                self._check_seal(seq, data, signature, head)
-        if head is not None and head.seq > view.last:
-            at = layout.seal_key(head.seq)
-            self._report("tail_missing", at, f"the chain ends at seal {view.last}")
-        return view
-
-    # --- which seals there are
-
-    def _list_seals(self) -> list[int]:
-        """The numbers of the seals that exist, ascending; gaps are reported."""
-        seals, signatures = set[int](), set[int]()
-        for listed in self._reader.list(layout.SEALS):
-            parsed = layout.parse_seal_key(listed.key)
-            seq, is_signature = parsed or (0, False)
-            if parsed is None or listed.key != _key_of(seq, is_signature=is_signature):
-                self._report("unexpected_object", listed.key)
-                continue
-            (signatures if is_signature else seals).add(seq)
-        if layout.SEALS in self._reader.unlistable:
-            seals.update(range(self._find_newest(max(seals, default=-1)) + 1))
-        self._view.last = max(seals, default=-1)
-        if not seals and not signatures:
-            self._report("no_archive", layout.seal_key(0))
-        expected, newest = 0, max(seals | signatures, default=-1)
-        for seq in [*sorted(seals), newest + 1]:
-            if expected < seq:
-                detail = "" if expected == seq - 1 else f"nor any up to {seq - 1}"
-                self._report("seal_missing", layout.seal_key(expected), detail)
-            expected = seq + 1
-        return sorted(seals)
-
-    def _find_newest(self, known: int) -> int:
-        """The number of the newest seal where seals cannot be listed, -1 without any: ask for each,
-        in steps that double and then halve."""
-
-        def is_there(number: int) -> bool:
-            try:
-                return self._reader.reader.head(layout.seal_key(number)) is not None
-            except StoreError:
-                return False  # some stores refuse what is not there; an outage shows soon enough
-
-        low, step = known, 1
-        while is_there(low + step):
-            low, step = low + step, step * 2
-        high = low + step
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if is_there(middle) else (low, middle)
-        return low
-
-    # --- one seal
-
-    def _check_seal(
-        self, seq: int, data: bytes, signature: bytes | None, known: KnownHead | None
-    ) -> None:
-        """Check a seal's bytes; `known` is the seal that the auditor knows.
-
-        1. Where it is the known one, it has the known SHA-256.
-        2. It parses, and is in canonical form.
-        3. Seal 0 says which archive and which key it is.
-        4. The key has signed these bytes. A seal that does not parse is signed or not all the same.
-        5. It agrees with seal 0, and with the seal before.
-        6. Its segments and its watermark are remembered.
-        """
-        view, key, digest = self._view, layout.seal_key(seq), hashlib.sha256(data).hexdigest()
-        # 1. The known head.
+    before_seq, before_digest = -1, seal.NO_SEAL
+    before: Seal | None = None
+    for seq, (data, signature) in zip(
+        numbers, ordered(executor, read, numbers, ahead), strict=True
+    ):
+        if data is None:
+            continue
+        key, digest = layout.seal_key(seq), hashlib.sha256(data).hexdigest()
+        # 2. The known head.
         if known is not None and known.seq == seq and known.sha256 != digest:
-            self._report("head_mismatch", key, f"its SHA-256 is {digest}")
-        # 2. The format.
-        this = self._parse(key, data)
-        # 3. Seal 0.
+            report("head_mismatch", key, f"its SHA-256 is {digest}")
+        # 3. The format.
+        this = _parse(reader, key, data)
+        # 4. Seal 0.
         if this is not None and seq == 0:
-            self._check_genesis(this)
-        # 4. The signature.
+            _check_genesis(reader, view, this)
+        # 5. The signature.
         if signature is not None and view.key and not view.key.verifies(data, signature):
-            self._report("signature_invalid", layout.signature_key(seq))
+            report("signature_invalid", layout.signature_key(seq))
         if this is not None:
-            # 5. The chain.
-            self._check_links(seq, this)
-            # 6. What it names.
+            # 6. Seal 0 and the seal before.
+            total = sum(entry.records for entry in this.segments)
+            if this.seq != seq:
+                report("seal_number", key)
+            if view.archive is not None and this.archive != view.archive:
+                report("archive_mismatch", key)
+            if seq > 0 and view.key is not None and this.key_id != view.key.key_id:
+                report("key_mismatch", key)
+            if before_seq == seq - 1:  # else it is missing, and that was reported
+                if this.prev != before_digest:
+                    report("prev_mismatch", key)
+                if before is not None or seq == 0:
+                    carried = before.records if before is not None else 0
+                    if this.records != carried + total:
+                        report("running_total", key)
+                if before is not None and before.sealed_at - this.sealed_at > CLOCK_TOLERANCE:
+                    report("seal_time", key)
+                if before is not None and this.watermark < before.watermark:
+                    report("watermark_back", key)
+            # 7. What it names.
             view.read.add(seq)
             for entry in this.segments:
-                earlier = view.segments.setdefault(entry.key, Sealed(entry, seq))
-                if earlier.seq != seq or earlier.entry is not entry:
-                    self._report("segment_twice", entry.key, f"in seals {earlier.seq} and {seq}")
+                first = view.segments.setdefault(entry.key, SealedEntry(entry, seq))
+                if first.entry is not entry:
+                    report("segment_twice", entry.key, f"in seals {first.seq} and {seq}")
             start = view.head.watermark if view.head is not None else this.watermark
             if this.watermark > start or view.head is None:
                 view.advances.append(Advance(seq, start, this.watermark))
             view.head = this
-        self._before = (seq, digest, this)
+        before_seq, before_digest, before = seq, digest, this
+    # 8. The end.
+    if known is not None and known.seq > view.last:
+        report("tail_missing", layout.seal_key(known.seq), f"the chain ends at seal {view.last}")
+    return view
 
-    def _parse(self, key: str, data: bytes) -> Seal | None:
+
+def _list_seals(reader: ReportingReader, view: ChainView) -> list[int]:
+    """The numbers of the seals that exist, ascending; gaps are reported."""
+    seals, signatures = set[int](), set[int]()
+    for listed in reader.list(layout.SEALS):
+        seq, is_signature = layout.parse_seal_key(listed.key) or (0, False)
+        if listed.key == layout.seal_key(seq) and not is_signature:
+            seals.add(seq)
+        elif listed.key == layout.signature_key(seq) and is_signature:
+            signatures.add(seq)
+        else:
+            reader.findings.add("unexpected_object", listed.key)
+    if layout.SEALS in reader.unlistable:
+
+        def is_there(seq: int) -> bool:
+            try:
+                return seq in seals or reader.items.head(layout.seal_key(seq)) is not None
+            except ArchiverError:
+                return False  # some stores refuse what is not there; an outage shows soon enough
+
+        seals.update(range(find_newest(is_there, max(seals, default=-1)) + 1))
+    view.last = max(seals, default=-1)
+    if not seals and not signatures:
+        reader.findings.add("no_archive", layout.seal_key(0))
+    expected, newest = 0, max(seals | signatures, default=-1)
+    for seq in [*sorted(seals), newest + 1]:
+        if expected < seq:
+            detail = "" if expected == seq - 1 else f"nor any up to {seq - 1}"
+            reader.findings.add("seal_missing", layout.seal_key(expected), detail)
+        expected = seq + 1
+    return sorted(seals)
+
+
+def find_newest(is_there: Callable[[int], bool], low: int = -1) -> int:
+    """The number of the newest seal, -1 without any: asks in steps that double, then halve. `low`
+    is a number that is known to be there."""
+    step = 1
+    while is_there(low + step):
+        low, step = low + step, step * 2
+    high = low + step
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if is_there(middle) else (low, middle)
+    return low
+
+
+def _parse(reader: ReportingReader, key: str, data: bytes) -> Seal | None:
+    try:
+        refuse_newer(canonical.load_object(data))
+        parsed = seal.parse_seal(data)
+        if canonical.dump(parsed.document) == data:
+            return parsed
+        reader.findings.add("seal_invalid", key, "not in canonical form")
+    except NewerFormat as error:
+        reader.findings.add("newer_format", key, str(error))
+    except FormatError as error:
+        reader.findings.add("seal_invalid", key, str(error))
+    return None
+
+
+def _check_genesis(reader: ReportingReader, view: ChainView, genesis: Seal) -> None:
+    """Take the archive's name and key from seal 0, and hold them against their objects."""
+    report, at = reader.findings.add, layout.seal_key(0)
+    store = genesis.document.get("store")
+    proved = store if isinstance(store, dict) else {}
+    view.archive, view.object_lock = genesis.archive, proved.get("object_lock") is True
+    try:
+        pem = str(genesis.document.get("public_key")).encode()
+        own = PublicKey.from_pem(pem)
+    except (FormatError, UnicodeEncodeError):
+        report("seal_invalid", at, "no Ed25519 public key")
+        return
+    if own.key_id != genesis.key_id:
+        report("key_mismatch", at, "key_id is not that of public_key")
+    if view.key is None:
+        view.key = own
+    elif view.key.key_id != own.key_id:
+        report("key_mismatch", at, f"you trust {view.key.key_id}, it has another")
+    view.key_object = layout.public_key_key(own.key_id)
+    stored = reader.read(view.key_object, MAX_KEY_BYTES, "public_key_missing")
+    if stored is not None and stored != pem:
+        report("public_key_mismatch", view.key_object)
+    # The verifier's page and script, where seal 0 tells of them: older ones do not.
+    pages = proved.get("pages")
+    for page in (layout.VERIFY_PAGE, layout.VERIFY_SCRIPT):
+        if isinstance(pages, dict) and page in pages:
+            data = reader.read(page, MAX_PAGE_BYTES, "page_missing")
+            if data is not None and hashlib.sha256(data).hexdigest() != pages[page]:
+                report("page_mismatch", page)
+
+
+# --- the segments that seals name
+
+
+class SealedSegments:
+    """One thread uses it. All of it raises `FormatError`, which says to run `archiver verify`,
+    where something is not as it was sealed."""
+
+    def __init__(self, reader: ItemReader) -> None:
+        self._reader = reader
+        self._seal = lru_cache(SEALS_KEPT)(self._read_seal)
+        self._newest: Seal | None = None
+
+    def names(self, prefix: str = layout.SEGMENTS) -> list[SegmentName]:
+        """The segments of windows below a prefix, sealed or not, in order."""
+        names = (segment_name(item.key) for item in self._reader.list(prefix))
+        return sorted(name for name in names if name is not None)
+
+    def entry(self, name: SegmentName) -> SealedEntry | None:
+        """What a segment's seal says of it; None while it has none."""
+        key = layout.pointer_key(name.jsonl)
+        pointer = self._reader.read(key, None, POINTER_BYTES)
+        # A seal is completed before the next is made: only the newest can lack its pointers.
+        number = parse_pointer(pointer) if pointer is not None else self.newest().seq
+        for entry in self._seal(number).segments if number is not None else ():
+            if entry.key == name.jsonl:
+                return SealedEntry(entry, number or 0)
+        if pointer is None:
+            return None
+        raise FormatError(f"{key} names no seal that covers it: run archiver verify")
+
+    @contextmanager
+    def open(self, entry: SegmentEntry) -> Iterator[IO[bytes]]:
+        """A segment's bytes; raises `FormatError` unless they are those that the seal tells of."""
+        damage = FormatError(f"{entry.key} is not as it was sealed: run archiver verify")
         try:
-            refuse_newer(canonical.load_object(data))
-            parsed = seal.parse_seal(data)
-            if canonical.dump(parsed.document) == data:
-                return parsed
-            self._report("seal_invalid", key, "not in canonical form")
-        except NewerFormat as error:
-            self._report("newer_format", key, str(error))
-        except FormatError as error:
-            self._report("seal_invalid", key, str(error))
+            spooled = self._reader.spool(entry.key, min(entry.bytes, MAX_SEGMENT_BYTES))
+        except Unreadable as error:
+            raise (damage if error.reason == "too_large" else error) from None
+        if spooled is None:
+            raise damage
+        with spooled.file:
+            if spooled.sha256 != entry.sha256:
+                raise damage
+            yield spooled.file
+
+    def genesis(self) -> Seal | None:
+        """Seal 0; None where nothing was sealed yet."""
+        if self._is_there(0):
+            return self._seal(0)
+        if next(iter(self._reader.list(layout.SEALS)), None) is not None:
+            raise FormatError(f"{layout.seal_key(0)} is missing: run archiver verify")
         return None
 
-    def _check_genesis(self, genesis: Seal) -> None:
-        """Take the archive's name and key from seal 0, and hold them against their objects."""
-        view, at = self._view, layout.seal_key(0)
-        store = genesis.document.get("store")
-        proved = store if isinstance(store, dict) else {}
-        view.archive, view.object_lock = genesis.archive, proved.get("object_lock") is True
+    def newest(self) -> Seal:
+        """The head of the chain. Raises `FormatError` where there is no seal 0."""
+        if self._newest is None:
+            number = find_newest(self._is_there)
+            if number < 0:
+                raise FormatError("there is no archive here: no seal 0")
+            self._newest = self._seal(number)
+        return self._newest
+
+    def _read_seal(self, number: int) -> Seal:
+        key = layout.seal_key(number)
+        data = self._reader.read(key, None, MAX_SEAL_BYTES)
         try:
-            pem = str(genesis.document.get("public_key")).encode()
-            own = PublicKey.from_pem(pem)
-        except (FormatError, UnicodeEncodeError):
-            self._report("seal_invalid", at, "no Ed25519 public key")
-            return
-        if own.key_id != genesis.key_id:
-            self._report("key_mismatch", at, "key_id is not that of public_key")
-        if view.key is None:
-            view.key = own
-        elif view.key.key_id != own.key_id:
-            self._report("key_mismatch", at, f"you trust {view.key.key_id}, it has another")
-        view.key_object = layout.public_key_key(own.key_id)
-        stored = self._reader.read(view.key_object, MAX_KEY_BYTES, "public_key_missing")
-        if stored is not None and stored != pem:
-            self._report("public_key_mismatch", view.key_object)
-        # The verifier's page and script, where seal 0 tells of them: older ones do not.
-        pages = proved.get("pages")
-        for page in (layout.VERIFY_PAGE, layout.VERIFY_SCRIPT):
-            if isinstance(pages, dict) and page in pages:
-                data = self._reader.read(page, MAX_PAGE_BYTES, "page_missing")
-                if data is not None and hashlib.sha256(data).hexdigest() != pages[page]:
-                    self._report("page_mismatch", page)
+            return seal.parse_seal(data or b"")
+        except FormatError as error:
+            raise FormatError(f"{key}: {error}; run archiver verify") from None
 
-    def _check_links(self, seq: int, this: Seal) -> None:
-        """A seal against seal 0 and the seal before."""
-        view, key = self._view, layout.seal_key(seq)
-        if this.seq != seq:
-            self._report("seal_number", key)
-        if view.archive is not None and this.archive != view.archive:
-            self._report("archive_mismatch", key)
-        if seq > 0 and view.key is not None and this.key_id != view.key.key_id:
-            self._report("key_mismatch", key)
-        before_seq, before_digest, before = self._before
-        if before_seq != seq - 1:
-            return  # the seal before is missing, and that has been said
-        if this.prev != before_digest:
-            self._report("prev_mismatch", key)
-        total = sum(entry.records for entry in this.segments)
-        if seq == 0 and this.records != total:
-            self._report("running_total", key)
-        if before is None:
-            return
-        if this.records != before.records + total:
-            self._report("running_total", key)
-        if before.sealed_at - this.sealed_at > CLOCK_TOLERANCE:
-            self._report("seal_time", key)
-        if this.watermark < before.watermark:
-            self._report("watermark_back", key)
+    def _is_there(self, number: int) -> bool:
+        return self._reader.head(layout.seal_key(number)) is not None
 
 
-def _key_of(seq: int, *, is_signature: bool) -> str:
-    return layout.signature_key(seq) if is_signature else layout.seal_key(seq)
+def record_days(folders: set[str]) -> list[date]:
+    """The days among the folders below `records/`, newest first. A source's clock may be anywhere,
+    so may a day."""
+    days = {day for name in folders if (day := layout.parse_day_dir(name)) is not None}
+    return sorted(days, reverse=True)

@@ -23,26 +23,22 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from typing import Any
 
-from archiver.audit.chain import MAX_SEAL_BYTES
-from archiver.audit.safe_reader import Head, ItemReader, Reader, Unreadable, lists_no_versions
-from archiver.audit.sealed_segments import SealedSegments, record_day, record_days
+from archiver.audit.chain import MAX_SEAL_BYTES, SealedSegments, record_days
+from archiver.audit.safe_reader import ItemReader, Reader, Unreadable, lists_no_versions
 from archiver.audit.segment_lines import MAX_RECORD_BYTES, is_held_object, parse_record
 from archiver.core.concurrency import ordered
-from archiver.core.errors import ArchiverError, FormatError, StoreError
+from archiver.core.errors import FormatError, Reach, StoreError
 from archiver.core.model import format_second, format_time
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Act, Hold, ObjectRef
 from archiver.manifest.seal import POINTER_BYTES, SegmentEntry, parse_pointer
-from archiver.store.bucket import is_of_one_object
-from archiver.store.types import CallObjects, FoundCalls
+from archiver.store.types import CallObjects, Head
 
 AT_ONCE = 8
 LIST_PAGE = 1000
 """Keys that one LIST brings."""
 ChainPlace = tuple[int, int]
 """Where a segment stands: the number of its seal, and which of that seal's segments it is."""
-EventEntries = Mapping[str, tuple[ChainPlace, SegmentEntry]]
-"""What a seal says of segments of events, by their keys."""
 
 
 class AllVersions:
@@ -52,7 +48,7 @@ class AllVersions:
     lock, and a listing shows only what is on top. So what must not be missed is looked for here.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: ItemReader) -> None:
         self._reader = reader
         self._has_versions: bool | None = None
 
@@ -87,11 +83,13 @@ class AllVersions:
 
 
 @dataclass
-class _SegmentVersions:
-    """The versions of a segment of events, and of its pointer."""
+class _EventSegment:
+    """A segment of events: its versions, those of its pointer, and the seals that these name."""
 
+    key: str
     jsonl: list[ObjectRef] = field(default_factory=list)
-    pointer: list[ObjectRef] = field(default_factory=list)
+    pointers: list[ObjectRef] = field(default_factory=list)
+    seals: set[int] = field(default_factory=set)
 
 
 class HoldLedger:
@@ -102,7 +100,8 @@ class HoldLedger:
         self._versions = AllVersions(self._reader)
         self._acts: dict[str, tuple[ChainPlace, list[Act]]] = {}
         """What was read so far, by the key of the segment."""
-        self._seals: dict[int, EventEntries] = {}
+        self._seals: dict[int, Mapping[str, tuple[ChainPlace, SegmentEntry]]] = {}
+        """By number, what each seal says of segments of events, by their keys."""
         self.unsealed: list[str] = []
         """The segments of events that no seal names, as of the last reading."""
         self.damaged: list[str] = []
@@ -135,78 +134,79 @@ class HoldLedger:
         """
         # 1. New segments.
         listed = sorted(self._list(layout.EVENTS).items())
-        todo = {key: versions for key, versions in listed if key not in self._acts}
+        todo = [segment for key, segment in listed if key not in self._acts]
         self.unsealed, self.damaged = [], []
         with ThreadPoolExecutor(AT_ONCE) as executor:
             # 2. Pointers and seals.
-            pointers = dict(zip(todo, executor.map(self._seal_numbers, todo.values()), strict=True))
-            self._read_seals(executor, pointers.values())
+            list(executor.map(self._read_pointers, todo))
+            self._read_seals(executor, todo)
             # 3. The newest seal, and pointers written since.
-            unplaced = [key for key in todo if self._entry(key, pointers[key]) is None]
+            unplaced = [segment for segment in todo if self._entry(segment) is None]
             if unplaced:
                 newest = SealedSegments(self._reader).newest().seq
-                for key in unplaced:
-                    again = self._list(layout.pointer_key(key)).get(key, _SegmentVersions())
-                    pointers[key] |= {newest, *self._seal_numbers(again)}
-                self._read_seals(executor, [pointers[key] for key in unplaced])
+                for segment in unplaced:
+                    again = self._list(layout.pointer_key(segment.key)).get(segment.key)
+                    segment.pointers = again.pointers if again is not None else []
+                    self._read_pointers(segment)
+                    segment.seals.add(newest)
+                self._read_seals(executor, unplaced)
             # 4. The segments.
-            list(executor.map(lambda key: self._read_acts(key, todo[key], pointers[key]), todo))
+            list(executor.map(self._read_acts, todo))
         self.unsealed, self.damaged = sorted(self.unsealed), sorted(set(self.damaged))
         in_order = sorted(self._acts.values(), key=lambda one: one[0])
         return [act for _, acts in in_order for act in acts]
 
-    def _list(self, prefix: str) -> dict[str, _SegmentVersions]:
+    def _list(self, prefix: str) -> dict[str, _EventSegment]:
         """By the keys of segments; delete markers are skipped."""
-        found: dict[str, _SegmentVersions] = {}
+        found: dict[str, _EventSegment] = {}
         for ref, is_marker in self._versions.below(prefix):
             parsed = layout.parse_event_key(ref.key)
             if parsed is not None and parsed[1] != "sha256" and not is_marker:
-                versions = found.setdefault(f"{parsed[0]}.jsonl", _SegmentVersions())
-                (versions.jsonl if parsed[1] == "jsonl" else versions.pointer).append(ref)
+                key = f"{parsed[0]}.jsonl"
+                segment = found.setdefault(key, _EventSegment(key))
+                (segment.jsonl if parsed[1] == "jsonl" else segment.pointers).append(ref)
         return found
 
-    def _seal_numbers(self, versions: _SegmentVersions) -> set[int]:
-        """The seals that the pointer's versions name."""
-        found = (parse_pointer(self._read(ref, POINTER_BYTES) or b"") for ref in versions.pointer)
-        return {number for number in found if number is not None}
+    def _read_pointers(self, segment: _EventSegment) -> None:
+        named = (parse_pointer(self._read(ref, POINTER_BYTES) or b"") for ref in segment.pointers)
+        segment.seals |= {number for number in named if number is not None}
 
-    def _read_seals(self, executor: ThreadPoolExecutor, numbers: Iterable[set[int]]) -> None:
-        new = sorted({number for some in numbers for number in some} - self._seals.keys())
-        read = zip(new, executor.map(self._read_seal, new), strict=True)
-        self._seals |= {number: entries for number, entries in read if entries is not None}
+    def _read_seals(self, executor: ThreadPoolExecutor, segments: Iterable[_EventSegment]) -> None:
+        new = sorted(set().union(*(segment.seals for segment in segments)) - self._seals.keys())
+        list(executor.map(self._read_seal, new))
 
-    def _read_seal(self, number: int) -> EventEntries | None:
-        """What it says of events; None where there is no such seal: anybody may write a pointer."""
-        key = layout.seal_key(number)
-        before = len(self.damaged)
+    def _read_seal(self, number: int) -> None:
+        """What it says of events; nothing where there is no such seal: anybody may write a
+        pointer."""
+        key, before = layout.seal_key(number), len(self.damaged)
         data = self._read(ObjectRef(key, None), MAX_SEAL_BYTES)
         if len(self.damaged) > before:
-            return None  # it cannot be read, and that was said
+            return  # it cannot be read, and that was said
         if data is None and next(iter(self._versions.below(key + ".sig")), None) is None:
-            return None
+            return
         try:
             sealed = seal.parse_seal(data or b"")
         except FormatError as error:
             self.damaged.append(f"{key} cannot be read ({error})")
-            return None
-        return {
+            return
+        self._seals[number] = {
             entry.key: ((number, at), entry)
             for at, entry in enumerate(sealed.segments)
             if layout.parse_event_key(entry.key) is not None
         }
 
-    def _entry(self, key: str, numbers: Iterable[int]) -> tuple[ChainPlace, SegmentEntry] | None:
-        entries = (self._seals.get(number, {}).get(key) for number in sorted(numbers))
-        return next((entry for entry in entries if entry is not None), None)
+    def _entry(self, segment: _EventSegment) -> tuple[ChainPlace, SegmentEntry] | None:
+        """What the first seal that names a segment says of it."""
+        seals = (self._seals.get(number, {}) for number in sorted(segment.seals))
+        return next((entries[segment.key] for entries in seals if segment.key in entries), None)
 
-    def _read_acts(self, key: str, versions: _SegmentVersions, numbers: Iterable[int]) -> None:
-        sealed = self._entry(key, numbers)
+    def _read_acts(self, segment: _EventSegment) -> None:
+        key, sealed, before = segment.key, self._entry(segment), len(self.damaged)
         if sealed is None:
-            self.unsealed += [key] if versions.jsonl else []
+            self.unsealed += [key] if segment.jsonl else []
             return
         place, entry = sealed
-        before = len(self.damaged)
-        read = (self._read(ref, entry.bytes) or b"" for ref in versions.jsonl)
+        read = (self._read(ref, entry.bytes) or b"" for ref in segment.jsonl)
         data = next((d for d in read if hashlib.sha256(d).hexdigest() == entry.sha256), None)
         if data is None and len(self.damaged) > before:
             return  # a version of it cannot be read, and that was said
@@ -214,11 +214,9 @@ class HoldLedger:
             self.damaged.append(f"{key} is not there as seal {place[0]} tells of it")
             return
         try:
-            events = event.parse_segment(data)
+            self._acts[key] = place, [Act(one, key, place[0]) for one in event.parse_segment(data)]
         except FormatError as error:
             self.damaged.append(f"{key}: {error}")
-            return
-        self._acts[key] = place, [Act(one, key, place[0]) for one in events]
 
     def _read(self, ref: ObjectRef, max_bytes: int) -> bytes | None:
         """None where it is not there, larger than that, or cannot be read (`damaged`)."""
@@ -234,11 +232,11 @@ class HoldLedger:
 
 
 class CallFinder:
-    """Finds the objects of calls. One thread uses it; close it after use."""
+    """Finds the objects of calls. One thread uses it, but for `beside`; close it after use."""
 
     def __init__(self, reader: Reader, at_once: int, *, page: int = LIST_PAGE) -> None:
-        self._reader = reader
-        self._versions = AllVersions(reader)
+        self._reader = ItemReader(reader)
+        self._versions = AllVersions(self._reader)
         self._page = page
         self._ahead = 2 * at_once
         self._executor = ThreadPoolExecutor(at_once, thread_name_prefix="objects")
@@ -246,9 +244,12 @@ class CallFinder:
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def find(self, call_ids: Collection[str]) -> FoundCalls:
-        """Of each call that has a record, hidden or not, what there is. Raises `StoreError` where
-        the store is out, or refuses to list."""
+    def find(
+        self, call_ids: Collection[str]
+    ) -> tuple[dict[str, CallObjects], dict[str, StoreError]]:
+        """Of each call that has a record, hidden or not, what there is; and of which calls an
+        object cannot be asked for, with the reason. Raises `StoreError` where the store is out, or
+        refuses to list."""
         dirs = {layout.call_dir(call_id): call_id for call_id in call_ids}
         days: dict[str, set[str]] = {}
         listed = record_days(self._versions.folders(layout.RECORDS))
@@ -258,25 +259,23 @@ class CallFinder:
             for day, call_dir in found_there:
                 days.setdefault(dirs[call_dir], set()).add(day)
 
-        def try_one(call: tuple[str, set[str]]) -> CallObjects | ArchiverError:
+        def try_one(call: tuple[str, set[str]]) -> CallObjects | StoreError:
             """What is wrong with one call's objects keeps no other call waiting."""
             try:
                 return self._objects(*call)
-            except Unreadable as error:
-                return error
             except StoreError as error:
-                if not is_of_one_object(self._reader, error):
+                if error.reach is not Reach.ITEM:
                     raise
                 return error
 
-        found = FoundCalls()
-        looked = ordered(self._executor, try_one, list(days.items()), self._ahead)
-        for call_id, one in zip(days, looked, strict=True):
-            if isinstance(one, ArchiverError):
-                found.left[call_id] = one
+        calls, left = dict[str, CallObjects](), dict[str, StoreError]()
+        tried = ordered(self._executor, try_one, list(days.items()), self._ahead)
+        for call_id, one in zip(days, tried, strict=True):
+            if isinstance(one, StoreError):
+                left[call_id] = one
             else:
-                found.calls[call_id] = one
-        return found
+                calls[call_id] = one
+        return calls, left
 
     def beside(self, hold: Hold) -> CallObjects:
         """What lies by now where the objects of an act lie: later revisions stay where the first
@@ -303,28 +302,36 @@ class CallFinder:
     def _records(self, prefix: str) -> Iterator[tuple[str, bool]]:
         """Each version below a prefix: its call's directory, and whether it is a record."""
         for ref, is_marker in self._versions.below(prefix):
-            yield ref.key.split("/")[2], not is_marker and record_day(ref.key) is not None
+            is_record = not is_marker and layout.parse_record_key(ref.key) is not None
+            yield ref.key.split("/")[2], is_record
 
     def _objects(self, call_id: str, days: Iterable[str]) -> CallObjects:
-        """List what the call has on these days (`dt=…`), and ask for each version of it."""
+        """List what the call has on these days (`dt=…`), and ask for each version of it. Raises
+        `StoreError`, with reach `ITEM` where it is about these objects alone."""
         held, loose, gone, dates = set[ObjectRef](), set[ObjectRef](), set[str](), set[datetime]()
-        for day in sorted(days):
-            for top in (layout.RECORDS, layout.RECORDINGS):
-                prefix = f"{top}{day}/{layout.call_dir(call_id)}/"
-                for ref, is_marker in self._versions.below(prefix):
-                    head = None if is_marker else self._reader.head(ref.key, ref.version_id)
-                    if head is None:
-                        gone.add(ref.key)
-                        continue
-                    (held if head.held else loose).add(replace(ref, version_id=head.version_id))
-                    dates |= {head.lock_until} if head.lock_until else set()
-        found = held | loose
+        tops = (layout.RECORDS, layout.RECORDINGS)
+        prefixes = [
+            f"{top}{day}/{layout.call_dir(call_id)}/" for day in sorted(days) for top in tops
+        ]
+        try:
+            for ref, is_marker in (
+                one for prefix in prefixes for one in self._versions.below(prefix)
+            ):
+                head = None if is_marker else self._reader.head(ref.key, ref.version_id)
+                if head is None:
+                    gone.add(ref.key)
+                    continue
+                (held if head.held else loose).add(replace(ref, version_id=head.version_id))
+                dates |= {head.lock_until} if head.lock_until else set()
+            gone |= self._missing(held | loose)
+        except Unreadable as error:
+            raise StoreError(str(error), reason=error.reason, reach=Reach.ITEM) from None
         return CallObjects(
             call_id,
             held=frozenset(held),
             loose=frozenset(loose),
-            named=frozenset(one for one in found if is_held_object(call_id, one)),
-            gone=frozenset(gone | self._missing(found)),
+            named=frozenset(one for one in held | loose if is_held_object(call_id, one)),
+            gone=frozenset(gone),
             locked_until=max(dates, default=None),
         )
 
@@ -333,25 +340,21 @@ class CallFinder:
         reported: anybody may have put a record there."""
         missing, keys = set[str](), {one.key for one in found}
         for one in found:
-            if record_day(one.key) is None:
+            if layout.parse_record_key(one.key) is None:
                 continue
             try:
                 data = self._reader.read(one.key, one.version_id, MAX_RECORD_BYTES)
-                files = parse_record(data or b"").document["files"]
-            except FormatError:
-                missing.add(one.key)
-            except StoreError as error:
-                if error.reason != "too_large":
+                missing |= {file["key"] for file in parse_record(data or b"").files} - keys
+            except FormatError as error:
+                if isinstance(error, Unreadable) and error.reason != "too_large":
                     raise
                 missing.add(one.key)
-            else:
-                missing |= {file["key"] for file in files} - keys
         return missing
 
 
 class ArchivedHolds:
-    """The ledger's acts and the calls' objects, for `pipeline/hold_acts.py`. One thread uses it,
-    but for `beside`; close it after use."""
+    """The ledger's acts and the calls' objects: what `pipeline/hold_acts.py` asks the archive for.
+    One thread uses it, but for `beside`; close it after use."""
 
     def __init__(self, reader: Reader, at_once: int) -> None:
         self._ledger = HoldLedger(reader)
@@ -366,10 +369,12 @@ class ArchivedHolds:
 
 def have_records(reader: Reader, call_ids: Collection[str]) -> set[str]:
     """Those of these calls that the archive has a record of, hidden or not."""
-    finder = CallFinder(ItemReader(reader), AT_ONCE)
+    if not call_ids:
+        return set()
+    finder = CallFinder(reader, AT_ONCE)
     try:
-        found = finder.find(call_ids) if call_ids else FoundCalls()
-        return {*found.calls, *found.left}
+        calls, left = finder.find(call_ids)
+        return {*calls, *left}
     finally:
         finder.close()
 

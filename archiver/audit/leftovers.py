@@ -14,34 +14,30 @@
   listing of that window is sealed, each of them has a record, in this window or in another one, or
   stands in `pending`. An id with an orphan record is not lost either: its window may be sealed
   later.
-
-Of each key and id its hash is kept, some 80 bytes: a million calls with three files and a record
-take 320 MB. By chance an orphan counts as named once in many billions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from datetime import datetime
 
 from archiver.audit.chain import ChainView
-from archiver.audit.findings import Findings
+from archiver.audit.findings import Findings, counted
 from archiver.audit.safe_reader import ReportingReader, lists_no_versions
 from archiver.audit.segment_lines import (
     FILE_KEY,
     MAX_RECORD_BYTES,
-    is_events,
+    is_event_segment,
     parse_record,
     segment_name,
 )
-from archiver.audit.segments import SegmentCheck
+from archiver.audit.segments import ChecksumList, SegmentCheck
 from archiver.core.concurrency import ordered
 from archiver.core.errors import FormatError, NewerFormat, StoreError
-from archiver.core.model import Window
 from archiver.manifest import layout, seal, sighting
 
 MAX_SEGMENTS_READ = 1000
@@ -60,8 +56,27 @@ ID_CHARACTERS = 64
 RESERVED = "manifest/log/"
 """Where a newer release keeps its transparency log."""
 LISTED_ELSEWHERE = (layout.SEALS, layout.SEGMENTS, layout.EVENTS, layout.KEYS)
-"""Looked through key by key by `ChainCheck` and `check_manifest`."""
+"""Listed key by key by `check_chain` and `check_manifest`."""
 _CALL_DIR = re.compile(r"[A-Za-z0-9_-]{1,128}|id\.[0-9a-f]{64}")
+
+
+class StringSet:
+    """A set of strings as their hashes, 8 bytes each: a million calls have four million keys.
+    Filled first, then asked. By chance a string counts as one of them once in many billions."""
+
+    def __init__(self) -> None:
+        self._hashes = array("q")
+        self._is_sorted = True
+
+    def add_hashes(self, hashes: Iterable[int]) -> None:
+        self._hashes.extend(hashes)
+        self._is_sorted = False
+
+    def __contains__(self, text: str) -> bool:
+        if not self._is_sorted:
+            self._hashes, self._is_sorted = array("q", sorted(self._hashes)), True
+        at = bisect_left(self._hashes, hash(text))
+        return at < len(self._hashes) and self._hashes[at] == hash(text)
 
 
 # --- segments that no seal names
@@ -74,36 +89,31 @@ def check_manifest(reader: ReportingReader, chain: ChainView, segments: SegmentC
         for key in (listed.key for listed in reader.list(prefix)):
             stem, _, extension = key.rpartition(".")
             segment = f"{stem}.jsonl"
-            is_segment = segment_name(segment) is not None or is_events(segment)
+            is_segment = segment_name(segment) is not None or is_event_segment(segment)
             if not is_segment or extension not in ("jsonl", "sha256", "seal"):
                 add("unexpected_object", key)
             elif segment in chain.segments:
                 continue
-            elif key == layout.pointer_key(segment):
+            elif extension == "seal":
                 _check_pointer(reader, chain, key)
-            elif key != segment:
+            elif extension == "sha256":
                 if reader.is_there(segment) is False:
                     add("segment_missing", segment, "its .sha256 is there")
             elif reader.is_there(layout.pointer_key(segment)) is False:
+                # It waits for its seal, or is something else.
                 unsealed += 1
+                found = segments.unsealed(key) if unsealed <= MAX_SEGMENTS_READ else None
                 if unsealed > MAX_SEGMENTS_READ:
                     add("unsealed_segment", key, "not read: there are very many")
-                else:
-                    _check_unsealed(reader, segments, key)
+                elif isinstance(found, ChecksumList):
+                    add("unsealed_segment", key)
+                    segments.check_unsealed_checksums(key, found)
+                elif found is not None and found.code != "unreadable":
+                    add(found.code, key, found.detail)
     known = {layout.VERIFY_PAGE, layout.VERIFY_SCRIPT, chain.key_object}
     for key in (listed.key for listed in reader.list(layout.KEYS)):
         if key not in known and chain.key_object is not None:
             add("unexpected_object", key)
-
-
-def _check_unsealed(reader: ReportingReader, segments: SegmentCheck, key: str) -> None:
-    """A segment that waits for its seal, or something else at its key."""
-    found = segments.unsealed(key)
-    if found.checksums is not None:
-        reader.findings.add("unsealed_segment", key)
-        segments.check_unsealed_checksums(key, found.checksums)
-    elif found.code is not None and found.code != "unreadable":
-        reader.findings.add(found.code, key, found.detail)
 
 
 def _check_pointer(reader: ReportingReader, chain: ChainView, key: str) -> None:
@@ -126,44 +136,22 @@ def _check_pointer(reader: ReportingReader, chain: ChainView, key: str) -> None:
 def check_versions(
     reader: ReportingReader, prefixes: Sequence[str], orphans: Orphans
 ) -> str | None:
-    """Look through all versions below `prefixes`, and have `orphans` see each key that is there.
-
-    Returns a note for the auditor where the store does not list versions.
-    """
-    problem, is_listed = "cannot list", False
-    try:
-        is_listed, has_versions = _list_versions(reader, prefixes, orphans)
-        if has_versions:
-            return None
-        problem = "keeps no"
-    except StoreError as error:
-        if not lists_no_versions(error):
-            raise
-    if not is_listed:
-        orphans.clear()
-        for prefix in prefixes:
-            for listed in reader.list(prefix):
-                orphans.look(listed.key)
-    return f"the store {problem} versions: overwriting leaves no trace there"
-
-
-def _list_versions(
-    reader: ReportingReader, prefixes: Sequence[str], orphans: Orphans
-) -> tuple[bool, bool]:
-    """Report each key that has more than one version, or a delete marker.
+    """Report each key below `prefixes` that has more than one version, or a delete marker, and add
+    each key that is there to `orphans`.
 
     A version that is not the newest shows that something lies over it; what, is known once all
-    versions of the key are. Returns whether anything was listed, and whether the store keeps
-    versions: one that keeps none lists a `null` of each key, or nothing.
+    versions of the key are. Returns a note for the auditor where the store does not list versions,
+    or keeps none: then it lists a `null` of each key, or nothing.
     """
     suspects: dict[str, set[str]] = {}
     is_listed = has_versions = False
-    for prefix in prefixes:
-        for version in reader.versions(prefix):
+    problem = "keeps no"
+    try:
+        for version in (one for prefix in prefixes for one in reader.versions(prefix)):
             is_listed = True
             has_versions = has_versions or version.version_id not in ("", "null")
             if version.is_latest and not version.is_delete_marker:
-                orphans.look(version.key)
+                orphans.add(version.key)
             elif version.key != layout.PROBE:
                 kind = "marker" if version.is_delete_marker else "version"
                 if version.is_delete_marker and version.is_latest:
@@ -172,10 +160,20 @@ def _list_versions(
                     suspects.setdefault(version.key, set()).add(kind)
                 else:
                     reader.findings.add("overwritten", version.key)
+    except StoreError as error:
+        if not lists_no_versions(error):
+            raise
+        problem, is_listed, has_versions = "cannot list", False, False
+        orphans.clear()
     for key, kinds in sorted(suspects.items()):
         code = "recreated" if "marker" in kinds else "overwritten"
         reader.findings.add("deleted" if "hidden" in kinds else code, key)
-    return is_listed, has_versions
+    if has_versions:
+        return None
+    if not is_listed:
+        for listed in (one for prefix in prefixes for one in reader.list(prefix)):
+            orphans.add(listed.key)
+    return f"the store {problem} versions: overwriting leaves no trace there"
 
 
 # --- foreign objects and orphans
@@ -201,29 +199,31 @@ class _FirstKeys:
 
 
 class Orphans:
-    """Sorts out what nothing names. `look` is called with each key that is there, once.
+    """Sorts out what nothing names. `add` is called with each key that is there, once.
 
-    `named` are hashes of the keys of all sealed records and of those that they name; None where not
-    all of them are known, because segments beyond the range were not read: then only what is
-    foreign is reported. One thread uses it.
+    `named` are the keys of all sealed records and those that they name; None where not all of them
+    are known, because segments beyond the range were not read: then only what is foreign is
+    reported. One thread uses it.
     """
 
-    def __init__(self, named: AbstractSet[int] | None) -> None:
+    def __init__(self, named: StringSet | None) -> None:
         self._named = named
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was seen."""
+        """Forget what was added."""
         self._foreign, self._reserved = _FirstKeys(SHOWN), _FirstKeys(SHOWN)
         self._files, self._records = _FirstKeys(SHOWN), _FirstKeys(MAX_RECORDS_READ)
         self._with_record = set[str]()
 
-    def look(self, key: str) -> None:
+    def add(self, key: str) -> None:
+        if self._named is not None and key in self._named:
+            return
         if key.startswith(RESERVED):
             self._reserved.add(key)
         elif _is_foreign(key):
             self._foreign.add(key)
-        elif self._named is None or hash(key) in self._named:
+        elif self._named is None:
             return
         elif key.startswith(layout.RECORDINGS):
             self._files.add(key)
@@ -243,10 +243,26 @@ class Orphans:
         segments `is_complete`. Returns a note where not all records could be read."""
         self._foreign.report(reader.findings, "foreign_object")
         self._reserved.report(reader.findings, "unexpected_object")
+
+        def is_sound(key: str) -> bool:
+            """Whether an orphan record is one of this format; else that is reported."""
+            data = reader.read(key, MAX_RECORD_BYTES, None)
+            if data is None:
+                return False
+            try:
+                if parse_record(data).key != key:
+                    raise FormatError("the record of another key")
+            except NewerFormat as error:
+                reader.findings.add("newer_format", key, str(error))
+            except FormatError as error:
+                reader.findings.add("record_unreadable", key, str(error))
+            else:
+                return True
+            return False
+
         sound, first = _FirstKeys(SHOWN), self._records.first
-        are_sound = ordered(executor, lambda key: _is_sound(reader, key), first, ahead)
-        for key, is_sound in zip(first, are_sound, strict=True):
-            if is_sound:
+        for key, is_ours in zip(first, ordered(executor, is_sound, first, ahead), strict=True):
+            if is_ours:
                 sound.add(key)
                 self._with_record.add(key.split("/")[2])
         unread = self._records.count - len(first)
@@ -272,103 +288,46 @@ def _is_foreign(key: str) -> bool:
     return is_manifest and key != layout.PROBE
 
 
-def _is_sound(reader: ReportingReader, key: str) -> bool:
-    """Whether an orphan record is one of this format; else that is reported."""
-    data = reader.read(key, MAX_RECORD_BYTES, None)
-    if data is None:
-        return False
-    try:
-        if parse_record(data).key != key:
-            raise FormatError("the record of another key")
-    except NewerFormat as error:
-        reader.findings.add("newer_format", key, str(error))
-    except FormatError as error:
-        reader.findings.add("record_unreadable", key, str(error))
-    else:
-        return True
-    return False
-
-
 # --- sightings
 
 
-@dataclass(frozen=True)
-class _Sighting:
-    """What is kept of a sighting."""
+def check_sightings(
+    reader: ReportingReader,
+    executor: Executor,
+    keys: Iterable[str],
+    listed_at: Mapping[datetime, datetime],
+    is_accounted_for: Callable[[str], bool] | None,
+) -> None:
+    """Read sightings, and report what cannot be read, and ids that are lost.
 
-    key: str
-    window: Window
-    at: datetime
-    id_hashes: frozenset[int]
-
-
-class SightingCheck:
-    """Reads all sightings first, and finds lost ids when the windows were read. One thread uses it.
-
-    The ids themselves are read again only where some of a sighting are lost.
+    `listed_at` says of each sealed window, by its start, when its newest listing began;
+    `is_accounted_for` whether a call stands in a sealed segment or has an orphan record, None where
+    that is not known.
     """
 
-    def __init__(self, reader: ReportingReader) -> None:
-        self._reader = reader
-        self._sightings: list[_Sighting] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._sightings)
-
-    def read(self, executor: Executor, is_wanted: Callable[[datetime], bool]) -> None:
-        """Read those whose windows start at a wanted time; what cannot be read is reported."""
-        keys = []
-        for listed in self._reader.list(layout.SIGHTINGS):
-            start = layout.parse_sighting_key(listed.key)
-            if start is not None and is_wanted(start):
-                keys.append(listed.key)
-
-        def read(key: str) -> _Sighting | None:
-            parsed = self._parse(key)
-            if parsed is None:
-                return None
-            return _Sighting(key, parsed.window, parsed.at, frozenset(map(hash, parsed.ids)))
-
-        found = ordered(executor, read, keys, SIGHTINGS_READ_AT_ONCE)
-        self._sightings = [one for one in found if one is not None]
-
-    def check(
-        self,
-        listed_at: Mapping[datetime, datetime],
-        sealed_ids: AbstractSet[int],
-        has_record: Callable[[str], bool],
-    ) -> None:
-        """Report lost ids. `listed_at` says of each sealed window, by its start, when its newest
-        listing began; `sealed_ids` are hashes of the ids that sealed segments name; `has_record`
-        says whether a call has an orphan record."""
-        for one in self._sightings:
-            newest = listed_at.get(one.window.start)
-            if newest is None or newest < one.at or one.id_hashes <= sealed_ids:
-                continue
-            parsed = self._parse(one.key)
-            ids = parsed.ids if parsed is not None else ()
-            lost = sorted(i for i in ids if hash(i) not in sealed_ids and not has_record(i))
-            if lost:
-                calls = f"{len(lost):,} calls" if len(lost) != 1 else "1 call"
-                printable = (i for i in lost if layout.call_dir(i) == i)
-                example = next(printable, "")[:ID_CHARACTERS]
-                detail = f"{calls} of the window {one.window}"
-                detail += f", for instance {example}" if example else ""
-                self._reader.findings.add("sighting_lost", one.key, detail)
-
-    def _parse(self, key: str) -> sighting.Sighting | None:
-        """A sighting; None where it cannot be read, which is reported once."""
-        data = self._reader.read(key, sighting.MAX_BYTES, None)
+    def check(key: str) -> None:
+        data = reader.read(key, sighting.MAX_BYTES, None)
         if data is None:
-            return None
+            return
         try:
-            parsed = sighting.parse(data)
-            if parsed.window.start != layout.parse_sighting_key(key):
+            found = sighting.parse(data)
+            if found.window.start != layout.parse_sighting_key(key):
                 raise FormatError("a sighting of another window")
         except NewerFormat as error:
-            self._reader.findings.add("newer_format", key, str(error))
+            reader.findings.add("newer_format", key, str(error))
+            return
         except FormatError as error:
-            self._reader.findings.add("sighting_unreadable", key, str(error))
-        else:
-            return parsed
-        return None
+            reader.findings.add("sighting_unreadable", key, str(error))
+            return
+        newest = listed_at.get(found.window.start)
+        if is_accounted_for is None or newest is None or newest < found.at:
+            return
+        if lost := sorted(one for one in found.ids if not is_accounted_for(one)):
+            detail = f"{counted(len(lost), 'call')} of the window {found.window}"
+            printable = (one for one in lost if layout.call_dir(one) == one)
+            if example := next(printable, "")[:ID_CHARACTERS]:
+                detail += f", for instance {example}"
+            reader.findings.add("sighting_lost", key, detail)
+
+    for _ in ordered(executor, check, keys, SIGHTINGS_READ_AT_ONCE):
+        pass

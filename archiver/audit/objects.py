@@ -1,8 +1,12 @@
-"""Records and files: what a segment's lines say, against what the bucket holds.
+"""Records and files, their locks and legal holds, against what the bucket has.
 
 At level `objects` every record is read and every file asked for by HEAD, in the very version that
 its record names; at level `bytes` files are read and hashed too, all of them or a random sample.
-A record is asked for by HEAD only where it promises a lock, or its call is on legal hold.
+A record is asked for by HEAD only where it promises a lock, the bucket takes legal holds at all, or
+its call is held. At the end come the objects that the events of held calls name besides.
+
+Somebody may put a call on hold, or take it off, while the audit runs. So what disagrees about holds
+is kept until the end, and what a newer seal speaks of is dropped.
 """
 
 from __future__ import annotations
@@ -10,21 +14,35 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
-from archiver.audit.hold_check import HoldCheck
-from archiver.audit.safe_reader import Head, ReportingReader
-from archiver.audit.segment_lines import MAX_RECORD_BYTES, RecordLine, SegmentRecord
+from archiver.audit.chain import MAX_SEAL_BYTES, ChainView
+from archiver.audit.safe_reader import ReportingReader
+from archiver.audit.segment_lines import (
+    MAX_RECORD_BYTES,
+    MAX_SEGMENT_BYTES,
+    RecordLine,
+    SegmentRecord,
+    is_event_segment,
+    is_held_object,
+    lines_of,
+)
+from archiver.audit.segments import EventSegment
 from archiver.core.concurrency import Backlog
+from archiver.core.errors import FormatError
 from archiver.core.model import format_time, parse_time
-from archiver.manifest.event import ObjectRef
+from archiver.manifest import event, layout, seal
+from archiver.manifest.event import Hold, ObjectRef
 from archiver.manifest.record import FileRef
+from archiver.store.types import Head
 
 MODES = ("GOVERNANCE", "COMPLIANCE")
 """Weakest first."""
+MAX_HOLDS_KEPT = 10_000
+"""Disagreements about holds that are kept until the end; beyond them each is reported at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +86,8 @@ class WindowFiles:
         self._promises: dict[int, Promise | None] = {}
 
     def count(self, files: Iterable[FileRef]) -> list[FileRef]:
-        """Those that no record of the window named before, where nobody asks for promises."""
+        """Those that no record of the window named before. For many records at a time, where nobody
+        asks for promises."""
         new = {hash((f.key, f.version_id, f.bytes, f.sha256)): f for f in files}
         for mark in self._promises.keys() & new.keys():
             del new[mark]
@@ -118,13 +137,13 @@ class Sample:
 
 
 class ObjectCheck:
-    """Checks records and their files, a task each. Threads share it."""
+    """Checks records and their files, a task each. Threads share it once all events were added."""
 
     def __init__(
         self,
         reader: ReportingReader,
         backlog: Backlog,
-        holds: HoldCheck,
+        chain: ChainView,
         *,
         hash_files: bool,
         sample: Sample | None,
@@ -135,13 +154,26 @@ class ObjectCheck:
         self._reader = reader
         self._report = reader.findings.add
         self._backlog = backlog
-        self._holds = holds
+        self._chain = chain
         self._hash_files = hash_files
         self._sample = sample
         self._on_hashed = on_hashed
         self._lock = threading.Lock()
         self.files_hashed = 0
         self.bytes_hashed = 0
+        self.holds_known = chain.is_whole
+        """Whether all events could be read: else nobody knows who is held."""
+        self._held: set[str] = set()
+        self._checked: set[int] = set()
+        """Hashes of the objects of held calls that were checked."""
+        self._disagreements: dict[tuple[str, str], tuple[str, str]] = {}
+        """Code and key → call id and detail, of legal holds."""
+
+    def add_events(self, events: EventSegment) -> None:
+        """Add a segment of events; to be called in the order of the chain."""
+        self.holds_known = self.holds_known and events.is_whole
+        for call_id, action in events.holds:
+            (self._held.add if action == "add" else self._held.discard)(call_id)
 
     def add(
         self,
@@ -165,10 +197,10 @@ class ObjectCheck:
         self._backlog.add(partial(self._check_covering, key, Promise(0, until)))
 
     def finish(self, events: Iterable[str]) -> None:
-        """Wait for all tasks, look at what else the `events` (keys) name, and hash the sample."""
+        """Wait for all tasks, check what else the `events` (keys) name, and hash the sample."""
         self._backlog.drain()
-        for call_id, one in self._holds.not_looked_at(events):
-            self._backlog.add(partial(self._holds.look_up, call_id, one))
+        for call_id, one in self._unchecked(events):
+            self._backlog.add(partial(self._check_hold, call_id, one))
         for file in self._sample.chosen if self._sample else ():
             self._backlog.add(partial(self._hash, file))
         self._backlog.drain()
@@ -180,16 +212,17 @@ class ObjectCheck:
             return
         if data != found.line:
             self._report("record_mismatch", key, hashlib.sha256(data).hexdigest())
-        if promise is None and not self._holds.concern(call_id):
+        may_be_held = self.holds_known and (self._chain.object_lock or call_id in self._held)
+        if promise is None and not may_be_held:
             return
         head = self._reader.head(key, None, "record_missing")
-        self._holds.look(call_id, ObjectRef(key, None), head)
+        self._compare_hold(call_id, ObjectRef(key, None), head)
         if head is not None and promise is not None:
             self._check_lock(key, head, promise)
 
     def _check_file(self, file: FileRef, promise: Promise | None, call_id: str) -> None:
         head = self._reader.head(file.key, file.version_id, "file_missing")
-        self._holds.look(call_id, ObjectRef(file.key, file.version_id), head)
+        self._compare_hold(call_id, ObjectRef(file.key, file.version_id), head)
         if head is None:
             return
         if promise is not None:
@@ -202,6 +235,19 @@ class ObjectCheck:
             self._sample.offer(file)
         elif self._hash_files:
             self._hash(file)
+
+    def _hash(self, file: FileRef) -> None:
+        digest = self._reader.sha256(file.key, file.version_id, file.bytes, "file_missing")
+        if digest is None:
+            return
+        with self._lock:
+            self.files_hashed += 1
+            self.bytes_hashed += file.bytes
+        self._on_hashed(file.bytes)
+        if digest != file.sha256:
+            self._report("file_hash", file.key, digest)
+
+    # --- locks
 
     def _check_promise(
         self, file: FileRef, before: Promise | None, promise: Promise | None
@@ -225,13 +271,82 @@ class ObjectCheck:
             detail = f"{head.lock_mode} until {format_time(head.lock_until)}"
             self._report("retention_weaker", key, detail)
 
-    def _hash(self, file: FileRef) -> None:
-        digest = self._reader.sha256(file.key, file.version_id, file.bytes, "file_missing")
-        if digest is None:
+    # --- legal holds
+
+    def _compare_hold(self, call_id: str, asked: ObjectRef, head: Head | None) -> None:
+        """Compare an object of a call with the ledger. `head` None: it is not there, and that was
+        said."""
+        if not self.holds_known:
             return
+        is_held = call_id in self._held
+        if is_held:
+            self._is_new(asked, head)
+        if head is not None and head.held != is_held:
+            self._disagree("hold_missing" if is_held else "hold_unrecorded", asked.key, call_id)
+
+    def _unchecked(self, segments: Iterable[str]) -> Iterator[tuple[str, ObjectRef]]:
+        """What the events in these segments name of held calls and was not checked: objects of
+        windows out of range, or in no sealed window yet. Each once, with its call."""
+        for key in segments if self.holds_known and self._held else ():
+            for hold in self._holds_in(key):
+                if hold.action == "add" and hold.call_id in self._held:
+                    for one in hold.objects:
+                        if self._is_new(one, None) and is_held_object(hold.call_id, one):
+                            yield hold.call_id, one
+
+    def _check_hold(self, call_id: str, one: ObjectRef) -> None:
+        head = self._reader.head(one.key, one.version_id, None)
+        if head is None:
+            self._disagree("hold_missing", one.key, call_id, "the object is not there")
+        elif not head.held:
+            self._disagree("hold_missing", one.key, call_id)
+
+    def report_holds(self) -> None:
+        """Report what disagrees, and was not changed by a seal that is newer than the chain."""
+        changed = set(self._changed_since()) if self._disagreements else set()
+        for (code, key), (call_id, detail) in self._disagreements.items():
+            if call_id not in changed:
+                self._report(code, key, detail)
+
+    def _is_new(self, asked: ObjectRef, head: Head | None) -> bool:
+        """Remember that an object was checked, in the version found; whether that was new."""
+        version_id = asked.version_id or (head.version_id if head is not None else None)
+        mark = hash(ObjectRef(asked.key, version_id))
         with self._lock:
-            self.files_hashed += 1
-            self.bytes_hashed += file.bytes
-        self._on_hashed(file.bytes)
-        if digest != file.sha256:
-            self._report("file_hash", file.key, digest)
+            is_new = mark not in self._checked
+            self._checked.add(mark)
+            return is_new
+
+    def _disagree(self, code: str, key: str, call_id: str, detail: str = "") -> None:
+        with self._lock:
+            kept = self._disagreements
+            if (code, key) in kept or len(kept) < MAX_HOLDS_KEPT:
+                kept[code, key] = (call_id, detail)
+                return
+        self._report(code, key, detail)
+
+    def _changed_since(self) -> Iterator[str]:
+        """The calls that events of seals are about that came after the chain was read."""
+        number = self._chain.last + 1
+        while data := self._reader.read(layout.seal_key(number), MAX_SEAL_BYTES, None):
+            try:
+                entries = seal.parse_seal(data).segments
+            except FormatError:
+                return
+            for entry in entries:
+                if is_event_segment(entry.key):
+                    yield from (hold.call_id for hold in self._holds_in(entry.key))
+            number += 1
+
+    def _holds_in(self, key: str) -> Iterator[Hold]:
+        """The holds in a segment of events, as far as they can be read: damage was reported."""
+        spooled = self._reader.spool(key, MAX_SEGMENT_BYTES, None)
+        if spooled is None:
+            return
+        with spooled.file:
+            try:
+                for line in lines_of(spooled.file):
+                    if (hold := event.parse(line)) is not None:
+                        yield hold
+            except FormatError:
+                return

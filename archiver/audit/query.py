@@ -1,6 +1,6 @@
 """Questions to the manifest: which records a range has, and what is known of one call.
 
-Only what is sealed counts (`sealed_segments.py`). What is damaged, cannot be read or was written by
+Only what is sealed counts (`SealedSegments`). What is damaged, cannot be read or was written by
 a newer release is left out, and `damages` names it.
 
 What a question costs: `records` takes one LIST a day and three small GETs a segment. `find` does
@@ -14,25 +14,31 @@ placed the call far from it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from itertools import groupby
-from typing import IO, Any
+from itertools import groupby, islice
+from typing import Any, TypeVar
 
+from archiver.audit.chain import SealedEntry, SealedSegments, record_days
 from archiver.audit.hold_ledger import CallHolds, object_document
 from archiver.audit.safe_reader import ItemReader, Reader, Unreadable
-from archiver.audit.sealed_segments import SealedSegments, record_day, record_days
-from archiver.audit.segment_lines import MAX_RECORD_BYTES, lines_of, parse_record, read_window
+from archiver.audit.segment_lines import (
+    MAX_RECORD_BYTES,
+    lines_of,
+    load_window_line,
+    parse_record,
+)
 from archiver.core.concurrency import ordered
 from archiver.core.errors import FormatError
-from archiver.core.model import DAY, Window, parse_time
-from archiver.manifest import canonical, layout
+from archiver.core.model import DAY, parse_time
+from archiver.manifest import layout
 from archiver.manifest.event import ObjectRef
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
-from archiver.manifest.seal import SegmentEntry
+
+T = TypeVar("T")
 
 LISTS_AT_ONCE = 8
 
@@ -101,24 +107,21 @@ class Query:
         self.damages: dict[str, None] = {}
         """What could not be read so far, one line each."""
 
-    def _damaged(self, error: FormatError) -> None:
-        self.damages[str(error)] = None
-
-    def _names(self, day: date) -> list[SegmentName]:
-        """The segments of a day; none where they cannot be listed."""
+    def _tried(self, ask: Callable[[], T], otherwise: T) -> T:
+        """An answer; `otherwise` where it cannot be read, which `damages` names then."""
         try:
-            return self._sealed.names(day)
+            return ask()
         except FormatError as error:
-            self._damaged(error)
-            return []
+            self.damages[str(error)] = None
+            return otherwise
 
-    def _entry(self, name: SegmentName) -> tuple[SegmentEntry, int] | None:
+    def _names(self, prefix: str = layout.SEGMENTS) -> list[SegmentName]:
+        """The segments below a prefix; none where they cannot be listed."""
+        return self._tried(lambda: self._sealed.names(prefix), [])
+
+    def _entry(self, name: SegmentName) -> SealedEntry | None:
         """As `SealedSegments.entry`; None also where the seal cannot be read."""
-        try:
-            return self._sealed.entry(name)
-        except FormatError as error:
-            self._damaged(error)
-            return None
+        return self._tried(lambda: self._sealed.entry(name), None)
 
     # --- the records of a range
 
@@ -136,20 +139,14 @@ class Query:
 
     def _windows(self, start: datetime, end: datetime) -> Iterator[list[SegmentName]]:
         """The segments of each window that may touch the range, oldest revision first."""
-        day, before = start.date(), list[SegmentName]()
+        day = start.date()
         while datetime.combine(day, datetime.min.time(), UTC) < end:
-            for moment, group in groupby(self._names(day), key=lambda name: name.start):
-                if moment <= start:
-                    before = list(group)  # the last of these is the one that may reach into it
-                    continue
-                if before:
-                    yield before
-                    before = []
-                if moment < end:
+            names = self._names(layout.segment_prefix(day))
+            # The window before the range is the last one that may reach into it.
+            first = max((name.start for name in names if name.start <= start), default=start)
+            for moment, group in groupby(names, key=lambda name: name.start):
+                if first <= moment < end:
                     yield list(group)
-            if before:
-                yield before
-                before = []
             day += DAY
 
     def _window(self, names: list[SegmentName], start: datetime) -> Iterator[Row]:
@@ -157,45 +154,51 @@ class Query:
         are kept in memory; the first one, which holds all the rest, passes through."""
         sealed = [found for name in names if (found := self._entry(name)) is not None]
         changed: dict[str, Row] = {}
-        for entry, number in sealed[1:]:
-            for row in self._rows(entry, number, start):
+        for one in sealed[1:]:
+            for row in self._rows(one, start):
                 call_id = row.record.call_id
                 changed[call_id] = _newest(row, changed.get(call_id))
-        for entry, number in sealed[:1]:
-            rows = self._rows(entry, number, start)
+        for one in sealed[:1]:
+            rows = self._rows(one, start)
             for call_id, same in groupby(rows, key=lambda row: row.record.call_id):
                 yield _newest(changed.pop(call_id, None), *same)
         yield from sorted(changed.values(), key=lambda row: row.record.key)
 
-    def _rows(self, entry: SegmentEntry, number: int, start: datetime) -> Iterator[Row]:
+    def _rows(self, sealed: SealedEntry, start: datetime) -> Iterator[Row]:
         """The records of a segment; none where its window ends before `start`. A segment that
         cannot be read has none, and a line that cannot is left out."""
+        entry, number = sealed
         bad: FormatError | None = None
         try:
             with self._sealed.open(entry) as file:
-                if _window_of(file, entry).end <= start:
+                last = deque(lines_of(file), maxlen=1)
+                _, window = load_window_line(last[0] if last else b"")
+                if window.end <= start:
                     return
                 file.seek(0)
-                for at, line in enumerate(lines_of(file)):
-                    if at >= entry.records:
-                        break
+                for line in islice(lines_of(file), entry.records):
                     try:
-                        record = parse_record(line)
+                        yield Row(line, parse_record(line), entry.key, number)
                     except FormatError as error:
-                        bad = bad or FormatError(f"{entry.key}: {error}")
-                    else:
-                        yield Row(line, record, entry.key, number)
+                        bad = bad or error
         except FormatError as error:
             bad = bad or error
         if bad is not None:
-            self._damaged(bad)
+            about = "" if str(bad).startswith(entry.key) else f"{entry.key}: "
+            self.damages[f"{about}{bad}"] = None
 
     # --- one call
 
     def find(self, call_id: str) -> CallHistory | None:
         """All records of a call, sealed or not; None where there is none that can be read."""
-        keys = self._record_keys(layout.call_dir(call_id))
-        records = [record for key in keys if (record := self._record(key)) is not None]
+        records = list[Record]()
+        for key in self._record_keys(layout.call_dir(call_id)):
+            try:
+                records.append(parse_record(self._reader.read(key, None, MAX_RECORD_BYTES) or b""))
+            except Unreadable as error:
+                self.damages[str(error)] = None
+            except FormatError as error:
+                self.damages[f"{key}: {error}; run archiver verify"] = None
         if not records:
             return None
         records.sort(key=lambda record: (record.revision, record.key))
@@ -208,12 +211,10 @@ class Query:
         days = record_days(self._reader.folders(layout.RECORDS))
 
         def keys_of(day: date) -> list[str]:
-            prefix = f"{layout.record_prefix(day)}{call_dir}/"
-            try:
-                return [item.key for item in self._reader.list(prefix) if record_day(item.key)]
-            except FormatError as error:
-                self._damaged(error)
-                return []
+            listed = self._reader.list(f"{layout.record_prefix(day)}{call_dir}/")
+            return self._tried(
+                lambda: [one.key for one in listed if layout.parse_record_key(one.key)], []
+            )
 
         with ThreadPoolExecutor(LISTS_AT_ONCE) as executor:
             for keys in ordered(executor, keys_of, days, 2 * LISTS_AT_ONCE):
@@ -222,32 +223,20 @@ class Query:
                     return keys
         return []
 
-    def _record(self, key: str) -> Record | None:
-        try:
-            return parse_record(self._reader.read(key, None, MAX_RECORD_BYTES) or b"")
-        except Unreadable as error:
-            self._damaged(error)
-        except FormatError as error:
-            self._damaged(FormatError(f"{key}: {error}; run archiver verify"))
-        return None
-
     def _locate(self, history: CallHistory) -> None:
         """Fill in `sealed`: look near the call's start first, then anywhere, if a record can be
         sealed at all."""
         wanted = {record.data: record for record in history.revisions}
         newest = history.revisions[-1]
-        day = record_day(newest.key) or date.min
+        parsed = layout.parse_record_key(newest.key)
+        day = parsed[0] if parsed is not None else date.min
         midnight = datetime.combine(day, datetime.min.time(), UTC)
         start = parse_time(newest.document.get("started_at")) or midnight
-        near = [name for days in (-1, 0, 1) for name in self._names(day + days * DAY)]
+        prefixes = [layout.segment_prefix(day + number * DAY) for number in (-1, 0, 1)]
+        near = [name for prefix in prefixes for name in self._names(prefix)]
         self._search(history, wanted, near, start)
         if wanted and self._may_be_sealed(wanted.values()):
-            names: set[SegmentName] = set()
-            try:
-                names.update(self._sealed.all_names())
-            except FormatError as error:
-                self._damaged(error)
-            self._search(history, wanted, names - set(near), start)
+            self._search(history, wanted, set(self._names()) - set(near), start)
 
     def _search(
         self,
@@ -262,35 +251,21 @@ class Query:
                 return
             if (sealed := self._entry(name)) is None:
                 continue
-            entry, number = sealed
             try:
-                with self._sealed.open(entry) as file:
+                with self._sealed.open(sealed.entry) as file:
                     for line in lines_of(file):
                         if (record := wanted.pop(line, None)) is not None:
-                            history.sealed[record.key] = (name.jsonl, number)
+                            history.sealed[record.key] = (name.jsonl, sealed.seq)
             except FormatError as error:
-                self._damaged(error)
+                self.damages[str(error)] = None
 
     def _may_be_sealed(self, records: Iterable[Record]) -> bool:
         """Whether the newest seal is younger than some of them."""
-        try:
-            sealed_at = self._sealed.newest().sealed_at
-        except FormatError as error:
-            self._damaged(error)
-            return True
+        newest = self._tried(self._sealed.newest, None)
         times = [parse_time(record.document.get("archived_at")) for record in records]
-        return any(moment is None or moment <= sealed_at for moment in times)
+        return newest is None or any(time is None or time <= newest.sealed_at for time in times)
 
 
 def _newest(*rows: Row | None) -> Row:
     """The one with the highest revision; of some that are as new, the first one given."""
     return max((row for row in rows if row is not None), key=lambda row: row.record.revision)
-
-
-def _window_of(file: IO[bytes], entry: SegmentEntry) -> Window:
-    """The window of a segment, from its last line."""
-    last = deque(lines_of(file), maxlen=1)
-    try:
-        return read_window(canonical.load_object(last[0] if last else b""))
-    except FormatError as error:
-        raise FormatError(f"{entry.key}: {error}; run archiver verify") from None

@@ -30,16 +30,22 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
-from archiver.audit.safe_reader import ItemReader, Reader
-from archiver.audit.sealed_segments import SealedSegments
-from archiver.audit.segment_lines import MAX_RECORD_BYTES, lines_of, parse_record, read_window
+from archiver.audit.chain import SealedSegments
+from archiver.audit.findings import counted
+from archiver.audit.safe_reader import ItemReader, Reader, Unreadable
+from archiver.audit.segment_lines import (
+    MAX_RECORD_BYTES,
+    lines_of,
+    load_window_line,
+    parse_record,
+)
 from archiver.audit.tables import printable
 from archiver.core.concurrency import ordered
 from archiver.core.errors import ArchiverError, FormatError, Reach, UsageError
 from archiver.core.model import Call, Window, format_time, parse_time, window_of, windows_between
-from archiver.manifest import canonical, layout
+from archiver.manifest import layout
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Outcome, Record
 from archiver.manifest.seal import check_window_length
@@ -56,18 +62,12 @@ Class = Literal["missing", "pending", "failed", "differs", "unsealed", "gone"]
 CLASSES: tuple[Class, ...] = get_args(Class)
 LACKING: tuple[Class, ...] = ("missing", "pending", "failed")
 """The archive lacks the recording of these."""
-COUNTS = {
-    "source": "source",
-    "archived": "archived",
-    "no_recording": "no recording",
-    "failed": "failed",
-    "pending": "pending",
-    "missing": "missing",
-    "unsealed": "unsealed",
-    "gone": "gone",
-    "differs": "differ",
-}
-"""What is counted, and the title of its column."""
+COUNTS = (
+    "source", "archived", "no_recording", "failed", "pending", "missing", "unsealed", "gone",
+    "differs",
+)  # fmt: skip
+TITLES = {"no_recording": "no recording", "differs": "differ"}
+"""Of those columns of the table that are not called like what they count."""
 SHOWN = 20
 """Calls of a class that the text shows; `--json` has all of them."""
 FILTER_CHARACTERS = 200
@@ -75,37 +75,24 @@ FILTER_CHARACTERS = 200
 
 
 class WindowListing(Protocol):
-    """What the source lists of a window (`source/listing.py`)."""
+    """What the source lists of a window: a part of `source.listing.WindowListing`."""
 
     @property
     def window(self) -> Window: ...
-
     @property
-    def calls(self) -> Mapping[str, Call]:
-        """What it lists of the window, by id."""
-
+    def calls(self) -> Mapping[str, Call]: ...
     @property
-    def seen_once(self) -> Mapping[str, Call]:
-        """Calls that one pass has seen and the passes that agreed have not."""
-
+    def seen_once(self) -> Mapping[str, Call]: ...
     @property
-    def other_windows(self) -> Mapping[Window, Mapping[str, Call]]:
-        """Calls of other windows, which list them too."""
-
+    def other_windows(self) -> Mapping[Window, Mapping[str, Call]]: ...
     @property
-    def listing(self) -> Listing:
-        """Among others, what was asked for: `filter`."""
-
+    def listing(self) -> Listing: ...
     @property
-    def stable(self) -> bool:
-        """Whether two passes agreed."""
-
+    def stable(self) -> bool: ...
     @property
-    def complete(self) -> bool:
-        """Whether every page could be had; else `error` says why not."""
-
+    def complete(self) -> bool: ...
     @property
-    def error(self) -> str | Exception | None: ...
+    def error(self) -> Exception | None: ...
 
 
 class Lister(Protocol):
@@ -133,14 +120,21 @@ class Options:
 def reconcile(
     lister: Lister, reader: Reader, options: Options, progress: Progress | None = None
 ) -> Result:
-    """Compare, window by window.
+    """Compare, window by window, in order: a later window may list what an earlier one lacks.
 
     Raises `SourceError` and `StoreError` where the source or the store is out, or refuses
     everything, `FormatError` where seal 0 cannot be read, and `UsageError` where the archive has
     windows of another length.
+
+    1. List a window, a few ahead, and look its calls up in the archive.
+    2. Note what the listing says of itself, and what of the archive could not be read.
+    3. Classify each call that is listed; where the window's segments cannot be read, none.
+    4. Keep what the archive has and the listing lacks. Of a listing that is not complete nothing is
+       kept: it may stand on the page that could not be had.
+    5. At the end, report the kept calls that no other window lists.
     """
-    reader = ItemReader(reader)
-    segments = SealedSegments(reader)
+    items = ItemReader(reader)
+    segments = SealedSegments(items)
     genesis = segments.genesis()
     if genesis is not None:
         check_window_length(genesis, options.length)
@@ -149,6 +143,10 @@ def reconcile(
     windows = windows_between(options.start, options.end, options.length)
     span = Window(first, first + count * options.length)
     result = Result(span, genesis.archive if genesis else None)
+    not_listed: dict[str, Difference] = {}
+    """Calls of the archive that no window has listed so far."""
+    before: AbstractSet[str] = frozenset()
+    """The calls that the window before lists."""
 
     def list_window(window: Window) -> WindowListing | tuple[Window, str]:
         """What the source lists; or the window and why it cannot, while it answers others."""
@@ -161,82 +159,61 @@ def reconcile(
 
     pool = ThreadPoolExecutor(LISTED_AT_ONCE, thread_name_prefix="list")
     try:
-        with closing(ArchiveLookup(reader, segments, options)) as lookup:
-            comparison = _Comparison(result)
+        with closing(ArchiveLookup(items, segments, options)) as lookup:
             for done, listed in enumerate(ordered(pool, list_window, windows, LISTED_AT_ONCE), 1):
-                if isinstance(listed, tuple):
-                    result.unlisted.append(listed)
-                else:
-                    calls = {**listed.seen_once, **listed.calls}
-                    view = lookup.look(listed.window, calls) if genesis else WindowView()
-                    comparison.compare(listed, calls, view)
                 if progress is not None:
                     progress.windows(done, count)
+                # 1. The source and the archive.
+                if isinstance(listed, tuple):
+                    result.unlisted.append(listed)
+                    continue
+                window, calls = listed.window, {**listed.seen_once, **listed.calls}
+                view = lookup.look_up(window, calls) if genesis else WindowView()
+                # 2. Their state.
+                row = result.row(window)
+                row["source"] += len(calls)
+                if not listed.stable:
+                    result.unstable.append(window)
+                if not listed.complete:
+                    why = str(listed.error or "a page could not be had")
+                    result.incomplete.append((window, why))
+                if listed.listing.unreadable:
+                    result.unreadable_entries.append((window, listed.listing.unreadable))
+                for problem in view.damages:
+                    result.unreadable.setdefault(problem, window)
+                # 3. What is listed.
+                listed_before, before = before, calls.keys()
+                for call_id in calls:
+                    not_listed.pop(call_id, None)
+                if not view.is_known:
+                    continue
+                asked = listed.listing.filter
+                result.filter = filter_text(asked)
+                other_filters = view.filters - {result.filter}
+                result.other_filters.update(other_filters)
+                for call in calls.values():
+                    record = view.records.get(call.id)
+                    if record is not None and record.has_result:
+                        row[record.outcome] += 1
+                    if (difference := _difference(call, record, window, view)) is not None:
+                        result.add(difference)
+                # 4. What is not listed.
+                if not listed.complete:
+                    continue
+                elsewhere = {
+                    call_id for others in listed.other_windows.values() for call_id in others
+                }
+                for call_id in view.ids - calls.keys() - elsewhere - listed_before:
+                    filter_now = asked if other_filters else {}
+                    not_listed[call_id] = _not_listed(call_id, window, view, filter_now)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    comparison.finish()
+    # 5. What no window lists.
+    for difference in not_listed.values():
+        result.add(difference)
+    for found in result.differences.values():
+        found.sort(key=lambda one: (one.window, one.call_id))
     return result
-
-
-class _Comparison:
-    """Compares the windows in order, because a later one may list what an earlier one lacks."""
-
-    def __init__(self, result: Result) -> None:
-        self._result = result
-        self._unlisted: dict[str, Difference] = {}
-        """Calls of the archive that no window has listed so far."""
-        self._listed_before: AbstractSet[str] = frozenset()
-        """The calls that the window before lists."""
-
-    def compare(self, listed: WindowListing, calls: Mapping[str, Call], view: WindowView) -> None:
-        """Compare the calls that the source lists in a window with what the archive has.
-
-        1. Note what the listing says of itself, and what of the archive could not be read.
-        2. Classify each call that is listed; where the window's segments cannot be read, none.
-        3. Keep what the archive has and the listing lacks. Of a listing that is not complete
-           nothing is kept: it may stand on the page that could not be had.
-        """
-        window, result = listed.window, self._result
-        before, self._listed_before = self._listed_before, calls.keys()
-        row = result.row(window)
-        # 1. The listing, the archive's damages.
-        row["source"] += len(calls)
-        if not listed.stable:
-            result.unstable.append(window)
-        if not listed.complete:
-            result.incomplete.append((window, str(listed.error or "a page could not be had")))
-        if listed.listing.unreadable:
-            result.unreadable_entries.append((window, listed.listing.unreadable))
-        for problem in view.damages:
-            result.unreadable.setdefault(problem, window)
-        # 2. What is listed.
-        for call_id in calls:
-            self._unlisted.pop(call_id, None)
-        if not view.is_known:
-            return
-        asked = listed.listing.filter
-        result.filter = filter_text(asked)
-        other_filters = view.filters - {result.filter}
-        result.other_filters.update(other_filters)
-        for call in calls.values():
-            record = view.records.get(call.id)
-            if record is not None and record.has_result:
-                row[record.outcome] += 1
-            if (difference := _difference(call, record, window, view)) is not None:
-                result.add(difference)
-        # 3. What is not listed.
-        if not listed.complete:
-            return
-        elsewhere = {call_id for others in listed.other_windows.values() for call_id in others}
-        for call_id in view.ids - calls.keys() - elsewhere - before:
-            filter_now = asked if other_filters else {}
-            self._unlisted[call_id] = _not_listed(call_id, window, view, filter_now)
-
-    def finish(self) -> None:
-        """Report the calls that no window has listed."""
-        for difference in self._unlisted.values():
-            self._result.add(difference)
-        self._result.sort()
 
 
 def _difference(
@@ -276,7 +253,7 @@ def _not_listed(
     if record is None and call_id in view.pending:
         return Difference("pending", call_id, window, {"listed": False})
     fields = {
-        "asked_for": asks_for(filter_now, record.filtered if record else {}),
+        "asked_for": asks_for(filter_now, record._asdict() if record else {}),
         "outcome": record.outcome if record else None,
         "record": record.key if record else None,
     }
@@ -291,7 +268,7 @@ def filter_text(document: object) -> str:
     return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
 
-def asks_for(filter_now: Mapping[str, Any], call: Mapping[str, str | None]) -> bool:
+def asks_for(filter_now: Mapping[str, Any], call: Mapping[str, Any]) -> bool:
     """Whether a filter certainly asks for a call, of which `call` has the `state`, `campaign_id`
     and `direction`: what is not known of it, the source may not have known either."""
     for name, wanted in filter_now.items():
@@ -304,8 +281,7 @@ def asks_for(filter_now: Mapping[str, Any], call: Mapping[str, str | None]) -> b
 # --- what the archive knows
 
 
-@dataclass(frozen=True, slots=True)
-class LatestRecord:
+class LatestRecord(NamedTuple):
     """What is kept of a call's latest record. `is_sealed`: a sealed segment has it."""
 
     outcome: Outcome
@@ -341,11 +317,6 @@ class LatestRecord:
     def has_result(self) -> bool:
         """Whether nobody need look further for the call."""
         return self.outcome != "failed" and self.is_sealed
-
-    @property
-    def filtered(self) -> dict[str, str | None]:
-        """The fields that a listing's filter may be about."""
-        return {name: getattr(self, name) for name in ("state", "campaign_id", "direction")}
 
 
 @dataclass
@@ -384,7 +355,7 @@ class WindowView:
 class ArchiveLookup:
     """Looks up calls in the archive. One thread uses it; close it after use."""
 
-    def __init__(self, reader: Reader, segments: SealedSegments, options: Options) -> None:
+    def __init__(self, reader: ItemReader, segments: SealedSegments, options: Options) -> None:
         self._reader = reader
         self._segments = segments
         self._length = options.length
@@ -397,7 +368,7 @@ class ArchiveLookup:
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def look(self, window: Window, calls: Mapping[str, Call]) -> WindowView:
+    def look_up(self, window: Window, calls: Mapping[str, Call]) -> WindowView:
         """What is known of `calls`, which the source lists in `window`, and of all that the window
         itself names. What is damaged is in the view; raises `UsageError` and `StoreError`.
 
@@ -463,7 +434,8 @@ class ArchiveLookup:
             return WindowView()
 
     def _list_day(self, day: date) -> Mapping[datetime, list[SegmentName]]:
-        groups = groupby(self._segments.names(day), key=lambda name: name.start)
+        names = self._segments.names(layout.segment_prefix(day))
+        groups = groupby(names, key=lambda name: name.start)
         return {start: list(names) for start, names in groups}
 
     def _read_window(self, window: Window) -> WindowView:
@@ -476,8 +448,7 @@ class ArchiveLookup:
                 continue
             if name.revision != view.revision + 1:
                 raise FormatError(f"a revision before {name.jsonl} is missing: run archiver verify")
-            view.revision, last = name.revision, b""
-            entry, _ = sealed
+            view.revision, last, entry = name.revision, b"", sealed.entry
             with self._segments.open(entry) as file:
                 try:
                     for number, line in enumerate(lines_of(file)):
@@ -488,8 +459,7 @@ class ArchiveLookup:
                                 latest = LatestRecord.of(record, is_sealed=True)
                                 view.records[record.call_id] = latest
                         last = line
-                    window_line = canonical.load_object(last)
-                    found = read_window(window_line)
+                    window_line, found = load_window_line(last)
                 except FormatError as error:
                     raise FormatError(f"{entry.key}: {error}; run archiver verify") from None
             if found != window:
@@ -529,9 +499,11 @@ class ArchiveLookup:
         def read_latest(keys: list[tuple[int, str]]) -> Record | None:
             for _, key in sorted(keys, reverse=True):
                 try:
-                    return self._read_record(key)
-                except FormatError as error:
+                    return parse_record(self._reader.read(key, None, MAX_RECORD_BYTES) or b"")
+                except Unreadable as error:
                     view.damages[str(error)] = None
+                except FormatError as error:
+                    view.damages[f"{key}: {error}; run archiver verify"] = None
             return None
 
         records = ordered(self._executor, read_latest, found.values(), self._ahead)
@@ -565,13 +537,6 @@ class ArchiveLookup:
                 if parsed is not None and parsed[1] in ids:
                     yield ids[parsed[1]], parsed[2], key
 
-    def _read_record(self, key: str) -> Record:
-        data = self._reader.read(key, None, MAX_RECORD_BYTES)
-        try:
-            return parse_record(data or b"")
-        except FormatError as error:
-            raise FormatError(f"{key}: {error}; run archiver verify") from None
-
 
 # --- the result
 
@@ -595,11 +560,7 @@ class Difference:
     fields: Mapping[str, Any]
 
     def document(self) -> dict[str, Any]:
-        return {
-            "call_id": self.call_id,
-            "window": format_time(self.window.start),
-            **self.fields,
-        }
+        return {"call_id": self.call_id, "window": format_time(self.window.start), **self.fields}
 
 
 @dataclass
@@ -640,35 +601,14 @@ class Result:
         self.differences.setdefault(difference.name, []).append(difference)
         self.row(difference.window)[difference.name] += 1
 
-    def sort(self) -> None:
-        for found in self.differences.values():
-            found.sort(key=lambda one: (one.window, one.call_id))
-
     @property
     def total(self) -> Counter[str]:
         return sum(self.days.values(), Counter())
 
     @property
-    def lacking(self) -> int:
-        """Calls whose recording the archive lacks."""
-        return sum(len(self.differences.get(name, ())) for name in LACKING)
-
-    @property
-    def perhaps_not_asked_for(self) -> int:
-        """Calls that are gone, or were not asked for: nobody can tell."""
-        return sum(not one.fields["asked_for"] for one in self.differences.get("gone", ()))
-
-    @property
     def ok(self) -> bool:
-        return self.archive is not None and not (
-            self.lacking
-            or self.perhaps_not_asked_for
-            or self.unstable
-            or self.unlisted
-            or self.incomplete
-            or self.unreadable_entries
-            or self.unreadable
-        )
+        """Whether there is nothing to complain about."""
+        return not list(_complaints(self))
 
     @property
     def exit_code(self) -> int:
@@ -721,14 +661,15 @@ def as_text(result: Result) -> str:
 
 
 def _table(result: Result) -> Iterator[str]:
-    rows = [*sorted(result.days.items()), ("total", result.total)]
-    widths = {
-        name: max(len(title), *(len(f"{row[name]:,}") for _, row in rows))
-        for name, title in COUNTS.items()
-    }
-    yield "  ".join([f"{'day':10}", *(title.rjust(widths[n]) for n, title in COUNTS.items())])
-    for day, row in rows:
-        yield "  ".join([f"{day:10}", *(f"{row[name]:{widths[name]},}" for name in COUNTS)])
+    rows = [
+        [day, *(f"{row[name]:,}" for name in COUNTS)]
+        for day, row in [*sorted(result.days.items()), ("total", result.total)]
+    ]
+    titles = [f"{'day':10}", *(TITLES.get(name, name) for name in COUNTS)]
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    for day, *cells in [titles, *rows]:
+        columns = zip(cells, widths[1:], strict=True)
+        yield "  ".join([f"{day:{widths[0]}}", *(cell.rjust(width) for cell, width in columns)])
 
 
 def _rows(result: Result) -> Iterator[str]:
@@ -743,7 +684,7 @@ def _rows(result: Result) -> Iterator[str]:
     kinds["unlisted"] = [(window, printable(text)) for window, text in result.unlisted]
     kinds["partial"] = [(window, printable(text)) for window, text in result.incomplete]
     kinds["entries"] = [
-        (window, f"{_entries(count)} could not be read")
+        (window, f"{counted(count, 'entry', 'entries')} could not be read")
         for window, count in result.unreadable_entries
     ]
     kinds["damaged"] = [(window, printable(text)) for text, window in result.unreadable.items()]
@@ -767,21 +708,19 @@ def _detail(one: Difference, result: Result) -> str:
         case "pending":
             text = "" if fields["listed"] else "the source does not list it any more"
         case "failed":
-            text = printable(str(fields["reason"])) + ("" if fields["sealed"] else ", not sealed")
+            text = f"{fields['reason']}" + ("" if fields["sealed"] else ", not sealed")
         case "differs":
-            changes = fields["differences"].items()
-            text = "; ".join(f"{field}: {_both(values)}" for field, values in changes)
+            text = "; ".join(
+                f"{field}: {'nothing' if values['archive'] is None else values['archive']} in the "
+                f"archive, {values['source']} at the source"
+                for field, values in fields["differences"].items()
+            )
         case "gone":
             text = fields["outcome"] or "it was never archived"
             text += "" if fields["asked_for"] else "; perhaps not asked for"
         case "unsealed":
             text = str(fields["outcome"])
-    return f"  ({text})" if text else ""
-
-
-def _both(values: Mapping[str, Any]) -> str:
-    ours = "nothing" if values["archive"] is None else printable(str(values["archive"]))
-    return f"{ours} in the archive, {printable(str(values['source']))} at the source"
+    return f"  ({printable(text)})" if text else ""
 
 
 def _notes(result: Result) -> Iterator[str]:
@@ -792,7 +731,7 @@ def _notes(result: Result) -> Iterator[str]:
     for text, count in others[:SHOWN]:
         were = "were" if count != 1 else "was"
         yield (
-            f"note: {_windows(count)} of the archive {were} listed with another filter: "
+            f"note: {counted(count, 'window')} of the archive {were} listed with another filter: "
             f"{cut(text)}; this listing had {cut(result.filter)}"
         )
     if len(others) > SHOWN:
@@ -815,40 +754,30 @@ def _verdict(result: Result) -> str:
 
 
 def _complaints(result: Result) -> Iterator[str]:
+    """What keeps a reconciliation from being a success."""
     total = result.total
     if result.archive is None:
         yield "there is no archive here yet (no seal 0)"
-    if result.lacking:
+    if lacking := sum(len(result.differences.get(name, ())) for name in LACKING):
         counts = ", ".join(f"{total[name]:,} {name}" for name in LACKING if total[name])
-        yield f"the archive lacks the recordings of {_calls(result.lacking)} ({counts})"
-    if result.perhaps_not_asked_for:
-        were = "were" if result.perhaps_not_asked_for != 1 else "was"
+        yield f"the archive lacks the recordings of {counted(lacking, 'call')} ({counts})"
+    # These calls are gone, or were not asked for: nobody can tell.
+    gone = result.differences.get("gone", ())
+    if unasked := sum(not one.fields["asked_for"] for one in gone):
+        were = "were" if unasked != 1 else "was"
         yield (
-            f"{_calls(result.perhaps_not_asked_for)} of the archive {were} perhaps not asked for: "
+            f"{counted(unasked, 'call')} of the archive {were} perhaps not asked for: "
             "set ARCHIVER_STATES, ARCHIVER_CAMPAIGN_ID and ARCHIVER_DIRECTION as they were then"
         )
     if result.unstable:
-        yield f"the listing of {_windows(len(result.unstable))} kept changing"
+        yield f"the listing of {counted(len(result.unstable), 'window')} kept changing"
     if result.unlisted:
-        yield f"the source does not list {_windows(len(result.unlisted))}"
+        yield f"the source does not list {counted(len(result.unlisted), 'window')}"
     if result.incomplete:
-        yield f"the source lists {_windows(len(result.incomplete))} only in part"
+        yield f"the source lists {counted(len(result.incomplete), 'window')} only in part"
     if result.unreadable_entries:
         count = sum(entries for _, entries in result.unreadable_entries)
-        yield f"{_entries(count)} of the listing could not be read as calls"
+        yield f"{counted(count, 'entry', 'entries')} of the listing could not be read as calls"
     if result.unreadable:
-        count = len(result.unreadable)
-        objects = f"{count:,} objects" if count != 1 else "1 object"
+        objects = counted(len(result.unreadable), "object")
         yield f"{objects} of the archive could not be read: run archiver verify"
-
-
-def _entries(count: int) -> str:
-    return f"{count:,} " + ("entries" if count != 1 else "entry")
-
-
-def _calls(count: int) -> str:
-    return f"{count:,} call" + ("s" if count != 1 else "")
-
-
-def _windows(count: int) -> str:
-    return f"{count:,} window" + ("s" if count != 1 else "")

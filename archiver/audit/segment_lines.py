@@ -11,7 +11,7 @@ instance one with an unknown field, is read by itself (`read_record`).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from itertools import chain
 from typing import IO, Any, Literal, NamedTuple
@@ -23,8 +23,9 @@ from archiver.core.model import DAY, Window, parse_time
 from archiver.manifest import canonical, layout, record
 from archiver.manifest.event import ObjectRef
 from archiver.manifest.layout import SegmentName
-from archiver.manifest.record import FILE_KINDS, FileKind, FileRef, Outcome, Record
+from archiver.manifest.record import FILE_KINDS, FileRef, Outcome, Record
 
+MAX_SEGMENT_BYTES = 1 << 30
 MAX_RECORD_BYTES = 1 << 20
 MAX_LINE_BYTES = 16 << 20
 """The window line is the long one: it may have to name every id of a window as pending."""
@@ -34,37 +35,32 @@ BLOCK_BYTES = 256 << 10
 Report = Callable[[str, str, str], None]
 """Code, key, detail."""
 
-_FOLDER = r"recordings/dt=[0-9]{4}-[0-9]{2}-[0-9]{2}/(?P<call>[A-Za-z0-9_.-]+)/"
-FILE_KEY = re.compile(_FOLDER + r"(?P<name>[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254})")
+_DAY_AND_CALL = r"recordings/dt=[0-9]{4}-[0-9]{2}-[0-9]{2}/(?P<call>[A-Za-z0-9_.-]+)/"
+FILE_KEY = re.compile(_DAY_AND_CALL + r"(?P<name>[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254})")
 """A file of a call, of whatever kind."""
 _VERSION = re.compile("[!-~]{1,1024}")
 
 
-def _key_pattern(kind: str, row: FileKind) -> re.Pattern[str]:
+_KEYS = {
     # A recording's extension says what it is; a document's says that it is JSON, or `bad`.
-    suffix = r"\.[a-z0-9]{1,8}" if kind == "recording" else re.escape(row.suffix)
-    return re.compile(f"{_FOLDER}{row.stem}(-[0-9a-f]{{16}})?{suffix}")
-
-
-_KEYS = {kind: _key_pattern(kind, row) for kind, row in FILE_KINDS.items()}
+    kind: re.compile(
+        f"{_DAY_AND_CALL}{row.stem}(-[0-9a-f]{{16}})?"
+        + (r"\.[a-z0-9]{1,8}" if kind == "recording" else re.escape(row.suffix))
+    )
+    for kind, row in FILE_KINDS.items()
+}
 
 
 # --- keys
 
 
 def segment_name(key: str) -> SegmentName | None:
-    """The name of a window's segment, where `key` is exactly what the layout makes of it."""
-    try:
-        parsed = layout.parse_segment_key(key)
-    except (ValueError, OverflowError):
-        return None
-    if parsed is None or parsed[1] != "jsonl" or parsed[0].jsonl != key:
-        return None
-    return parsed[0]
+    """The name of a window's segment; None for any other key."""
+    parsed = layout.parse_segment_key(key)
+    return parsed[0] if parsed is not None and parsed[1] == "jsonl" else None
 
 
-def is_events(key: str) -> bool:
-    """Whether it is the key of a segment of events."""
+def is_event_segment(key: str) -> bool:
     parsed = layout.parse_event_key(key)
     return parsed is not None and parsed[1] == "jsonl"
 
@@ -167,10 +163,7 @@ def parse_record(line: bytes) -> Record:
     """A record with its whole document; raises `FormatError` for what is none."""
     if len(line) > MAX_RECORD_BYTES:
         raise FormatError("a record over 1 MiB")
-    try:
-        return record.parse(line)
-    except ValueError:
-        raise FormatError("a record with a malformed key") from None
+    return record.parse(line)
 
 
 def _has_its_key(found: RecordLine) -> bool:
@@ -221,24 +214,25 @@ def record_key_in(line: bytes) -> str | None:
 # --- the window line
 
 
-def read_window(document: Mapping[str, Any]) -> Window:
-    """The window of a window line whose fields all have their type; raises `FormatError`."""
+def load_window_line(line: bytes) -> tuple[dict[str, Any], Window]:
+    """A window line whose fields all have their type, and its window; raises `FormatError`."""
+    document, is_canonical = canonical.load_line(line)
     record.refuse_newer(document)
     if document.get("type") != "window" or document.get("v") != 1:
         raise FormatError("no window line of version 1")
     start, end = parse_time(document.get("from")), parse_time(document.get("to"))
     if start is None or end is None or not start < end or end - start > DAY:
         raise FormatError("a window line without a window")
-    numbers = [document.get(name) for name in ("revision", "listed", *record.OUTCOMES)]
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        raise FormatError("a window line without its counts")
-    unreadable = document.get("unreadable", 0)
-    if type(unreadable) is not int or unreadable < 0:
-        raise FormatError("a window line whose unreadable is no count")
+    counts = [document.get(name) for name in ("revision", "listed", *record.OUTCOMES)]
+    for count in (*counts, document.get("unreadable", 0)):
+        if type(count) is not int or count < 0:
+            raise FormatError("a window line without its counts")
     for name in ("pending", "vanished"):
         ids = document.get(name)
         if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
             raise FormatError(f"a window line without {name}")
         if ids != sorted(set(ids)):
             raise FormatError(f"a window line whose {name} is not sorted, or repeats")
-    return Window(start, end)
+    if not is_canonical:
+        raise FormatError("a window line that is not in canonical form")
+    return document, Window(start, end)

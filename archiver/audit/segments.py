@@ -1,7 +1,8 @@
 """One segment: checked against its seal, its seal pointer and its checksum list, and line by line.
 
-A segment is spooled once and gone through twice (Merkle tree, lines), some lines at a time. Of a
-window's records only `CallState`s are kept, of events only who is held.
+A segment is spooled once and gone through once, some lines at a time: the Merkle tree takes the
+lines while they are read as records. Of a window's records only `CallState`s are kept, of events
+only who is held.
 """
 
 from __future__ import annotations
@@ -10,59 +11,37 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import lru_cache
 from operator import itemgetter
 from typing import IO, Any, NamedTuple
 
-from archiver.audit.chain import Sealed
+from archiver.audit.chain import SealedEntry
+from archiver.audit.findings import counted
 from archiver.audit.safe_reader import ReportingReader, Spooled
 from archiver.audit.segment_lines import (
     BLOCK_BYTES,
+    MAX_SEGMENT_BYTES,
     SegmentRecord,
     blocks_of,
     is_held_object,
     lines_of,
+    load_window_line,
     read_record,
     read_records,
-    read_window,
     record_key_in,
     segment_name,
     sound_files,
 )
 from archiver.core.errors import FormatError, NewerFormat
 from archiver.core.model import Window
-from archiver.manifest import canonical, event, layout, merkle, seal
-from archiver.manifest.event import Action, Hold
+from archiver.manifest import event, layout, merkle, seal
+from archiver.manifest.event import Action
 from archiver.manifest.layout import SegmentName
 
-MAX_SEGMENT_BYTES = 1 << 30
-KEPT_BYTES = 8 << 20
-"""Lines of a segment up to this size stay in memory while it is checked."""
-ROWS_AT_ONCE = 1000
-"""Rows of a checksum list that are hashed at a time."""
 _WITHOUT_NEWLINE = itemgetter(slice(None, -1))
 
-TakeRecords = Callable[[Sequence[SegmentRecord]], None]
+OnRecords = Callable[[Sequence[SegmentRecord]], None]
 """What is done with the records of a segment, some at a time."""
-
-
-class _Blocks:
-    """The lines of a segment, some at a time, as often as they are wanted. Most segments are small,
-    and their lines are kept: to find them again takes as long as to hash them."""
-
-    def __init__(self, spooled: Spooled) -> None:
-        self._spooled = spooled
-        self._kept: list[list[bytes]] = []
-
-    def __iter__(self) -> Iterator[list[bytes]]:
-        """Raises `FormatError` for a line too long, or cut off."""
-        if not self._kept:
-            self._spooled.file.seek(0)
-            blocks = blocks_of(self._spooled.file)
-            if self._spooled.bytes > KEPT_BYTES:
-                return blocks
-            self._kept = list(blocks)
-        return iter(self._kept)
 
 
 class CallState(NamedTuple):
@@ -79,65 +58,41 @@ def keep_newer(calls: dict[str, CallState], call_id: str, new: CallState) -> Non
         calls[call_id] = new
 
 
-# --- the checksum list
-
-
 class ChecksumList:
-    """What the `.sha256` beside a segment must hold.
+    """What the `.sha256` beside a segment must hold: a row for the segment, then those of its
+    records, then those of their files.
 
-    The rows of records and files are kept as digests, because the files' rows come after all
-    records, and both may be many.
+    Of the rows only digests are kept, because the files' rows come after all records, and both may
+    be many.
     """
 
     def __init__(self, segment_sha256: str, key: str) -> None:
         self._head = f"{segment_sha256}  {key}\n".encode()
-        self._records, self._files = _Rows(), _Rows()
+        self._records, self._files = hashlib.sha256(), hashlib.sha256()
+        self._sizes = [0, 0]
 
-    def add(self, records: Iterable[SegmentRecord]) -> None:
+    def add(self, records: Sequence[SegmentRecord]) -> None:
         """The next records."""
         sha256 = hashlib.sha256
-        self._records.add([f"{sha256(line).hexdigest()}  {r.key}\n" for line, r, _ in records])
-        self._files.add([f"{f.sha256}  {f.key}\n" for _, r, _ in records for f in r.files])
+        rows = [f"{sha256(line).hexdigest()}  {r.key}\n" for line, r, _ in records]
+        files = [f"{f.sha256}  {f.key}\n" for _, r, _ in records for f in r.files]
+        for at, (part, texts) in enumerate([(self._records, rows), (self._files, files)]):
+            data = "".join(texts).encode("utf-8", "surrogatepass")
+            part.update(data)
+            self._sizes[at] += len(data)
 
     def equals(self, file: IO[bytes], records_known: bool) -> bool:
         """Compare with a file at its start; only the first row where the records are not known."""
         if file.read(len(self._head)) != self._head:
             return False
-        return not records_known or (
-            self._records.come_next(file) and self._files.come_next(file) and not file.read(1)
-        )
-
-
-class _Rows:
-    """Rows as their number of bytes and their SHA-256."""
-
-    def __init__(self) -> None:
-        self._rows: list[str] = []
-        self._bytes = 0
-        self._sha256 = hashlib.sha256()
-
-    def add(self, rows: Iterable[str]) -> None:
-        self._rows += rows
-        if len(self._rows) >= ROWS_AT_ONCE:
-            self._hash()
-
-    def come_next(self, file: IO[bytes]) -> bool:
-        """Whether a file goes on with these rows; it is read as far as they go."""
-        self._hash()
-        left, sha256 = self._bytes, hashlib.sha256()
-        while left and (chunk := file.read(min(left, BLOCK_BYTES))):
-            left -= len(chunk)
-            sha256.update(chunk)
-        return sha256.digest() == self._sha256.digest()
-
-    def _hash(self) -> None:
-        data = "".join(self._rows).encode("utf-8", "surrogatepass")
-        self._rows.clear()
-        self._bytes += len(data)
-        self._sha256.update(data)
-
-
-# --- segments
+        for part, size in zip((self._records, self._files), self._sizes, strict=True):
+            found, left = hashlib.sha256(), size if records_known else 0
+            while left and (chunk := file.read(min(left, BLOCK_BYTES))):
+                left -= len(chunk)
+                found.update(chunk)
+            if records_known and found.digest() != part.digest():
+                return False
+        return not (records_known and file.read(1))
 
 
 @dataclass
@@ -160,15 +115,6 @@ class WindowSegment:
     last_key: str = ""
     """The key of the last record that was read."""
 
-    def add_unread(self, line: bytes) -> None:
-        self.intact = False
-        if (key := record_key_in(line)) is not None:
-            self.unread_keys.append(key)
-
-    @property
-    def is_whole(self) -> bool:
-        return self.as_sealed and self.intact
-
 
 @dataclass
 class EventSegment:
@@ -181,16 +127,11 @@ class EventSegment:
     """Whether it is as it was sealed, and every line could be read."""
 
 
-@dataclass(frozen=True)
-class Unsealed:
-    """What lies at the key of a segment that no seal names. `code` is what is wrong with it; None
-    where it is a segment of ours, or where there is nothing."""
+class Damage(NamedTuple):
+    """What is wrong with an object, as a finding says it."""
 
-    is_there: bool = True
-    code: str | None = None
+    code: str
     detail: str = ""
-    checksums: ChecksumList | None = None
-    """What its `.sha256` must hold."""
 
 
 class SegmentCheck:
@@ -203,19 +144,17 @@ class SegmentCheck:
         # Where files are hashed, threads fetch side by side. Parsing holds the interpreter, and
         # threads that take it from one another need a fifth more time, so one parses at a time.
         self._parsing = threading.Lock()
-        self._unsealed: dict[str, Unsealed] = {}
-        self._unsealed_lock = threading.Lock()
-
-    # --- sealed segments
+        # A taken key is asked for by its window and again by `leftovers`: it is reported once.
+        self.unsealed = lru_cache(1024)(self._read_unsealed)
 
     def window_segment(
-        self, sealed: Sealed, name: SegmentName, take: TakeRecords
+        self, sealed: SealedEntry, name: SegmentName, on_records: OnRecords
     ) -> WindowSegment | None:
         """Check the segment of a window; None where it is not there or not to be had.
 
         1. Its seal pointer names its seal.
-        2. Its bytes, Merkle root and number of records are those of the seal.
-        3. Its lines are records in order, then the window line; `take` is called with the records.
+        2. Its lines are records in order, which `on_records` is called with, and the window line.
+        3. Its bytes, Merkle root and number of records are those of the seal.
         4. Its checksum list is the one of these lines, as far as they are known.
         """
         spooled = self._reader.spool(name.jsonl, MAX_SEGMENT_BYTES, "segment_missing")
@@ -226,49 +165,73 @@ class SegmentCheck:
         with spooled.file:
             found = WindowSegment(name, _is_as_sealed(sealed, spooled))
             checksums = ChecksumList(sealed.entry.sha256, name.jsonl)
+
+            def lines() -> Iterator[bytes]:
+                # 2. Lines; the last one that came waits, for it may be the window line.
+                number, waiting = 1, list[bytes]()
+                for block in blocks_of(spooled.file):
+                    if ready := [*waiting, *block[:-1]]:
+                        records = self._read_records(found, ready, number)
+                        checksums.add(records)
+                        on_records(records)
+                        number += len(ready)
+                    waiting = block[-1:]
+                    yield from block
+                self._read_window_line(found, waiting[0] if waiting else b"")
+
             with self._parsing:
-                # 2. The seal.
-                blocks = _Blocks(spooled)
-                count = self._check_against_seal(sealed, spooled, blocks, window_lines=1)
-                # 3. The lines.
-                if count is None:
-                    found.intact = False
-                else:
-                    self._check_lines(found, blocks, count, checksums, take)
+                # 3. The seal.
+                count = self._check_against_seal(sealed, spooled, lines(), window_lines=1)
+            found.intact = found.intact and count is not None
+            if found.newer_lines:
+                self._report("newer_format", name.jsonl, counted(found.newer_lines, "line"))
             # 4. The checksum list.
-            self._check_checksums(name.jsonl, checksums, found.is_whole)
+            self._check_checksums(name.jsonl, checksums, found.as_sealed and found.intact)
             return found
 
-    def event_segment(self, sealed: Sealed) -> EventSegment:
-        """Check a segment of events, and collect which calls they hold or release."""
-        key, found = sealed.entry.key, EventSegment()
+    def event_segment(self, sealed: SealedEntry) -> EventSegment:
+        """Check a segment of events likewise, and collect which calls they hold or release."""
+        key, newer = sealed.entry.key, 0
         spooled = self._reader.spool(key, MAX_SEGMENT_BYTES, "segment_missing")
         self._check_pointer(sealed)
         if spooled is None:
             return EventSegment(is_whole=False)
         with spooled.file:
+            found = EventSegment(is_whole=_is_as_sealed(sealed, spooled))
+
+            def lines() -> Iterator[bytes]:
+                nonlocal newer
+                for number, line in enumerate(lines_of(spooled.file), 1):
+                    yield line
+                    try:
+                        hold = event.parse(line)
+                        if hold is None:
+                            continue
+                        if not all(is_held_object(hold.call_id, one) for one in hold.objects):
+                            raise FormatError("an object of another call")
+                        found.holds.append((hold.call_id, hold.action))
+                    except NewerFormat:
+                        newer += 1
+                    except FormatError as error:
+                        found.is_whole = False
+                        self._report("event_invalid", key, f"line {number}: {error}")
+
             self._check_checksums(key, ChecksumList(sealed.entry.sha256, key), True)
-            found.is_whole = _is_as_sealed(sealed, spooled)
-            count = self._check_against_seal(sealed, spooled, _Blocks(spooled), window_lines=0)
-            if count is None:
-                return EventSegment(is_whole=False)
-            found.count = count
-            for number, hold in self._holds(spooled, key, found):
-                if all(is_held_object(hold.call_id, one) for one in hold.objects):
-                    found.holds.append((hold.call_id, hold.action))
-                else:
-                    found.is_whole = False
-                    self._report("event_invalid", key, f"line {number}: an object of another call")
+            count = self._check_against_seal(sealed, spooled, lines(), window_lines=0)
+            if newer:
+                self._report("newer_format", key, counted(newer, "line"))
+            found.count = count or 0
+            found.is_whole = found.is_whole and count is not None and not newer
             return found
 
-    def _check_pointer(self, sealed: Sealed) -> None:
+    def _check_pointer(self, sealed: SealedEntry) -> None:
         key, late = layout.pointer_key(sealed.entry.key), sealed.seq == self._newest_seal
         data = self._reader.read(key, seal.POINTER_BYTES, "pointer_missing", late=late)
         if data is not None and data != seal.pointer(sealed.seq):
             self._report("pointer_mismatch", key, f"not {sealed.seq}")
 
     def _check_against_seal(
-        self, sealed: Sealed, spooled: Spooled, blocks: Iterable[list[bytes]], window_lines: int
+        self, sealed: SealedEntry, spooled: Spooled, lines: Iterable[bytes], window_lines: int
     ) -> int | None:
         """Compare with the seal's entry. Returns the number of lines; None where one is too long or
         cut off."""
@@ -277,8 +240,7 @@ class SegmentCheck:
         if not same:
             self._report("segment_mismatch", key, f"{spooled.bytes} bytes, {spooled.sha256}")
         try:
-            entries = map(_WITHOUT_NEWLINE, chain.from_iterable(blocks))
-            root, count = merkle.root_and_size(entries)
+            root, count = merkle.root_and_size(map(_WITHOUT_NEWLINE, lines))
         except FormatError as error:
             self._report("segment_invalid", key, str(error))
             return None
@@ -296,109 +258,58 @@ class SegmentCheck:
                 if not expected.equals(spooled.file, known):
                     self._report("companion_mismatch", key)
 
-    def _check_lines(
-        self,
-        found: WindowSegment,
-        blocks: Iterable[Sequence[bytes]],
-        count: int,
-        checksums: ChecksumList,
-        take: TakeRecords,
-    ) -> None:
-        """All lines but the last one are records."""
-        number = 0
-        for lines in blocks:
-            if record_lines := lines[: count - 1 - number]:
-                records = self._check_records(found, record_lines, number + 1)
-                checksums.add(records)
-                take(records)
-            number += len(lines)
-            if number == count:
-                self._check_window_line(found, lines[-1])
-        if found.newer_lines:
-            self._report("newer_format", found.name.jsonl, _lines_in_words(found.newer_lines))
-
-    def _check_records(
+    def _read_records(
         self, found: WindowSegment, lines: Sequence[bytes], first: int
     ) -> list[SegmentRecord]:
         """The next records; `first` is the number of the first line, counted from 1."""
         read, records = read_records(lines), list[SegmentRecord]()
         for at, line in enumerate(lines):
-            where = f"line {first + at}"
             try:
                 # Of a block with one odd line, the others are read in the fast way too.
                 fast = read[at : at + 1] if read is not None else read_records([line])
                 one = fast[0] if fast else read_record(line)
-            except NewerFormat:
-                found.newer_lines += 1
-                found.add_unread(line)
-                continue
             except FormatError as error:
-                self._invalid(found, where, str(error))
-                found.add_unread(line)
+                self._unread(found, line, error, f"line {first + at}")
                 continue
             files = sound_files(one, self._report)
             if one.key <= found.last_key:
-                self._invalid(found, where, "out of order")
+                found.intact = False
+                self._report(
+                    "segment_invalid", found.name.jsonl, f"line {first + at}: out of order"
+                )
             found.last_key = one.key
             keep_newer(found.calls, one.call_id, CallState(one.revision, one.outcome))
             records.append(SegmentRecord(line, one, files))
         return records
 
-    def _check_window_line(self, found: WindowSegment, line: bytes) -> None:
+    def _read_window_line(self, found: WindowSegment, line: bytes) -> None:
         """The last line: a window line of the window and revision that the key names."""
         try:
-            document, is_canonical = canonical.load_line(line)
-            found.window = read_window(document)
-            if not is_canonical:
-                raise FormatError("a window line that is not in canonical form")
-        except NewerFormat:
-            found.newer_lines += 1
-            found.add_unread(line)
+            found.line, found.window = load_window_line(line)
         except FormatError as error:
-            self._invalid(found, "last line", str(error))
+            self._unread(found, line, error, "last line")
         else:
-            found.line = document
-            if not _is_named(found.name, found.window, document):
+            if not _is_named(found.name, found.window, found.line):
                 self._report("window_mismatch", found.name.jsonl)
 
-    def _invalid(self, found: WindowSegment, where: str, reason: str) -> None:
+    def _unread(self, found: WindowSegment, line: bytes, error: FormatError, where: str) -> None:
+        """Note a line that could not be read; those of a newer release are reported together."""
         found.intact = False
-        self._report("segment_invalid", found.name.jsonl, f"{where}: {reason}")
-
-    def _holds(self, spooled: Spooled, key: str, found: EventSegment) -> Iterator[tuple[int, Hold]]:
-        """The holds among the events, each with the number of its line."""
-        spooled.file.seek(0)
-        newer = 0
-        for number, line in enumerate(lines_of(spooled.file), 1):
-            try:
-                if (hold := event.parse(line)) is not None:
-                    yield number, hold
-            except NewerFormat:
-                newer += 1
-            except FormatError as error:
-                found.is_whole = False
-                self._report("event_invalid", key, f"line {number}: {error}")
-        if newer:
-            found.is_whole = False
-            self._report("newer_format", key, _lines_in_words(newer))
+        if (key := record_key_in(line)) is not None:
+            found.unread_keys.append(key)
+        if isinstance(error, NewerFormat):
+            found.newer_lines += 1
+        else:
+            self._report("segment_invalid", found.name.jsonl, f"{where}: {error}")
 
     # --- segments that no seal names
-
-    def unsealed(self, key: str) -> Unsealed:
-        """What lies at the key of a segment that no seal names. Read once; nothing is reported but
-        that it cannot be read."""
-        with self._unsealed_lock:
-            if key not in self._unsealed:
-                self._unsealed[key] = self._read_unsealed(key)
-            return self._unsealed[key]
 
     def is_taken(self, name: SegmentName) -> bool:
         """Whether a revision that no seal names has its key taken by what is not ours."""
         found = self.unsealed(name.jsonl)
-        if found.code is not None or not found.is_there:
-            beside = (name.sha256, name.seal)
-            return found.is_there or any(self._reader.is_there(key) for key in beside)
-        return False
+        if isinstance(found, Damage):
+            return True
+        return found is None and any(self._reader.is_there(key) for key in (name.sha256, name.seal))
 
     def check_unsealed_checksums(self, key: str, expected: ChecksumList) -> None:
         """Compare the `.sha256` beside a segment that no seal names, where it is there by now."""
@@ -409,47 +320,39 @@ class SegmentCheck:
                 if not expected.equals(spooled.file, records_known=True):
                     self._report("companion_mismatch", beside, "no seal names its segment")
 
-    def _read_unsealed(self, key: str) -> Unsealed:
+    def _read_unsealed(self, key: str) -> ChecksumList | Damage | None:
+        """What lies at the key of a segment that no seal names: the checksum list of a segment of
+        ours, or what is wrong with it. Nothing is reported but that it cannot be read."""
         is_there = self._reader.is_there(key)
-        if not is_there:
-            return Unsealed(is_there=False) if is_there is not None else Unsealed(code="unreadable")
-        spooled = self._reader.spool(key, MAX_SEGMENT_BYTES, None)
+        spooled = self._reader.spool(key, MAX_SEGMENT_BYTES, None) if is_there else None
+        if is_there is False:
+            return None
         if spooled is None:
-            return Unsealed(code="unreadable")
+            return Damage("unreadable")
         name, checksums = segment_name(key), ChecksumList(spooled.sha256, key)
+        before, waiting = "", b""
         with spooled.file:
             try:
-                if name is not None:
-                    _read_unsealed_window(spooled, name, checksums)
-                else:
-                    for line in lines_of(spooled.file):
+                for line in lines_of(spooled.file):
+                    if name is None:
                         event.parse(line)
+                    elif waiting:
+                        one = read_record(waiting)
+                        if one.key <= before:
+                            raise FormatError("records that are out of order, or repeat")
+                        before = one.key
+                        checksums.add([SegmentRecord(waiting, one, [])])
+                    waiting = line
+                if name is not None:
+                    document, window = load_window_line(waiting)
+                    if not _is_named(name, window, document):
+                        raise FormatError("a segment of another window or revision")
             except NewerFormat as error:
-                return Unsealed(code="newer_format", detail=str(error))
+                return Damage("newer_format", str(error))
             except FormatError as error:
                 code = "segment_invalid" if name is not None else "event_invalid"
-                return Unsealed(code=code, detail=f"no seal names it; {error}")
-        return Unsealed(checksums=checksums)
-
-
-def _read_unsealed_window(spooled: Spooled, name: SegmentName, checksums: ChecksumList) -> None:
-    """Read a window's segment that no seal names, line by line, into its checksum list. Raises
-    `FormatError` where it is none, or another one's."""
-    before, waiting = "", b""
-    for line in lines_of(spooled.file):
-        if waiting:
-            found = read_record(waiting)
-            if found.key <= before:
-                raise FormatError("records that are out of order, or repeat")
-            before = found.key
-            checksums.add([SegmentRecord(waiting, found, [])])
-        waiting = line
-    document, is_canonical = canonical.load_line(waiting)
-    window = read_window(document)
-    if not is_canonical:
-        raise FormatError("a window line that is not in canonical form")
-    if not _is_named(name, window, document):
-        raise FormatError("a segment of another window or revision")
+                return Damage(code, f"no seal names it; {error}")
+        return checksums
 
 
 def _is_named(name: SegmentName, window: Window, line: Mapping[str, Any]) -> bool:
@@ -457,9 +360,5 @@ def _is_named(name: SegmentName, window: Window, line: Mapping[str, Any]) -> boo
     return window.start == name.start and line["revision"] == name.revision
 
 
-def _is_as_sealed(sealed: Sealed, spooled: Spooled) -> bool:
+def _is_as_sealed(sealed: SealedEntry, spooled: Spooled) -> bool:
     return (spooled.bytes, spooled.sha256) == (sealed.entry.bytes, sealed.entry.sha256)
-
-
-def _lines_in_words(count: int) -> str:
-    return f"{count:,} lines" if count != 1 else "1 line"

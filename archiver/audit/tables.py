@@ -11,13 +11,12 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal
 
-from archiver.audit.findings import CODES, Severity
+from archiver.audit.findings import CODES, Report, Severity, counted
 from archiver.audit.hold_ledger import CallHolds, hold_document
 from archiver.audit.query import CallHistory, Row
-from archiver.audit.verification_report import Report
-from archiver.core.errors import UsageError
 from archiver.core.model import format_second, format_time
 from archiver.manifest import canonical
 from archiver.manifest.event import Act, Hold, ObjectRef
@@ -82,44 +81,42 @@ def report_json(report: Report) -> str:
 
 def report_text(report: Report) -> str:
     """Summary, findings, notes and the verdict, in this order; ends with a newline."""
-    lines = [*_summary(report), *_findings(report)]
-    lines += [f"note: {note}" for note in report.notes]
-    counts: Counter[str] = Counter()
-    for code, count in report.totals.items():
-        counts[CODES[code].severity] += count
-    found = ", ".join(
-        f"{counts[severity]:,} {severity}"
-        + ("s" if counts[severity] != 1 and severity != "info" else "")
-        for severity in SEVERITIES
-        if counts[severity]
-    )
-    verdict = "OK" if report.ok else "NOT OK"
-    level = report.scope["level"]
-    lines.append(f"{verdict}: verified at level {level}; {found or 'nothing found'}")
-    return "\n".join(lines) + "\n"
-
-
-def _summary(report: Report) -> Iterator[str]:
     counts, head, calls = report.counts, report.head, report.counts.calls
     origin = "the key that you gave" if report.key_given else "the key of seal 0"
-    yield f"archive   {printable(report.archive or 'unknown')}"
-    yield f"key       {report.key_id or 'unknown'} ({origin})"
+    lines = [
+        f"archive   {printable(report.archive or 'unknown')}",
+        f"key       {report.key_id or 'unknown'} ({origin})",
+    ]
     if head is not None:
-        yield f"head      {head.seq}:{head.sha256}"
         sealed, mark = format_time(head.sealed_at), format_time(head.watermark)
-        yield f"          sealed {sealed}, watermark {mark}"
-    yield (
-        f"manifest  {counts.seals:,} seals, {counts.segments:,} segments, "
-        f"{counts.windows:,} windows, {counts.records:,} records, {counts.events:,} events"
-    )
-    yield (
-        f"calls     {calls['archived']:,} archived, {calls['no_recording']:,} without recording, "
+        lines.append(f"head      {head.seq}:{head.sha256}")
+        lines.append(f"          sealed {sealed}, watermark {mark}")
+    hashed = f", {counts.files_hashed:,} read and hashed ({_size(counts.bytes_hashed)})"
+    level = report.scope["level"]
+    names = ("seals", "segments", "windows", "records", "events")
+    read = ", ".join(f"{getattr(counts, name):,} {name}" for name in names)
+    outcomes = (
+        f"{calls['archived']:,} archived, {calls['no_recording']:,} without recording, "
         f"{calls['failed']:,} failed, {counts.pending:,} pending"
     )
-    hashed = f", {counts.files_hashed:,} read and hashed ({_size(counts.bytes_hashed)})"
-    yield f"files     {counts.files:,} ({_size(counts.bytes)})" + (
-        hashed if report.scope["level"] == "bytes" else ""
+    lines += [
+        f"manifest  {read}",
+        f"calls     {outcomes}",
+        f"files     {counts.files:,} ({_size(counts.bytes)}){hashed if level == 'bytes' else ''}",
+        *_findings(report),
+        *(f"note: {note}" for note in report.notes),
+    ]
+    severities = Counter[str]()
+    for code, count in report.totals.items():
+        severities[CODES[code].severity] += count
+    found = ", ".join(
+        counted(severities[severity], severity, severity if severity == "info" else "")
+        for severity in SEVERITIES
+        if severities[severity]
     )
+    verdict = "OK" if report.ok else "NOT OK"
+    lines.append(f"{verdict}: verified at level {level}; {found or 'nothing found'}")
+    return "\n".join(lines) + "\n"
 
 
 def _findings(report: Report) -> Iterator[str]:
@@ -155,7 +152,7 @@ def _size(count: int) -> str:
 
 def records_text(rows: Iterable[Row], form: Format) -> Iterator[str]:
     """The rows as text, piece by piece, each piece with its newline. Of `jsonl`, each line is the
-    record's exact bytes. Raises `UsageError` for another form."""
+    record's exact bytes."""
     match form:
         case "table":
             return _table(rows)
@@ -163,7 +160,6 @@ def records_text(rows: Iterable[Row], form: Format) -> Iterator[str]:
             return (row.line.decode() for row in rows)
         case "csv":
             return _csv(rows)
-    raise UsageError("--format is table, jsonl or csv")
 
 
 def cells(row: Row) -> dict[str, Any]:
@@ -191,15 +187,12 @@ def safe_cell(value: object) -> str:
 
 
 def _csv(rows: Iterable[Row]) -> Iterator[str]:
-    def line(values: Iterable[str]) -> str:
-        text = io.StringIO()
-        csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\r\n").writerow(values)
-        return text.getvalue()
-
-    yield line(COLUMNS)
-    for row in rows:
-        values = cells(row)
-        yield line(safe_cell(values.get(name)) for name in COLUMNS)
+    text = io.StringIO()
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
+    for values in chain([dict(zip(COLUMNS, COLUMNS, strict=True))], map(cells, rows)):
+        writer.writerow([safe_cell(values.get(name)) for name in COLUMNS])
+        yield text.getvalue()
+        text.seek(text.truncate(0))
 
 
 def _table(rows: Iterable[Row]) -> Iterator[str]:
@@ -300,36 +293,27 @@ def holds_json(
         {"call_id": call_id, **by_call.get(call_id, CallHolds(())).document()}
         for call_id in dict.fromkeys(wanted)
     ]
-    document = {
-        "calls": calls,
-        "damaged": list(damaged),
-        "type": "holds",
-        "unsealed": list(unsealed),
-        "v": 1,
-    }
-    return canonical.dump(document).decode()
+    document = {"calls": calls, "damaged": [*damaged], "type": "holds", "unsealed": [*unsealed]}
+    return canonical.dump({**document, "v": 1}).decode()
 
 
 def held_calls(by_call: Mapping[str, CallHolds], damaged: Sequence[str] = ()) -> str:
     """The calls that are held now, longest held first: a line for each act that holds one."""
-    held = sorted(
-        (holds.last for holds in by_call.values() if holds.is_held),
-        key=lambda acts: acts[0].hold.at,
-    )
+    held = [holds.last for holds in by_call.values() if holds.is_held]
     if not held:
         unsure = ", as far as the acts can be read" if damaged else ""
         return f"no call is held{unsure}\n"
     rows = [("call_id", "held since", "objects", "by", "reason")]
-    for hold in (act.hold for acts in held for act in acts):
+    for hold in (
+        act.hold for acts in sorted(held, key=lambda acts: acts[0].hold.at) for act in acts
+    ):
         call_id, by, reason = (printable(text) for text in (hold.call_id, hold.by, hold.reason))
         rows.append((call_id, format_second(hold.at), str(len(hold.objects)), by, reason))
-    widths = [min(max(len(row[column]) for row in rows), WIDEST) for column in range(4)]
-    text = ""
-    for row in rows:
-        columns = [one.ljust(width) for one, width in zip(row, widths, strict=False)]
-        columns[2] = row[2].rjust(widths[2])
-        text += "  ".join([*columns, row[4]]).rstrip() + "\n"
-    return text
+    wide = [min(max(len(row[column]) for row in rows), WIDEST) for column in range(4)]
+    return "".join(
+        f"{call_id:{wide[0]}}  {since:{wide[1]}}  {objects:>{wide[2]}}  {by:{wide[3]}}  {reason}\n"
+        for call_id, since, objects, by, reason in rows
+    )
 
 
 def acts_text(by_call: Mapping[str, CallHolds], call_ids: Sequence[str]) -> str:
@@ -353,19 +337,8 @@ def _act_line(act: Act) -> str:
     hold = act.hold
     by, reason = printable(hold.by), printable(hold.reason)
     return (
-        f"{format_second(hold.at)}  {hold.action:6}  {_object_count(hold)}, seal {act.seal}, "
-        f"by {by}: {reason}"
-    )
-
-
-def unsealed_line(key: str) -> str:
-    return f"archiver: note: {key} is not sealed: it does not count, and nothing comes of it"
-
-
-def damaged_line(damage: str) -> str:
-    return (
-        f"archiver: left out: {printable(damage)}: run archiver verify; until then nobody can tell "
-        "for certain what is held"
+        f"{format_second(hold.at)}  {hold.action:6}  {counted(len(hold.objects), 'object')}, "
+        f"seal {act.seal}, by {by}: {reason}"
     )
 
 
@@ -387,10 +360,6 @@ def done_json(
 def done_line(hold: Hold, seal: int, *, undone: bool) -> str:
     """What a command did about a call."""
     verb = "held" if hold.action == "add" else "hold taken off"
+    objects = counted(len(hold.objects), "object")
     reversed_since = ", and REVERSED since by another command" if undone else ""
-    return f"{printable(hold.call_id)}: {verb}, {_object_count(hold)}; seal {seal}{reversed_since}"
-
-
-def _object_count(hold: Hold) -> str:
-    count = len(hold.objects)
-    return f"{count} object" + ("" if count == 1 else "s")
+    return f"{printable(hold.call_id)}: {verb}, {objects}; seal {seal}{reversed_since}"

@@ -8,15 +8,17 @@ pending.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import pairwise
-from typing import Any
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
 
 from archiver.audit.chain import Advance
+from archiver.audit.findings import counted
 from archiver.audit.segment_lines import Report
 from archiver.audit.segments import CallState, WindowSegment, keep_newer
 from archiver.core.model import Window, format_time, parse_time
@@ -34,9 +36,9 @@ class WindowState:
     in order."""
 
     report: Report
-    chain_is_whole: bool = True
+    chain_is_whole: bool
     """Else a missing revision is a missing seal's, and that was said."""
-    is_taken: Callable[[SegmentName], bool] = lambda _: False
+    is_taken: Callable[[SegmentName], bool]
     """Whether a revision's key holds what is not ours, so that a writer had to skip it."""
     calls: dict[str, CallState] = field(default_factory=dict)
     pending: set[str] = field(default_factory=set)
@@ -126,11 +128,10 @@ class WindowState:
         self.listed = listed
 
 
-# --- time
+# --- all windows
 
 
-@dataclass(frozen=True, order=True)
-class Span:
+class Span(NamedTuple):
     """A window that is sealed: where it starts, where it ends if that could be read, and the seal
     of its first revision."""
 
@@ -148,61 +149,52 @@ def check_spans(
     end: datetime | None,
 ) -> None:
     """Windows must not overlap, and each advance of the watermark must be covered by windows that
-    were sealed by then. Only between `start` and `end`, where they are given."""
-    spans = sorted(spans)
+    were sealed by then. `spans` are in order. Only between `start` and `end`, where given."""
     for before, after in pairwise(spans):
         if before.end is not None and before.end > after.start:
             report("window_overlap", after.key, f"with {before.key}")
     starts = [span.start for span in spans]
-    for advance in advances:
-        low = max(advance.start, start or advance.start)
-        high = min(advance.end, end or advance.end)
+    for seq, *moved in advances:
+        low, high = max(moved[0], start or moved[0]), min(moved[1], end or moved[1])
         index = max(0, bisect_right(starts, low) - 1)
         while low < high:  # from window to window
             span = spans[index] if index < len(spans) else None
             if span is None or span.start > low:
                 until = min(high, span.start) if span is not None else high
                 gap = f"{format_time(low)} to {format_time(until)}"
-                report("window_gap", "", f"{gap}, seal {advance.seq}")
+                report("window_gap", "", f"{gap}, seal {seq}")
                 low = until
                 continue
             following = spans[index + 1].start if index + 1 < len(spans) else high
-            if span.seq > advance.seq and (span.end or following) > low:
-                report("watermark_ahead", span.key, f"seal {advance.seq} passed it")
+            if span.seq > seq and (span.end or following) > low:
+                report("watermark_ahead", span.key, f"seal {seq} passed it")
             low = max(low, span.end or following)
             index += 1
-
-
-# --- calls that two windows count
 
 
 class CountedCalls:
     """Finds calls that two windows count: each balance is right by itself, and their sum is one too
     many. One thread uses it.
 
-    A hash of each call is kept, and which window counts it last: about 110 bytes. By chance two of
-    a million calls have the same hash once in tens of millions of audits, and then a person looks
-    for nothing.
+    A hash of each call is kept, 8 bytes. By chance two of a million calls have the same hash once
+    in tens of millions of audits, and then a person looks for nothing.
     """
 
     def __init__(self) -> None:
-        self._windows: list[str] = []
-        self._counted: dict[int, int] = {}
-        """Hash of a call → place of the window that counted it last."""
-        self._shared: Counter[tuple[int, int]] = Counter()
+        self._windows: list[tuple[str, array[int]]] = []
 
     def add(self, window: str, calls: Iterable[int]) -> None:
         """Hashes of the calls that a window counts, each once; `window` is the key to show."""
-        place = len(self._windows)
-        self._windows.append(window)
-        new = dict.fromkeys(calls, place)
-        for call in self._counted.keys() & new.keys():
-            self._shared[place, self._counted[call]] += 1
-        self._counted |= new
+        self._windows.append((window, array("q", calls)))
 
     def check(self, report: Report) -> None:
         """A finding for each two windows that count the same calls."""
-        for (later, earlier), count in sorted(self._shared.items()):
-            what = "1 call" if count == 1 else f"{count:,} calls"
-            detail = f"{what}, which {self._windows[earlier]} counts too"
-            report("call_in_two_windows", self._windows[later], detail)
+        ordered = sorted(chain.from_iterable(calls for _, calls in self._windows))
+        twice = {call for call, next_one in pairwise(ordered) if call == next_one}
+        last: dict[int, str] = {}
+        for window, calls in self._windows if twice else ():
+            shared = twice.intersection(calls)
+            for earlier, count in sorted(Counter(last[i] for i in shared if i in last).items()):
+                detail = f"{counted(count, 'call')}, which {earlier} counts too"
+                report("call_in_two_windows", window, detail)
+            last |= dict.fromkeys(shared, window)

@@ -16,7 +16,7 @@ from typing import NoReturn
 import click
 
 from archiver import __version__
-from archiver.cli import audit, backfill, hold, reconcile, run
+from archiver.cli import audit, backfill, hold, run
 from archiver.cli.common import INTERRUPTED
 from archiver.core.errors import ArchiverError, UsageError
 
@@ -42,7 +42,7 @@ for verb in (
     run.init,
     run.run,
     backfill.backfill,
-    reconcile.reconcile,
+    audit.reconcile,
     audit.verify,
     audit.manifest,
     hold.hold,

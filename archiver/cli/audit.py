@@ -1,4 +1,4 @@
-"""The verbs that only read an archive. They never need the source or the private key."""
+"""The verbs that only read an archive. None needs the private key; `reconcile` asks the source."""
 
 from __future__ import annotations
 
@@ -89,6 +89,40 @@ def _file(path: Path) -> bytes:
         raise UsageError(f"--public-key: {path} cannot be read ({error.strerror})") from None
 
 
+@click.command()
+@range_options(required=True)
+@click.option("--json", "as_json", is_flag=True, help="a stable format for programs")
+def reconcile(start: datetime, end: datetime, as_json: bool) -> int:
+    """Lists the source again and prints what differs from the archive; writes nothing.
+
+    Exits with 1 where the archive lacks the recording of a call that the source has, and where
+    calls are gone that were perhaps not asked for: ARCHIVER_STATES and the other filters must be
+    those that the archive was made with.
+    """
+    from archiver.audit import reconcile as audit
+    from archiver.observability.progress import audit_progress
+    from archiver.settings import SourceSettings, load
+    from archiver.wiring import listing, reader
+
+    check_range(start, end)
+    settings = load(SourceSettings)
+    clock = start_run(settings)
+    now = clock.now()
+    if start >= now:
+        raise UsageError("--from lies in the future: the source has nothing there yet")
+    options = audit.Options(start, min(end, now), settings.window, settings.workers)
+    bucket = reader(settings, clock)
+    with (
+        stopping(clock),
+        listing(settings, clock) as lister,
+        audit_progress("reconciling") as progress,
+    ):
+        bucket.check_access()
+        result = audit.reconcile(lister, bucket, options, progress)
+    click.echo(audit.as_json(result) if as_json else audit.as_text(result), nl=False)
+    return result.exit_code
+
+
 @click.group()
 def manifest() -> None:
     """What the archive says of calls, from sealed segments only."""
@@ -154,24 +188,18 @@ def show(call_id: str, as_json: bool) -> int:
 
     with _reading() as (bucket, _):
         bucket.check_access()
-        hidden = False
         query = Query(bucket)
         history = query.find(call_id)
         damages = query.damages
+        why = "has no record of this call" + (" that can be read" if damages else "")
         if history is not None:
             history.holds, more = holds_of(bucket, call_id, history.objects)
             damages |= dict.fromkeys(more)
-        elif not damages:
-            hidden = bool(have_records(bucket, [call_id]))
-    if history is None and damages:
-        click.echo("archiver: the archive has no record of this call that can be read", err=True)
-        return _left_out(damages)
+        elif not damages and have_records(bucket, [call_id]):
+            why = "has this call's records hidden below delete markers: run archiver verify"
     if history is None:
-        told = "archiver: the archive has no record of this call"
-        if hidden:
-            told = "archiver: delete markers have hidden this call's records: run archiver verify"
-        click.echo(told, err=True)
-        return 1
+        click.echo(f"archiver: the archive {why}", err=True)
+        return _left_out(damages) or 1
     text = canonical.dump(history.document()).decode() if as_json else tables.history_text(history)
     click.echo(text, nl=False)
     return _left_out(damages)

@@ -147,7 +147,12 @@ def list_holds(call_ids: tuple[str, ...], as_json: bool) -> int:
         text = tables.held_calls(by_call, ledger.damaged)
     click.echo(text, nl=False)
     for key in ledger.unsealed if not as_json else ():
-        click.echo(tables.unsealed_line(key), err=True)
+        note = f"archiver: note: {key} is not sealed: it does not count, and nothing comes of it"
+        click.echo(note, err=True)
     for damage in ledger.damaged:
-        click.echo(tables.damaged_line(damage), err=True)
+        text = (
+            f"archiver: left out: {tables.printable(damage)}: run archiver verify; until then "
+            "nobody can tell for certain what is held"
+        )
+        click.echo(text, err=True)
     return 1 if ledger.damaged else 0

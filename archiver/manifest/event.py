@@ -147,7 +147,8 @@ def parse(line: bytes) -> Hold | None:
     at = parse_time(document.get("at"))
     if not isinstance(document.get("type"), str) or document.get("v") != 1 or at is None:
         raise FormatError("an event without type, v 1 or at")
-    if "id" in document and not _is_id(document["id"]):
+    own_id = document.get("id", "0" * 16)
+    if not (isinstance(own_id, str) and _ID.fullmatch(own_id)):
         raise FormatError("an event with a malformed id")
     if not is_canonical:
         raise FormatError("an event that is not in canonical form")
@@ -155,31 +156,27 @@ def parse(line: bytes) -> Hold | None:
 
 
 def _hold(document: Mapping[str, Any], at: datetime) -> Hold:
+    call_id, by, reason = (document.get(name) for name in ("call_id", "by", "reason"))
     action, objects = document.get("action"), document.get("objects")
-    texts = [document.get(name) for name in ("call_id", "by", "reason")]
-    if action not in ("add", "remove") or not all(isinstance(text, str) for text in texts):
+    if not (isinstance(call_id, str) and isinstance(by, str) and isinstance(reason, str)):
+        raise FormatError("a hold with a missing or malformed field")
+    if action not in ("add", "remove"):
         raise FormatError("a hold with a missing or malformed field")
     if not isinstance(objects, list):
         raise FormatError("a hold without its objects")
-    call_id, by, reason = (str(text) for text in texts)
     refs = tuple(map(_object, objects))
     if any(one.key.split("/")[2] != layout.call_dir(call_id) for one in refs):
         raise FormatError("an object of another call")
     return Hold(action, call_id, by, reason, at, refs, document.get("id"))
 
 
-def _is_id(value: object) -> bool:
-    return isinstance(value, str) and _ID.fullmatch(value) is not None
-
-
 def _object(one: object) -> ObjectRef:
     key = one.get("key") if isinstance(one, dict) else None
-    if not isinstance(one, dict) or not (isinstance(key, str) and _KEY.fullmatch(key)):
+    version_id = one.get("version_id") if isinstance(one, dict) else None
+    if not (isinstance(key, str) and _KEY.fullmatch(key)):
         raise FormatError("a hold with a malformed object")
-    version_id = one.get("version_id")
-    if version_id is not None and not (
-        isinstance(version_id, str) and _VERSION.fullmatch(version_id)
-    ):
+    is_text = isinstance(version_id, str) and _VERSION.fullmatch(version_id)
+    if not (version_id is None or is_text):
         raise FormatError("a hold with a malformed version")
     return ObjectRef(key, version_id)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 
 RECORDINGS = "recordings/"
 RECORDS = "records/"
@@ -50,12 +50,21 @@ def day_dir(day: date) -> str:
 
 def parse_day_dir(name: str) -> date | None:
     """The day of a folder `dt=<day>`, or None."""
-    if not re.fullmatch(r"dt=\d{4}-\d\d-\d\d", name, re.ASCII):
-        return None
+    return _day(name[3:]) if re.fullmatch(r"dt=\d{4}-\d\d-\d\d", name, re.ASCII) else None
+
+
+def _day(text: str) -> date | None:
     try:
-        return date.fromisoformat(name[3:])
+        return date.fromisoformat(text)
     except ValueError:
         return None
+
+
+def _moment(day_text: str, hour: str, minute: str) -> datetime | None:
+    day = _day(day_text)
+    if day is None:
+        return None
+    return datetime(day.year, day.month, day.day, int(hour), int(minute), tzinfo=UTC)
 
 
 def call_dir(call_id: str) -> str:
@@ -86,12 +95,8 @@ def record_key(day: date, call_id: str, revision: int) -> str:
 def parse_record_key(key: str) -> tuple[date, str, int] | None:
     """`(day, call directory, revision)` of a record's key, or None."""
     match = _RECORD.fullmatch(key)
-    if match is None:
-        return None
-    try:
-        return date.fromisoformat(match[1]), match[2], int(match[3])
-    except ValueError:
-        return None
+    day = _day(match[1]) if match is not None else None
+    return (day, match[2], int(match[3])) if match is not None and day is not None else None
 
 
 @dataclass(frozen=True, order=True)
@@ -125,13 +130,9 @@ def segment_prefix(day: date) -> str:
 def parse_segment_key(key: str) -> tuple[SegmentName, str] | None:
     """`(name, "jsonl" | "sha256" | "seal")` of a segment's key, or None."""
     match = _SEGMENT.fullmatch(key)
-    if match is None:
+    start = _moment(match[1], match[2], match[3]) if match is not None else None
+    if match is None or start is None:
         return None
-    try:
-        midnight = datetime.combine(date.fromisoformat(match[1]), datetime.min.time(), UTC)
-    except ValueError:
-        return None
-    start = midnight + timedelta(hours=int(match[2]), minutes=int(match[3]))
     return SegmentName(start, int(match[4])), match[5]
 
 
@@ -143,13 +144,7 @@ def event_key(moment: datetime, tag: str) -> str:
 def parse_event_key(key: str) -> tuple[str, str] | None:
     """`(what stands before the suffix, "jsonl" | "sha256" | "seal")` of an event segment's key."""
     match = _EVENTS.fullmatch(key)
-    if match is None:
-        return None
-    try:
-        date.fromisoformat(match[2])
-    except ValueError:
-        return None
-    return match[1], match[4]
+    return (match[1], match[4]) if match is not None and _day(match[2]) is not None else None
 
 
 def sighting_prefix(day: date) -> str:
@@ -164,13 +159,7 @@ def sighting_key(window_start: datetime, tag: str) -> str:
 def parse_sighting_key(key: str) -> datetime | None:
     """The start of the window that a sighting is about, or None."""
     match = _SIGHTING.fullmatch(key)
-    if match is None:
-        return None
-    try:
-        midnight = datetime.combine(date.fromisoformat(match[1]), datetime.min.time(), UTC)
-    except ValueError:
-        return None
-    return midnight + timedelta(hours=int(match[2]), minutes=int(match[3]))
+    return _moment(match[1], match[2], match[3]) if match is not None else None
 
 
 def companion_key(segment_key: str) -> str:

@@ -128,16 +128,6 @@ class File:
     content_type: str
     version_id: str | None
 
-    def document(self) -> dict[str, Any]:
-        return {
-            "bytes": self.bytes,
-            "content_type": self.content_type,
-            "key": self.key,
-            "kind": self.kind,
-            "sha256": self.sha256,
-            "version_id": self.version_id,
-        }
-
 
 class FileRef(msgspec.Struct, frozen=True, gc=False):
     """A file as a record names it. With a field of another type it is no record."""
@@ -177,8 +167,8 @@ def build(
         "campaign_id": call.text("campaignId"),
         "direction": call.text("direction"),
         "duration_seconds": call.duration_seconds,
-        "ended_at": _time(call.ended_at),
-        "files": [file.document() for file in files],
+        "ended_at": format_time(call.ended_at) if call.ended_at else None,
+        "files": [dict(vars(file)) for file in files],
         "findings": sorted(findings),
         "outcome": outcome,
         "reason": reason,
@@ -186,7 +176,7 @@ def build(
         "retention": retention,
         "revision": revision,
         "source": dict(source),
-        "started_at": _time(call.started_at),
+        "started_at": format_time(call.started_at) if call.started_at else None,
         "state": call.state,
         "type": "call",
         "v": 1,
@@ -196,10 +186,6 @@ def build(
     if unavailable:
         document["unavailable"] = {kind: dict(why) for kind, why in unavailable.items()}
     return Record(canonical.dump(document), call.id, outcome, revision, key, document)
-
-
-def _time(moment: datetime | None) -> str | None:
-    return format_time(moment) if moment else None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ Rules:
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -84,13 +83,6 @@ def lines(
     yield canonical.dump(_line(window, revision, balance, listing))
 
 
-def build(
-    window: Window, revision: int, records: Iterable[Line], balance: Balance, listing: Listing
-) -> bytes:
-    """The segment's bytes, for one that is small."""
-    return b"".join(lines(window, revision, records, balance, listing))
-
-
 def _line(window: Window, revision: int, balance: Balance, listing: Listing) -> dict[str, Any]:
     counts: dict[str, int] = dict.fromkeys(OUTCOMES, 0)
     for outcome in balance.outcomes.values():
@@ -150,17 +142,11 @@ def records_of(lines: Iterable[bytes]) -> Iterator[Record]:
 
 @dataclass(frozen=True)
 class Segment:
-    """A segment as it stands in the bucket."""
+    """What a segment's window line says; the name and the window are the segment's own."""
 
-    data: bytes
     name: layout.SegmentName
     window: Window
     line: Mapping[str, Any]
-
-    @property
-    def records(self) -> Iterator[Record]:
-        """Its records, in order. Raises `FormatError`."""
-        return records_of(io.BytesIO(self.data))
 
     @property
     def revision(self) -> int:
@@ -178,30 +164,13 @@ class Segment:
     def listed_at(self) -> datetime | None:
         return parse_time(self.line.get("listed_at"))
 
-    def sha256_file(self) -> bytes:
-        """Its companion; raises `FormatError`."""
-        digest = hashlib.sha256(self.data).hexdigest()
-        return b"".join(companion(digest, self.name, self.records, io.BytesIO()))
-
-
-def parse_segment(data: bytes) -> Segment:
-    """Raises `FormatError` where `data` is no segment whose lines keep the rules above."""
-    found = parse_tail(data)
-    for _ in found.records:
-        pass
-    return found
-
 
 def parse_tail(data: bytes) -> Segment:
-    """As `parse_segment`, of the end of a segment: its window line, and not one of its records."""
+    """A segment by its end: its window line is read, and not one of its records. Raises
+    `FormatError`."""
     if not data.endswith(b"\n"):
         raise FormatError("a segment without its last newline")
     line = canonical.load_object(data[data.rfind(b"\n", 0, -1) + 1 :])
-    window, name = _window_line(line)
-    return Segment(data, name, window, line)
-
-
-def _window_line(line: Mapping[str, Any]) -> tuple[Window, layout.SegmentName]:
     refuse_newer(line)
     if line.get("type") != "window" or line.get("v") != 1:
         raise FormatError("a segment without a window line of version 1")
@@ -209,14 +178,9 @@ def _window_line(line: Mapping[str, Any]) -> tuple[Window, layout.SegmentName]:
     revision = line.get("revision")
     if start is None or end is None or not isinstance(revision, int):
         raise FormatError("a window line without from, to or revision")
-    counts = [line.get(name) for name in ("listed", *OUTCOMES)]
-    lists = [line.get(name) for name in ("pending", "vanished")]
-    if not all(isinstance(count, int) for count in counts):
+    if not all(isinstance(line.get(name), int) for name in ("listed", *OUTCOMES)):
         raise FormatError("a window line without its counts")
-    if not all(isinstance(ids, list) and _strings(ids) for ids in lists):
-        raise FormatError("a window line without pending or vanished")
-    return Window(start, end), layout.SegmentName(start, revision)
-
-
-def _strings(ids: Sequence[object]) -> bool:
-    return all(isinstance(one, str) for one in ids)
+    for ids in (line.get("pending"), line.get("vanished")):
+        if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
+            raise FormatError("a window line without pending or vanished")
+    return Segment(layout.SegmentName(start, revision), Window(start, end), line)

@@ -35,7 +35,7 @@ from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.retention import latest_date
 from archiver.store.bucket import Bucket, is_of_one_object
-from archiver.store.types import CallObjects, FoundCalls
+from archiver.store.types import CallObjects
 
 KEY_TRIES = 5
 """How often an act takes another key, where its own holds other bytes: 32 bits of a hash collide
@@ -59,8 +59,11 @@ class HoldLedger(Protocol):
     def readable(self) -> Sequence[Act]:
         """The same without what is damaged."""
 
-    def find(self, call_ids: Collection[str]) -> FoundCalls:
-        """The objects of each call that has a record."""
+    def find(
+        self, call_ids: Collection[str]
+    ) -> tuple[dict[str, CallObjects], dict[str, StoreError]]:
+        """The objects of each call that has a record, and the calls whose objects cannot be asked
+        for."""
 
     def beside(self, hold: Hold) -> CallObjects:
         """What lies by now where an act's objects lie. Threads share it."""
@@ -133,8 +136,8 @@ class Holds:
         """
         # 1.
         wanted, now = list(dict.fromkeys(call_ids)), self._clock.now().replace(microsecond=0)
-        found = self._ledger.find(wanted)
-        calls, left = found.calls, dict(found.left)
+        calls, refused = self._ledger.find(wanted)
+        left: dict[str, ArchiverError] = {**refused}
         _refuse_unknown(wanted, {*calls, *left})
         wanted = [call_id for call_id in wanted if call_id in calls]
         if not wanted:

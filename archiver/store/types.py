@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from archiver.core.errors import ArchiverError
 from archiver.core.model import parse_time
 from archiver.manifest.event import ObjectRef
 
@@ -95,12 +94,3 @@ class CallObjects:
     cannot be read: `verify` says what is wrong."""
     locked_until: datetime | None = None
     """The latest date that one of them is locked until."""
-
-
-@dataclass
-class FoundCalls:
-    """The objects of each call that has a record, by call id; and of which calls one of them cannot
-    be asked for, with the reason."""
-
-    calls: dict[str, CallObjects] = field(default_factory=dict)
-    left: dict[str, ArchiverError] = field(default_factory=dict)

@@ -258,41 +258,20 @@ DAMAGES = [
     Damage("flip in a WAV", {"file_hash"}, lambda b: b.store.rot(WAV, flip), "bytes"),
     Damage("flip in a sidecar", {"file_hash"}, lambda b: b.store.rot(TRANSCRIPT, flip), "bytes"),
     Damage("flip in a record", {"record_mismatch"}, lambda b: b.store.rot(RECORD, flip)),
-    Damage(
-        "flip in a segment",
-        {"segment_mismatch", "record_mismatch"},
-        lambda b: b.store.rot(THIRD + ".jsonl", replace(b"Outbound", b"Outbounc")),
-    ),
-    Damage(
-        "flip in a seal",
-        {"signature_invalid", "prev_mismatch"},
-        lambda b: b.store.rot(layout.seal_key(2), replace(b"00Z", b"01Z")),
-    ),
-    Damage(
-        "flip that leaves no JSON",
-        {"seal_invalid", "signature_invalid", "prev_mismatch"},
-        lambda b: b.store.rot(layout.seal_key(2), replace(b'"v":1', b'"v";1')),
-    ),
-    Damage(
-        "flip in a signature",
-        {"signature_invalid"},
-        lambda b: b.store.rot(layout.signature_key(2), flip),
-    ),
-    Damage(
-        "flip in a pointer",
-        {"pointer_mismatch"},
-        lambda b: b.store.rot(FIRST + ".seal", lambda d: flip(d, 0)),
-    ),
-    Damage(
-        "flip in a companion",
-        {"companion_mismatch"},
-        lambda b: b.store.rot(FIRST + ".sha256", flip),
-    ),
-    Damage(
-        "flip in the public key",
-        {"public_key_mismatch"},
-        lambda b: b.store.rot(layout.public_key_key(b.key.public.key_id), flip),
-    ),
+    Damage("flip in a segment", {"segment_mismatch", "record_mismatch"}, lambda b:
+        b.store.rot(THIRD + ".jsonl", replace(b"Outbound", b"Outbounc"))),
+    Damage("flip in a seal", {"signature_invalid", "prev_mismatch"}, lambda b:
+        b.store.rot(layout.seal_key(2), replace(b"00Z", b"01Z"))),
+    Damage("flip that leaves no JSON", {"seal_invalid", "signature_invalid", "prev_mismatch"},
+        lambda b: b.store.rot(layout.seal_key(2), replace(b'"v":1', b'"v";1'))),
+    Damage("flip in a signature", {"signature_invalid"}, lambda b:
+        b.store.rot(layout.signature_key(2), flip)),
+    Damage("flip in a pointer", {"pointer_mismatch"}, lambda b: b.store.rot(FIRST + ".seal", lambda
+        d: flip(d, 0))),
+    Damage("flip in a companion", {"companion_mismatch"}, lambda b: b.store.rot(FIRST + ".sha256",
+        flip)),
+    Damage("flip in the public key", {"public_key_mismatch"}, lambda b:
+        b.store.rot(layout.public_key_key(b.key.public.key_id), flip)),
     # what is gone
     Damage("a file is gone", {"file_missing"}, lambda b: b.store.lose(WAV)),
     Damage("a record is gone", {"record_missing"}, lambda b: b.store.lose(RECORD)),
@@ -300,171 +279,69 @@ DAMAGES = [
     Damage("a companion is gone", {"companion_missing"}, lambda b: b.store.lose(THIRD + ".sha256")),
     Damage("a pointer is gone", {"pointer_missing"}, lambda b: b.store.lose(THIRD + ".seal")),
     Damage("a seal is gone", {"seal_missing"}, lambda b: lose_seal(b, 2)),
-    Damage(
-        "the newest seal is gone, its signature is not",
-        {"seal_missing", "pointer_dangling", *UNTOLD},
-        lambda b: lose_seal(b, 4, signature=False),
-    ),
+    Damage("the newest seal is gone, its signature is not", {"seal_missing", "pointer_dangling",
+        *UNTOLD}, lambda b: lose_seal(b, 4, signature=False)),
     Damage("seal 0 is gone", {"seal_missing"}, lambda b: lose_seal(b, 0)),
-    Damage(
-        "a signature is gone",
-        {"signature_missing"},
-        lambda b: b.store.lose(layout.signature_key(4)),
-    ),
-    Damage(
-        "the public key is gone",
-        {"public_key_missing"},
-        lambda b: b.store.lose(layout.public_key_key(b.key.public.key_id)),
-    ),
-    Damage(
-        "everything is gone",
-        {"no_archive"},
-        lambda b: [b.store.lose(key) for key in b.store.all_keys()],
-    ),
+    Damage("a signature is gone", {"signature_missing"}, lambda b:
+        b.store.lose(layout.signature_key(4))),
+    Damage("the public key is gone", {"public_key_missing"}, lambda b:
+        b.store.lose(layout.public_key_key(b.key.public.key_id))),
+    Damage("everything is gone", {"no_archive"}, lambda b: [b.store.lose(key) for key in
+        b.store.all_keys()]),
     # what somebody did on purpose
-    Damage(
-        "two seals swapped",
-        {
-            "seal_number",
-            "prev_mismatch",
-            "running_total",
-            "pointer_mismatch",
-            "watermark_back",
-            "watermark_ahead",
-        },
-        swap_seals,
-    ),
-    Damage(
-        "a record dropped, companion re-hashed",
-        {"segment_mismatch", "companion_mismatch", "window_counts", "listed_mismatch"},
-        dropped_and_rehashed,
-    ),
-    Damage(
-        "a record dropped, seal rewritten without the key",
-        {
-            "signature_invalid",
-            "prev_mismatch",
-            "running_total",
-            "companion_mismatch",
-            "window_counts",
-            "listed_mismatch",
-            *UNTOLD,
-        },
-        dropped_and_resealed,
-    ),
+    Damage("two seals swapped", {"seal_number", "prev_mismatch", "running_total",
+        "pointer_mismatch", "watermark_back", "watermark_ahead"}, swap_seals),
+    Damage("a record dropped, companion re-hashed", {"segment_mismatch", "companion_mismatch",
+        "window_counts", "listed_mismatch"}, dropped_and_rehashed),
+    Damage("a record dropped, seal rewritten without the key", {"signature_invalid",
+        "prev_mismatch", "running_total", "companion_mismatch", "window_counts", "listed_mismatch",
+        *UNTOLD}, dropped_and_resealed),
     Damage("a cut-off tail", {"tail_missing", *UNTOLD}, cut_tail, head=True),
-    Damage(
-        "a rewritten tail",
-        {"head_mismatch"},
-        lambda b: edit_seal(b, 4, sign=True, sealed_at="2024-01-17T00:00:01Z"),
-        head=True,
-    ),
-    Damage(
-        "seal 0 names another key than it holds",
-        {"key_mismatch", "prev_mismatch"},
-        lambda b: edit_seal(b, 0, sign=True, key_id="0123456789abcdef"),
-    ),
+    Damage("a rewritten tail", {"head_mismatch"}, lambda b: edit_seal(b, 4, sign=True,
+        sealed_at="2024-01-17T00:00:01Z"), head=True),
+    Damage("seal 0 names another key than it holds", {"key_mismatch", "prev_mismatch"}, lambda b:
+        edit_seal(b, 0, sign=True, key_id="0123456789abcdef")),
     Damage("a seal by another key", {"key_mismatch", "signature_invalid"}, other_key),
-    Damage(
-        "a seal of another archive",
-        {"archive_mismatch"},
-        lambda b: edit_seal(b, 4, sign=True, archive="6f1f7b0e-0000-4000-8000-000000000002"),
-    ),
-    Damage(
-        "overwritten",
-        {"overwritten"},
-        lambda b: b.store.put(WAV, b"other bytes"),
-        shell=True,
-    ),
-    Damage(
-        "overwritten with the same bytes",
-        {"overwritten"},
-        lambda b: b.store.put(WAV, b.store.data(WAV)),
-        shell=False,
-    ),
-    Damage(
-        "a seal overwritten with the same bytes",
-        {"overwritten"},
-        lambda b: b.store.put(layout.seal_key(1), b.store.data(layout.seal_key(1))),
-        "manifest",
-        shell=False,
-    ),
+    Damage("a seal of another archive", {"archive_mismatch"}, lambda b: edit_seal(b, 4, sign=True,
+        archive="6f1f7b0e-0000-4000-8000-000000000002")),
+    Damage("overwritten", {"overwritten"}, lambda b: b.store.put(WAV, b"other bytes"), shell=True),
+    Damage("overwritten with the same bytes", {"overwritten"}, lambda b: b.store.put(WAV,
+        b.store.data(WAV)), shell=False),
+    Damage("a seal overwritten with the same bytes", {"overwritten"}, lambda b:
+        b.store.put(layout.seal_key(1), b.store.data(layout.seal_key(1))), "manifest", shell=False),
     Damage("hidden by a delete marker", {"deleted"}, lambda b: b.store.delete(WAV)),
-    Damage(
-        "deleted and created again",
-        {"recreated"},
-        lambda b: (data := b.store.data(WAV), b.store.delete(WAV), b.store.put(WAV, data)),
-        shell=False,
-    ),
+    Damage("deleted and created again", {"recreated"}, lambda b: (data := b.store.data(WAV),
+        b.store.delete(WAV), b.store.put(WAV, data)), shell=False),
     # what a writer got wrong
-    Damage(
-        "records is no running total",
-        {"running_total"},
-        lambda b: edit_seal(b, 4, sign=True, records=9),
-    ),
-    Damage(
-        "the watermark goes back",
-        {"watermark_back"},
-        lambda b: edit_seal(b, 4, sign=True, watermark="2024-01-15T12:00:00Z"),
-    ),
-    Damage(
-        "sealed long before the seal before",
-        {"seal_time"},
-        lambda b: edit_seal(b, 4, sign=True, sealed_at="2024-01-16T00:00:00Z"),
-        shell=False,
-    ),
-    Damage(
-        "a segment in two seals",
-        {"segment_twice"},
-        lambda b: edit_seal(
-            b,
-            4,
-            sign=True,
-            segments=[vars(b.seals[4].segments[0]), vars(b.seals[2].segments[0])],
-        ),
-    ),
-    Damage(
-        "a segment with an odd key",
-        {"segment_key", "pointer_dangling", *UNTOLD},
-        lambda b: edit_seal(
-            b, 4, sign=True, segments=[{**vars(b.seals[4].segments[0]), "key": "../etc/passwd"}]
-        ),
-    ),
+    Damage("records is no running total", {"running_total"}, lambda b: edit_seal(b, 4, sign=True,
+        records=9)),
+    Damage("the watermark goes back", {"watermark_back"}, lambda b: edit_seal(b, 4, sign=True,
+        watermark="2024-01-15T12:00:00Z")),
+    Damage("sealed long before the seal before", {"seal_time"}, lambda b: edit_seal(b, 4,
+        sign=True, sealed_at="2024-01-16T00:00:00Z"), shell=False),
+    Damage("a segment in two seals", {"segment_twice"}, lambda b: edit_seal(b, 4, sign=True,
+        segments=[vars(b.seals[4].segments[0]), vars(b.seals[2].segments[0])])),
+    Damage("a segment with an odd key", {"segment_key", "pointer_dangling", *UNTOLD}, lambda b:
+        edit_seal(b, 4, sign=True, segments=[{**vars(b.seals[4].segments[0]), "key":
+        "../etc/passwd"}])),
     Damage("another Merkle root", {"segment_root"}, wrong_entry(root="0" * 64), shell=False),
     Damage("another number of records", {"segment_records"}, wrong_entry(records=1)),
     Damage("a line that is no window line", {"segment_invalid"}, wrong_line(type="x")),
     Damage("a window without its counts", {"segment_invalid"}, wrong_line(failed=None)),
-    Damage(
-        "a window line in another form",
-        {"segment_invalid"},
-        wrong_lines(lambda lines: [*lines[:-1], lines[-1].replace(b",", b", ", 1)]),
-        shell=False,
-    ),
+    Damage("a window line in another form", {"segment_invalid"}, wrong_lines(lambda lines:
+        [*lines[:-1], lines[-1].replace(b",", b", ", 1)]), shell=False),
     Damage("another window", {"window_mismatch"}, wrong_line(**{"from": "2024-01-15T13:01:00Z"})),
     Damage("another revision", {"window_mismatch"}, wrong_line(revision=2)),
     Damage("a window that does not balance", {"window_balance"}, wrong_line(listed=2)),
-    Damage(
-        "counts that are not the records'",
-        {"window_counts"},
-        wrong_line(archived=0, no_recording=1),
-    ),
+    Damage("counts that are not the records'", {"window_counts"}, wrong_line(archived=0,
+        no_recording=1)),
     Damage("another listing", {"listed_mismatch"}, wrong_line(listed_sha256="0" * 64)),
-    Damage(
-        "an id listed and not told of",
-        {"window_counts", "listed_mismatch"},
-        wrong_segment(outcomes={"vc_e": "archived", "vc_lost": "archived"}),
-    ),
-    Damage(
-        "records out of order",
-        {"segment_invalid"},
-        wrong_lines(lambda lines: [lines[1], lines[0], lines[2]]),
-        shell=False,
-    ),
-    Damage(
-        "a record twice",
-        {"segment_invalid"},
-        wrong_lines(lambda lines: [lines[0], lines[0], lines[2]]),
-    ),
+    Damage("an id listed and not told of", {"window_counts", "listed_mismatch"},
+        wrong_segment(outcomes={"vc_e": "archived", "vc_lost": "archived"})),
+    Damage("records out of order", {"segment_invalid"}, wrong_lines(lambda lines: [lines[1],
+        lines[0], lines[2]]), shell=False),
+    Damage("a record twice", {"segment_invalid"}, wrong_lines(lambda lines: [lines[0], lines[0],
+        lines[2]])),
     Damage("a call falls silent", {"call_lost"}, fall_silent),
     Damage("a window left out", {"window_gap"}, skip_window),
     Damage("a watermark too early", {"watermark_ahead"}, seal_late, shell=False),
@@ -472,124 +349,54 @@ DAMAGES = [
     Damage("two windows overlap", {"window_overlap"}, overlap),
     Damage("a call in two windows", {"call_in_two_windows"}, count_twice, shell=False),
     Damage("archived without a recording", {"record_incomplete"}, archive_without_recording),
-    Damage(
-        "a file of another call",
-        {"file_key", "unnamed_object"},
-        odd_file(key=WAV),
-        shell=False,
-    ),
-    Damage(
-        "a file of another kind",
-        {"file_key", "record_incomplete"},
-        odd_file(kind="transcript"),
-    ),
+    Damage("a file of another call", {"file_key", "unnamed_object"}, odd_file(key=WAV),
+        shell=False),
+    Damage("a file of another kind", {"file_key", "record_incomplete"},
+        odd_file(kind="transcript")),
     Damage("a file anywhere", {"file_key", "unnamed_object"}, odd_file(key="manifest/../x")),
     Damage("a file of another size", {"file_size"}, odd_file(bytes=7), shell=False),
-    Damage(
-        "a file of a version that is not there",
-        {"file_missing"},
-        odd_file(version_id="v99999"),
-        shell=False,
-    ),
+    Damage("a file of a version that is not there", {"file_missing"},
+        odd_file(version_id="v99999"), shell=False),
     Damage("a file of another SHA-256", {"file_checksum"}, odd_file(sha256="0" * 64)),
     Damage("a file without a size", {"segment_invalid"}, odd_file(bytes=-1), shell=False),
     # events
-    Damage(
-        "an event without a time",
-        {"event_invalid"},
-        lambda b: event(b, {"type": "note"}),
-        shell=False,
-    ),
-    Damage(
-        "a hold that does not say whose",
-        {"event_invalid"},
-        lambda b: event(b, {"type": "hold", "at": "2024-01-16T00:00:00Z"}),
-        shell=False,
-    ),
-    Damage(
-        "a hold of another call's object",
-        {"event_invalid"},
-        lambda b: event(b, {**HOLD, "objects": [{"key": WAV, "version_id": None}]}),
-        shell=False,
-    ),
-    Damage(
-        "a hold of what is no object of a call",
-        {"event_invalid"},
-        lambda b: event(b, {**HOLD, "objects": [{"key": "manifest/x", "version_id": None}]}),
-        shell=False,
-    ),
-    Damage(
-        "flip in a segment of events",
-        {"segment_mismatch", "event_invalid"},
-        lambda b: b.store.rot(held(b) + ".jsonl", replace(b'"v":1', b'"v":0')),
-    ),
-    Damage(
-        "another reason for a hold",
-        {"segment_mismatch"},
-        lambda b: b.store.rot(held(b) + ".jsonl", replace(b"case 7", b"case 8")),
-    ),
-    Damage(
-        "flip in a pointer of events",
-        {"pointer_mismatch"},
-        lambda b: b.store.rot(held(b) + ".seal", lambda d: flip(d, 0)),
-    ),
-    Damage(
-        "a pointer of events is gone",
-        {"pointer_missing"},
-        lambda b: b.store.lose(held(b) + ".seal"),
-    ),
-    Damage(
-        "flip in a companion of events",
-        {"companion_mismatch"},
-        lambda b: b.store.rot(held(b) + ".sha256", flip),
-    ),
-    Damage(
-        "a line more in a companion of events",
-        {"companion_mismatch"},
-        lambda b: b.store.rot(held(b) + ".sha256", lambda d: d + d),
-    ),
-    Damage(
-        "a companion of events is gone",
-        {"companion_missing"},
-        lambda b: b.store.lose(held(b) + ".sha256"),
-    ),
-    Damage(
-        "a segment of events is gone",
-        {"segment_missing"},
-        lambda b: b.store.lose(held(b) + ".jsonl"),
-    ),
-    Damage(
-        "the seal of events is gone, their pointer is not",
-        {"pointer_dangling", "hold_unrecorded"},
-        lambda b: (held(b), lose_seal(b, 5)),
-        shell=False,
-    ),
-    Damage(
-        "a hold is gone from a file",
-        {"hold_missing"},
-        lambda b: (held(b), setattr(b.store.entry(WAV), "held", False)),
-        shell=False,
-    ),
-    Damage(
-        "a hold is gone from a record",
-        {"hold_missing"},
-        lambda b: (held(b), setattr(b.store.entry(RECORD), "held", False)),
-        shell=False,
-    ),
-    Damage(
-        "a hold that nobody wrote down",
-        {"hold_unrecorded"},
-        lambda b: setattr(b.store.entry(WAV), "held", True),
-        shell=False,
-    ),
+    Damage("an event without a time", {"event_invalid"}, lambda b: event(b, {"type": "note"}),
+        shell=False),
+    Damage("a hold that does not say whose", {"event_invalid"}, lambda b: event(b, {"type": "hold",
+        "at": "2024-01-16T00:00:00Z"}), shell=False),
+    Damage("a hold of another call's object", {"event_invalid"}, lambda b: event(b, {**HOLD,
+        "objects": [{"key": WAV, "version_id": None}]}), shell=False),
+    Damage("a hold of what is no object of a call", {"event_invalid"}, lambda b: event(b, {**HOLD,
+        "objects": [{"key": "manifest/x", "version_id": None}]}), shell=False),
+    Damage("flip in a segment of events", {"segment_mismatch", "event_invalid"}, lambda b:
+        b.store.rot(held(b) + ".jsonl", replace(b'"v":1', b'"v":0'))),
+    Damage("another reason for a hold", {"segment_mismatch"}, lambda b: b.store.rot(held(b) +
+        ".jsonl", replace(b"case 7", b"case 8"))),
+    Damage("flip in a pointer of events", {"pointer_mismatch"}, lambda b: b.store.rot(held(b) +
+        ".seal", lambda d: flip(d, 0))),
+    Damage("a pointer of events is gone", {"pointer_missing"}, lambda b: b.store.lose(held(b) +
+        ".seal")),
+    Damage("flip in a companion of events", {"companion_mismatch"}, lambda b: b.store.rot(held(b) +
+        ".sha256", flip)),
+    Damage("a line more in a companion of events", {"companion_mismatch"}, lambda b:
+        b.store.rot(held(b) + ".sha256", lambda d: d + d)),
+    Damage("a companion of events is gone", {"companion_missing"}, lambda b: b.store.lose(held(b) +
+        ".sha256")),
+    Damage("a segment of events is gone", {"segment_missing"}, lambda b: b.store.lose(held(b) +
+        ".jsonl")),
+    Damage("the seal of events is gone, their pointer is not", {"pointer_dangling",
+        "hold_unrecorded"}, lambda b: (held(b), lose_seal(b, 5)), shell=False),
+    Damage("a hold is gone from a file", {"hold_missing"}, lambda b: (held(b),
+        setattr(b.store.entry(WAV), "held", False)), shell=False),
+    Damage("a hold is gone from a record", {"hold_missing"}, lambda b: (held(b),
+        setattr(b.store.entry(RECORD), "held", False)), shell=False),
+    Damage("a hold that nobody wrote down", {"hold_unrecorded"}, lambda b:
+        setattr(b.store.entry(WAV), "held", True), shell=False),
     # the verifier's own page
-    Damage(
-        "another verify.sh",
-        {"page_mismatch"},
-        lambda b: b.store.rot(layout.VERIFY_SCRIPT, flip),
-    ),
+    Damage("another verify.sh", {"page_mismatch"}, lambda b: b.store.rot(layout.VERIFY_SCRIPT,
+        flip)),
     Damage("VERIFY.md is gone", {"page_missing"}, lambda b: b.store.lose(layout.VERIFY_PAGE)),
-]
+]  # fmt: skip
 
 
 def damaged(damage: Damage) -> tuple[Builder, str]:

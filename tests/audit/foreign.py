@@ -173,103 +173,55 @@ FOREIGN = [
     # records that no sealed segment names
     Damage("foreign bytes at a record's key", {"record_unreadable"}, at(STRANGE, FOREIGN_BYTES)),
     Damage("an empty object at a record's key", {"record_unreadable"}, at(STRANGE, b"")),
-    Damage(
-        "a record that is cut short",
-        {"record_unreadable"},
-        unsealed_record(lambda data: data[: len(data) // 2]),
-    ),
-    Damage(
-        "a record with another key in it",
-        {"record_unreadable"},
-        lambda b: (
-            b.store.put(STRANGE, b.call("vc_e", hour(13), kinds=()).data)
-            and b.store.lose("records/dt=2024-01-15/vc_e/r1.json")
-        ),
-    ),
+    Damage("a record that is cut short", {"record_unreadable"}, unsealed_record(lambda data: data[:
+        len(data) // 2])),
+    Damage("a record with another key in it", {"record_unreadable"}, lambda b:
+        (b.store.put(STRANGE, b.call("vc_e", hour(13), kinds=()).data) and
+        b.store.lose("records/dt=2024-01-15/vc_e/r1.json"))),
     Damage("a record of a newer release", {"newer_format"}, unsealed_record(newer)),
-    Damage(
-        "a record whose directory no id makes",
-        {"record_unreadable"},
-        at("records/dt=2024-01-15/a.b/r1.json", b"{}\n"),
-    ),
+    Damage("a record whose directory no id makes", {"record_unreadable"},
+        at("records/dt=2024-01-15/a.b/r1.json", b"{}\n")),
     Damage("a call's first record is r2", {"record_unreadable"}, second_record, shell=False),
     # keys that no rule makes
-    *(
-        Damage(f"the key {key}", {"foreign_object"}, at(key, FOREIGN_BYTES))
-        for key in (
-            "manifest/evil.json",
-            "manifest/probe2",
-            "records/x",
-            "records/dt=2024-01-15/x.json",
-            "recordings/x",
-            "recordings/dt=2024-01-15/../x",
-            "manifest/sightings/x",
-            "records/dt=2024-01-15/vc_d/r01.json",
-        )
-    ),
+    *(Damage(f"the key {key}", {"foreign_object"}, at(key, FOREIGN_BYTES)) for key in
+        ("manifest/evil.json", "manifest/probe2", "records/x", "records/dt=2024-01-15/x.json",
+        "recordings/x", "recordings/dt=2024-01-15/../x", "manifest/sightings/x",
+        "records/dt=2024-01-15/vc_d/r01.json")),
     # unsealed segments
-    Damage(
-        "foreign bytes at a segment's key",
-        {"segment_invalid"},
-        at(THIRTEEN + ".jsonl", FOREIGN_BYTES),
-    ),
+    Damage("foreign bytes at a segment's key", {"segment_invalid"}, at(THIRTEEN + ".jsonl",
+        FOREIGN_BYTES)),
     Damage("an empty segment", {"segment_invalid"}, at(THIRTEEN + ".jsonl", b"")),
     Damage("a segment of another window", {"segment_invalid"}, unsealed_segment(of_another_window)),
     Damage("an unsealed segment of a newer release", {"newer_format"}, unsealed_segment(newer)),
-    Damage(
-        "foreign bytes at the key of an unsealed companion",
-        {"companion_mismatch", "unsealed_segment"},
-        unsealed_segment(lambda _: FOREIGN_BYTES, ".sha256"),
-    ),
-    Damage(
-        "foreign bytes at a pointer's key",
-        {"pointer_dangling"},
-        at(THIRTEEN + ".seal", FOREIGN_BYTES),
-    ),
-    Damage(
-        "foreign bytes at the key of events",
-        {"event_invalid"},
-        at(f"{layout.EVENTS}dt=2024-01-15/101112-0123abcd.jsonl", FOREIGN_BYTES),
-    ),
-    Damage(
-        "unsealed events of a newer release",
-        {"newer_format"},
-        at(f"{layout.EVENTS}dt=2024-01-15/101112-0123abcd.jsonl", events(newer)),
-    ),
+    Damage("foreign bytes at the key of an unsealed companion", {"companion_mismatch",
+        "unsealed_segment"}, unsealed_segment(lambda _: FOREIGN_BYTES, ".sha256")),
+    Damage("foreign bytes at a pointer's key", {"pointer_dangling"}, at(THIRTEEN + ".seal",
+        FOREIGN_BYTES)),
+    Damage("foreign bytes at the key of events", {"event_invalid"},
+        at(f"{layout.EVENTS}dt=2024-01-15/101112-0123abcd.jsonl", FOREIGN_BYTES)),
+    Damage("unsealed events of a newer release", {"newer_format"},
+        at(f"{layout.EVENTS}dt=2024-01-15/101112-0123abcd.jsonl", events(newer))),
     # sealed ones of a newer release
     Damage("a newer record in a segment", {"newer_format"}, sealed_segment(0)),
     Damage("a newer window line", {"newer_format"}, sealed_segment(2)),
     Damage("a segment of a newer release", {"newer_format"}, sealed_segment(0, 1, 2)),
     Damage("events of a newer release", {"newer_format"}, sealed_events),
     # revisions
-    Damage(
-        "a first revision whose key is taken",
-        {"revision_skipped", "segment_invalid"},
-        passed_over(FOREIGN_BYTES),
-    ),
-    Damage(
-        "a first revision whose key a newer release took",
-        {"revision_skipped", "newer_format"},
-        lambda b: passed_over(newer(b.segment(hour(13), [], write=False).data))(b),
-    ),
+    Damage("a first revision whose key is taken", {"revision_skipped", "segment_invalid"},
+        passed_over(FOREIGN_BYTES)),
+    Damage("a first revision whose key a newer release took", {"revision_skipped", "newer_format"},
+        lambda b: passed_over(newer(b.segment(hour(13), [], write=False).data))(b)),
     Damage("a first revision that is not there", {"window_revision"}, passed_over(None)),
     # listings
-    Damage(
-        "entries that are no calls",
-        {"listing_unreadable"},
-        lambda b: unreadable_entries(b, 3),
-    ),
+    Damage("entries that are no calls", {"listing_unreadable"}, lambda b: unreadable_entries(b, 3)),
     Damage("an unreadable that is no count", {"segment_invalid"}, bad_count),
     # sightings
     Damage("a sighted call is lost", {"sighting_lost"}, sight("vc_d", "vc_lost")),
     Damage("foreign bytes at a sighting's key", {"sighting_unreadable"}, at(SIGHTING, b"{}")),
-    Damage(
-        "a sighting of another window",
-        {"sighting_unreadable"},
-        sight("vc_d", change=of_another_window),
-    ),
+    Damage("a sighting of another window", {"sighting_unreadable"}, sight("vc_d",
+        change=of_another_window)),
     Damage("a sighting of a newer release", {"newer_format"}, sight("vc_d", change=newer)),
-]
+]  # fmt: skip
 """Each is found at every level, and is all that is said."""
 
 SOUND: list[tuple[str, Callable[[Builder], object]]] = [
@@ -278,18 +230,10 @@ SOUND: list[tuple[str, Callable[[Builder], object]]] = [
     ("a call that was pending once", sight("vc_x", window=10)),
     ("a listing that was no later", sight("vc_lost", at=DAY + timedelta(days=9))),
     ("a window that is not sealed", sight("vc_lost", window=14)),
-    (
-        "a call whose record waits for its seal",
-        lambda b: (b.call("vc_e", hour(13), kinds=()), sight("vc_e")(b)),
-    ),
+    ("a call whose record waits for its seal", lambda b: (b.call("vc_e", hour(13), kinds=()),
+        sight("vc_e")(b))),
     ("entries that can be told again", lambda b: unreadable_entries(b, 3, 0)),
-    (
-        "documents that are no JSON, and kinds of a later release",
-        kinds(
-            ("transcript_malformed", "transcript.bad"),
-            ("epa_malformed", f"epa-{TAG}.bad"),
-            ("summary", "Summary_1.v2.json"),
-        ),
-    ),
-]
+    ("documents that are no JSON, and kinds of a later release", kinds(("transcript_malformed",
+        "transcript.bad"), ("epa_malformed", f"epa-{TAG}.bad"), ("summary", "Summary_1.v2.json"))),
+]  # fmt: skip
 """None of these is damage."""

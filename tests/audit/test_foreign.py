@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 
 from archiver.audit import leftovers
-from archiver.audit.findings import CODES
-from archiver.audit.verification_report import Report
+from archiver.audit.findings import CODES, Report
 from archiver.audit.verify import Options, verify
 from archiver.core.errors import StoreError
-from archiver.manifest import layout
 from tests.audit.builder import Builder, hour, small_archive
 from tests.audit.damage import SEGMENTS, Damage
 from tests.audit.foreign import (
@@ -20,7 +18,6 @@ from tests.audit.foreign import (
     STRANGE,
     THIRTEEN,
     at,
-    kinds,
     passed_over,
     sealed_segment,
     sight,
@@ -116,14 +113,6 @@ def test_very_many_foreign_keys_are_counted() -> None:
 
     assert report.totals == {"foreign_object": 30}
     assert len(report.findings) == leftovers.SHOWN
-
-
-def test_an_unreadable_record_is_found_beside_damage_too() -> None:
-    builder = small_archive()
-    at(STRANGE, FOREIGN_BYTES)(builder)
-    builder.store.lose(f"{SEGMENTS}1200.r1.jsonl")
-
-    assert set(audit(builder, "manifest").totals) == {"record_unreadable", "segment_missing"}
 
 
 def test_what_another_archive_keeps_beside_is_nothing_of_ours() -> None:
@@ -222,25 +211,24 @@ def test_entries_that_are_no_calls_are_counted_by_window() -> None:
 # --- sightings
 
 
-def test_a_lost_call_is_told_with_its_window() -> None:
+WINDOW = "2024-01-15T12:00:00Z/2024-01-15T13:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("ids", "detail"),
+    [
+        (["vc_d", "vc_lost", "../\n"], f"2 calls of the window {WINDOW}, for instance vc_lost"),
+        (["../\n"], f"1 call of the window {WINDOW}"),
+    ],
+    ids=["an example", "no id that is safe to print"],
+)
+def test_a_lost_call_is_told_with_its_window(ids: list[str], detail: str) -> None:
     builder = small_archive()
-    sight("vc_d", "vc_lost", "../\n")(builder)
+    sight(*ids)(builder)
 
     [finding] = audit(builder).findings
 
-    assert finding.key == SIGHTING
-    assert finding.detail == (
-        "2 calls of the window 2024-01-15T12:00:00Z/2024-01-15T13:00:00Z, for instance vc_lost"
-    )
-
-
-def test_an_id_that_is_not_safe_is_not_printed() -> None:
-    builder = small_archive()
-    sight("../\n")(builder)
-
-    [finding] = audit(builder).findings
-
-    assert finding.detail == "1 call of the window 2024-01-15T12:00:00Z/2024-01-15T13:00:00Z"
+    assert (finding.key, finding.detail) == (SIGHTING, detail)
 
 
 def test_a_record_that_is_foreign_saves_no_sighted_call() -> None:
@@ -278,22 +266,3 @@ def test_a_sighting_that_cannot_be_read_is_a_finding() -> None:
     builder.store.refuse[SIGHTING] = StoreError("odd", reason="denied")
 
     assert audit(builder).totals == {"unreadable": 1}
-
-
-# --- files
-
-
-def test_files_of_kinds_that_are_not_known_are_hashed() -> None:
-    builder = small_archive()
-    kinds(("summary", "summary.json"))(builder)
-    builder.store.rot("recordings/dt=2024-01-15/vc_e/summary.json", lambda _: b"y")
-
-    assert set(audit(builder, "bytes").totals) == {"file_hash"}
-
-
-def test_files_of_kinds_that_are_not_known_lie_below_their_call() -> None:
-    builder = small_archive()
-    kinds(("transcript_malformed", "transcript.json5"))(builder)
-
-    assert set(audit(builder).totals) >= {"file_key"}
-    assert layout.parse_sighting_key(SIGHTING) == hour(12).start

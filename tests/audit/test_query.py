@@ -10,9 +10,9 @@ from datetime import timedelta
 import pytest
 
 from archiver.audit import tables
+from archiver.audit.chain import SealedSegments
 from archiver.audit.query import Query
-from archiver.audit.sealed_segments import SealedSegments
-from archiver.core.errors import FormatError, StoreError, UsageError
+from archiver.core.errors import FormatError, StoreError
 from archiver.manifest import layout, record
 from tests.audit.builder import DAY, Builder, hour, small_archive, unordered_archive
 from tests.audit.damage import FIRST, THIRD, edit_seal, flip, lose_seal
@@ -208,11 +208,6 @@ def test_the_table_shows_no_control_characters() -> None:
 
     assert len(text.splitlines()) == 8
     assert "../önd\\n=1" in text
-
-
-def test_another_form_is_a_usage_error() -> None:
-    with pytest.raises(UsageError):
-        tables.records_text([], "xml")  # type: ignore[arg-type]
 
 
 # --- one call

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from archiver.audit.verification_report import Report
+from archiver.audit.findings import Report
 from archiver.audit.verify import Options, verify
 from archiver.manifest import layout
 from tests.fakes.harm import Harm

@@ -14,8 +14,8 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+from archiver.audit.findings import Report
 from archiver.audit.safe_reader import Reader
-from archiver.audit.verification_report import Report
 from archiver.audit.verify import Options, verify
 from archiver.core.model import Window
 from archiver.manifest import layout

@@ -219,9 +219,9 @@ def test_a_large_day_is_not_listed_for_few_calls(world: World) -> None:
     finder = CallFinder(world.store, 1, page=1)
     asked: list[Request] = []
     world.store.hooks.append(asked.append)
-    found = finder.find(["vc_2", "vc_3"])
+    calls, _ = finder.find(["vc_2", "vc_3"])
     finder.close()
-    assert {i: len(one.named) for i, one in found.calls.items()} == {"vc_2": 3, "vc_3": 3}
+    assert {i: len(one.named) for i, one in calls.items()} == {"vc_2": 3, "vc_3": 3}
     listed = {one.key for one in asked if one.operation == "list"}
     assert {f"records/{DAY_DIR}/", f"records/{DAY_DIR}/vc_3/"} <= listed
 

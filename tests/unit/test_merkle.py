@@ -45,24 +45,18 @@ def definition(leaves: list[bytes]) -> bytes:
 
 @pytest.mark.parametrize("count", range(1, 9))
 def test_known_answers(count: int) -> None:
-    assert merkle.root(CT_LEAVES[:count]).hex() == CT_ROOTS[count - 1]
+    root, size = merkle.root_and_size(CT_LEAVES[:count])
+    assert (root.hex(), size) == (CT_ROOTS[count - 1], count)
 
 
-def test_of_nothing() -> None:
-    assert merkle.root([]).hex() == hashlib.sha256(b"").hexdigest()
-
-
-@pytest.mark.parametrize("count", range(70))
-def test_each_size_is_as_defined(count: int) -> None:
-    leaves = [str(number).encode() for number in range(count)]
-    assert merkle.root(leaves) == definition(leaves)
+@pytest.mark.parametrize("block", [1, 2, 8, merkle.BLOCK])
+def test_each_size_is_as_defined(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merkle, "BLOCK", block)
+    for count in range(70):
+        leaves = [str(number).encode() for number in range(count)]
+        assert merkle.root_and_size(leaves) == (definition(leaves), count)
 
 
 @given(st.lists(st.binary(max_size=8), max_size=40))
 def test_any_leaves_are_as_defined(leaves: list[bytes]) -> None:
-    assert merkle.root(iter(leaves)) == definition(leaves)
-
-
-def test_leaf_and_node_are_kept_apart() -> None:
-    left, right = merkle.leaf_hash(b"a"), merkle.leaf_hash(b"b")
-    assert merkle.root([b"a", b"b"]) != merkle.root([left + right])
+    assert merkle.root_and_size(iter(leaves)) == (definition(leaves), len(leaves))
