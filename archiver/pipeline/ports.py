@@ -18,7 +18,7 @@ from typing import IO, Any, Protocol
 from archiver.core.checksums import Buffer
 from archiver.core.model import Call, Window
 from archiver.source.api import SignedUrl
-from archiver.source.recordings import Blobs as Recordings
+from archiver.source.recordings import RecordingClient as Recordings
 from archiver.store.types import Head, Listed, Lock, Stored
 
 __all__ = ["NoProgress", "Progress", "Recordings", "Source", "Store", "Upload"]

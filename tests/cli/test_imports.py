@@ -8,7 +8,7 @@ from tests.fakes.command import Command
 
 LIBRARIES = {
     "boto3", "botocore", "cryptography", "prometheus_client", "pydantic",
-    "pydantic_settings", "structlog", "tenacity", "urllib3",
+    "pydantic_settings", "structlog", "urllib3",
 }  # fmt: skip
 
 

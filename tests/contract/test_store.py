@@ -434,24 +434,23 @@ def test_a_lock_in_a_bucket_without_object_lock_is_refused(
 
 
 @pytest.mark.parametrize("store", LOCKED)
-def test_a_hold_is_put_on_and_taken_off(open_bucket: MakeBucket) -> None:
-    bucket = open_bucket()
-    stored = bucket.put_once("k", b"x")
+def test_a_hold_is_put_on_shown_and_taken_off(bucket: Bucket) -> None:
+    version = bucket.put_once("k", b"x").version_id
+    bucket.put_once("other", b"x")
+    for at, held in ((version, True), (version, True), (version, False), (None, True)):
+        bucket.set_hold("k", at, held)
+        heads = [bucket.head("k", version), bucket.head("other")]
+        assert [head.held for head in heads if head] == [held, False]
+    with pytest.raises(StoreError):
+        bucket.set_hold("nothing", None, True)
+    assert bucket.head("nothing") is None
 
-    def held() -> bool:
-        head = bucket.head("k", stored.version_id)
-        assert head is not None
-        return head.held
 
-    assert not held()
-    bucket.set_hold("k", stored.version_id, True)
-    assert held()
-    bucket.set_hold("k", stored.version_id, True)
-    assert held()
-    bucket.set_hold("k", stored.version_id, False)
-    assert not held()
-    bucket.set_hold("k", None, True)
-    assert held()
+@pytest.mark.parametrize("store", [name for name in STORES if name not in LOCKED])
+def test_a_bucket_without_object_lock_takes_no_hold(bucket: Bucket) -> None:
+    bucket.put_once("k", b"x")
+    with pytest.raises(StoreError, match=r"legal hold.*Object Lock"):
+        bucket.set_hold("k", None, True)
 
 
 # --- access

@@ -406,7 +406,6 @@ def test_the_source_s_client_remembers_the_date_of_refusals_too() -> None:
     world.platform.gone.add("vc_1")
     assert client.survey("vc_1") is None
     assert client.latest_clock_skew_seconds() == pytest.approx(7200, abs=1)
-    assert client.clock_skew_seconds() == pytest.approx(7200, abs=1)
 
 
 @pytest.mark.parametrize("signed", [True, False])
