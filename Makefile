@@ -57,6 +57,12 @@ demo: $(VENV)/.demo-installed ## the main job on embedded parts; ARGS="--calls 2
 test: $(VENV)/.dev-installed ## all tests but tests/system; ARGS="-k window" passes options
 	$(CLEAN_ENV) $(BIN)/python -m pytest --ignore=tests/system -n 3 --dist worksteal $(ARGS)
 
+.PHONY: transports
+transports: $(VENV)/.dev-installed ## transfer, hostile, faults and contract over httpx; contract by boto3 alone
+	HTTP_TRANSPORT=standard $(CLEAN_ENV) $(BIN)/python -m pytest -n 3 --dist worksteal \
+	  tests/unit/test_transfer.py tests/hostile tests/faults tests/contract $(ARGS)
+	S3_REQUESTS=boto3 $(CLEAN_ENV) $(BIN)/python -m pytest tests/contract -n 3 --dist worksteal $(ARGS)
+
 .PHONY: permanent
 permanent: $(VENV)/.dev-installed ## all places where one thing may be bad for ever; make test has half
 	PERMANENT=all $(CLEAN_ENV) $(BIN)/python -m pytest tests/permanent -n 3 --dist worksteal $(ARGS)

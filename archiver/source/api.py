@@ -343,21 +343,18 @@ class VoiceCallsClient:
                 raise failure from None
             answer = JsonAnswer(None, {}, None)
         except SourceError as error:
+            if _is_about_all(error):
+                raise
             if error.status not in NONE_STATUS:
-                raise self._failed_call(call_id, scope, error) from None
+                if _may_be_outage(error):
+                    self._outages.failed(call_id, unreachable=error.reason == "unreachable")
+                else:
+                    self._note_answer(call_id, scope)
+                text, status = str(error), error.status
+                raise CallError(text, reason="source_unavailable", status=status) from None
             answer = JsonAnswer(None, {}, None, error.status or 0)
         self._note_answer(call_id, scope)
         return answer
-
-    def _failed_call(self, call_id: str, scope: str, error: SourceError) -> CallError:
-        """The error of a call whose request failed for good; raises `SourceError` for an outage."""
-        if _is_about_all(error):
-            raise error
-        if _may_be_outage(error):
-            self._outages.failed(call_id, unreachable=error.reason == "unreachable")
-        else:
-            self._note_answer(call_id, scope)
-        return CallError(str(error), reason="source_unavailable", status=error.status)
 
     def _note_answer(self, call_id: str, scope: str) -> None:
         """The source answered a request about a call, and did not refuse it."""

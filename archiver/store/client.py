@@ -85,7 +85,7 @@ def make_client(
 
 
 def connect(options: StoreOptions, check: Callable[[], None]) -> SignedRequests:
-    """What sends requests to the bucket; `check` is as in `http.make_client`. Raises `StoreError`."""
+    """What sends requests to the bucket; `check` as in `http.make_client`. Raises `StoreError`."""
     aws = botocore.session.Session()
     session = boto3.Session(botocore_session=aws)
     client = make_client(options, session)
