@@ -94,7 +94,7 @@ class StreamingResponse:
         status: int,
         fields: Iterable[tuple[str, str]],
         *,
-        read: Callable[[], Buffer | None],
+        read: Callable[[], Any],
         close: Callable[[], object],
         check: Callable[[], None],
         deadline: float | None,
@@ -278,6 +278,10 @@ class _FastClient:
             with liveness.waiting(seconds):
                 response = self._send(self._whole, method, url, headers, view, seconds)
                 return response.read_all(max_bytes)
+        except TransportError as error:
+            if error.kind == "invalid":
+                view = None  # nothing is sent
+            raise
         finally:
             # After an answer that came early, and after a timeout, the library goes on sending in
             # the background, until all is sent or the connection breaks; the kernel ends one that
