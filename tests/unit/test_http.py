@@ -557,7 +557,8 @@ def test_a_put_is_sent_once(
     with Trap(serve) as server:
         if is_kept:
             request(http, server.url)
-        error = failure(lambda: put(http, server.url, bytes(size), seconds=0.3))
+        seconds = 0.6 if case == "no answer" else 10.0
+        error = failure(lambda: put(http, server.url, bytes(size), seconds=seconds))
         time.sleep(0.05)
         puts = [one for one in server.requests if one.startswith(b"PUT ")]
     if case.endswith("at once"):
@@ -684,8 +685,9 @@ def test_a_silent_server_is_given_up(make: Make, begun: bytes, kind: str) -> Non
     with silent(begun) as server:
         error = failure(lambda: streamed(http, server.url))
         assert (error.kind, str(error)) == ("broken", "timeout")
+        seconds = 0.4 if kind == FAST else 10.0
         error = failure(
-            lambda: http.request("GET", server.url, {}, max_bytes=MAX_BYTES, seconds=0.4)
+            lambda: http.request("GET", server.url, {}, max_bytes=MAX_BYTES, seconds=seconds)
         )
         assert error.kind == ("too_slow" if kind == FAST else "broken")
         assert len(server.requests) == server.connections == 2, "and is not asked again"
