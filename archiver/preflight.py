@@ -94,7 +94,7 @@ def _check_source(settings: Settings, clock: SystemClock) -> list[CheckLine]:
     api, blobs = source(settings, clock), recordings(settings, clock)
     try:
         check_hosts(api.check_access(), blobs)
-        skew = api.clock_skew_seconds()
+        skew = api.latest_clock_skew_seconds()
     finally:
         api.close()
         blobs.close()

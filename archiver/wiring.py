@@ -20,7 +20,7 @@ from archiver.core import liveness
 from archiver.core.clock import Clock, SystemClock
 from archiver.core.concurrency import ConcurrencyLimit, Workers
 from archiver.core.errors import StoreError, UsageError
-from archiver.core.http import make_client, make_httpx_client
+from archiver.core.http import make_client
 from archiver.core.model import Retention
 from archiver.core.retry import Retry
 from archiver.manifest import layout
@@ -132,7 +132,7 @@ def source(
         settings.api_base_url,
         credentials,
         clock,
-        make_httpx_client(settings.http_transport, check=clock.check),
+        make_client(settings.http_transport, check=clock.check, over_httpx=True),
         retry=Retry(clock, concurrency_limit=concurrency_limit),
         requests_per_second=settings.api_rate,
         # Credentials may be good for this part of the listing alone.

@@ -93,16 +93,19 @@ def clock() -> HandClock:
 
 
 @pytest.fixture
-def open_bucket(weed: Weed, s3: Any, prefix: str, clock: HandClock) -> Callable[..., Bucket]:
+def open_bucket(weed: Weed, prefix: str, clock: HandClock) -> Callable[..., Bucket]:
     """Makes a `Bucket` on the real store, below this test's own prefix."""
     from archiver.core.retry import Retry
     from archiver.store.bucket import Bucket
     from archiver.store.client import StoreOptions
+    from tests.fakes.rig import SIGNED, TRANSPORT, store_requests
 
     def make(name: str = LOCKED, **options: Any) -> Bucket:
         where = {"prefix": prefix, "endpoint_url": weed.endpoint_url, "region": "us-east-1"}
-        client = s3 if options.get("endpoint_url") is None else None
-        options = {**where, **options}
+        how = {"transport": TRANSPORT, "signed_requests": SIGNED}
+        is_usual = options.keys().isdisjoint(("endpoint_url", "transport", "signed_requests"))
+        client = store_requests(name, weed.endpoint_url) if is_usual else None
+        options = {**where, **how, **options}
         return Bucket(StoreOptions(name, **options), clock, Retry(clock), client=client)
 
     return make

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -36,9 +36,8 @@ class ConcurrencyLimit:
         self._clock = clock
         self._limit = float(most)
         self._halved_at = -HALVED_EVERY_SECONDS
-        self._lock = threading.Lock()
-        self._freed = threading.Condition()
         self._at_work = 0
+        self._changed = threading.Condition()
 
     @property
     def limit(self) -> int:
@@ -46,7 +45,7 @@ class ConcurrencyLimit:
 
     def on_throttled(self) -> None:
         """The other side answered that it has too much to do."""
-        with self._lock:
+        with self._changed:
             now = self._clock.monotonic()
             if now - self._halved_at < HALVED_EVERY_SECONDS or self.limit == 1:
                 return
@@ -57,32 +56,26 @@ class ConcurrencyLimit:
     @contextmanager
     def slot(self) -> Iterator[None]:
         """Held by a piece of work; waits while as many as the limit are under way."""
-        with self._freed:
-            self._freed.wait_for(lambda: self._at_work < self.limit)
+        with self._changed:
+            self._changed.wait_for(lambda: self._at_work < self.limit)
             self._at_work += 1
         try:
             yield
         finally:
-            self._recover()
-            with self._freed:
+            with self._changed:
                 self._at_work -= 1
-                self._freed.notify_all()
-
-    def _recover(self) -> None:
-        """A piece of work has ended."""
-        with self._lock:
-            if self.limit == self._most:
-                return
-            self._limit = min(float(self._most), self._limit + 1 / self._limit)
-            if self.limit == self._most:
-                log.info("workers.all")
+                if self.limit < self._most:
+                    self._limit = min(float(self._most), self._limit + 1 / self._limit)
+                    if self.limit == self._most:
+                        log.info("workers.all")
+                self._changed.notify_all()
 
 
 class Workers:
     """A pool of `count` threads that many windows share; `concurrency_limit` may let fewer work."""
 
     def __init__(self, count: int, concurrency_limit: ConcurrencyLimit | None = None) -> None:
-        self._concurrency_limit = concurrency_limit
+        self._slot = nullcontext if concurrency_limit is None else concurrency_limit.slot
         self._executor = ThreadPoolExecutor(count, thread_name_prefix="worker")
         self._ahead = 2 * count
 
@@ -111,9 +104,7 @@ class Workers:
             wait(running)
 
     def _work(self, function: Callable[[T], R], item: T) -> R:
-        if self._concurrency_limit is None:
-            return function(item)
-        with self._concurrency_limit.slot():
+        with self._slot():
             return function(item)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP client for recordings and for the store's frequent requests: one port, two adapters.
+"""The HTTP client for source and store: one port, two adapters.
 
 `fast` is pyreqwest (reqwest, hyper and rustls, without the interpreter's lock); `standard` is httpx
 on OpenSSL. `HTTP_TRANSPORT` chooses. What both promise:
@@ -22,9 +22,8 @@ import ssl
 import sys
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from pyreqwest.client import SyncClient
     from pyreqwest.http import HeaderMap
     from pyreqwest.middleware import SyncNext
-    from pyreqwest.request import Request, SyncRequestBuilder, SyncStreamRequest
+    from pyreqwest.request import Request
     from pyreqwest.response import SyncResponse
 
 Transport = Literal["fast", "standard"]
@@ -51,7 +50,7 @@ Kind = Literal[
 
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 30.0
-"""A streamed answer on whose connection nothing moves for so long has failed."""
+"""A streaming response on whose connection nothing moves for so long has failed."""
 ANSWER_SECONDS = 120.0
 """So long after a request was begun its whole answer is there."""
 IDLE_SECONDS = 30.0
@@ -61,7 +60,7 @@ LEAST_BYTES_PER_SECOND = 16 << 10
 READ_BYTES = 256 << 10
 _ENDS = ("end of file before message length", "unexpected EOF", "peer closed connection")
 """How hyper and rustls say that a connection was closed."""
-_clients: WeakSet[FastClient | HttpxClient] = WeakSet()
+_clients: WeakSet[HttpClient] = WeakSet()
 
 
 class TransportError(Exception):
@@ -78,25 +77,41 @@ class TransportError(Exception):
         self.kind = kind
 
 
-class Answer(NamedTuple):
-    """An answer: `headers` by their names in small letters, repeated ones joined."""
+class HttpResponse(NamedTuple):
+    """A whole answer: `headers` by their names in small letters, repeated ones joined."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
 
-class StreamedAnswer(ABC):
-    """An answer whose body is read as it is wanted. One thread uses it, and closes it."""
+class StreamingResponse:
+    """An answer whose body is read as it is wanted. One thread uses it, and closes it. Reading
+    raises `TransportError`, and what the client's `check` raises."""
 
-    def __init__(self, status: int, fields: Iterable[tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        status: int,
+        fields: Iterable[tuple[str, str]],
+        *,
+        read: Callable[[], Any],
+        close: Callable[[], object],
+        check: Callable[[], None],
+        deadline: float | None,
+    ) -> None:
+        """`read` returns the next piece of the body that has come, None or nothing at its end."""
         self.status = status
         self.headers = _joined(fields)
+        self.close = close
+        """A connection whose answer was not read to its end is not used again."""
+        self._read = read
+        self._check = check
+        self._deadline = deadline
         self._unread = memoryview(b"")
+        liveness.note()
 
     def readinto(self, view: memoryview) -> int:
-        """Bytes that are there, at least one, into `view`; 0 at the body's end. Raises
-        `TransportError`."""
+        """Bytes that are there, at least one, into `view`; 0 at the body's end."""
         piece = self._unread or self._next()
         count = min(len(piece), len(view))
         view[:count] = piece[:count]
@@ -104,39 +119,39 @@ class StreamedAnswer(ABC):
         return count
 
     def iter_chunks(self, size: int) -> Iterator[bytes]:
-        """The body in pieces of `size` bytes, but for the last one. Raises `TransportError`."""
-        buffer = memoryview(bytearray(size))
-        filled = count = self.readinto(buffer)
-        while count:
-            if filled == size:
-                yield bytes(buffer)
-                filled = 0
-            count = self.readinto(buffer[filled:])
-            filled += count
-        if filled:
-            yield bytes(buffer[:filled])
-
-    def read_all(self, max_bytes: int) -> bytes:
-        """The rest of the body; of a refusal (status 300 and above) that has more to say, nothing.
-        Raises `TransportError`."""
-        pieces, left = [], max_bytes
+        """The rest of the body in pieces of at most `size` bytes."""
         while piece := self._unread or self._next():
-            self._unread = memoryview(b"")
-            left -= len(piece)
-            if left < 0:
-                if self.status >= 300:
-                    return b""
-                raise TransportError("the answer is too large", "too_large")
-            pieces.append(piece)
-        return b"".join(pieces)
+            self._unread = piece[size:]
+            yield bytes(piece[:size])
 
-    @abstractmethod
+    def read_all(self, max_bytes: int) -> HttpResponse:
+        """The rest of the body, and the response's end. A refusal (status 300 and above) with a
+        larger body comes without it; of any other answer that is an error."""
+        pieces, left = [], max_bytes
+        try:
+            while piece := self._unread or self._next():
+                self._unread = memoryview(b"")
+                left -= len(piece)
+                if left < 0:
+                    if self.status >= 300:
+                        return HttpResponse(self.status, self.headers, b"")
+                    raise TransportError("the answer is too large", "too_large")
+                pieces.append(piece)
+            return HttpResponse(self.status, self.headers, b"".join(pieces))
+        finally:
+            self.close()
+
     def _next(self) -> memoryview:
-        """The next piece of the body, empty at its end. Raises `TransportError`."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """A connection whose answer was not read to its end is not used again."""
+        """The next piece of the body, empty at its end."""
+        self._check()
+        try:
+            piece = self._read()
+        except Exception as error:
+            raise _translated(error, self._deadline) from None
+        liveness.note()
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            raise _too_slow()  # whatever came: the alarm of `standard` looks like the body's end
+        return memoryview(piece or b"")
 
 
 class HttpClient(Protocol):
@@ -151,12 +166,12 @@ class HttpClient(Protocol):
         *,
         max_bytes: int,
         seconds: float = ANSWER_SECONDS,
-    ) -> Answer:
-        """One request and its whole answer, of at most `max_bytes`, within `seconds`; a body that
-        goes out is given the time that `LEAST_BYTES_PER_SECOND` takes besides. Of a refusal (status
-        300 and above) that is larger the body is left out. Raises `TransportError`."""
+    ) -> HttpResponse:
+        """One request and its whole answer (`StreamingResponse.read_all`), within `seconds`; a body
+        that goes out is given the time that `LEAST_BYTES_PER_SECOND` takes besides. Raises
+        `TransportError`."""
 
-    def stream(self, url: str, headers: Mapping[str, str]) -> StreamedAnswer:
+    def stream(self, url: str, headers: Mapping[str, str]) -> StreamingResponse:
         """GET; returns once the answer's headers have come. Raises `TransportError`."""
 
     def close(self) -> None: ...
@@ -168,34 +183,21 @@ def make_client(
     roots: Path | None = None,
     silence_seconds: float = SILENCE_SECONDS,
     check: Callable[[], None] = lambda: None,
+    over_httpx: bool = False,
 ) -> HttpClient:
-    """A client over the chosen transport.
+    """A client over the chosen transport; `over_httpx` asks by httpx over either of them.
 
-    `roots` is a file or directory of PEM certificates to trust; `fast` trusts the system's besides,
-    `standard` trusts them alone. `check` is called before a request and for each piece of a body;
-    what it raises ends the request. Raises `OSError` where `roots` cannot be read.
+    `roots` is a file of PEM certificates to trust; `fast` trusts the system's besides, `standard`
+    trusts them alone. `check` is called before a request and for each piece of a body; what it
+    raises ends the request. Raises `OSError` where `roots` cannot be read.
     """
-    if transport == "fast":
-        return FastClient(roots, silence_seconds, check)
-    return HttpxClient(standard_client(roots, silence_seconds), check)
-
-
-def make_httpx_client(
-    transport: Transport,
-    *,
-    roots: Path | None = None,
-    silence_seconds: float = SILENCE_SECONDS,
-    check: Callable[[], None] = lambda: None,
-) -> HttpxClient:
-    """A client for an API: httpx, over the chosen transport. The rest is as in `make_client`."""
-    if transport == "standard":
-        return HttpxClient(standard_client(roots, silence_seconds), check)
-    import httpx
-    from pyreqwest.compatibility.httpx import SyncHttpxTransport
-
-    over = SyncHttpxTransport(fast_client(roots, silence_seconds, for_httpx=True))
-    client = httpx.Client(transport=over, cookies=_no_cookies())
-    return HttpxClient(client, check, over_fast=True)
+    client: HttpClient
+    if transport == "fast" and not over_httpx:
+        client = _FastClient(roots, silence_seconds, check)
+    else:
+        client = _HttpxClient(transport, roots, silence_seconds, check)
+    _clients.add(client)
+    return client
 
 
 def abort_requests() -> None:
@@ -208,7 +210,7 @@ def abort_requests() -> None:
 # --- fast: pyreqwest
 
 
-def fast_client(
+def _pyreqwest_client(
     roots: Path | None, silence_seconds: float, *, uploads: bool = False, for_httpx: bool = False
 ) -> SyncClient:
     """The library's client as we want it, `for_httpx` where that is to read its answers.
@@ -237,14 +239,14 @@ def fast_client(
     if not uploads:
         builder = builder.read_timeout(timedelta(seconds=silence_seconds))
     if for_httpx:
-        builder = builder.with_middleware(_without_unreadable_headers)
+        builder = builder.with_middleware(_drop_unreadable_headers)
     if roots is not None:
-        tls_context(roots)  # the library would pass in silence by what is no certificate
+        _tls_context(roots)  # the library would pass in silence by what is no certificate
         builder = builder.add_root_certificate_pem(_certificates(roots).encode())
     return builder.build()
 
 
-class FastClient:
+class _FastClient:
     """Over pyreqwest. Bodies and TLS are handled outside of the interpreter's lock."""
 
     def __init__(
@@ -252,14 +254,13 @@ class FastClient:
     ) -> None:
         # The library's read timeout covers the sending of a request's body too, however well that
         # goes on. So whole answers have a limit of their own, by the size of what is sent.
-        self._whole = fast_client(roots, silence_seconds, uploads=True)
-        self._streamed = fast_client(roots, silence_seconds)
+        self._whole = _pyreqwest_client(roots, silence_seconds, uploads=True)
+        self._streaming = _pyreqwest_client(roots, silence_seconds)
         self._check = check
-        _clients.add(self)
 
     def close(self) -> None:
         self._whole.close()
-        self._streamed.close()
+        self._streaming.close()
 
     def request(
         self,
@@ -270,103 +271,76 @@ class FastClient:
         *,
         max_bytes: int,
         seconds: float = ANSWER_SECONDS,
-    ) -> Answer:
-        self._check()
-        seconds = _whole(seconds, body)
-        sent = None if body is None else memoryview(body)
-        if sent is not None:  # the library leaves out the length of an empty body
-            headers = {**headers, "Content-Length": str(len(sent))}
-        builder = self._builder(self._whole, method, url, headers, sent)
-        request = _built(builder.timeout(timedelta(seconds=seconds)))
-        deadline = time.monotonic() + seconds
+    ) -> HttpResponse:
+        seconds = _with_upload(seconds, body)
+        view = None if body is None else memoryview(body)
         try:
             with liveness.waiting(seconds):
-                answer = _FastAnswer(request, self._check, deadline)
-                try:
-                    return Answer(answer.status, answer.headers, answer.read_all(max_bytes))
-                finally:
-                    answer.close()
+                response = self._send(self._whole, method, url, headers, view, seconds)
+                return response.read_all(max_bytes)
+        except TransportError as error:
+            if error.kind == "invalid":
+                view = None  # nothing is sent
+            raise
         finally:
-            if sent is not None:
-                self._wait_until_sent(sent)
+            # After an answer that came early, and after a timeout, the library goes on sending in
+            # the background, until all is sent or the connection breaks; the kernel ends one that
+            # takes nothing. Until then it holds on to the caller's memory.
+            while view is not None:
+                try:
+                    view.release()
+                    break
+                except BufferError:
+                    self._check()
+                    time.sleep(0.01)
 
-    def _wait_until_sent(self, body: memoryview) -> None:
-        """Return once the library has let go of the caller's memory. After an answer that came
-        early, and after a timeout, it goes on sending in the background, until all is sent or the
-        connection breaks; the kernel ends one that takes nothing."""
-        while True:
-            try:
-                return body.release()
-            except BufferError:
-                self._check()
-                time.sleep(0.01)
+    def stream(self, url: str, headers: Mapping[str, str]) -> StreamingResponse:
+        return self._send(self._streaming, "GET", url, headers)
 
-    def stream(self, url: str, headers: Mapping[str, str]) -> StreamedAnswer:
-        self._check()
-        builder = self._builder(self._streamed, "GET", url, headers)
-        # Without this the library would gather 64 KiB, however slowly they come, before it gives
-        # any of them, and lose them where the connection breaks meanwhile.
-        return _FastAnswer(_built(builder.streamed_read_buffer_limit(0)), self._check)
-
-    def _builder(
+    def _send(
         self,
         client: SyncClient,
         method: Method,
         url: str,
         headers: Mapping[str, str],
         body: memoryview | None = None,
-    ) -> SyncRequestBuilder:
-        try:
-            builder = client.request(method, url).headers(dict(headers))
-        except ValueError:
-            raise _invalid() from None
-        return builder if body is None else builder.body_bytes(body)
-
-
-def _built(builder: SyncRequestBuilder) -> SyncStreamRequest:
-    try:
-        return builder.build_streamed()
-    except ValueError:
-        raise _invalid() from None
-
-
-class _FastAnswer(StreamedAnswer):
-    def __init__(
-        self,
-        request: SyncStreamRequest,
-        check: Callable[[], None],
-        deadline: float | None = None,
-    ) -> None:
-        from pyreqwest.exceptions import PyreqwestError
-
-        self._check = check
-        self._deadline = deadline
-        self._request = request
-        try:
-            response = self._request.__enter__()
-        except PyreqwestError as error:
-            raise _no_answer(error, deadline) from None
-        super().__init__(response.status, _readable(response.headers))
-        self._body = response.body_reader
-        liveness.note()
-
-    def _next(self) -> memoryview:
+        seconds: float | None = None,
+    ) -> StreamingResponse:
         from pyreqwest.exceptions import PyreqwestError
 
         self._check()
+        deadline = None if seconds is None else time.monotonic() + seconds
         try:
-            # What is there. `read(n)` would wait for n bytes, however slowly they come.
-            piece = self._body.read_chunk()
+            if body is not None:  # the library leaves out the length of an empty one
+                headers = {**headers, "Content-Length": str(len(body))}
+            builder = client.request(method, url).headers(dict(headers))
+            if body is not None:
+                builder = builder.body_bytes(body)
+            if seconds is not None:
+                builder = builder.timeout(timedelta(seconds=seconds))
+            else:
+                # Without this the library would gather 64 KiB, however slowly they come, before it
+                # gives any of them, and lose them where the connection breaks meanwhile.
+                builder = builder.streamed_read_buffer_limit(0)
+            request = builder.build_streamed()
+        except ValueError:
+            raise _invalid() from None
+        try:
+            response = request.__enter__()
         except PyreqwestError as error:
-            raise _no_answer(error, self._deadline) from None
-        liveness.note()
-        return memoryview(piece) if piece is not None else memoryview(b"")
+            raise _translated(error, deadline) from None
+        return StreamingResponse(
+            response.status,
+            _readable(response.headers),
+            # What is there. `read(n)` would wait for n bytes, however slowly they come.
+            read=response.body_reader.read_chunk,
+            close=lambda: request.__exit__(None, None, None),
+            check=self._check,
+            deadline=deadline,
+        )
 
-    def close(self) -> None:
-        self._request.__exit__(None, None, None)
 
-
-def _without_unreadable_headers(request: Request, handler: SyncNext) -> SyncResponse:
+def _drop_unreadable_headers(request: Request, handler: SyncNext) -> SyncResponse:
     """Middleware: httpx reads all headers of an answer, and would fail for one."""
     response = handler.run(request)
     readable = {name for name, _ in _readable(response.headers)}
@@ -383,7 +357,7 @@ def _readable(headers: HeaderMap) -> Iterator[tuple[str, str]]:
                 yield name, value
 
 
-def _fast_error(error: BaseException) -> TransportError:
+def _from_pyreqwest(error: BaseException) -> TransportError:
     """By the error's class, and by the causes that reqwest, hyper and rustls give in words: their
     only mark (pyreqwest 0.15). What is unknown is taken for a broken connection, after which the
     server may have acted on the request."""
@@ -397,7 +371,7 @@ def _fast_error(error: BaseException) -> TransportError:
         return _invalid()
     if "client error (Connect)" in words:
         if "certificate" in words:
-            return TransportError("its certificate is not trusted", "untrusted")
+            return _untrusted()
         return TransportError(causes[-1].partition(": ")[0], "unconnected")
     if isinstance(error, TimeoutError):
         return TransportError("timeout", "broken")
@@ -411,55 +385,34 @@ def _fast_error(error: BaseException) -> TransportError:
 # --- httpx: its own transport on OpenSSL, or pyreqwest's
 
 
-def standard_client(roots: Path | None, silence_seconds: float) -> httpx.Client:
-    """httpx over its own transport. Raises `OSError` where `roots` cannot be read."""
-    import httpx
-
-    return httpx.Client(
-        verify=tls_context(roots),
-        cookies=_no_cookies(),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-        timeout=httpx.Timeout(silence_seconds, connect=CONNECT_SECONDS),
-    )
-
-
-def _no_cookies() -> CookieJar:
-    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
-
-
-def tls_context(roots: Path | None = None) -> ssl.SSLContext:
-    """TLS 1.2 or newer, certificate and host name verified; with `roots` (a file or directory) in
-    the place of the system's, which OpenSSL takes from `SSL_CERT_FILE` where that is set. Raises
-    `OSError` where they cannot be read."""
-    context = ssl.create_default_context(cadata=None if roots is None else _certificates(roots))
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
-
-
-class HttpxClient:
-    """Over httpx, with whichever transport its client has."""
+class _HttpxClient:
+    """Over httpx, with either transport."""
 
     def __init__(
         self,
-        client: httpx.Client,
-        check: Callable[[], None] = lambda: None,
-        *,
-        over_fast: bool = False,
+        transport: Transport,
+        roots: Path | None,
+        silence_seconds: float,
+        check: Callable[[], None],
     ) -> None:
         import httpx
 
-        self._client = client
         self._check = check
-        self._over_fast = over_fast
-        self._errors: tuple[type[Exception], ...] = (httpx.HTTPError,)
-        if over_fast:  # whose adapter lets some of its own errors pass
-            from pyreqwest.exceptions import PyreqwestError
+        self._is_fast = transport == "fast"
+        no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+        if self._is_fast:
+            from pyreqwest.compatibility.httpx import SyncHttpxTransport
 
-            self._errors = (httpx.HTTPError, PyreqwestError)
-        _clients.add(self)
-
-    def close(self) -> None:
-        self._client.close()
+            over = SyncHttpxTransport(_pyreqwest_client(roots, silence_seconds, for_httpx=True))
+            self._client = httpx.Client(transport=over, cookies=no_cookies)
+        else:
+            self._client = httpx.Client(
+                verify=_tls_context(roots),
+                cookies=no_cookies,
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+                timeout=httpx.Timeout(silence_seconds, connect=CONNECT_SECONDS),
+            )
+        self.close = self._client.close
 
     def request(
         self,
@@ -470,41 +423,31 @@ class HttpxClient:
         *,
         max_bytes: int,
         seconds: float = ANSWER_SECONDS,
-    ) -> Answer:
+    ) -> HttpResponse:
         import httpx
 
-        whole = _whole(seconds, body)
+        whole = _with_upload(seconds, body)
         deadline = time.monotonic() + whole
-        with liveness.waiting(whole), self._within(whole) as options:
-            if body is not None and not self._over_fast:
-                # The kernel takes megabytes ahead, which then go out slowly.
-                limit = httpx.Timeout(whole, connect=CONNECT_SECONDS, write=seconds)
-                options["timeout"] = limit
-            answer = self._send(method, url, headers, body, deadline, options)
-            try:
-                return Answer(answer.status, answer.headers, answer.read_all(max_bytes))
-            finally:
-                answer.close()
+        timeout: httpx.Timeout | None = None
+        if self._is_fast:
+            # The transport takes the sum of httpx's limits for one that covers the whole request.
+            timeout = httpx.Timeout(None, read=whole)
+        elif body is not None:
+            # The kernel takes megabytes ahead, which then go out slowly.
+            timeout = httpx.Timeout(whole, connect=CONNECT_SECONDS, write=seconds)
+        with liveness.waiting(whole), self._alarm(whole) as alarm:
+            response = self._send(method, url, headers, body, alarm, timeout, deadline)
+            return response.read_all(max_bytes)
 
-    def stream(self, url: str, headers: Mapping[str, str]) -> StreamedAnswer:
-        with self._within(None) as options:
-            return self._send("GET", url, headers, None, None, options)
-
-    @contextmanager
-    def _within(self, seconds: float | None) -> Iterator[dict[str, Any]]:
-        """What a request is built with that must end within `seconds`; without them the headers of
-        its answer must come in time."""
+    def stream(self, url: str, headers: Mapping[str, str]) -> StreamingResponse:
         import httpx
 
-        if self._over_fast:
-            # The transport takes the sum of httpx's limits for one that covers the whole request.
-            yield {"timeout": httpx.Timeout(None, read=seconds)}
-            return
-        alarm = _Alarm(ANSWER_SECONDS if seconds is None else seconds)
-        try:
-            yield {"extensions": {"trace": alarm.trace}}
-        finally:
-            alarm.cancel()
+        timeout = httpx.Timeout(None) if self._is_fast else None
+        with self._alarm(ANSWER_SECONDS) as alarm:  # until the headers have come
+            return self._send("GET", url, headers, None, alarm, timeout, None)
+
+    def _alarm(self, seconds: float) -> AbstractContextManager[_Alarm | None]:
+        return nullcontext() if self._is_fast else _Alarm(seconds)
 
     def _send(
         self,
@@ -512,58 +455,40 @@ class HttpxClient:
         url: str,
         headers: Mapping[str, str],
         body: Buffer | None,
+        alarm: _Alarm | None,
+        timeout: httpx.Timeout | None,
         deadline: float | None,
-        options: Mapping[str, Any],
-    ) -> StreamedAnswer:
+    ) -> StreamingResponse:
         import httpx
 
         self._check()
         headers = {"Accept-Encoding": "identity", **headers}
         content: bytes | Iterator[bytes] | None = None
         if body is not None:
-            # `fast` may go on reading in the background: see `FastClient._wait_until_sent`.
-            content = bytes(body) if self._over_fast else _pieces(body)
+            # `fast` may go on reading in the background: see `_FastClient.request`.
+            content = bytes(body) if self._is_fast else _pieces(body)
             headers["Content-Length"] = str(len(body))
-        build = self._client.build_request
+        options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+        if alarm is not None:
+            options["extensions"] = {"trace": alarm.trace}
         try:
-            request = build(method, url, headers=headers, content=content, **options)
+            request = self._client.build_request(
+                method, url, headers=headers, content=content, **options
+            )
             response = self._client.send(request, stream=True)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, ValueError):
             raise _invalid() from None
-        except self._errors as error:
-            raise _no_answer(error, deadline) from None
-        liveness.note()
-        return _HttpxAnswer(response, self._check, self._errors, deadline)
-
-
-class _HttpxAnswer(StreamedAnswer):
-    def __init__(
-        self,
-        response: httpx.Response,
-        check: Callable[[], None],
-        errors: tuple[type[Exception], ...],
-        deadline: float | None,
-    ) -> None:
-        super().__init__(response.status_code, response.headers.multi_items())
-        self._response = response
-        self._pieces = response.iter_raw()
-        self._check = check
-        self._errors = errors
-        self._deadline = deadline
-
-    def _next(self) -> memoryview:
-        self._check()
-        try:
-            piece = next(self._pieces, b"")
-        except self._errors as error:
-            raise _no_answer(error, self._deadline) from None
-        liveness.note()
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            raise _too_slow()  # whatever came: the alarm looks like the end of the body
-        return memoryview(piece)
-
-    def close(self) -> None:
-        self._response.close()
+        except Exception as error:  # httpx's, and some of pyreqwest's that its adapter lets pass
+            raise _translated(error, deadline) from None
+        pieces = response.iter_raw()
+        return StreamingResponse(
+            response.status_code,
+            response.headers.multi_items(),
+            read=lambda: next(pieces, None),
+            close=response.close,
+            check=self._check,
+            deadline=deadline,
+        )
 
 
 class _Alarm:
@@ -575,9 +500,12 @@ class _Alarm:
         self._rang = False
         self._timer = threading.Timer(seconds, self._ring)
         self._timer.daemon = True
-        self._timer.start()
 
-    def cancel(self) -> None:
+    def __enter__(self) -> _Alarm:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._timer.cancel()
 
     def trace(self, event: str, info: Mapping[str, Any]) -> None:
@@ -595,29 +523,7 @@ class _Alarm:
                 socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
 
 
-def _invalid() -> TransportError:
-    return TransportError("a header or URL that cannot be sent", "invalid")
-
-
-def _too_slow() -> TransportError:
-    return TransportError("the answer takes too long", "too_slow")
-
-
-def _no_answer(error: Exception, deadline: float | None) -> TransportError:
-    """What a transport raised, in our words; httpx wraps what its transport raised."""
-    if deadline is not None and time.monotonic() >= deadline:
-        return _too_slow()
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return TransportError("its certificate is not trusted", "untrusted")
-        if type(cause).__module__.startswith("pyreqwest"):
-            return _fast_error(cause)
-        cause = cause.__cause__ or cause.__context__
-    return _httpx_error(error)
-
-
-def _httpx_error(error: Exception) -> TransportError:
+def _from_httpx(error: Exception) -> TransportError:
     import httpx
 
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError):
@@ -633,26 +539,65 @@ def _httpx_error(error: Exception) -> TransportError:
     return TransportError("timeout" if is_timeout else "the connection broke off", "broken")
 
 
-def _certificates(roots: Path) -> str:
-    """The certificates of a file, or of a directory's files, as PEM. Raises `OSError`."""
-    files = sorted(roots.iterdir()) if roots.is_dir() else [roots]
-    pem = "\n".join(file.read_text("ascii", "ignore") for file in files if not file.is_dir())
-    if not pem:
-        raise OSError(f"there is no certificate in {roots}")
-    return pem
-
-
-def _whole(seconds: float, body: Buffer | None) -> float:
-    """How long a request may take that sends `body` besides."""
-    return seconds + (len(body) / LEAST_BYTES_PER_SECOND if body is not None else 0.0)
-
-
 def _pieces(body: Buffer) -> Iterator[bytes]:
     """A body as it goes out, without a copy of the whole."""
     view = memoryview(body)
     for at in range(0, len(view), READ_BYTES):
         liveness.note()
         yield bytes(view[at : at + READ_BYTES])
+
+
+# --- both
+
+
+def _translated(error: Exception, deadline: float | None) -> TransportError:
+    """What a transport raised, in our words; httpx wraps what its transport raised. Raises what is
+    no transport's."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    theirs = [one for one in chain if type(one).__module__.startswith("pyreqwest")]
+    if not theirs and not type(error).__module__.startswith("httpx"):
+        raise error
+    if deadline is not None and time.monotonic() >= deadline:
+        return _too_slow()
+    if any(isinstance(one, ssl.SSLCertVerificationError) for one in chain):
+        return _untrusted()
+    return _from_pyreqwest(theirs[0]) if theirs else _from_httpx(error)
+
+
+def _invalid() -> TransportError:
+    return TransportError("a header or URL that cannot be sent", "invalid")
+
+
+def _untrusted() -> TransportError:
+    return TransportError("its certificate is not trusted", "untrusted")
+
+
+def _too_slow() -> TransportError:
+    return TransportError("the answer takes too long", "too_slow")
+
+
+def _tls_context(roots: Path | None = None) -> ssl.SSLContext:
+    """TLS 1.2 or newer, certificate and host name verified; with the certificates of `roots` in the
+    place of the system's, which OpenSSL takes from `SSL_CERT_FILE` where that is set. Raises
+    `OSError` where they cannot be read."""
+    context = ssl.create_default_context(cadata=None if roots is None else _certificates(roots))
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _certificates(roots: Path) -> str:
+    """A file of PEM certificates, whatever else is in it. Raises `OSError`."""
+    pem = roots.read_text("ascii", "ignore")
+    if not pem:
+        raise OSError(f"there is no certificate in {roots}")
+    return pem
+
+
+def _with_upload(seconds: float, body: Buffer | None) -> float:
+    """How long a request may take that sends `body` besides."""
+    return seconds + (len(body) / LEAST_BYTES_PER_SECOND if body is not None else 0.0)
 
 
 def _joined(fields: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -44,7 +44,7 @@ from archiver.source.json_api import (
     CONTROL_SCOPE,
     MAX_JSON_BYTES,
     MAX_KEPT_BYTES,
-    Answer,
+    JsonAnswer,
     JsonApi,
     SourceOut,
     Unreadable,
@@ -108,12 +108,12 @@ class Filter:
 class Page:
     """One page of the listing of one state; `total` and `pages` are the source's own numbers."""
 
-    calls: tuple[Call, ...]
-    total: int | None
-    pages: int | None
-    size: int
-    """How many calls a full page has: what was asked for, or less where the source says so."""
     filter_state: str
+    calls: tuple[Call, ...] = ()
+    total: int | None = None
+    pages: int | None = None
+    size: int = 0
+    """How many calls a full page has: what was asked for, or less where the source says so."""
     unreadable: int = 0
     """Entries that are no calls."""
     error: ListingError | None = None
@@ -141,7 +141,6 @@ class VoiceCallsClient:
 
     def __init__(self, api: JsonApi) -> None:
         self.base_url = api.base_url
-        self.clock_skew_seconds = api.clock_skew_seconds
         self.latest_clock_skew_seconds = api.latest_clock_skew_seconds
         self.close = api.close
         self._api = api
@@ -176,7 +175,7 @@ class VoiceCallsClient:
         before: tuple[set[str], int] = set(), 0
         idle = bad = unreadable = 0
         for number in range(1, MAX_PAGES + 1):
-            page = self._page_or_error(window, {**query, "page": str(number)}, number)
+            page = self._page(window, {**query, "page": str(number)}, number)
             if page.error is not None:
                 yield page
                 bad += 1
@@ -206,48 +205,40 @@ class VoiceCallsClient:
                 return
             before = ids, page.unreadable
         text = f"it goes on after {MAX_PAGES} pages"
-        yield _missing_page(query["state"], _listing_error(window, text))
+        yield Page(query["state"], error=_listing_error(window, text))
 
-    def _page_or_error(self, window: Window, query: Mapping[str, str], number: int) -> Page:
+    def _page(self, window: Window, query: Mapping[str, str], number: int) -> Page:
         """A page. One beyond the first that the source answers with 404 lies beyond the end, so it
         is empty."""
         state = query["state"]
         try:
             with stage("list"):
-                return self._page(query)
+                answer = self._api.get("list", "/voice-calls", query, scope=READ_SCOPE)
+                if not isinstance(answer.body, list):
+                    raise Unreadable("the source answered a listing with what is no list")
         except SourceError as error:
             if _is_about_all(error):
                 raise
             if error.status == 404 and number > 1:
-                return _missing_page(state, None)
+                return Page(state)
             if error.status == 403 or _may_be_outage(error):
                 self._api.control()
-            failure = error
-        if failure.status not in (None, 200):
-            what = f"answered {failure.status}"
-        elif isinstance(failure, Unreadable):
-            what = "was answered with what is no list of calls in JSON"
-        else:
-            what = "took too long" if failure.reason == "too_slow" else "was not answered"
-        text = f"page {number} (state {state}) {what}"
-        return _missing_page(state, _listing_error(window, text, failure.status))
-
-    def _page(self, query: Mapping[str, str]) -> Page:
-        answer = self._api.get("list", "/voice-calls", query, scope=READ_SCOPE)
-        if not isinstance(answer.body, list):
-            raise Unreadable(
-                "the source answered a listing with something else than a list: "
-                "check ARCHIVER_API_BASE_URL"
-            )
+            if error.status not in (None, 200):
+                what = f"answered {error.status}"
+            elif isinstance(error, Unreadable):
+                what = "was answered with what is no list of calls in JSON"
+            else:
+                what = "took too long" if error.reason == "too_slow" else "was not answered"
+            text = f"page {number} (state {state}) {what}"
+            return Page(state, error=_listing_error(window, text, error.status))
         entries = [_call(item) for item in answer.body]
         calls = tuple(call for call in entries if call is not None)
-        asked, size = int(query["pageSize"]), _count(answer.pagination.get("pageSize"))
         return Page(
+            state,
             calls,
-            _count(answer.pagination.get("totalCount")),
-            _count(answer.pagination.get("totalPages")),
-            min(asked, size or asked),
-            query.get("state", ""),
+            total=_count(answer.pagination.get("totalCount")),
+            pages=_count(answer.pagination.get("totalPages")),
+            size=min(PAGE_SIZE, _count(answer.pagination.get("pageSize")) or PAGE_SIZE),
             unreadable=len(entries) - len(calls),
         )
 
@@ -325,7 +316,7 @@ class VoiceCallsClient:
         *,
         scope: str = READ_SCOPE,
         max_bytes: int = MAX_JSON_BYTES,
-    ) -> Answer:
+    ) -> JsonAnswer:
         """The answer about one call; its `body` is None where the source says that there is none.
 
         Raises `CallError` for what is about this call, `SourceError` for what is about all. A
@@ -350,23 +341,20 @@ class VoiceCallsClient:
                 # An answer with a signed URL is a secret, readable or not.
                 failure.body = error.body if scope != AUDIO_SCOPE else None
                 raise failure from None
-            answer = Answer(None, {}, None)
+            answer = JsonAnswer(None, {}, None)
         except SourceError as error:
+            if _is_about_all(error):
+                raise
             if error.status not in NONE_STATUS:
-                raise self._failed_call(call_id, scope, error) from None
-            answer = Answer(None, {}, None, error.status or 0)
+                if _may_be_outage(error):
+                    self._outages.failed(call_id, unreachable=error.reason == "unreachable")
+                else:
+                    self._note_answer(call_id, scope)
+                text, status = str(error), error.status
+                raise CallError(text, reason="source_unavailable", status=status) from None
+            answer = JsonAnswer(None, {}, None, error.status or 0)
         self._note_answer(call_id, scope)
         return answer
-
-    def _failed_call(self, call_id: str, scope: str, error: SourceError) -> CallError:
-        """The error of a call whose request failed for good; raises `SourceError` for an outage."""
-        if _is_about_all(error):
-            raise error
-        if _may_be_outage(error):
-            self._outages.failed(call_id, unreachable=error.reason == "unreachable")
-        else:
-            self._note_answer(call_id, scope)
-        return CallError(str(error), reason="source_unavailable", status=error.status)
 
     def _note_answer(self, call_id: str, scope: str) -> None:
         """The source answered a request about a call, and did not refuse it."""
@@ -488,10 +476,6 @@ def _refused_call(error: SourceRefused, *, undecided: bool = False) -> CallError
 
 def _bad_document(text: str) -> CallError:
     return CallError(text, reason="bad_document", status=200)
-
-
-def _missing_page(state: str, error: ListingError | None) -> Page:
-    return Page((), None, None, 0, state, error=error)
 
 
 def _listing_error(window: Window, text: str, status: int | None = None) -> ListingError:

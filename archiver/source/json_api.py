@@ -28,10 +28,9 @@ from urllib.parse import urlencode, urlsplit
 
 import structlog
 
-from archiver.core import http
 from archiver.core.clock import Clock, RemoteClock
 from archiver.core.errors import FormatError, Reach, SourceError, SourceRefused
-from archiver.core.http import TransportError
+from archiver.core.http import HttpClient, HttpResponse, TransportError
 from archiver.core.retry import Retry
 from archiver.manifest import canonical
 from archiver.observability.metrics import RETRIES
@@ -107,7 +106,7 @@ class SignedKeyAuth(Credentials):
 
 
 @dataclass(frozen=True)
-class Answer:
+class JsonAnswer:
     """A JSON answer, out of its envelope."""
 
     body: Any
@@ -158,7 +157,7 @@ class JsonApi:
         base_url: str,
         auth: Credentials,
         clock: Clock,
-        client: http.HttpClient,
+        client: HttpClient,
         *,
         retry: Retry,
         requests_per_second: float | None = None,
@@ -199,7 +198,7 @@ class JsonApi:
         *,
         scope: str,
         max_bytes: int = MAX_JSON_BYTES,
-    ) -> Answer:
+    ) -> JsonAnswer:
         """GET, retried where that may help. `name` is the stage of the retries' metric.
 
         Raises `SourceRefused` for 401 and 403 (its reach is an item where the control request is
@@ -207,7 +206,7 @@ class JsonApi:
         answer's status.
         """
 
-        def ask() -> Answer:
+        def ask() -> JsonAnswer:
             return self._get(path, query, scope, max_bytes)
 
         try:
@@ -226,17 +225,8 @@ class JsonApi:
         """
         self._control(after=0).raise_error()
 
-    def clock_skew_seconds(self) -> float | None:
-        """The source's `Date` less our time, or None where it sends none. Sends a request."""
-        try:
-            answer = self._ask(CONTROL_PATH, self.plain_query, MAX_JSON_BYTES)
-        except TransportError:
-            return None
-        return self.latest_clock_skew_seconds() if "date" in answer.headers else None
-
     def latest_clock_skew_seconds(self) -> float | None:
-        """The same by the latest answer to any request. None before any answer, and where that had
-        no `Date`."""
+        """The source's clock less ours, by the latest answer that had a `Date`; None before any."""
         return self._remote.skew_seconds()
 
     # --- the control request
@@ -244,6 +234,10 @@ class JsonApi:
     def _control(self, after: int) -> _Control:
         """The latest result, if it is fresh, of the same credentials, and either an error or of a
         request that was sent after the one of the number `after`; else a new one."""
+
+        def ask() -> None:
+            self._get_once(CONTROL_PATH, self.plain_query, CONTROL_SCOPE, MAX_JSON_BYTES)
+
         with self._control_lock:
             known, secrets = self._latest_control, self._auth.secrets()
             if (
@@ -253,30 +247,24 @@ class JsonApi:
                 and (known.error is not None or known.number > after)
             ):
                 return known
-            number, error = next(self._numbers), self._control_error()
+            number, failure = next(self._numbers), None
+            try:
+                self._control_retry.call("list", ask)
+            except SourceError as error:
+                status = error.status
+                is_out = status is None or status == 429 or status >= 500
+                if is_out or isinstance(error, SourceRefused):
+                    failure = error
+            self._worked = self._worked or failure is None
             # Where the credentials were replaced meanwhile, nobody knows which ones were sent.
             same = self._auth.secrets() == secrets
-            found = _Control(number, self.clock.monotonic(), secrets if same else (), error)
+            found = _Control(number, self.clock.monotonic(), secrets if same else (), failure)
             self._latest_control = found if same else None
             return found
 
-    def _control_error(self) -> SourceError | None:
-        def ask() -> None:
-            self._get_once(CONTROL_PATH, self.plain_query, CONTROL_SCOPE, MAX_JSON_BYTES)
-
-        try:
-            self._control_retry.call("list", ask)
-        except SourceRefused as error:
-            return error
-        except SourceError as error:
-            if error.status is None or error.status == 429 or error.status >= 500:
-                return error
-        self._worked = True
-        return None
-
     # --- one request
 
-    def _get(self, path: str, query: Mapping[str, str], scope: str, max_bytes: int) -> Answer:
+    def _get(self, path: str, query: Mapping[str, str], scope: str, max_bytes: int) -> JsonAnswer:
         """GET, once more where the credentials were replaced meanwhile.
 
         1. Send the request with the credentials of now.
@@ -307,33 +295,40 @@ class JsonApi:
         return answer
 
     def _were_replaced(self, used: tuple[str, ...]) -> bool:
-        """Wait for other credentials than `used`, if those worked and may be replaced."""
+        """Wait for other credentials than `used`, if those worked and may be replaced. Of all
+        workers that wait, one says so."""
         if not (self._worked and self._auth.may_change):
             return False
         end = self.clock.monotonic() + ROTATION_SECONDS
         while self._auth.secrets() == used:
             if self.clock.monotonic() >= end:
                 return False
-            # Logged once for all workers that wait.
-            if self._swap_expired(used) != used:
+            with self._expiry_lock:
+                is_news, self._expired = self._expired != used, used
+            if is_news:
                 log.warning("source.credentials_expired", waiting_seconds=ROTATION_SECONDS)
             self.clock.sleep(1.0)
-        if self._swap_expired(None) is not None:
+        with self._expiry_lock:
+            is_news, self._expired = self._expired is not None, None
+        if is_news:
             log.info("source.credentials_replaced")
         return True
 
-    def _swap_expired(self, expired: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        """Set `_expired`, and return what it was."""
-        with self._expiry_lock:
-            before, self._expired = self._expired, expired
-        return before
-
-    def _get_once(self, path: str, query: Mapping[str, str], scope: str, max_bytes: int) -> Answer:
+    def _get_once(
+        self, path: str, query: Mapping[str, str], scope: str, max_bytes: int
+    ) -> JsonAnswer:
+        """The path is sent as it was signed: there is nothing in it to be encoded."""
         self._rate_limit.wait()
+        path = self._root + path
+        url = self._origin + (f"{path}?{urlencode(query)}" if query else path)
+        headers = {**_HEADERS, **self._auth.headers("GET", path)}
         try:
-            response = self._ask(path, query, max_bytes)
+            response = self._http.request(
+                "GET", url, headers, max_bytes=max_bytes, seconds=self._answer_seconds
+            )
         except TransportError as error:
-            raise self._transport_error(error, max_bytes) from None
+            raise self._no_answer(error, max_bytes) from None
+        self._remote.tells(response.headers.get("date"))
         if response.status != 200:
             raise _refusal(response, scope)
         if response.headers.get("content-encoding", "identity").lower() != "identity":
@@ -343,18 +338,7 @@ class JsonApi:
             )
         return _unwrap(response)
 
-    def _ask(self, path: str, query: Mapping[str, str], max_bytes: int) -> http.Answer:
-        """The path is sent as it was signed: there is nothing in it to be encoded."""
-        path = self._root + path
-        url = self._origin + (f"{path}?{urlencode(query)}" if query else path)
-        headers = {**_HEADERS, **self._auth.headers("GET", path)}
-        answer = self._http.request(
-            "GET", url, headers, max_bytes=max_bytes, seconds=self._answer_seconds
-        )
-        self._remote.tells(answer.headers.get("date"))
-        return answer
-
-    def _transport_error(self, error: TransportError, max_bytes: int) -> SourceError:
+    def _no_answer(self, error: TransportError, max_bytes: int) -> SourceError:
         """The error where no whole answer came.
 
         A certificate that is not trusted is not worth a retry; all else may be. No connection is an
@@ -410,7 +394,7 @@ class RateLimit:
             self._clock.sleep(at - now)
 
 
-def _unwrap(response: http.Answer) -> Answer:
+def _unwrap(response: HttpResponse) -> JsonAnswer:
     """Read an answer, bare or in the envelope `{"data", "meta", "pagination"}`."""
     if len(response.body) > MAX_JSON_BYTES:
         text = f"the source answered with more than {MAX_JSON_BYTES >> 20} MiB of JSON"
@@ -435,14 +419,14 @@ def _unwrap(response: http.Answer) -> Answer:
             document = document["data"]
     request_id = meta.get("requestId") if isinstance(meta, dict) else None
     request_id = request_id or response.headers.get("x-request-id")
-    return Answer(
+    return JsonAnswer(
         document,
         pagination if isinstance(pagination, dict) else {},
         request_id[:128] if isinstance(request_id, str) else None,
     )
 
 
-def _refusal(response: http.Answer, scope: str) -> SourceError:
+def _refusal(response: HttpResponse, scope: str) -> SourceError:
     status = response.status
     if status == 401:
         return SourceRefused(
@@ -463,7 +447,7 @@ def _refusal(response: http.Answer, scope: str) -> SourceError:
     )
 
 
-def _retry_after(response: http.Answer) -> float | None:
+def _retry_after(response: HttpResponse) -> float | None:
     """Seconds, as the header (a number, or a date by the source's own clock) or the error's body
     asks; a little more, so that a crowd is spread out."""
     text = response.headers.get("retry-after", "")

@@ -19,7 +19,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -41,8 +40,6 @@ LISTED_FIELDS = (
     "campaignId", "createdAt", "direction", "durationSeconds", "endTime", "startTime", "state"
 )  # fmt: skip
 MAX_FIELD_CHARACTERS = 1024
-_SHARED = {"campaignId", "direction", "state"}
-"""Fields whose few values many calls share."""
 
 
 class Pages(Protocol):
@@ -176,10 +173,8 @@ class Lister:
                 if not self._filters.admits(call):
                     result.discarded += 1
                     continue
-                before = seen.get(call.id)
-                call_id = before.id if before else call.id  # one string for all passes
-                seen[call_id] = _slim(call, call_id)
-                result.ids.add(call_id)
+                seen[call.id] = _slim(call)
+                result.ids.add(call.id)
             if page.total is not None:
                 totals[page.filter_state] = page.total
         result.total = sum(totals.values()) if totals else None
@@ -236,13 +231,12 @@ class Lister:
         return window_of(placing_time(call, window, listed_at), self._length)
 
 
-def _slim(call: Call, call_id: str) -> Call:
+def _slim(call: Call) -> Call:
     """What a window needs of a listed call."""
     document: dict[str, Any] = {}
     for name in LISTED_FIELDS:
         value = call.document.get(name)
-        if isinstance(value, str) and len(value) <= MAX_FIELD_CHARACTERS:
-            document[name] = sys.intern(value) if name in _SHARED else value
-        elif isinstance(value, int | float):
+        is_short = isinstance(value, str) and len(value) <= MAX_FIELD_CHARACTERS
+        if is_short or isinstance(value, int | float):
             document[name] = value
-    return Call(call_id, document)
+    return Call(call.id, document)

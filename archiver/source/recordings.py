@@ -19,13 +19,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from archiver.core.clock import Clock
 from archiver.core.concurrency import ConcurrencyLimit
 from archiver.core.errors import CallError, NoRecording
-from archiver.core.http import HttpClient, StreamedAnswer, TransportError
+from archiver.core.http import HttpClient, StreamingResponse, TransportError
 from archiver.core.retry import Retry
 from archiver.observability.metrics import RETRIES, SAS_RENEWALS
 from archiver.source.api import SignedUrl
@@ -72,11 +71,6 @@ class BlobInfo:
     content_md5: str | None
     last_modified: str | None
 
-    @property
-    def can_be_resumed(self) -> bool:
-        """Whether a range of it can be asked for: `If-Match` takes a strong ETag (RFC 9110)."""
-        return self.etag is not None and self.etag.startswith('"')
-
 
 class RecordingClient:
     """Opens signed URLs. Threads share it; each connection is used by one thread."""
@@ -121,7 +115,7 @@ class RecordingClient:
         try:
             response = self._http.stream(url, headers)
         except TransportError as error:
-            raise _transport_error(error) from None
+            raise _no_answer(error) from None
         try:
             if known is not None and at:
                 _check_range(response, known, at)
@@ -161,7 +155,7 @@ class RecordingClient:
             raise UrlNotAllowed("the recording URL is plain http", host=authority)
         return authority
 
-    def _info(self, host: str, response: StreamedAnswer) -> BlobInfo:
+    def _info(self, host: str, response: StreamingResponse) -> BlobInfo:
         _check_status(response.status)
         headers, length = response.headers, _length(response)
         if length == 0:
@@ -184,7 +178,7 @@ class BlobStream:
 
     def __init__(
         self,
-        response: StreamedAnswer,
+        response: StreamingResponse,
         info: BlobInfo,
         at: int,
         clock: Clock,
@@ -235,20 +229,12 @@ class BlobStream:
         return wanted
 
 
-class Blobs(Protocol):
-    """Who opens connections, and says how long a recording may take: `RecordingClient`."""
-
-    def connect(self, url: str, known: BlobInfo | None = ..., at: int = ...) -> BlobStream: ...
-
-    def deadline_seconds(self, length: int) -> float: ...
-
-
 class ResumableDownload:
     """A recording as one stream. One thread uses it, and closes it."""
 
     def __init__(
         self,
-        blobs: Blobs,
+        blobs: RecordingClient,
         renew: Callable[[], SignedUrl],
         clock: Clock,
         concurrency_limit: ConcurrencyLimit | None = None,
@@ -330,7 +316,8 @@ class ResumableDownload:
             return self._stream
         rest_seconds = 0.0
         if self._known is not None and self._at:  # 1
-            if not self._known.can_be_resumed:
+            # `If-Match` takes a strong ETag alone (RFC 9110, section 13.1.1).
+            if not (self._known.etag or "").startswith('"'):
                 raise StartOver("no ETag says how to go on", reason=self._broke)
             if self._seconds > self._blobs.deadline_seconds(self._known.length):
                 text = "the download takes longer than ARCHIVER_MIN_RATE allows"
@@ -341,7 +328,15 @@ class ResumableDownload:
             if left.total_seconds() <= rest_seconds:
                 self._signed = None
         if self._signed is None:
-            self._signed = self._fresh_url()
+            SAS_RENEWALS.inc(self._had_url)
+            try:
+                self._signed = self._renew()
+            except NoRecording as error:
+                if not self._at:
+                    raise
+                text = "the source has lost it meanwhile"
+                raise CallError(text, reason="recording_missing", status=error.status) from None
+            self._had_url = True
         try:
             self._stream = self._blobs.connect(self._signed.url, self._known, self._at)  # 3
         except Expired:
@@ -351,21 +346,8 @@ class ResumableDownload:
         self._opened_at = self._at
         return self._stream
 
-    def _fresh_url(self) -> SignedUrl:
-        if self._had_url:
-            SAS_RENEWALS.inc()
-        try:
-            signed = self._renew()
-        except NoRecording as error:
-            if not self._at:
-                raise
-            text = "the source has lost it meanwhile"
-            raise CallError(text, reason="recording_missing", status=error.status) from None
-        self._had_url = True
-        return signed
 
-
-def _transport_error(error: TransportError) -> CallError:
+def _no_answer(error: TransportError) -> CallError:
     if error.kind == "untrusted":
         text = "the blob store's TLS certificate is not trusted"
         return CallError(text, reason="source_unavailable")
@@ -391,7 +373,7 @@ def _check_status(status: int) -> None:
     raise CallError(text, retryable=retryable, reason=reason, status=status)
 
 
-def _check_range(response: StreamedAnswer, known: BlobInfo, at: int) -> None:
+def _check_range(response: StreamingResponse, known: BlobInfo, at: int) -> None:
     """Raises `CallError` where an answer is not the rest of the known blob."""
     status, headers = response.status, response.headers
     if status == 200:
@@ -410,7 +392,7 @@ def _changed(status: int) -> StartOver:
     return StartOver("the blob changed", reason="recording_changed", status=status)
 
 
-def _length(response: StreamedAnswer) -> int:
+def _length(response: StreamingResponse) -> int:
     """The bytes that an answer announces; raises `CallError` where it does not say for sure."""
     headers = response.headers
     text = headers.get("content-length", "")

@@ -168,22 +168,23 @@ class Bucket:
         if answer is None:
             return None
         body = answer["Body"]
+
+        def chunks() -> Iterator[bytes]:
+            try:
+                for chunk in body.iter_chunks(READ_BYTES):
+                    liveness.note()
+                    yield chunk
+            except (BotoCoreError, TransportError, OSError) as error:
+                raise translate(error, "GetObject", self.options.bucket) from None
+            finally:
+                body.close()
+
         try:
             etag_of(answer)  # a page of HTML has none
         except StoreError:
             body.close()
             raise
-        return self._chunks(body)
-
-    def _chunks(self, body: Any) -> Iterator[bytes]:
-        try:
-            for chunk in body.iter_chunks(READ_BYTES):
-                liveness.note()
-                yield chunk
-        except (BotoCoreError, TransportError, OSError) as error:
-            raise translate(error, "GetObject", self.options.bucket) from None
-        finally:
-            body.close()
+        return chunks()
 
     def head(self, key: str, version_id: str | None = None) -> Head | None:
         """What the store says of an object, or None where there is none."""

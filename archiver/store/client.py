@@ -84,6 +84,27 @@ def make_client(
         raise translate(error, "connect", options.bucket) from None
 
 
+def connect(options: StoreOptions, check: Callable[[], None]) -> SignedRequests:
+    """What sends requests to the bucket; `check` as in `http.make_client`. Raises `StoreError`."""
+    aws = botocore.session.Session()
+    session = boto3.Session(botocore_session=aws)
+    client = make_client(options, session)
+    roots = aws.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+    try:
+        http = make_http_client(
+            options.transport,
+            roots=Path(roots) if roots else None,  # as boto3 trusts
+            silence_seconds=READ_TIMEOUT_SECONDS,
+            check=check,
+        )
+    except OSError:
+        text = f"AWS_CA_BUNDLE: no certificates can be read from {roots}"
+        raise StoreError(text, reason="tls") from None
+    return SignedRequests(
+        client, options.bucket, session, http if options.signed_requests else None
+    )
+
+
 class StoreClient:
     """Sends requests to one bucket. Threads share it.
 
@@ -94,37 +115,26 @@ class StoreClient:
     """
 
     def __init__(
-        self, options: StoreOptions, clock: Clock, retry: Retry, *, client: Any = None
+        self,
+        options: StoreOptions,
+        clock: Clock,
+        retry: Retry,
+        *,
+        client: SignedRequests | Any = None,
     ) -> None:
-        """`client` is a boto3 client that sends everything. Without it one is made of the options.
-        Raises `StoreError`."""
+        """`client` is what `connect` returns, or a boto3 client that sends everything; without it
+        one is made of the options. Raises `StoreError`."""
         self.options = options
         self.clock = clock
         self.retry = retry
         self.prefix = options.key_prefix
         self.remote = RemoteClock(clock)
-        if client is not None:
-            self.s3 = client
-            self.signed = SignedRequests(client, options.bucket)
-            return
-        aws = botocore.session.Session()
-        session = boto3.Session(botocore_session=aws)
-        self.s3 = make_client(options, session)
-        roots = aws.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
-        try:
-            http = make_http_client(
-                options.transport,
-                roots=Path(roots) if roots else None,  # as boto3 trusts
-                silence_seconds=READ_TIMEOUT_SECONDS,
-                check=clock.check,
-            )
-        except OSError:
-            raise StoreError(
-                f"AWS_CA_BUNDLE: no certificates can be read from {roots}", reason="tls"
-            ) from None
-        self.signed = SignedRequests(
-            self.s3, options.bucket, session, http if options.signed_requests else None
-        )
+        if client is None:
+            client = connect(options, clock.check)
+        elif not isinstance(client, SignedRequests):
+            client = SignedRequests(client, options.bucket)
+        self.signed = client
+        self.s3 = client.boto3_client
 
     @property
     def endpoint_url(self) -> str:

@@ -350,9 +350,9 @@ def _oldest_put(bucket: Bucket) -> Head | None:
     list them. A later one may be a race's, and has to be deleted again: so it gets no lock. Stores
     differ in the order in which they list a key's versions, so the dates say which is the oldest;
     of one second, the last that is listed."""
-    put = enumerate(_put_versions(bucket))
-    oldest = min(put, key=lambda one: (one[1][1], -one[0]), default=(0, (None, None)))
-    return bucket.head(layout.PROBE, oldest[1][0])
+    put = reversed(_put_versions(bucket))
+    version_id, _ = min(put, key=lambda one: one[1], default=(None, None))
+    return bucket.head(layout.PROBE, version_id)
 
 
 def _is_taken(write: Callable[[], object]) -> bool:

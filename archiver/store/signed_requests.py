@@ -24,7 +24,7 @@ from botocore.exceptions import ClientError
 
 from archiver import __version__
 from archiver.core.checksums import Buffer
-from archiver.core.http import Answer, HttpClient
+from archiver.core.http import HttpClient, HttpResponse
 from archiver.core.model import format_second, parse_time
 from archiver.store.listing_page import parse_page, query_of
 
@@ -77,7 +77,7 @@ class SignedRequests:
     ) -> None:
         """`client` is boto3's S3 client, `session` the `boto3.Session` that made it. Without
         `session` or `http`, boto3 sends everything."""
-        self._client = client
+        self.boto3_client = client
         self._bucket = bucket
         self._session = session
         self._http = http
@@ -90,7 +90,7 @@ class SignedRequests:
         if credentials is None or self._http is None:
             return None
         parameters = {"Bucket": self._bucket, "Key": "x"}
-        url = urlsplit(self._client.generate_presigned_url("head_object", Params=parameters))
+        url = urlsplit(self.boto3_client.generate_presigned_url("head_object", Params=parameters))
         scope = parse_qs(url.query).get("X-Amz-Credential", [""])[0].split("/")
         if len(scope) < 5 or scope[-2] != "s3":
             return None
@@ -109,18 +109,16 @@ class SignedRequests:
     def get_object(self, **arguments: Any) -> dict[str, Any]:
         """`Body` has `iter_chunks` and `close`, as botocore's."""
         if self._target is None or _DOTS.search(arguments["Key"]):
-            return dict(self._client.get_object(**arguments))
+            return dict(self.boto3_client.get_object(**arguments))
         http, base, signer = self._target
-        answer = http.stream(*_signed(signer, "GET", _url(base, arguments), arguments))
-        if answer.status < 300 and "content-length" in answer.headers:
-            return {**_result(answer.headers), "Body": answer}
-        try:
-            refusal = b"" if answer.status < 300 else answer.read_all(MAX_ANSWER_BYTES)
-        finally:
-            answer.close()
-        if answer.status >= 300:  # else it came in chunks, whose end boto3 checks
-            _raise_refusal("get_object", "GET", Answer(answer.status, answer.headers, refusal))
-        return dict(self._client.get_object(**arguments))
+        response = http.stream(*_signed(signer, "GET", _url(base, arguments), arguments))
+        if response.status >= 300:
+            _raise_refusal("get_object", "GET", response.read_all(MAX_ANSWER_BYTES))
+        elif "content-length" in response.headers:
+            return {**_result(response.headers), "Body": response}
+        else:
+            response.close()  # it comes in chunks, whose end boto3 checks
+        return dict(self.boto3_client.get_object(**arguments))
 
     def list_objects_v2(self, **arguments: Any) -> dict[str, Any]:
         """As `listing_page.parse_page` returns it."""
@@ -131,7 +129,7 @@ class SignedRequests:
             if answer.status < 300:
                 return {**parse_page(answer.body), **_metadata(answer.headers)}
             _raise_refusal("list_objects_v2", "GET", answer)
-        return dict(self._client.list_objects_v2(**arguments))
+        return dict(self.boto3_client.list_objects_v2(**arguments))
 
     def _send(
         self, name: str, method: Literal["HEAD", "PUT"], arguments: dict[str, Any]
@@ -147,7 +145,7 @@ class SignedRequests:
             _raise_refusal(name, method, answer)
         if isinstance(body, memoryview):  # which boto3 does not take
             arguments["Body"] = bytes(body)
-        return dict(getattr(self._client, name)(**arguments))
+        return dict(getattr(self.boto3_client, name)(**arguments))
 
 
 def _url(base: str, arguments: Mapping[str, Any]) -> str:
@@ -171,7 +169,7 @@ def _signed(
     return url, {**dict(request.headers.items()), "User-Agent": USER_AGENT}
 
 
-def _raise_refusal(name: str, method: str, answer: Answer) -> None:
+def _raise_refusal(name: str, method: str, answer: HttpResponse) -> None:
     """Raise `ClientError`, unless boto3 may do better, which then sends the request: it follows a
     bucket to its region. The refusal of a HEAD with status 400 does not say why."""
     found = _CODE.search(answer.body)

@@ -22,6 +22,7 @@ from archiver.store.client import StoreOptions, make_client
 from tests.contract.servers import REGION, Rclone
 from tests.contract.stores import KNOWN, Known
 from tests.fakes.clock import HandClock
+from tests.fakes.rig import SIGNED, TRANSPORT, store_requests
 from tests.system.ceph import Ceph
 from tests.system.servers import Weed
 
@@ -129,11 +130,12 @@ def open_bucket(server: Server, known: Known, prefix: str, clock: HandClock) -> 
 
     def make(name: str = "", **options: Any) -> Bucket:
         where = {"prefix": prefix, "endpoint_url": server.endpoint_url, "region": REGION}
+        how = {"transport": TRANSPORT, "signed_requests": SIGNED}
         name = name or ("locked" if known.locked else "plain")
-        client = None if "endpoint_url" in options else server.client
-        bucket = Bucket(
-            StoreOptions(name, **{**where, **options}), clock, Retry(clock), client=client
-        )
+        is_usual = "endpoint_url" not in options
+        client = store_requests(name, server.endpoint_url) if is_usual else None
+        options = {**where, **how, **options}
+        bucket = Bucket(StoreOptions(name, **options), clock, Retry(clock), client=client)
         bucket.create_once = known.proved.create_once
         return bucket
 

@@ -87,11 +87,3 @@ def test_a_store_whose_locks_do_not_hold_is_refused(command: Command, platform: 
     [failed] = [line for line in checked if not line["ok"]]
     assert (failed["name"], failed["verdict"], failed["exit_code"]) == ("object lock", "fail", 4)
     assert failed["action"]
-
-
-@pytest.mark.parametrize("store", [name for name in STORES if not KNOWN[name].locked])
-def test_a_lock_on_a_bucket_without_it_is_refused(command: Command) -> None:
-    locking = {"ARCHIVER_OBJECT_LOCK_MODE": "COMPLIANCE", "ARCHIVER_RETENTION_DAYS": "7300"}
-    done = command.run("init", **locking)
-    assert done.code == 4, done.err
-    assert "Object Lock" in done.complaint

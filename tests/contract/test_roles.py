@@ -148,27 +148,6 @@ def test_each_role_does_its_work_and_nothing_more(
         assert managed == (MAY[role] if store == "aws" else MAY[role] | MORE[role]), role
 
 
-@pytest.mark.parametrize("store", ON_WEED[:1])
-def test_the_object_of_the_trial_alone_is_refused_to_the_auditor(
-    store: str, scene: Scene, weed: Weed, platform: Platform, tmp_path: Path, key: SigningKey
-) -> None:
-    crew = Crew(scene, platform, tmp_path, key)
-    crew.act("writer", "init")
-    crew.act("writer", "backfill", *HOUR)
-    refused = {
-        "Effect": "Deny",
-        "Action": "s3:Get*",
-        "Resource": f"arn:aws:s3:::{BUCKET}/{scene.key(layout.PROBE)}",
-    }
-    auditor = roles.policy("auditor", scene.prefix)
-    auditor["Statement"].append(refused)
-    with Gate(weed.endpoint_url, [auditor]) as gate:
-        door = roles.Door(gate.url, weed.environment)
-        done = crew.command.run("verify", **door.settings)
-        assert done.code == 0, (done.out, done.err)
-        assert any(layout.PROBE in one for one in gate.denied)
-
-
 @pytest.mark.parametrize(
     "action",
     [

@@ -28,13 +28,10 @@ from tests.fakes.platform import Platform
 LIBRARIES = (
     "boto3", "botocore.endpoint", "botocore.signers", "click", "concurrent.futures",
     "cryptography.hazmat.primitives.asymmetric.ed25519", "http.server", "urllib3",
-    "prometheus_client", "pydantic", "pydantic_settings", "structlog", "tenacity",
+    "prometheus_client", "pydantic", "pydantic_settings", "structlog",
 )  # fmt: skip
 _SPLIT = multiprocessing.get_context("forkserver")
 _SPLIT.set_forkserver_preload(list(LIBRARIES))
-_TIMEOUT_SECONDS = 90
-
-
 _TIMEOUT_SECONDS = 90
 
 
@@ -133,6 +130,8 @@ def command_for(
         "ALLOW_HTTP": "true",
         "SIGNING_KEY_FILE": str(directory / "key.pem"),
         "METRICS_PORT": "0",
+        "HTTP_TRANSPORT": os.environ.get("HTTP_TRANSPORT", "fast"),
+        "S3_REQUESTS": os.environ.get("S3_REQUESTS", "signed"),
         **settings,
     }
     environment = {f"ARCHIVER_{name}": value for name, value in complete.items()}

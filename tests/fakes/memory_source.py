@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from archiver.core.http import Answer, TransportError
+from archiver.core.http import HttpResponse, StreamingResponse, TransportError
 from archiver.core.retry import Retry
 from archiver.source.api import VoiceCallsClient
 from archiver.source.json_api import BearerAuth, JsonApi
@@ -245,24 +245,17 @@ class MemoryWire:
         *,
         max_bytes: int,
         seconds: float | None = None,
-    ) -> Answer:
+    ) -> HttpResponse:
         assert url.startswith(f"https://{API_HOST}/"), "a request to another host"
-        answer = self._send("api", method, url, headers)
-        body = bytearray(len(answer.body) + 1)
-        count = 0
-        while got := answer.readinto(memoryview(body)[count:]):
-            count += got
-        if count > max_bytes and answer.status < 300:
-            raise TransportError("the answer is too large", "too_large")
-        return Answer(answer.status, answer.headers, bytes(body[:count]))
+        return self._send("api", method, url, headers).read_all(max_bytes)
 
-    def stream(self, url: str, headers: Mapping[str, str]) -> MemoryInflow:
+    def stream(self, url: str, headers: Mapping[str, str]) -> StreamingResponse:
         assert url.startswith(f"https://{BLOB_HOST}/"), "a request to another host"
         return self._send("blob", "GET", url, headers)
 
     def _send(
         self, server: ServerName, method: str, url: str, headers: Mapping[str, str]
-    ) -> MemoryInflow:
+    ) -> StreamingResponse:
         parts = urlsplit(url)
         sent: Any = urllib3.HTTPHeaderDict(headers)
         asked = Request(server, method, parts.path, parts.query, sent, b"")
@@ -273,7 +266,15 @@ class MemoryWire:
             raise TransportError("no answer in time", "too_slow")
         if reply.close_after is not None and reply.close_after < 0:
             raise TransportError("no answer", "broken")
-        return MemoryInflow(reply)
+        pieces = _pieces(reply)
+        return StreamingResponse(
+            reply.status,
+            _headers(reply).items(),
+            read=lambda: next(pieces, None),
+            close=lambda: None,
+            check=lambda: None,
+            deadline=None,
+        )
 
     def close(self) -> None:
         pass
@@ -289,31 +290,18 @@ class Drip:
         return iter(())
 
 
-class MemoryInflow:
-    """A reply as it is read: it may break off before it has all come."""
-
-    def __init__(self, reply: Reply) -> None:
-        self.status = reply.status
-        self.headers = {name.lower(): value for name, value in _headers(reply).items()}
-        self._drip = reply.body if isinstance(reply.body, Drip) else None
-        self.body = _whole(reply)[: reply.close_after]
-        self._length = int(self.headers.get("content-length", len(_whole(reply))))
-        self._at = 0
-
-    def readinto(self, view: memoryview) -> int:
-        if self._drip is not None:
-            self._drip.wait(5.0)
-            view[:1] = b"x"
-            return 1
-        count = min(len(view), len(self.body) - self._at)
-        if not count and self._at < self._length:
-            raise TransportError("the answer broke off", "truncated")
-        view[:count] = self.body[self._at : self._at + count]
-        self._at += count
-        return count
-
-    def close(self) -> None:
-        pass
+def _pieces(reply: Reply) -> Iterator[bytes]:
+    """The body as it comes: it may break off before it has all come."""
+    while isinstance(reply.body, Drip):
+        reply.body.wait(5.0)
+        yield b"x"
+    whole = _whole(reply)
+    body = whole[: reply.close_after]
+    if body:
+        yield body
+    length = reply.declared_length
+    if len(body) < (len(whole) if length is None else length):
+        raise TransportError("the answer broke off", "truncated")
 
 
 def _whole(reply: Reply) -> bytes:

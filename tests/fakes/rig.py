@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from archiver.core.concurrency import Workers
-from archiver.core.http import Transport, make_client, make_httpx_client
+from archiver.core.http import Transport, make_client
 from archiver.core.model import Retention, Window, window_of, windows_between
 from archiver.core.retry import Retry
 from archiver.manifest import layout, seal, segment
@@ -30,6 +30,8 @@ from archiver.source.json_api import BearerAuth, JsonApi
 from archiver.source.listing import Lister
 from archiver.source.recordings import RecordingClient
 from archiver.store.bucket import Bucket
+from archiver.store.client import StoreOptions, connect
+from archiver.store.signed_requests import SignedRequests
 from tests.fakes.clock import HandClock
 from tests.fakes.platform import Platform
 from tests.fakes.population import TEN
@@ -37,13 +39,29 @@ from tests.fakes.population import TEN
 HOUR = timedelta(hours=1)
 WINDOW = Window(TEN, TEN + HOUR)
 TRANSPORT: Transport = "standard" if os.environ.get("HTTP_TRANSPORT") == "standard" else "fast"
-"""Which HTTP client the tests use: CI runs them with both."""
+SIGNED = os.environ.get("S3_REQUESTS") != "boto3"
+"""Which HTTP client the tests use, and whether boto3 sends the frequent requests to the store:
+`HTTP_TRANSPORT=standard` and `S3_REQUESTS=boto3` in the environment choose the other ones."""
+
+
+@cache
+def store_requests(bucket: str, endpoint_url: str) -> SignedRequests:
+    """What sends the tests' requests to a store: one for all tests, because making one takes long.
+    `AWS_…` in the environment is the store's own."""
+    options = StoreOptions(
+        bucket,
+        endpoint_url=endpoint_url,
+        region="us-east-1",
+        transport=TRANSPORT,
+        signed_requests=SIGNED,
+    )
+    return connect(options, lambda: None)
 
 
 def api_client(platform: Platform, clock: HandClock, **options: Any) -> VoiceCallsClient:
     auth = options.pop("auth", None) or BearerAuth(lambda: platform.token)
     base_url = options.pop("base_url", platform.api_url)
-    http = make_httpx_client(TRANSPORT, roots=options.pop("roots", None), check=clock.check)
+    http = make_client(TRANSPORT, check=clock.check, over_httpx=True)
     return VoiceCallsClient(
         JsonApi(base_url, auth, clock, http, **{"retry": Retry(clock), **options})
     )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
-import socket
 import time
 from collections.abc import Callable, Iterator
 
@@ -20,7 +18,6 @@ from tests.fakes.http_server import Reply
 from tests.fakes.platform import Platform
 from tests.fakes.population import PHONE, SECRET_WORDS, a_call
 from tests.fakes.rig import WINDOW, api_client
-from tests.system.tcp_proxy import Proxy
 
 TEXT = f'"transcript":"{SECRET_WORDS} {PHONE}"'.encode()
 
@@ -149,27 +146,6 @@ def test_an_answer_that_drips_for_ever_is_cut(platform: Platform) -> None:
     assert caught.value.reason == "source_unavailable"
     assert time.monotonic() - began < 10
     client.close()
-
-
-class Trailing(Proxy):
-    """Answers with a whole body in chunks, and with trailers without end."""
-
-    def _serve(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client:
-            client.recv(1 << 16)
-            client.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-            client.sendall(b'd\r\n{"id":"vc_1"}\r\n0\r\n')
-            while True:
-                client.sendall(b"x: y\r\n" * 99)
-
-
-def test_trailers_have_an_end(platform: Platform, clock: HandClock) -> None:
-    with Trailing() as source:
-        client = api_client(platform, clock, base_url=f"http://{source.address}/api/v1")
-        with pytest.raises(CallError) as caught:
-            client.call("vc_1")
-        assert caught.value.reason == "bad_document"
-        client.close()
 
 
 def test_another_call_than_asked_for_is_refused(

@@ -16,7 +16,9 @@ from tests.fakes.population import PHONE, SECRET_WORDS, a_call
 from tests.fakes.rig import Archive
 
 HOUR = ["--from", "2024-01-15T10:00:00Z", "--to", "2024-01-15T11:00:00Z"]
-IDS = [".", "..", "../x", "a/b", "x" * 300, "nul\0", "\u202ertl", "👋", "two\nlines", "?sig=x", "é"]
+UNNAMEABLE = [".", ".."]
+"""Ids that no URL can name: never asked for."""
+IDS = ["../x", "a/b", "x" * 300, "nul\0", "\u202ertl", "👋", "two\nlines", "?sig=x", "é"]
 SIG = "sIgNaTuRe123"
 URLS = {
     "elsewhere": f"http://127.0.0.1:9/recs/{PHONE}.wav?sig={SIG}",
@@ -48,7 +50,7 @@ BLOBS = {
 @pytest.fixture
 def platform() -> Iterator[Platform]:
     bad = [*URLS, *DOCUMENTS, *BLOBS]
-    with Platform([a_call(call_id) for call_id in [*IDS, *bad, "good"]]) as served:
+    with Platform([a_call(call_id) for call_id in [*UNNAMEABLE, *IDS, *bad, "good"]]) as served:
         served.hooks.append(misbehave)
         yield served
         assert served.violations == []
@@ -90,7 +92,8 @@ def test_nothing_secret_is_said_and_the_others_go_on(
     assert archived == {*IDS, *DOCUMENTS, "good"}, "a recording stands without its transcript"
     # A connection that broke off is an outage: pending, and given up by a later try at the soonest.
     failed = {one for one, outcome in outcomes.items() if outcome == "failed"}
-    assert failed == bad - {"broken"}
+    assert failed == {*UNNAMEABLE, *bad} - {"broken"}
+    assert {look.records[one]["reason"] for one in UNNAMEABLE} == {"bad_document"}
     assert {look.records[one]["reason"] for one in URLS} == {"url_not_allowed"}
     for one in DOCUMENTS:
         found = look.records[one]

@@ -177,7 +177,11 @@ GZIP = {"Content-Encoding": "gzip"}
         (Reply(200, {"Content-Length": "5"}, [b"12345"], chunked=True), "bad_response"),
         (Reply(200, {"Content-Length": "²"}, [b"12"]), "bad_response"),
         (Reply(200, {"Content-Length": "-1"}, [b"12"]), "bad_response"),
-        (Reply(200, {"Content-Length": "12, 12"}, [b"12"]), "bad_response"),
+        # One length said twice: `standard` takes it for one (RFC 9112, section 6.3).
+        (
+            Reply(200, {"Content-Length": "12, 12"}, [b"12"]),
+            "bad_response" if TRANSPORT == "fast" else "truncated",
+        ),
         (Reply(200, {"Content-Length": "1" * 16}, [b"12"]), "bad_response"),
         (Reply(200, {}, b"x", content_length=10**9), "too_large"),
         (Reply(200, {}, wav(1), content_length=20_000), "truncated"),

@@ -1,15 +1,13 @@
-"""The platform in memory serves the real clients, drifts, and remembers what it showed."""
+"""The platform in memory drifts, and remembers what it showed; `Platform` stands behind it."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
-from archiver.core.errors import CallError, NoRecording, SourceError, SourceRefused
+from archiver.core.errors import CallError, SourceError
 from archiver.source.api import Filter
-from archiver.source.recordings import Expired
 from tests.fakes.clock import HandClock
 from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_source import (
@@ -53,23 +51,6 @@ def test_the_real_clients_are_served(platform: MemoryPlatform, clock: HandClock)
     assert platform.violations == []
 
 
-def test_a_signed_url_expires_and_holds_for_one_recording(
-    platform: MemoryPlatform, clock: HandClock
-) -> None:
-    url = api_client(platform, clock).recording_url("vc_3").url
-    with pytest.raises(Expired):
-        download(platform, clock, url.replace("vc_3", "vc_2"))
-    clock.forward(timedelta(minutes=16))
-    with pytest.raises(Expired):
-        download(platform, clock, url)
-
-
-def test_wrong_credentials_are_refused(platform: MemoryPlatform, clock: HandClock) -> None:
-    platform.options.tokens.clear()
-    with pytest.raises(SourceRefused):
-        pages(platform, clock)
-
-
 def test_a_change_comes_between_two_pages(platform: MemoryPlatform, clock: HandClock) -> None:
     platform.later("page", 1, lambda: platform.hidden.add("vc_0"))
     assert pages(platform, clock) == [["vc_0", "vc_1"], ["vc_3", "vc_4"], []]
@@ -80,14 +61,6 @@ def test_a_change_comes_between_two_passes(platform: MemoryPlatform, clock: Hand
     platform.later("pass", 1, lambda: platform.hidden.update({"vc_0", "vc_1"}))
     platform.later("pass", 2, platform.hidden.clear)
     assert [sum(map(len, pages(platform, clock))) for _ in range(3)] == [5, 3, 5]
-
-
-def test_a_change_that_is_called_off_never_comes(
-    platform: MemoryPlatform, clock: HandClock
-) -> None:
-    platform.later("request", 1, lambda: platform.hidden.add("vc_0"))
-    platform.calm()
-    assert sum(map(len, pages(platform, clock))) == 5
 
 
 def test_what_was_listed_is_remembered_with_who_saw_it(
@@ -120,21 +93,6 @@ def test_hidden_calls_are_known_by_their_id_and_gone_ones_are_not(
     assert caught.value.reason == "call_missing"
 
 
-def test_a_repeated_call_stands_on_every_page(platform: MemoryPlatform, clock: HandClock) -> None:
-    platform.repeated.add("vc_1")
-    found = [["vc_0", "vc_1"], ["vc_2", "vc_3", "vc_1"], ["vc_4", "vc_1"]]
-    assert pages(platform, clock)[:3] == found
-
-
-@pytest.mark.parametrize("totals", ["right", "absent", "less", "more", "page"])
-@pytest.mark.parametrize("count", [0, 1, 4, 5])
-def test_a_pass_is_whole_whatever_the_totals_say(clock: HandClock, totals: Any, count: int) -> None:
-    calls = [a_call(f"vc_{n}", TEN + timedelta(minutes=n)) for n in range(count)]
-    platform = MemoryPlatform(calls, clock=clock.now, page_size_cap=2)
-    platform.quirks.totals = totals
-    assert sum(map(len, pages(platform, clock))) == count
-
-
 def test_a_source_may_ignore_page_and_filter(platform: MemoryPlatform, clock: HandClock) -> None:
     platform.options.page_size_cap = 100
     platform.quirks.ignores_page = platform.quirks.ignores_filter = True
@@ -142,28 +100,6 @@ def test_a_source_may_ignore_page_and_filter(platform: MemoryPlatform, clock: Ha
     found = pages(platform, clock)
     assert set(found[0]) == {*(f"vc_{n}" for n in range(5)), "open"}
     assert "open" not in platform.listed
-
-
-@pytest.mark.parametrize(
-    ("part", "status", "reason"),
-    [("url", 500, "source_unavailable"), ("blob", 503, "source_unavailable"),
-     ("blob", 404, "recording_missing")],
-)  # fmt: skip
-def test_a_recording_may_fail(
-    platform: MemoryPlatform, clock: HandClock, part: Any, status: int, reason: str
-) -> None:
-    api = api_client(platform, clock)
-    platform.status[part]["vc_1"] = status
-    with pytest.raises(CallError) as caught:
-        download(platform, clock, api.recording_url("vc_1").url)
-    assert caught.value.reason == reason
-    assert download(platform, clock, api.recording_url("vc_2").url) == voice("vc_2")
-
-
-def test_a_recording_may_be_gone(platform: MemoryPlatform, clock: HandClock) -> None:
-    platform.status["url"]["vc_1"] = 410
-    with pytest.raises(NoRecording):
-        api_client(platform, clock).recording_url("vc_1")
 
 
 @pytest.mark.parametrize("cut", [-1, 0, 9])

@@ -1,17 +1,16 @@
-"""The store in memory keeps the contract, and catches a writer that breaks the order of writes."""
+"""The store in memory catches a writer that breaks the order of writes.
+
+That it keeps the contract otherwise, `tests/contract/test_fakes.py` shows.
+"""
 
 from __future__ import annotations
 
-import io
 import json
-import threading
-from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from archiver.core.clock import Interrupted
-from archiver.core.errors import KeyTaken, StoreError
+from archiver.core.errors import StoreError
 from archiver.manifest import layout
 from tests.fakes.clock import HandClock
 from tests.fakes.memory_store import MemoryStore, Request
@@ -86,49 +85,6 @@ def refused(store: MemoryStore, key: str, data: bytes, words: str) -> None:
 # --- the contract
 
 
-def test_what_is_put_once_is_read_back_adopted_and_never_overwritten(plain: MemoryStore) -> None:
-    stored = plain.put_once("k", b"0123456789")
-    assert not stored.adopted
-    again = plain.by("other").put_once("k", bytearray(b"0123456789"))
-    assert (again.adopted, again.version_id) == (True, stored.version_id)
-    with pytest.raises(KeyTaken):
-        plain.put_once("k", b"other")
-    assert plain.read("k") == plain.read("k", stored.version_id) == b"0123456789"
-    assert plain.tail("k", 3) == b"789"
-    assert plain.tail("k", 30) == b"0123456789"
-    assert b"".join(plain.stream("k") or ()) == b"0123456789"
-    head = plain.head("k", stored.version_id)
-    assert head is not None
-    assert (head.size, head.sha256) == (10, stored.sha256)
-    with pytest.raises(StoreError, match="larger"):
-        plain.read("k", max_bytes=9)
-    assert [version.version_id for version in plain.versions("")] == [stored.version_id]
-    plain.finish()
-
-
-def test_a_file_is_put_whole_and_stays_open(plain: MemoryStore) -> None:
-    with io.BytesIO(b"0123456789") as file:
-        file.read(4)
-        assert plain.put_once("k", file).size == 10
-        assert plain.put_once("k", file).adopted
-    assert plain.read("k") == b"0123456789"
-
-
-def test_what_is_not_there_is_none(plain: MemoryStore) -> None:
-    plain.put_once("k", b"x")
-    for ask in (plain.read, plain.stream, plain.head, lambda key: plain.tail(key, 1)):
-        assert ask("nothing") is None
-    assert plain.read("k", "v99") is None
-
-
-def test_a_listing_is_sorted_and_begins_after(plain: MemoryStore) -> None:
-    for key in ("b/2", "a", "b/10", "c", "b/1"):
-        plain.put_once(key, b"x")
-    assert [item.key for item in plain.list("b/")] == ["b/1", "b/10", "b/2"]
-    assert [item.key for item in plain.list("b/", start_after="b/10")] == ["b/2"]
-    assert [item.key for item in plain.list("b/", start_after="c")] == []
-
-
 def test_nothing_is_to_be_seen_of_an_upload_before_it_is_complete(store: MemoryStore) -> None:
     key = CALL + "recording-0123456789abcdef.wav"
     upload = store.begin(key, content_type="audio/wav", retain_until=None)
@@ -154,39 +110,6 @@ def test_parts_go_to_a_key_of_their_own(store: MemoryStore, key: str) -> None:
         store.begin(key, content_type="audio/wav", retain_until=None)
 
 
-def test_locks_are_set_and_only_lengthened(clock: HandClock) -> None:
-    store = MemoryStore(clock, lock_mode="GOVERNANCE", rules=False)
-    far, near = clock.now() + timedelta(days=9), clock.now() + timedelta(days=1)
-    for until, expected in ((near, near), (far, far), (near, far)):
-        store.put_once("k", b"x", retain_until=until)
-        head = store.head("k")
-        assert head is not None
-        assert (head.lock_mode, head.lock_until) == ("GOVERNANCE", expected)
-    store.put_once("over", b"x", retain_until=clock.now() - timedelta(days=1))
-    assert store.object("over").lock_mode is None
-
-
-def test_of_many_writers_one_wins(plain: MemoryStore) -> None:
-    won, barrier = [], threading.Barrier(8)
-
-    def write(number: int) -> None:
-        hands = plain.by(f"w{number}")
-        barrier.wait()
-        for key in map(str, range(50)):
-            try:
-                hands.put_once(key, hands.writer.encode())
-                won.append(key)
-            except KeyTaken:
-                pass
-
-    threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(won) == sorted(map(str, range(50))) == plain.keys
-
-
 def test_hooks_may_fail_a_request_before_and_after_it_is_done(plain: MemoryStore) -> None:
     def fail(moment: str) -> None:
         def hook(request: Request) -> None:
@@ -201,13 +124,6 @@ def test_hooks_may_fail_a_request_before_and_after_it_is_done(plain: MemoryStore
     fail("after")
     assert plain.keys == ["after"]
     plain.by("other").put_once("mine", b"x")
-
-
-def test_a_request_to_end_is_heard(clock: HandClock, plain: MemoryStore) -> None:
-    clock.stop()
-    for ask in (lambda: plain.put_once("k", b"x"), lambda: list(plain.list(""))):
-        with pytest.raises(Interrupted):
-            ask()
 
 
 # --- the rules

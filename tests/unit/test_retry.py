@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import pytest
 
-from archiver.core.clock import Interrupted, SystemClock
-from archiver.core.errors import ArchiverError, SourceError, StoreError
+from archiver.core.clock import Interrupted
+from archiver.core.errors import SourceError, StoreError
 from archiver.core.retry import LONGEST_WAIT_SECONDS, Retry
 from archiver.observability.metrics import REGISTRY
 from tests.fakes.clock import HandClock
@@ -86,14 +84,3 @@ def test_each_retry_is_counted_by_stage_and_reason(clock: HandClock) -> None:
     before = REGISTRY.get_sample_value("archiver_retries_total", labels) or 0
     Retry(clock).call("sas", Flaky(again(), again()))
     assert REGISTRY.get_sample_value("archiver_retries_total", labels) == before + 2
-
-
-def test_the_system_s_clock_hears_stop_while_it_sleeps() -> None:
-    clock = SystemClock()
-    assert clock.now().utcoffset() == timedelta(0)
-    clock.sleep(-1)
-    clock.stop()
-    with pytest.raises(Interrupted):
-        clock.sleep(60)
-    with pytest.raises(ArchiverError):
-        clock.check()

@@ -9,16 +9,15 @@ from typing import Any
 
 import pytest
 
-from archiver.core import http
 from archiver.core.errors import SourceError
-from archiver.core.http import Transport, make_httpx_client
+from archiver.core.http import Transport, make_client
 from archiver.core.retry import Retry
 from archiver.source.api import VoiceCallsClient
 from archiver.source.json_api import BearerAuth, JsonApi
 from tests.fakes.clock import HandClock
 from tests.fakes.platform import Platform
 from tests.fakes.population import a_call
-from tests.fakes.traps import Connection, Trap, answering, scripted
+from tests.fakes.traps import Connection, Trap
 from tests.system.tcp_proxy import reset
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"id":"vc_1"}'
@@ -36,39 +35,13 @@ def connect(transport: Transport, clock: HandClock) -> Iterator[Connect]:
     with ExitStack() as stack:
 
         def made(url: str, token: str = "a-token-for-tests", **options: Any) -> VoiceCallsClient:
-            client = make_httpx_client(transport, check=clock.check, **options)
+            client = make_client(transport, check=clock.check, over_httpx=True, **options)
             auth = BearerAuth(lambda: token)
             api = VoiceCallsClient(JsonApi(url, auth, clock, client, retry=Retry(clock)))
             stack.callback(api.close)
             return api
 
         yield made
-
-
-def test_a_connection_is_used_again_over_fast(connect: Connect, transport: Transport) -> None:
-    with answering(ANSWER) as server:
-        client = connect(server.url)
-        for _ in range(3):
-            client.call("vc_1")
-        assert server.connections == (1 if transport == "fast" else 3)
-
-
-def test_one_that_was_idle_is_not(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "IDLE_SECONDS", 0.0)
-    with answering(ANSWER) as server:
-        client = connect(server.url)
-        for _ in range(3):
-            client.call("vc_1")
-        assert server.connections == 3
-
-
-def test_one_that_the_source_closed_is_no_failure(connect: Connect, clock: HandClock) -> None:
-    with scripted([ANSWER], [ANSWER], [ANSWER]) as server:
-        client = connect(server.url)
-        for _ in range(3):
-            client.call("vc_1")
-            assert server.ended.acquire(timeout=10)
-    assert (server.connections, clock.sleeps) == (3, [])
 
 
 def rude() -> Trap:
@@ -93,18 +66,6 @@ def test_a_broken_handshake_is_an_outage(
     assert (caught.value.reason, len(clock.sleeps)) == (reason, 4)
 
 
-def test_who_speaks_no_tls_is_unreachable(connect: Connect) -> None:
-    def serve(_: Trap, connection: Connection) -> None:
-        connection.read(1)
-        connection.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-    with Trap(serve) as server:
-        client = connect(f"https://{server.address}/api/v1")
-        with pytest.raises(SourceError, match="the source is unreachable") as caught:
-            client.check_access()
-    assert caught.value.reason == "unreachable"
-
-
 def test_a_certificate_is_checked_and_said_to_be_untrusted_once(
     connect: Connect, clock: HandClock, tls: Any, root: Path
 ) -> None:
@@ -115,7 +76,7 @@ def test_a_certificate_is_checked_and_said_to_be_untrusted_once(
         with pytest.raises(SourceError, match=r"not trusted .*: set SSL_CERT_FILE") as caught:
             client.check_access()
         assert (caught.value.retryable, clock.sleeps) == (False, [])
-        assert client.clock_skew_seconds() is None
+        assert client.latest_clock_skew_seconds() is None
 
 
 @pytest.mark.parametrize("url", ["https://", "ftp://example.com/api/v1"])
