@@ -32,7 +32,7 @@ from archiver.core.model import format_second, format_time
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Act, Hold, ObjectRef
 from archiver.manifest.seal import POINTER_BYTES, SegmentEntry, parse_pointer
-from archiver.store.types import CallObjects, Head
+from archiver.store.types import CallObjects, ObjectHead
 
 AT_ONCE = 8
 LIST_PAGE = 1000
@@ -387,7 +387,7 @@ class CallHolds:
     """The acts about a call, oldest first, and what the store says of its objects."""
 
     acts: Sequence[Act]
-    heads: Mapping[ObjectRef, Head | None] = field(default_factory=dict)
+    heads: Mapping[ObjectRef, ObjectHead | None] = field(default_factory=dict)
 
     @property
     def is_held(self) -> bool:
@@ -422,7 +422,7 @@ def holds_of(
     wanted = {*objects, *(acts[-1].hold.objects if acts else ())}
     damages = list(ledger.damaged)
 
-    def head(one: ObjectRef) -> Head | None:
+    def head(one: ObjectRef) -> ObjectHead | None:
         try:
             return items.head(one.key, one.version_id)
         except Unreadable as error:
@@ -444,7 +444,7 @@ def hold_document(hold: Hold) -> dict[str, Any]:
     }
 
 
-def object_document(ref: ObjectRef, head: Head | None) -> dict[str, Any]:
+def object_document(ref: ObjectRef, head: ObjectHead | None) -> dict[str, Any]:
     """An object as the store has it; all of it null where there is none."""
     until = head.lock_until if head else None
     return {

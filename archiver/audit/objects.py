@@ -37,7 +37,7 @@ from archiver.core.model import format_time, parse_time
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Hold, ObjectRef
 from archiver.manifest.record import FileRef
-from archiver.store.types import Head
+from archiver.store.types import ObjectHead
 
 MODES = ("GOVERNANCE", "COMPLIANCE")
 """Weakest first."""
@@ -52,7 +52,7 @@ class Promise:
     strength: int
     until: datetime
 
-    def is_kept_by(self, head: Head) -> bool:
+    def is_kept_by(self, head: ObjectHead) -> bool:
         return (
             head.lock_mode in MODES[self.strength :]
             and head.lock_until is not None
@@ -264,7 +264,7 @@ class ObjectCheck:
         if head is not None:
             self._check_lock(key, head, promise)
 
-    def _check_lock(self, key: str, head: Head, promise: Promise) -> None:
+    def _check_lock(self, key: str, head: ObjectHead, promise: Promise) -> None:
         if head.lock_mode is None or head.lock_until is None:
             self._report("retention_missing", key)
         elif not promise.is_kept_by(head):
@@ -273,7 +273,7 @@ class ObjectCheck:
 
     # --- legal holds
 
-    def _compare_hold(self, call_id: str, asked: ObjectRef, head: Head | None) -> None:
+    def _compare_hold(self, call_id: str, asked: ObjectRef, head: ObjectHead | None) -> None:
         """Compare an object of a call with the ledger. `head` None: it is not there, and that was
         said."""
         if not self.holds_known:
@@ -308,7 +308,7 @@ class ObjectCheck:
             if call_id not in changed:
                 self._report(code, key, detail)
 
-    def _is_new(self, asked: ObjectRef, head: Head | None) -> bool:
+    def _is_new(self, asked: ObjectRef, head: ObjectHead | None) -> bool:
         """Remember that an object was checked, in the version found; whether that was new."""
         version_id = asked.version_id or (head.version_id if head is not None else None)
         mark = hash(ObjectRef(asked.key, version_id))

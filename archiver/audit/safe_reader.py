@@ -27,7 +27,7 @@ from typing import IO, Literal, Protocol, TypeVar
 from archiver.audit.findings import Findings
 from archiver.core.errors import FormatError, StoreError
 from archiver.manifest import layout
-from archiver.store.types import Head, ListedObject, Version
+from archiver.store.types import ListedObject, ObjectHead, ObjectVersion
 
 T = TypeVar("T")
 
@@ -77,13 +77,13 @@ class Reader(Protocol):
 
     def stream(self, key: str, version_id: str | None = ...) -> Iterator[bytes] | None: ...
 
-    def head(self, key: str, version_id: str | None = ...) -> Head | None: ...
+    def head(self, key: str, version_id: str | None = ...) -> ObjectHead | None: ...
 
     def list(self, prefix: str) -> Iterator[ListedObject]: ...
 
     def folders(self, prefix: str, *, hidden: bool = ...) -> set[str]: ...
 
-    def versions(self, prefix: str) -> Iterator[Version]: ...
+    def versions(self, prefix: str) -> Iterator[ObjectVersion]: ...
 
 
 class Unreadable(FormatError):
@@ -132,7 +132,7 @@ class ItemReader:
         kind: RequestKind = "get" if version_id is None else "get_version"
         return self._ask(kind, key, lambda: self._reader.read(key, version_id, max_bytes))
 
-    def head(self, key: str, version_id: str | None = None) -> Head | None:
+    def head(self, key: str, version_id: str | None = None) -> ObjectHead | None:
         kind: RequestKind = "head" if version_id is None else "head_version"
         return self._ask(kind, key, lambda: self._reader.head(key, version_id))
 
@@ -143,7 +143,7 @@ class ItemReader:
     def list(self, prefix: str) -> Iterator[ListedObject]:
         return self._each("list", prefix, self._reader.list(prefix))
 
-    def versions(self, prefix: str) -> Iterator[Version]:
+    def versions(self, prefix: str) -> Iterator[ObjectVersion]:
         """Where the store says that it does not list versions, this raises `StoreError`."""
         return self._each("versions", prefix, self._reader.versions(prefix))
 
@@ -296,7 +296,7 @@ class ReportingReader:
 
         return self._reported(key, missing, read)
 
-    def head(self, key: str, version_id: str | None, missing: str | None) -> Head | None:
+    def head(self, key: str, version_id: str | None, missing: str | None) -> ObjectHead | None:
         """What the store says of an object, or of a version of it."""
         detail = "there is none" if version_id is None else "not in the version that is recorded"
         return self._reported(key, missing, lambda: self.items.head(key, version_id), detail)
@@ -320,7 +320,7 @@ class ReportingReader:
         """Every object below a prefix, as far as it can be listed: else that is reported."""
         return self._each(prefix, self.items.list(prefix))
 
-    def versions(self, prefix: str) -> Iterator[Version]:
+    def versions(self, prefix: str) -> Iterator[ObjectVersion]:
         """Every version below a prefix, likewise. Raises `StoreError` also where the store does not
         list versions at all."""
         return self._each(prefix, self.items.versions(prefix))

@@ -39,7 +39,7 @@ from archiver.manifest import event, layout, seal
 from archiver.manifest.event import ObjectRef
 from archiver.manifest.record import Record
 from archiver.store.bucket import Bucket, is_of_one_object
-from archiver.store.types import Head
+from archiver.store.types import ObjectHead
 
 if TYPE_CHECKING:
     from archiver.pipeline.bucket_state import LatestRecord
@@ -244,7 +244,7 @@ class HoldEnforcement:
         gone = records.count(None) + sum(head is None for _, head in heads)
         return latest.record().call_id, loose, gone
 
-    def _head(self, ref: ObjectRef) -> Head | None:
+    def _head(self, ref: ObjectRef) -> ObjectHead | None:
         """What the store says of an object; None, with an error in the log, where it refuses."""
         try:
             return self._store.head(ref.key, ref.version_id)

@@ -46,7 +46,7 @@ from archiver.manifest import layout, seal
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
 from archiver.store.bucket import Bucket
-from archiver.store.types import Head
+from archiver.store.types import ObjectHead
 
 if TYPE_CHECKING:  # they reckon with lock dates themselves
     from archiver.pipeline.bucket_state import LatestRecord, SegmentIndex, WindowState
@@ -320,7 +320,7 @@ class RetentionKeeper:
             counts["weaker"] += self._retention.mode == "COMPLIANCE" and lock.mode == "GOVERNANCE"
         return counts
 
-    def _head(self, key: str) -> Head | None:
+    def _head(self, key: str) -> ObjectHead | None:
         """What the store says of an object; None, with an error in the log, where it refuses."""
         try:
             return self._store.head(key)
@@ -330,7 +330,7 @@ class RetentionKeeper:
             log.error("lock.unknown", key=key, error=str(error))
             return None
 
-    def _is_short(self, head: Head, until: datetime) -> bool:
+    def _is_short(self, head: ObjectHead, until: datetime) -> bool:
         """Whether an object is locked for less than until then, or in a weaker mode."""
         modes = {self._retention.mode, "COMPLIANCE"}
         return head.lock_mode not in modes or head.lock_until is None or head.lock_until < until

@@ -108,9 +108,9 @@ class Lister:
         self,
         window: Window,
         seen: dict[str, Call] | None = None,
-        beside: dict[str, Call] | None = None,
+        of_others: dict[str, Call] | None = None,
     ) -> WindowListing:
-        """The calls of a window. `seen` gets every call as it comes, and `beside` those that the
+        """The calls of a window. `seen` gets every call as it comes, and `of_others` those that the
         listings of other windows show on the way, so that calls are known that came before an
         error. Raises `SourceRefused` or `SourceError` where the source is out or refuses all
         listings; what is wrong with this one alone stands in `WindowListing.error`.
@@ -133,7 +133,10 @@ class Lister:
         stable = agreeing > 1 and found.error is None
         UNREADABLE_ENTRIES.inc(found.unreadable)
         self._warn(window, found, passes, stable)
-        own, other_windows = self._place(window, seen, {} if beside is None else beside, began)  # 2
+        others = {} if of_others is None else of_others
+        own, other_windows = self._place(window, seen, others, began)  # 2
+            window, seen, {} if of_others is None else of_others, began
+        )  # 2
         listing = Listing(
             listed_at=began,
             pages=found.pages,
@@ -199,12 +202,12 @@ class Lister:
         self,
         window: Window,
         calls: Mapping[str, Call],
-        beside: dict[str, Call],
+        of_others: dict[str, Call],
         listed_at: datetime,
     ) -> tuple[dict[str, Call], dict[Window, dict[str, Call]]]:
         """The calls that are this window's; and those of other windows, by their own one, that the
         listings of these windows show. Such a listing is asked for, once, where a call has a time
-        of that window. `beside` gets what these listings show, as it comes."""
+        of that window. `of_others` gets what these listings show, as it comes."""
         own: dict[str, Call] = {}
         listed_there: dict[Window, dict[str, Call]] = {}
         other_windows: dict[Window, dict[str, Call]] = {}
@@ -217,7 +220,7 @@ class Lister:
                 try:
                     shown = self.list_once(home, seen)
                 finally:
-                    beside.update(seen)
+                    of_others.update(seen)
                 listed_there[home] = shown.get(home, {})
                 for other, found in shown.items():
                     other_windows[other] = {**found, **other_windows.get(other, {})}

@@ -37,7 +37,7 @@ from archiver.observability.metrics import stage
 from archiver.store.client import StoreClient, StoreOptions, etag_of
 from archiver.store.errors import odd, of_object, translate
 from archiver.store.locks import ObjectLocks
-from archiver.store.types import Head, ListedObject, Lock, Stored, Version
+from archiver.store.types import ListedObject, ObjectHead, ObjectLock, ObjectVersion, Stored
 
 READ_BYTES = 256 << 10
 MAX_OBJECT_BYTES = 64 << 20
@@ -186,7 +186,7 @@ class Bucket:
             raise
         return chunks()
 
-    def head(self, key: str, version_id: str | None = None) -> Head | None:
+    def head(self, key: str, version_id: str | None = None) -> ObjectHead | None:
         """What the store says of an object, or None where there is none."""
         return self.client.head(key, version_id)
 
@@ -213,14 +213,14 @@ class Bucket:
             found |= {name for name, slash, _ in rests if slash}
         return found
 
-    def versions(self, prefix: str) -> Iterator[Version]:
+    def versions(self, prefix: str) -> Iterator[ObjectVersion]:
         """Every version and delete marker below a prefix; nothing where the store has none."""
         asked = {"Prefix": self.client.prefix + prefix}
         try:
             for page in self._pages("list_object_versions", asked):
                 for member, is_marker in (("Versions", False), ("DeleteMarkers", True)):
                     for item in page.get(member, ()):
-                        yield Version(
+                        yield ObjectVersion(
                             self.client.relative(item["Key"]),
                             item.get("VersionId", "null"),
                             bool(item.get("IsLatest")),
@@ -370,7 +370,7 @@ class Bucket:
             lock = self._locks.ensure(key, stored.version_id, head, retain_until)
         return replace(stored, lock_mode=lock.mode)
 
-    def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> Lock:
+    def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> ObjectLock:
         """Lock an existing object until then, unless it is locked for longer already. Raises
         `StoreError`, with the reason `gone` where there is none."""
         return self._locks.extend(key, version_id, retain_until)
@@ -383,7 +383,9 @@ class Bucket:
 
     # --- multipart uploads
 
-    def begin(self, key: str, *, content_type: str, retain_until: datetime | None) -> Upload:
+    def begin(
+        self, key: str, *, content_type: str, retain_until: datetime | None
+    ) -> MultipartUpload:
         """Start a multipart upload to a key that no other writer uses."""
         arguments = {"ContentType": content_type, **self.write_arguments(retain_until)}
 
@@ -395,7 +397,7 @@ class Bucket:
                 raise odd("the store began an upload oddly")
             return str(answer["UploadId"])
 
-        return Upload(self, key, self.client.retrying(once), retain_until)
+        return MultipartUpload(self, key, self.client.retrying(once), retain_until)
 
     def abort_uploads(self, prefix: str, before: datetime) -> int:
         """Abort the uploads below a prefix that were begun before then, and never ended: whoever
@@ -508,7 +510,7 @@ class Bucket:
             raise
 
 
-class Upload:
+class MultipartUpload:
     """A multipart upload under way. One thread uses it, and ends it by `complete` or `abort`."""
 
     def __init__(

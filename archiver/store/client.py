@@ -27,7 +27,7 @@ from archiver.core.http import make_client as make_http_client
 from archiver.core.retry import Retry
 from archiver.store.errors import odd, translate
 from archiver.store.signed_requests import USER_AGENT, SignedRequests
-from archiver.store.types import Head
+from archiver.store.types import ObjectHead
 
 T = TypeVar("T")
 
@@ -196,10 +196,10 @@ class StoreClient:
         liveness.note()
         return answer
 
-    def head(self, key: str, version_id: str | None = None) -> Head | None:
+    def head(self, key: str, version_id: str | None = None) -> ObjectHead | None:
         """An object's metadata, or None where there is no such object."""
 
-        def once() -> Head | None:
+        def once() -> ObjectHead | None:
             answer = self.find_once("head_object", key, version_id, ChecksumMode="ENABLED")
             return None if answer is None else _head(answer)
 
@@ -220,14 +220,14 @@ def etag_of(answer: dict[str, Any]) -> str:
     return etag
 
 
-def _head(answer: dict[str, Any]) -> Head:
+def _head(answer: dict[str, Any]) -> ObjectHead:
     checksum, etag = answer.get("ChecksumSHA256"), etag_of(answer)
     # Of a multipart upload a store keeps a checksum of checksums; not every store says so.
     if answer.get("ChecksumType") == "COMPOSITE" or "-" in (checksum or "") or "-" in etag:
         checksum = None
     if "ContentLength" not in answer:
         raise odd("the store tells no size")
-    return Head(
+    return ObjectHead(
         size=answer["ContentLength"],
         version_id=answer.get("VersionId"),
         etag=etag,

@@ -25,7 +25,7 @@ from archiver.core.errors import StoreError
 from archiver.core.model import format_second
 from archiver.store.client import StoreClient
 from archiver.store.errors import of_object
-from archiver.store.types import Head, Lock
+from archiver.store.types import ObjectHead, ObjectLock
 
 log = structlog.get_logger()
 
@@ -66,18 +66,18 @@ class ObjectLocks:
         """Hold it from the HEAD of an object until its lock is set."""
         return self._mutexes[hash(key) % MUTEXES]
 
-    def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> Lock:
+    def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> ObjectLock:
         """Lock an existing object until then, unless it is locked for longer. Raises `StoreError`,
         with the reason `gone` where there is no such object."""
         if self._lock_date(retain_until) is None:
-            return Lock(None, None)
+            return ObjectLock(None, None)
         with self.mutex(key):
             head = self._head(key, version_id)
             return self.ensure(key, version_id or head.version_id, head, retain_until)
 
     def ensure(
-        self, key: str, version_id: str | None, head: Head, retain_until: datetime | None
-    ) -> Lock:
+        self, key: str, version_id: str | None, head: ObjectHead, retain_until: datetime | None
+    ) -> ObjectLock:
         """Lock an object as asked, or else for as long in the mode that it has. Hold its `mutex`.
 
         `head` is what the store shows of the object. Raises `StoreError`.
@@ -90,15 +90,15 @@ class ObjectLocks:
         """
         until = self._lock_date(retain_until)
         if until is None:
-            return Lock(head.lock_mode, head.lock_until)
+            return ObjectLock(head.lock_mode, head.lock_until)
         until = max(until, head.lock_until or until)  # 1
         modes, refusal = self._modes(head), None
         for mode in modes:
             if not _is_weaker(head, mode, until):  # 2
-                return Lock(head.lock_mode, head.lock_until)
+                return ObjectLock(head.lock_mode, head.lock_until)
             head, refusal = self._set_lock(key, version_id, mode, until)  # 3
             if not _is_weaker(head, mode, until):  # 4
-                return Lock(head.lock_mode, head.lock_until, extended=refusal is None)
+                return ObjectLock(head.lock_mode, head.lock_until, extended=refusal is None)
             if mode != modes[-1] and not self._modes_stay:
                 self._modes_stay = True
                 log.warning("lock.mode_stays", mode=head.lock_mode, asked=self._mode)
@@ -106,7 +106,7 @@ class ObjectLocks:
 
     def _set_lock(
         self, key: str, version_id: str | None, mode: str, until: datetime
-    ) -> tuple[Head, StoreError | None]:
+    ) -> tuple[ObjectHead, StoreError | None]:
         """Set a lock, again where another process overwrites it with a shorter one. Returns what
         the store shows then, and its refusal, if it refused."""
         refusal, lock = None, {"Mode": mode, "RetainUntilDate": until}
@@ -125,7 +125,7 @@ class ObjectLocks:
                 break
         return head, refusal
 
-    def _not_locked(self, key: str, head: Head, until: datetime) -> StoreError:
+    def _not_locked(self, key: str, head: ObjectHead, until: datetime) -> StoreError:
         """The error where the store took a lock and does not show it."""
         if not self._has_object_lock():
             return StoreError(
@@ -162,13 +162,13 @@ class ObjectLocks:
                 else f"{key}: the store still shows the legal hold that was taken off"
             )
 
-    def _head(self, key: str, version_id: str | None) -> Head:
+    def _head(self, key: str, version_id: str | None) -> ObjectHead:
         head = self._client.head(key, version_id)
         if head is None:
             raise of_object(f"{key} is gone: run archiver verify", "gone")
         return head
 
-    def _modes(self, head: Head) -> list[str]:
+    def _modes(self, head: ObjectHead) -> list[str]:
         """The modes to ask for, best first: the second one where the store refuses the first."""
         asked, stands = str(self._mode), head.lock_mode
         if stands is None or stands == asked:
@@ -192,7 +192,7 @@ def whole_second(moment: datetime) -> datetime:
     return whole if whole == moment else whole.fromtimestamp(whole.timestamp() + 1, UTC)
 
 
-def _is_weaker(head: Head, mode: str, until: datetime) -> bool:
+def _is_weaker(head: ObjectHead, mode: str, until: datetime) -> bool:
     """Whether a lock is weaker than asked for. COMPLIANCE is as strong as GOVERNANCE."""
     return (
         head.lock_mode not in (mode, "COMPLIANCE")

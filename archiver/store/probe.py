@@ -32,7 +32,7 @@ from archiver.manifest import layout
 from archiver.store.bucket import PROBE_BYTES, Bucket
 from archiver.store.client import etag_of, make_client
 from archiver.store.locks import whole_second
-from archiver.store.types import Head, Stored, Version
+from archiver.store.types import ObjectHead, ObjectVersion, Stored
 
 T = TypeVar("T")
 
@@ -324,7 +324,7 @@ def _raw_head(bucket: Bucket, version: str | None = None) -> dict[str, Any]:
     return bucket.client.retrying(lambda: bucket.client.attempt("HeadObject", lambda: dict(ask())))
 
 
-def _versions(bucket: Bucket) -> list[Version] | None:
+def _versions(bucket: Bucket) -> list[ObjectVersion] | None:
     """The object's versions in the store's order; None where we may not ask."""
     found = _unless_denied(lambda: list(bucket.versions(layout.PROBE)))
     if found is None:
@@ -345,7 +345,7 @@ def _put_versions(bucket: Bucket) -> list[tuple[str, datetime]]:
     return found
 
 
-def _oldest_put(bucket: Bucket) -> Head | None:
+def _oldest_put(bucket: Bucket) -> ObjectHead | None:
     """The oldest version that was not made by `_try_multipart`; the newest version where we may not
     list them. A later one may be a race's, and has to be deleted again: so it gets no lock. Stores
     differ in the order in which they list a key's versions, so the dates say which is the oldest;

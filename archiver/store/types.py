@@ -10,7 +10,7 @@ from archiver.manifest.event import ObjectRef
 
 
 @dataclass(frozen=True)
-class Head:
+class ObjectHead:
     """An object's metadata."""
 
     size: int
@@ -28,7 +28,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Lock:
+class ObjectLock:
     """An object's lock after a request to lock it; `extended` where the request changed it."""
 
     mode: str | None
@@ -52,7 +52,7 @@ class ListedObject:
 
 
 @dataclass(frozen=True)
-class Version:
+class ObjectVersion:
     """One version, or delete marker, of a key."""
 
     key: str

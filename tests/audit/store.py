@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from archiver.core.errors import StoreError
-from archiver.store.types import Head, ListedObject, Version
+from archiver.store.types import ListedObject, ObjectHead, ObjectVersion
 
 
 @dataclass
@@ -141,11 +141,11 @@ class MemoryStore:
         data = entry.data or b""
         return (data[i : i + 1000] for i in range(0, len(data), 1000))
 
-    def head(self, key: str, version_id: str | None = None) -> Head | None:
+    def head(self, key: str, version_id: str | None = None) -> ObjectHead | None:
         entry = self._find("head", key, version_id)
         if entry is None:
             return None
-        return Head(
+        return ObjectHead(
             size=len(entry.data or b""),
             version_id=entry.version_id if self.versioned else None,
             etag='"x"',
@@ -168,13 +168,13 @@ class MemoryStore:
         rests = (key.removeprefix(prefix).partition("/") for key in keys)
         return {name for name, slash, _ in rests if slash}
 
-    def versions(self, prefix: str) -> Iterator[Version]:
+    def versions(self, prefix: str) -> Iterator[ObjectVersion]:
         self._note("versions", prefix)
         for key in MemoryStore.order(self.all_keys(prefix)):
             *_, last = entries = self._entries[key]
             for entry in entries:
                 size = len(entry.data or b"")
-                yield Version(key, entry.version_id, entry is last, entry.data is None, size)
+                yield ObjectVersion(key, entry.version_id, entry is last, entry.data is None, size)
 
     def _find(self, operation: str, key: str, version_id: str | None) -> Entry | None:
         self._note(operation, key)

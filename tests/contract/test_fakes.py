@@ -17,7 +17,7 @@ from archiver.core.retry import Retry
 from archiver.manifest import layout
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions
-from archiver.store.types import Head, Stored
+from archiver.store.types import ObjectHead, Stored
 from tests.fakes.clock import HandClock
 from tests.fakes.memory_s3 import MemoryS3, S3Uploads
 from tests.fakes.memory_store import MemoryStore
@@ -159,7 +159,7 @@ def use(store: Any, clock: HandClock) -> Answers:
         if isinstance(answer, Stored):
             versions[answer.key] = answer.version_id
             answer = replace(answer, version_id=str(answer.version_id is not None))
-        elif isinstance(answer, Head):
+        elif isinstance(answer, ObjectHead):
             answer = replace(answer, version_id=None, etag="", storage_class=None)
         elif isinstance(answer, Iterator):
             answer = b"".join(answer) if method == "stream" else sorted(one.key for one in answer)

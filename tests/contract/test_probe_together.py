@@ -11,7 +11,7 @@ from archiver.core.retry import Retry
 from archiver.manifest import layout
 from archiver.store.bucket import Bucket
 from archiver.store.probe import probe
-from archiver.store.types import Head, Version
+from archiver.store.types import ObjectHead, ObjectVersion
 from tests.contract.conftest import STORES, MakeBucket
 from tests.fakes.clock import HandClock
 
@@ -26,11 +26,11 @@ class Beset(Bucket):
         super().__init__(plain.options, clock, Retry(clock), client=plain.client.s3)
         self._others = others
 
-    def versions(self, prefix: str) -> Iterator[Version]:
+    def versions(self, prefix: str) -> Iterator[ObjectVersion]:
         self._others.pop("versions", lambda: None)()
         yield from super().versions(prefix)
 
-    def head(self, key: str, version_id: str | None = None) -> Head | None:
+    def head(self, key: str, version_id: str | None = None) -> ObjectHead | None:
         found = super().head(key, version_id)
         if found is not None and found.held and "held" in self._others:
             self._others.pop("held")()

@@ -24,7 +24,7 @@ from typing import IO, ClassVar, Literal
 from archiver.core.checksums import Buffer
 from archiver.core.clock import Clock, RemoteClock
 from archiver.core.errors import KeyTaken, Reach, StoreError
-from archiver.store.types import Head, ListedObject, Lock, Stored, Version
+from archiver.store.types import ListedObject, ObjectHead, ObjectLock, ObjectVersion, Stored
 from tests.fakes import store_rules
 from tests.fakes.store_rules import Violation, sha256_hex
 
@@ -182,12 +182,12 @@ class MemoryStore:
         data = found.data
         return (data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
 
-    def head(self, key: str, version_id: str | None = None) -> Head | None:
+    def head(self, key: str, version_id: str | None = None) -> ObjectHead | None:
         found = self._get("head", key, version_id)
         if found is None:
             return None
         whole = None if found.version_id in self._in_parts() else found.sha256
-        return Head(
+        return ObjectHead(
             size=len(found.data),
             version_id=found.version_id,
             etag=f'"{found.sha256[:32]}"',
@@ -214,9 +214,12 @@ class MemoryStore:
         self._say("list", prefix, "after")
         yield from found
 
-    def versions(self, prefix: str) -> Iterator[Version]:
+    def versions(self, prefix: str) -> Iterator[ObjectVersion]:
         for item in self.list(prefix) if self._versioned else ():
-            yield Version(item.key, self.object(item.key).version_id or "", True, False, item.size)
+            version_id = self.object(item.key).version_id or ""
+            yield ObjectVersion(item.key, version_id, True, False, item.size)
+                item.key, self.object(item.key).version_id or "", True, False, item.size
+            )
 
     def _get(
         self, operation: Literal["get", "head"], key: str, version_id: str | None = None
@@ -281,16 +284,16 @@ class MemoryStore:
         bisect.insort(self._shelf.keys, key)
         return made
 
-    def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> Lock:
+    def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> ObjectLock:
         """Lock an object until then, unless it is locked for longer already."""
         if not self._locks(retain_until):
-            return Lock(None, None)
+            return ObjectLock(None, None)
         self._say("extend", key, "before")
         with self._shelf.lock:
             extended = self._lock(self._there(key, version_id), retain_until)
             found = self._shelf.objects[key]
         self._say("extend", key, "after")
-        return Lock(found.lock_mode, found.lock_until, extended)
+        return ObjectLock(found.lock_mode, found.lock_until, extended)
 
     def set_hold(self, key: str, version_id: str | None, held: bool) -> None:
         self._say("hold", key, "before")

@@ -25,7 +25,7 @@ from archiver.pipeline.backfill import Backfill
 from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.plan import Purpose
 from archiver.store.bucket import Bucket
-from archiver.store.types import Lock
+from archiver.store.types import ObjectLock
 from tests.fakes.clock import HandClock
 from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, stamp
@@ -286,7 +286,7 @@ class Dying(Bucket):
         super().__init__(real.options, client.clock, client.retry, client=client.s3)
         self.left = nth
 
-    def extend(self, *what: Any) -> Lock:
+    def extend(self, *what: Any) -> ObjectLock:
         self.left -= 1
         if self.left == 0:
             raise KeyboardInterrupt
