@@ -135,8 +135,6 @@ class Lister:
         self._warn(window, found, passes, stable)
         others = {} if of_others is None else of_others
         own, other_windows = self._place(window, seen, others, began)  # 2
-            window, seen, {} if of_others is None else of_others, began
-        )  # 2
         listing = Listing(
             listed_at=began,
             pages=found.pages,

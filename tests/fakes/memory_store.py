@@ -218,8 +218,6 @@ class MemoryStore:
         for item in self.list(prefix) if self._versioned else ():
             version_id = self.object(item.key).version_id or ""
             yield ObjectVersion(item.key, version_id, True, False, item.size)
-                item.key, self.object(item.key).version_id or "", True, False, item.size
-            )
 
     def _get(
         self, operation: Literal["get", "head"], key: str, version_id: str | None = None
