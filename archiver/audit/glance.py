@@ -26,6 +26,7 @@ from operator import lt
 from typing import NamedTuple
 
 from archiver.audit.told import MAX_RECORD_BYTES, FileRef, Told
+from archiver.manifest import record
 
 _PLAIN = r"[ !#-\[\]-\U0010ffff]"  # all but control characters, `"` and `\`
 _TEXT = rf'(?:"{_PLAIN}*+")'
@@ -42,10 +43,14 @@ _TIME = rf'"({_DAY})T[0-9:.]{{1,20}}+Z"'
 
 def _file(kind: str) -> str:
     """A file, and the comma before another one. Groups: bytes, key, SHA-256, version."""
+    # As `told.is_file_key` has it: a recording's extension says what it is.
+    suffix = (
+        r"\.[a-z0-9]{1,8}+" if kind == "recording" else re.escape(record.FILE_KINDS[kind].suffix)
+    )
     return (
         r'(?:\{"bytes":(0|[1-9][0-9]{0,17}+),'
         rf'"content_type":{_TEXT},'
-        rf'"key":"(recordings/dt={_DAY}/(?P=call)/{kind}(?:-[0-9a-f]{{16}})?\.[a-z0-9]{{1,8}}+)",'
+        rf'"key":"(recordings/dt={_DAY}/(?P=call)/{kind}(?:-[0-9a-f]{{16}})?{suffix})",'
         rf'"kind":"{kind}",'
         r'"sha256":"([0-9a-f]{64})",'
         r'"version_id":(?:"([!#-\[\]-~]{1,1024}+)"|null)\}'
