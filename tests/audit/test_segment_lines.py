@@ -140,6 +140,8 @@ def test_what_is_odd_is_left_to_the_strict_parser(name: str) -> None:
         (rb"dt=2024-01-15/vc_1/r1", rb"dt=2024-01-15/vc_2/r1"),
         (rb"dt=2024-01-15/vc_1/r1", rb"dt=2024-01-15/vc_1/r2"),
         (rb"vc_1/r1", rb"vc_1/r01"),
+        (rb"transcript\.json", rb"transcript.json1"),
+        (rb"epa\.json", rb"epa.wav"),
         (rb"\n", b""),
         (rb"\n", b" \n"),
         (rb"^", b" "),
