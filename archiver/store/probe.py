@@ -146,17 +146,21 @@ def probe(bucket: Bucket) -> Capabilities:
 
 
 def require_safe(found: Capabilities, *, single_writer: bool) -> None:
-    """Several writers need create-once, a promised lock must hold; else raises `StoreError`."""
+    """Several writers need create-once, a promised lock must hold; else raises `StoreError`, which
+    names all that is missing: what helps against one alone would only lead to the other."""
+    missing = []
     if not found.create_once and not single_writer:
-        raise StoreError(
+        missing.append(
             "the store overwrites objects that must be created once, so two writers could harm "
             "each other: use another store, or run exactly one process with --single-writer"
         )
     if found.lock_holds is False:
-        raise StoreError(
+        missing.append(
             "the store says that it locks objects, but lets locked ones be changed or deleted: "
             "use another store, or set ARCHIVER_OBJECT_LOCK_MODE=none"
         )
+    if missing:
+        raise StoreError("; ".join(missing))
 
 
 def _try_create_once(bucket: Bucket) -> tuple[bool, int | None]:

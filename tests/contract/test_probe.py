@@ -326,6 +326,10 @@ def test_a_promised_lock_must_hold(single_writer: bool) -> None:
     require_safe(replace(best, lock_holds=None), single_writer=single_writer)
     with pytest.raises(StoreError, match="ARCHIVER_OBJECT_LOCK_MODE=none"):
         require_safe(replace(best, lock_holds=False), single_writer=single_writer)
+    both = replace(best, lock_holds=False, create_once=False)
+    with pytest.raises(StoreError, match="ARCHIVER_OBJECT_LOCK_MODE=none") as caught:
+        require_safe(both, single_writer=single_writer)
+    assert ("--single-writer" in str(caught.value)) is not single_writer
 
 
 def test_seal_0_has_all_but_the_clock() -> None:
