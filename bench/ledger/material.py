@@ -127,6 +127,6 @@ def close_records(within: Window, records: list[Record]) -> Closed:
     records = sorted(records, key=lambda one: one.key)
     balance = Balance({one.call_id: one.outcome for one in records})
     listing = Listing(within.end + LATER, 10, 2, len(records), {"state": ["Completed"]})
-    data = segment.build(within, 1, records, balance, listing)
+    data = b"".join(segment.lines(within, 1, records, balance, listing))
     name, digest = layout.SegmentName(within.start, 1), hashlib.sha256(data).hexdigest()
     return Closed(name, data, b"".join(segment.companion(digest, name, records, io.BytesIO())))

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from archiver.core.model import Call, Window, format_time
-from archiver.manifest import canonical, event, layout, record, seal, segment
+from archiver.manifest import canonical, event, layout, record, seal
 from archiver.manifest.event import Hold, ObjectRef
-from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import FILE_KINDS, File, FileKind, Record
 from archiver.manifest.seal import Seal
-from archiver.manifest.segment import Balance, Line, Listing
+from archiver.manifest.segment import Balance, Listing
 from archiver.manifest.signing import SigningKey
 from tests.audit.store import MemoryStore
+from tests.fakes.segments import Segment, build_segment
 
 DAY = datetime(2024, 1, 15, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -27,33 +27,6 @@ COMPLETED = {"state": ["Completed"]}
 PAGES = {layout.VERIFY_PAGE: b"how to verify\n", layout.VERIFY_SCRIPT: b"exit 2\n"}
 UNKNOWN = FileKind("summary.md", "text/markdown", "what a later release may add")
 KINDS = {**FILE_KINDS, "summary": UNKNOWN}
-
-
-class Segment(NamedTuple):
-    """A segment as it stands in the bucket, parsed."""
-
-    data: bytes
-    name: SegmentName
-    window: Window
-    line: Mapping[str, Any]
-    records: list[Record]
-
-    def sha256_file(self) -> bytes:
-        digest = hashlib.sha256(self.data).hexdigest()
-        return b"".join(segment.companion(digest, self.name, self.records, io.BytesIO()))
-
-
-def build_segment(
-    window: Window, revision: int, records: Iterable[Line], balance: Balance, listing: Listing
-) -> Segment:
-    return parse_segment(b"".join(segment.lines(window, revision, records, balance, listing)))
-
-
-def parse_segment(data: bytes) -> Segment:
-    """Raises `FormatError`."""
-    tail = segment.parse_tail(data)
-    records = list(segment.records_of(io.BytesIO(data)))
-    return Segment(data, tail.name, tail.window, tail.line, records)
 
 
 def hour(number: int) -> Window:

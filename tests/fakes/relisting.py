@@ -43,7 +43,7 @@ def answers(status: int, path_end: str) -> Callable[[Request], Reply | None]:
 def lines_of(look: Archive, start: datetime = TEN) -> list[dict[str, Any]]:
     """The window lines of all revisions."""
     found = [one for one in look.segments.values() if one.window.start == start]
-    return [dict(one.line) for one in sorted(found, key=lambda one: one.revision)]
+    return [dict(one.line) for one in sorted(found, key=lambda one: one.name.revision)]
 
 
 def files_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:

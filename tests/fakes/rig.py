@@ -17,7 +17,7 @@ from archiver.core.concurrency import Workers
 from archiver.core.http import Transport, make_client
 from archiver.core.model import Retention, Window, window_of, windows_between
 from archiver.core.retry import Retry
-from archiver.manifest import layout, seal, segment
+from archiver.manifest import layout, seal
 from archiver.manifest.signing import SigningKey
 from archiver.pipeline.backfill import Backfill
 from archiver.pipeline.bucket_state import SegmentIndex
@@ -35,6 +35,7 @@ from archiver.store.signed_requests import SignedRequests
 from tests.fakes.clock import HandClock
 from tests.fakes.platform import Platform
 from tests.fakes.population import TEN
+from tests.fakes.segments import Segment, parse_segment
 
 HOUR = timedelta(hours=1)
 WINDOW = Window(TEN, TEN + HOUR)
@@ -171,9 +172,9 @@ class Archive:
         return found
 
     @cached_property
-    def segments(self) -> dict[str, segment.Segment]:
+    def segments(self) -> dict[str, Segment]:
         names = self.below(layout.SEGMENTS, ".jsonl")
-        return {key: segment.parse_segment(self.read(key)) for key in names}
+        return {key: parse_segment(self.read(key)) for key in names}
 
     def line(self, start: datetime = TEN, revision: int = 1) -> dict[str, Any]:
         """The window line of a segment."""

@@ -18,7 +18,7 @@ from archiver.manifest import canonical, merkle, record, seal, segment
 from archiver.manifest.record import File, Record
 from archiver.manifest.segment import Balance, Listing
 from archiver.manifest.signing import SigningKey
-from tests.audit.builder import Segment, build_segment, parse_segment
+from tests.fakes.segments import Segment, build_segment, parse_segment
 
 TEN = datetime(2024, 1, 15, 10, tzinfo=UTC)
 WINDOW = Window(TEN, TEN + timedelta(hours=1))

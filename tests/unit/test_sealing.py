@@ -12,7 +12,7 @@ import pytest
 
 from archiver.core.errors import StoreError, UsageError
 from archiver.core.model import Retention, Window
-from archiver.manifest import layout, seal, segment
+from archiver.manifest import layout, seal
 from archiver.manifest.segment import Balance, Listing
 from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.chain import Chain, last_number
@@ -22,6 +22,7 @@ from tests.fakes.clock import HandClock
 from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call
 from tests.fakes.rig import HOUR, Archive, Rig, new_key
+from tests.fakes.segments import build_segment
 
 MakeRig = Callable[..., Rig]
 Look = Callable[[], Archive]
@@ -51,7 +52,7 @@ def write_segment(bucket: Bucket, start: datetime, revision: int = 1) -> Unseale
     """An empty window's segment, durable with its companion, not sealed."""
     window = Window(start, start + HOUR)
     listing = Listing(start, 1, 2, 0, {"state": ["Completed"]})
-    made = segment.parse_segment(segment.build(window, revision, [], Balance({}), listing))
+    made = build_segment(window, revision, [], Balance({}), listing)
     bucket.put_once(made.name.jsonl, made.data)
     bucket.put_once(made.name.sha256, made.sha256_file())
     return UnsealedSegment(seal.describe(made.name.jsonl, io.BytesIO(made.data)), None)
