@@ -82,8 +82,8 @@ class ClockCheck:
         """What was logged last: whether our clock is wrong, and which sides differ."""
 
     def is_right(self, *, remind: bool = False) -> bool:
-        """Whether our clock is right, as far as anybody says. Each change is logged, and with
-        `remind` a clock that is still wrong again."""
+        """Whether our clock is right, as far as the sides show. Each change is logged; with
+        `remind` a clock that is still wrong is logged again."""
         asked = {name: skew() for name, skew in self._sides.items()}
         skews = {name: seconds for name, seconds in asked.items() if seconds is not None}
         for name, seconds in skews.items():
