@@ -239,7 +239,7 @@ class OldestUnarchived:
                 self._waiting.pop(window, None)
                 if times := [placing_time(one.call, window, now) for one in result.unarchived]:
                     self._waiting[window] = times
-            # The listing of a stuck window never agreed with itself, so it may have missed calls.
+            # The listing of such a window kept changing or failed, so it may have missed calls.
             is_stuck = result.status is WindowStatus.STUCK or result.error is not None
             is_unlisted = (not result.worked or is_stuck) and not result.is_closed
             if is_unlisted and window.start >= watermark:
