@@ -186,8 +186,8 @@ class StoreClient:
             return None
 
     def attempt(self, operation: str, send: Callable[[], T]) -> T:
-        """Call `send` once: checks the clock before, translates errors, and notes the store's
-        `Date`."""
+        """Call `send` once, translate its errors, and note the store's `Date`. Raises `Interrupted`
+        if the process must end."""
         self.clock.check()
         try:
             answer = send()

@@ -37,7 +37,8 @@ LOCK_TRIES = 8
 LOCK_PAUSE_SECONDS = 0.05
 """The pause before the second try; each further pause is longer by this."""
 MUTEXES = 256
-"""The most objects that a process locks at the same time."""
+"""Objects share these mutexes by the hash of their key, so a process locks at most this many at
+once."""
 _TAKES_NO_HOLD = ("refused", "not_found", "not_implemented", "not_configured")
 """Reasons that concern the object or the bucket, not the credentials or the network."""
 
