@@ -54,7 +54,7 @@ def store_options(settings: StoreSettings) -> StoreOptions:
         prefix=settings.s3_prefix,
         endpoint_url=settings.s3_endpoint_url,
         region=settings.s3_region,
-        connections=settings.workers + 8,
+        connections=settings.workers + 8,  # threads that process windows send requests too
         transport=settings.http_transport,
         signed_requests=settings.s3_requests == "signed",
     )
@@ -93,8 +93,7 @@ def trust_store(
     single_writer: bool,
     verify_writes: str = "head",
 ) -> None:
-    """Configure bucket and chain by what the store has proved. Raises `StoreError` if that is not
-    safe."""
+    """Configure bucket and chain by what the store proved. Raises `StoreError` if it is unsafe."""
     require_safe(found, single_writer=single_writer)
     bucket.create_once = found.create_once
     chain.single_writer = not found.create_once
@@ -257,8 +256,7 @@ class App:
 
     def _abort_orphaned_uploads(self) -> None:
         """Abort the uploads of processes that were killed: their parts take room and are billed.
-        Only recordings and the probe are uploaded in parts; other uploads in the bucket are not
-        ours."""
+        Only recordings and the probe are uploaded in parts; other uploads may belong to others."""
         before = self.clock.now() - ORPHANED_AFTER
         try:
             prefixes = (layout.RECORDINGS, layout.PROBE)
@@ -271,8 +269,8 @@ class App:
             log.info("uploads.aborted", count=count)
 
     def is_alive(self) -> bool:
-        """Whether this process makes progress, for `/healthz`. Rounds that fail count as progress:
-        a restart does not repair a source or a store that is down (`core/liveness.py`).
+        """Whether this process makes progress, for `/healthz`. A failing round does not make it
+        dead: a restart does not repair a source or a store that is down (`core/liveness.py`).
 
         No single wait lasts as long as the default limit of 5 minutes: a request ends after 30 s of
         silence at the source, 60 s at the store, 120 s in all; a pause checks in every 0.2 s.

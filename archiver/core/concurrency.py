@@ -1,5 +1,4 @@
-"""Thread pools for calls and windows, with bounded queues and a concurrency limit for
-throttling."""
+"""Thread pools with bounded queues, and a concurrency limit that throttling lowers."""
 
 from __future__ import annotations
 
@@ -73,8 +72,7 @@ class ConcurrencyLimit:
 
 
 class Workers:
-    """A pool of `count` threads that all windows share. `concurrency_limit` may let fewer of them
-    run."""
+    """A pool of `count` threads that all windows share; `concurrency_limit` may admit fewer."""
 
     def __init__(self, count: int, concurrency_limit: ConcurrencyLimit | None = None) -> None:
         self._slot = nullcontext if concurrency_limit is None else concurrency_limit.slot
@@ -82,11 +80,9 @@ class Workers:
         self._ahead = 2 * count
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Return `function` of each item, in order.
-
-        The first exception cancels the tasks that have not begun, waits for the others, and is
-        raised. Only a few items are queued at a time, because there may be many.
-        """
+        """Return `function` of each item, in order. The first exception cancels the tasks that have
+        not begun, waits for the others, and is raised. Only a few items are queued at a time: there
+        may be many."""
         results: dict[int, R] = {}
         running: dict[Future[R], int] = {}
         done = SimpleQueue[Future[R]]()
@@ -120,8 +116,7 @@ class Workers:
 def ordered(
     executor: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int
 ) -> Iterator[R]:
-    """Yield `function` of each item, in order, with at most `ahead` of them submitted and not yet
-    taken."""
+    """Yield `function` of each item, in order, at most `ahead` submitted and not yet taken."""
     running: deque[Future[R]] = deque()
     for item in items:
         running.append(executor.submit(function, item))
@@ -153,7 +148,7 @@ class Backlog:
         self._executor.submit(function).add_done_callback(self._done)
 
     def drain(self) -> None:
-        """Wait for all tasks. Raises the exception of a task that failed."""
+        """Wait for all tasks."""
         for _ in range(self._limit):
             self._slots.acquire()
         for _ in range(self._limit):

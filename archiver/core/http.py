@@ -11,8 +11,7 @@ on OpenSSL. `HTTP_TRANSPORT` selects one. Both guarantee:
 - A body that is shorter than announced is an error (`truncated`).
 - Bytes that come on a connection after an answer are never read as the next answer (RFC 9112,
   section 6.3). httpcore would read them so, so `standard` opens a connection for each request.
-- Proxies (`HTTPS_PROXY`, `NO_PROXY`) and private roots (`SSL_CERT_FILE`) come from the environment,
-  as in httpx and curl.
+- Proxies (`HTTPS_PROXY`, `NO_PROXY`) and private roots (`SSL_CERT_FILE`) come from the environment.
 """
 
 from __future__ import annotations
@@ -66,14 +65,10 @@ _clients: WeakSet[HttpClient] = WeakSet()
 class TransportError(Exception):
     """No complete answer came. The message has a few words, and nothing that was sent or read.
 
-    `kind`:
-    - `invalid`: the URL or a header cannot be sent;
-    - `unconnected`: no connection, including TLS, could be made;
-    - `untrusted`: the server's certificate is not trusted;
-    - `broken`: the connection was reset, fell silent or ended before the body;
-    - `truncated`: the body ended early;
-    - `malformed`: the answer is not HTTP;
-    - `too_large`, `too_slow`: the answer exceeds the given limits.
+    `kind`: `invalid`, the URL or a header cannot be sent; `unconnected`, no connection, including
+    TLS, could be made; `untrusted`, for the server's certificate; `broken`, the connection was
+    reset, fell silent or ended before the body; `truncated`, the body ended early; `malformed`, not
+    HTTP; `too_large` and `too_slow`, beyond the given limits.
     """
 
     def __init__(self, what: str, kind: Kind) -> None:
@@ -116,7 +111,7 @@ class StreamingResponse:
 
     def readinto(self, view: memoryview) -> int:
         """Copy the bytes that have come, at least one, into `view`; returns their number, 0 at the
-        body's end."""
+        end."""
         piece = self._unread or self._next()
         count = min(len(piece), len(view))
         view[:count] = piece[:count]
@@ -259,8 +254,7 @@ class _FastClient:
         self, roots: Path | None, silence_seconds: float, check: Callable[[], None]
     ) -> None:
         # The library's read timeout also covers the time to send a body, even while it makes
-        # progress. So requests with whole answers have a limit of their own, by the size of the
-        # body.
+        # progress. So requests with whole answers have their own limit, by the body's size.
         self._whole = _pyreqwest_client(roots, silence_seconds, uploads=True)
         self._streaming = _pyreqwest_client(roots, silence_seconds)
         self._check = check
@@ -348,8 +342,7 @@ class _FastClient:
 
 
 def _drop_unreadable_headers(request: Request, handler: SyncNext) -> SyncResponse:
-    """Middleware that drops headers that are not text: httpx reads all headers, and fails for such
-    a one."""
+    """Middleware that drops headers that are not text: httpx fails for one."""
     response = handler.run(request)
     readable = {name for name, _ in _readable(response.headers)}
     for name in set(response.headers) - readable:
@@ -358,8 +351,7 @@ def _drop_unreadable_headers(request: Request, handler: SyncNext) -> SyncRespons
 
 
 def _readable(headers: HeaderMap) -> Iterator[tuple[str, str]]:
-    """The fields whose values are text; the library raises for others (such as names in
-    Latin-1)."""
+    """The fields whose values are text; the library raises for others (such as Latin-1)."""
     for name in dict.fromkeys(headers):
         with suppress(ValueError):
             for value in headers.getall(name):
@@ -527,8 +519,7 @@ class _Alarm:
     def _ring(self) -> None:
         self._rang = True
         if self._connection is not None:
-            # Not the TLS socket's own `shutdown`: it must not run while another thread reads from
-            # the socket.
+            # A TLS socket's own `shutdown` must not run while another thread reads from it.
             with suppress(OSError):
                 socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
 

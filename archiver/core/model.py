@@ -55,8 +55,7 @@ def format_time(moment: datetime) -> str:
 
 
 def format_second(moment: datetime) -> str:
-    """As `format_time`, rounded down to the second: the form of our own times, which `jq` can
-    parse."""
+    """As `format_time`, rounded down to the second: the form of our own times, for `jq`."""
     return format_time(moment.replace(microsecond=0))
 
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from archiver.core.errors import FormatError
 
 MAX_HEADER_BYTES = 1 << 20
-"""The most that chunks before the audio (metadata, padding) may take; a larger header is
-refused."""
+"""The most that chunks before the audio (metadata, padding) may take; more is an error."""
 
 _ENCODINGS = {1: "pcm", 3: "ieee_float", 6: "alaw", 7: "mulaw", 0x31: "gsm610"}
 _EXTENSIBLE = 0xFFFE
@@ -78,6 +77,7 @@ def _parse(head: bytes | memoryview) -> WavHeader:
             fmt = _format(head, body, size)
         elif name == b"ds64":
             sizes64 = struct.unpack_from("<QQ", head, body)
+        # RIFF pads chunks to an even length.
         offset = body + size + (size & 1)
         if offset > MAX_HEADER_BYTES:
             raise FormatError("no WAV: over 1 MiB before the audio")

@@ -52,8 +52,7 @@ class Backfill:
         progress: BackfillProgress | None = None,
         at_once: int = WINDOWS_AT_ONCE,
     ) -> None:
-        """`at_once` windows are processed at the same time; 1 processes them in the caller's
-        thread."""
+        """`at_once` windows are processed at a time; 1 uses the caller's thread."""
         self._at_once = at_once
         self._windows = windows
         self._chain = chain
@@ -116,8 +115,7 @@ class Backfill:
             return False
 
     def seal(self, batch: Sequence[WindowResult], watermark: datetime | None) -> None:
-        """Append one seal for all segments of a batch, without those that another writer has
-        sealed."""
+        """Append one seal for all segments of a batch that no other writer has sealed."""
         segments = [segment for result in batch for segment in result.segments]
         if segments:
             self._chain.append(segments, watermark)

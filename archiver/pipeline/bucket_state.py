@@ -50,9 +50,8 @@ REMEMBERED_SEGMENT_DAYS = 16
 
 @contextmanager
 def spool(chunks: Iterable[bytes] = ()) -> Iterator[IO[bytes]]:
-    """Yield a temporary file with these bytes, and delete it afterwards. A segment may have 100
-    MB. Raises `StoreError` if the temporary directory is full, also while the caller writes to the
-    file."""
+    """Yield a temporary file with these bytes, and delete it afterwards. A segment may have 100 MB.
+    Raises `StoreError` if its directory is full, also for the caller's writes."""
     with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as file:
         try:
             for chunk in chunks:
@@ -67,7 +66,7 @@ def spool(chunks: Iterable[bytes] = ()) -> Iterator[IO[bytes]]:
             ) from None
 
 
-# --- a day: which records and segments there are
+# --- the records and segments of a day
 
 
 class _DayIndex(Generic[V]):
@@ -122,8 +121,7 @@ class RecordIndex(_DayIndex[dict[str, int]]):
             return dict(self._of(day))
 
     def add(self, key: str) -> None:
-        """Add a record that was just written. A day that is not cached is listed when it is
-        needed."""
+        """Add a record that was just written. A day that is not cached is listed later."""
         parsed = layout.parse_record_key(key)
         with self._lock:
             if parsed is not None and (revisions := self._days.get(parsed[0])) is not None:
@@ -253,7 +251,7 @@ class UnreadableRecord:
     foreign: bool
 
 
-# --- a window: what its segments say
+# --- the segments of a window
 
 
 @dataclass(frozen=True)
@@ -302,8 +300,7 @@ class WindowState:
     behind_policy: bool = False
     """Whether one of the records promises less than today's policy."""
     lock_until: datetime | None = None
-    """The latest date that today's policy requires for its calls, or that their records promise;
-    None without a lock."""
+    """The latest lock date that today's policy requires for its calls or their records promise."""
 
 
 class WindowReader:
@@ -344,8 +341,8 @@ class WindowReader:
         return state
 
     def read_line(self, name: SegmentName) -> WindowLine | None:
-        """Return the window line of a segment, read from its end; None, with an error in the log,
-        if it cannot be read."""
+        """Return the window line of a segment, read from its end. None, with an error in the log,
+        if it is unreadable."""
         try:
             data = self._store.tail(name.jsonl, TAIL_BYTES) or b""
             # The last line may be longer than the tail.
@@ -374,8 +371,7 @@ class WindowReader:
                 records[one.call_id] = LatestRecord.of(one)
             until = latest_date(until, covering_date(one, window, self._retention))
             behind = behind or is_behind_policy(one, window, self._retention)
-        # A segment that cannot be parsed to its end must leave nothing in the state, so it changes
-        # here.
+        # Only now: a segment that cannot be parsed to its end must not change the state.
         state.records |= records
         state.behind_policy = state.behind_policy or behind
         state.lock_until = latest_date(state.lock_until, until)

@@ -48,7 +48,7 @@ OUTAGES = ("source_unavailable", "store_refused")
 SOURCE_SILENT = ("source_unavailable", "call_refused")
 """Failure reasons that say nothing about the call: the source did not answer for it."""
 DOWNLOADS = 4
-"""How often a recording that changes or proves damaged on the way is downloaded from its start."""
+"""How often a recording is downloaded that changes or proves damaged on the way."""
 MISMATCH_SECONDS = 2.0
 MISMATCH_SHARE = 0.02
 """The recording's length may differ from the source's by the larger of the two; else a finding."""
@@ -197,8 +197,7 @@ class CallArchiver:
                 if is_archived and (silent := attempt.unanswered) is not None:
                     return self._wait(attempt, silent, None if found is previous else found)
                 return found if is_archived else self._refresh_if_older(attempt, found)
-            # 8. A failure that an outage may have caused says nothing about the call, so it takes
-            #    two tries.
+            # 8. A failure that an outage may have caused counts only after two tries.
             first = number < 2 and not was_pending
             if (first and unarchived.reason in OUTAGES) or unarchived.undecided:
                 return unarchived
@@ -217,8 +216,7 @@ class CallArchiver:
 
     def _fetch_documents(self, attempt: Attempt) -> None:
         """Fetch the call's own document, then its survey. Without the first, the listing is all
-        that is known of the call. The source may return the survey twice: inside the call, and from
-        its own endpoint."""
+        that is known of the call. The survey may come inside the call as well."""
         call_id = attempt.listed.id
         try:
             attempt.call, attempt.source["request_id"] = self._source.call(call_id)
@@ -257,8 +255,7 @@ class CallArchiver:
     # --- 2. the recording
 
     def _store_recording(self, attempt: Attempt, settled: bool) -> None:
-        """Stream the recording into the bucket. If it changes on the way, download it again from
-        its start."""
+        """Stream the recording into the bucket. If it changes on the way, start again."""
 
         def signed_url() -> SignedUrl:
             signed = self._source.recording_url(attempt.call.id)
@@ -301,7 +298,7 @@ class CallArchiver:
                 error.status,
             )
 
-    # --- 3. to 6. what is written
+    # --- 3. to 6. documents and record
 
     def _commit(self, attempt: Attempt) -> Record:
         """Store the documents and write the record. The write of the record is the commit point."""
@@ -310,8 +307,7 @@ class CallArchiver:
         self._store_documents(attempt)
         if previous is not None and _says_the_same(previous, attempt):
             return previous
-        # 4. A crash after this leaves longer locks and more holds than are promised, which is
-        #    harmless.
+        # 4. A crash after this leaves longer locks and more holds than promised: harmless.
         if previous is not None:
             if promises_less(previous, self._retention, until):
                 self._extend_previous(attempt, previous)
@@ -337,8 +333,7 @@ class CallArchiver:
             retention=promise(self._retention, until, attempt.lock_modes),
         )
         # 5. A crash before this write leaves no record: the next try archives the call again. After
-        #    it, only a segment that names the record is missing. If a concurrent writer was first,
-        #    its record counts.
+        #    it, only a segment that names the record is missing. The first writer's record counts.
         with metrics.stage("record"):
             try:
                 stored = self._store.put_once(
@@ -380,8 +375,7 @@ class CallArchiver:
         attempt.files.sort(key=lambda file: order.get(file.kind, len(order)))
 
     def _store_malformed(self, attempt: Attempt, kind: str, body: bytes | None) -> None:
-        """Keep the bytes that came in place of a document, else those that the previous record
-        names."""
+        """Keep the bytes that came in place of a document, else the previous record's."""
         malformed = FILE_KINDS[kind].malformed
         assert malformed is not None  # noqa: S101  (the kind of a document)
         before = attempt.previous_file(malformed)
@@ -438,9 +432,8 @@ class CallArchiver:
                 attempt.lock_modes.add(mode)
 
     def _hold_as_previous(self, previous: Record, attempt: Attempt) -> bool:
-        """Whether the call's previous record is on legal hold; if so, put one on its new files. The
-        ledger may lack a hold that somebody is putting on right now, so the object itself is
-        checked."""
+        """Whether the call's previous record is on legal hold; if so, put one on its new files.
+        Checks the object, because the ledger may not have the hold yet."""
         head = self._store.head(previous.key)
         if head is None or not head.held:
             return False
@@ -483,8 +476,7 @@ class CallArchiver:
     def _wait(
         self, attempt: Attempt, error: CallError | StoreError, amended: Record | None = None
     ) -> Unarchived:
-        """Leave the call pending and start its backoff. Raises `error` if it is about the whole
-        store."""
+        """Leave the call pending, in backoff. Raises `error` if it is about the whole store."""
         reason, stage, undecided = error.reason, error.stage, False
         if isinstance(error, CallError):
             undecided = error.undecided
@@ -562,9 +554,8 @@ class Attempt:
 
     @property
     def unanswered(self) -> CallError | None:
-        """Why the source did not answer for a document; None if it answered for all. An error that
-        describes the document itself, or that the previous record states already, counts as an
-        answer."""
+        """Why the source did not answer for a document; None if it answered for all. An error of
+        the document itself, or one that the previous record states, is an answer."""
         for kind, error in self.errors.items():
             known = self.previous.why_unavailable(kind) if self.previous else None
             if error.undecided or (error.reason in SOURCE_SILENT and error.reason != known):
@@ -617,7 +608,7 @@ class Attempt:
         content_type = FILE_KINDS[kind].content_type
         return File(kind, stored.key, stored.size, stored.sha256, content_type, stored.version_id)
 
-    # --- how it ends
+    # --- the outcome
 
     def keep_recording(self) -> None:
         """Keep the recording of an archived call, and what the previous record says about it."""
@@ -635,8 +626,7 @@ class Attempt:
 
     @property
     def all_findings(self) -> set[str]:
-        """The findings about documents and recording, and those that compare the call with its
-        recording."""
+        """The findings about documents, recording, length and times."""
         codes = {*self.recording_findings, *self.findings}
         length = self.call.duration_seconds
         if self.audio is not None and length is not None:
@@ -663,8 +653,7 @@ class Backoff:
     """
 
     def __init__(self, clock: Clock, first_rest_seconds: float = 60.0) -> None:
-        """The first wait is `first_rest_seconds`. Each wait is twice as long as the one before, up
-        to 15 min."""
+        """The first wait is `first_rest_seconds`. Each is twice the one before, up to 15 min."""
         self._clock = clock
         self._first_rest_seconds = first_rest_seconds
         self._tries: dict[str, _Tries] = {}
@@ -686,6 +675,7 @@ class Backoff:
 
     def failed(self, unarchived: Unarchived) -> None:
         """Start the wait after a failed try."""
+        # The exponent is bounded, because a float overflows beyond 2**1023.
         growth = 2.0 ** min(unarchived.attempts - 1, 20)
         rest = min(LONGEST_REST_SECONDS, self._first_rest_seconds * growth)
         with self._mutex:
@@ -730,9 +720,8 @@ def _count(made: Record, previous: Record | None) -> None:
 
 def _says_the_same(previous: Record, attempt: Attempt) -> bool:
     """Whether a new revision would repeat the previous one: the same outcome, files and findings
-    about documents, and the same reason of a failure. It also counts as the same if the previous
-    one shows that there was a recording: a deletion or an outage at the source does not revoke
-    that."""
+    about documents, and the same reason of a failure. A deletion or an outage at the source does
+    not revoke that there was a recording."""
     before = previous.document
     is_weaker = attempt.outcome == "no_recording" or attempt.reason not in HAD_RECORDING
     if before["reason"] in HAD_RECORDING and attempt.outcome != "archived" and is_weaker:

@@ -222,8 +222,7 @@ class CallRecords:
                     self.add_orphans(neighbour, {call_id: found.pop(call_id) for call_id in there})
 
     def _load_day(self, day: date, window: Window, few: bool) -> bool:
-        """Load the orphans of a day by the window of their call. Returns False if the day was
-        skipped."""
+        """Load the orphans of a day by the window of their call. False if it was skipped."""
         orphans = self._index.revisions(day)
         if orphans:
             for keys in self._workers.map(self._keys_named_by, self._segments_near(day)):
@@ -272,8 +271,8 @@ class CallRecords:
             return {one for one in wanted if one in self._named}
 
     def _segments_near(self, day: date) -> Iterator[SegmentName]:
-        """The segments that may name a record of this day. A day that the store does not list is
-        logged and skipped."""
+        """The segments that may name a record of this day. Skips a day that the store does not
+        list."""
         midnight = datetime.combine(day, datetime.min.time(), UTC)
         for other in (day - DAY, day, day + DAY):
             try:

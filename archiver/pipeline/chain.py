@@ -183,8 +183,7 @@ class Chain:
     # --- read on and append
 
     def refresh(self) -> Seal:
-        """Read from the known head to the newest seal, and complete each seal on the way. Returns
-        the head."""
+        """Read from the known head to the newest seal, and complete each seal on the way."""
         with self._lock:
             while (following := self._read(self.head.seq + 1)) is not None:
                 if following.prev != self.head.sha256 or following.archive != self.head.archive:
@@ -225,6 +224,7 @@ class Chain:
                     head,
                     [segment.entry for segment in todo],
                     key_id=self._key.public.key_id,
+                    # Times in the chain never go back, even if the writers' clocks differ.
                     sealed_at=max(self._clock.now(), head.sealed_at),
                     watermark=watermark or head.watermark,
                     single_writer=self.single_writer,

@@ -29,11 +29,9 @@ from archiver.observability import metrics
 log = structlog.get_logger()
 
 SUSPICIOUS = 10
-"""After this many different items refused in a row, with nothing stored in between, send the
-control request."""
+"""So many refused items in a row, without a successful write, trigger the control request."""
 HOPELESS = 100
-"""This many in a row are an outage, whatever the control request returns: a full store may answer
-it."""
+"""So many in a row are an outage, whatever the control request returns."""
 MAX_SKEW_SECONDS = 300.0
 """The limit that S3 and signed requests commonly use. No network delays an answer for so long."""
 
@@ -68,7 +66,7 @@ class StoreHealth:
             self._refused.add(item)
             count = len(self._refused)
             if count >= HOPELESS:
-                self._refused.clear()  # a later retry counts anew: else one refusal would end it
+                self._refused.clear()  # start again: else each later refusal would be an outage
                 return True
         return count % SUSPICIOUS == 0 and not self._is_answering()
 

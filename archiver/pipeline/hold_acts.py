@@ -39,8 +39,8 @@ from archiver.store.types import CallObjects
 
 KEY_TRIES = 5
 """How many keys an act tries if other bytes have its key. 32 bits of a hash collide once in 4
-billion acts of the same second, and anybody who can write to the bucket may have put the bytes
-there."""
+billion acts of the same second, and anybody who can write to the bucket can put other bytes there.
+"""
 NAMED = 5
 """How many ids an error message names; for more it gives the number."""
 AGAIN = "; the act is not finished: run the same command again"
@@ -62,8 +62,8 @@ class HoldLedger(Protocol):
     def find(
         self, call_ids: Collection[str]
     ) -> tuple[dict[str, CallObjects], dict[str, StoreError]]:
-        """The objects of each call that has a record; and, by call, the error if its objects cannot
-        be read."""
+        """The objects of each call that has a record, and the calls whose objects cannot be
+        read."""
 
     def beside(self, hold: Hold) -> CallObjects:
         """What lies now in the directories of an act's call. Thread-safe."""
@@ -192,8 +192,8 @@ class Holds:
         return self._ledger.readable() if action == "add" else self._ledger.acts()
 
     def _refuse_if_outdated(self, in_force: Mapping[str, Sequence[Act]]) -> None:
-        """Raise `UsageError` if the ledger has a newer act about one of the calls than this removal
-        saw."""
+        """Raise `UsageError` if the ledger has an act about the calls that this removal did not
+        see."""
         by_call = event.by_call(self._ledger.acts())
         for call_id, seen in in_force.items():
             newest = by_call.get(call_id, [])[-1:]
@@ -206,8 +206,7 @@ class Holds:
     def _write(
         self, acts: Sequence[Hold], until: datetime | None
     ) -> tuple[list[Hold], UnsealedSegment]:
-        """Make a segment with the acts durable, with its checksum list. Returns the acts with their
-        ids."""
+        """Make a segment with the acts durable, with its checksum list. Adds ids to the acts."""
         for number in range(KEY_TRIES):
             own = [replace(one, id=event.random_id()) for one in acts]
             key, data = event.segment(own)
@@ -222,8 +221,7 @@ class Holds:
         return own, UnsealedSegment(seal.describe(key, BytesIO(data), window_lines=0), until)
 
     def _newest(self, own: Sequence[Hold]) -> list[Hold]:
-        """The newest act about each call of ours; our own act if the ledger can no longer be
-        read."""
+        """The newest act about each call of ours; our own act if the ledger is unreadable now."""
         by_call = event.by_call(self._acts(own[0].action))
         return [by_call[one.call_id][-1].hold if one.call_id in by_call else one for one in own]
 

@@ -14,9 +14,9 @@
 
 `HoldEnforcement` puts the holds of the ledger on a window's objects, each time a settled window is
 processed. The command that puts a hold on a call covers the objects that exist by then. Objects
-that came meanwhile, and those that a crash left between a record and the second check of its call's
-hold, are found here. New objects are created with the hold (`call.py`). Nothing here removes a
-hold.
+that came later, and those that a crash left between a record and the second check of its call's
+hold, are found here. New objects are created with the hold (`call.py`). Holds are never removed
+here.
 """
 
 from __future__ import annotations
@@ -52,8 +52,7 @@ REFRESH_SECONDS = 300.0
 REFRESH_HELD_SECONDS = 10.0
 """Refresh the ledger at most this often before treating a call as held."""
 CALLS_AT_ONCE = 1000
-"""Calls whose objects are checked at a time, to bound the memory: a window may have 100,000 held
-calls."""
+"""Calls checked at a time, to bound the memory: a window may have 100,000 held calls."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,7 @@ class _Act:
 
 @dataclass(frozen=True)
 class _EventSegment:
-    """A segment of events. `seal` is the number of its seal; None while it has no readable seal
-    pointer."""
+    """A segment of events. `seal` is the number of its seal; None without a readable pointer."""
 
     key: str
     acts: tuple[_Act, ...]
@@ -77,8 +75,7 @@ class _EventSegment:
 
 @dataclass(frozen=True)
 class HoldEvent:
-    """A sealed segment of events: its seal's number, the time of its last act, and whether one of
-    its calls is held now."""
+    """A sealed segment of events. `at` is its last act; `holds`: one of its calls is held now."""
 
     key: str
     seal: int
@@ -202,8 +199,7 @@ def _held_by(segments: Iterable[_EventSegment]) -> frozenset[str]:
 
 
 class HoldEnforcement:
-    """Puts holds on the objects of held calls. Thread-safe while no two threads process the same
-    window."""
+    """Puts holds on objects of held calls. Thread-safe while no two threads process one window."""
 
     def __init__(self, store: Bucket, held: HeldCalls, workers: Workers) -> None:
         self._store = store

@@ -100,8 +100,7 @@ class Loop:
            date from a wrong clock cannot be undone. The answers in 2. show whether the clock is
            right.
         4. Close and seal the due windows, oldest first.
-        5. List sealed windows again, oldest first, until the time is up. The next round does the
-           rest.
+        5. List sealed windows again, oldest first, until the time is up.
         """
         summary, length = Summary(), self._schedule.window
         self._oldest.round_began()
@@ -272,6 +271,5 @@ def _batches(items: list[T], size: int) -> Iterable[list[T]]:
 
 
 def loop_start(start: datetime | None, now: datetime, length: timedelta) -> datetime:
-    """Where the loop begins in an empty archive: the start of the window of `START`, else of
-    now."""
+    """Where the loop begins in an empty archive: the window of `START`, else of now."""
     return window_of(start or now, length).start

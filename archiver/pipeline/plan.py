@@ -90,8 +90,7 @@ def make_plan(
     plan = Plan(listed, latest)
     for call in [*missing.values(), *listed.calls.values()]:
         known, bad = latest.get(call.id), unreadable.get(call.id)
-        # It may be a record that another process can read, so this process writes no further
-        # revision.
+        # Another process may be able to read it, so it is not superseded here.
         if bad is not None and not bad.foreign:
             if known is None:
                 plan.resting.append(Unarchived(call, "record_unreadable", 1, None))

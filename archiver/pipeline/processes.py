@@ -34,7 +34,8 @@ from archiver.pipeline.window import Summary
 log = structlog.get_logger()
 
 _WORST_LAST = (0, 1, Interrupted.exit_code, 3, 4, 2)
-"""Exit codes: done; needs a person; begun and to be run again; source; store; nothing was done."""
+"""Exit codes from best to worst: done; a person must act; interrupted, to be run again; source;
+store; nothing was done."""
 
 END_SECONDS = 5.0
 """How long the shares may take to end after the parent has failed; then they are killed."""

@@ -99,8 +99,7 @@ class RecordingWriter:
         """
         info = recording.info
         # 1. An upload in parts has a new key each time, and nothing is deleted. Without reuse, a
-        #    call whose record the store refuses for ever would leave a whole recording with each
-        #    try.
+        #    call whose record is always refused would leave a whole recording per try.
         in_parts = info.length > self._part_bytes
         done = self._uploaded_before(key, info, retain_until) if in_parts else None
         if done is None:
@@ -148,8 +147,8 @@ class RecordingWriter:
     def _uploaded_before(
         self, key: str, info: BlobInfo, retain_until: datetime | None
     ) -> StoredRecording | None:
-        """The upload of an earlier try, if it is of the same blob, has the same lock date, and is
-        still in the store."""
+        """The upload of an earlier try, if blob and lock date are the same and the store still has
+        it."""
         with self._mutex:
             done, until = self._uploads.get(key, (None, None))
         # The source may name another of its hosts for the same blob.
@@ -167,8 +166,7 @@ class RecordingWriter:
         return done
 
     def _buffer(self, size: int) -> memoryview:
-        """This thread's buffer. It is reused, because the page faults of a new one take as long as
-        hashing."""
+        """This thread's buffer. Page faults of a new one take as long as hashing."""
         if len(getattr(self._local, "buffer", b"")) < size:
             self._local.buffer = None  # free the old one before allocating the new one
             self._local.buffer = bytearray(size)
@@ -185,8 +183,7 @@ class RecordingWriter:
         """Upload part by part through one buffer; `view` already has the first part. An upload that
         takes longer than `GIVEN_UP_AFTER` is given up: other processes would treat it as orphaned
         and abort it."""
-        # Some stores ignore `If-None-Match` on CompleteMultipartUpload, so the key is unique to
-        # this upload.
+        # Some stores ignore `If-None-Match` on CompleteMultipartUpload, so the key must be unique.
         key = layout.beside(key, self._tag())
         end = self._monotonic() + GIVEN_UP_AFTER.total_seconds()
         upload = self._store.begin(key, content_type=WAV, retain_until=retain_until)
@@ -275,7 +272,6 @@ def _header(first: memoryview, info: BlobInfo) -> wav.WavHeader:
 
 
 def _check_announced(digests: checksums.Digests) -> None:
-    """Raise `CallError` if the bytes differ from the Content-MD5 that the blob store announced, if
-    any."""
+    """Raise `CallError` if the bytes differ from the Content-MD5 that was announced, if any."""
     if digests.md5_differs:
         raise CallError("other bytes than announced", retryable=True, reason="digest_mismatch")

@@ -35,8 +35,7 @@ SKEW = timedelta(minutes=15)
 """A sighting older than the newest listing by more than this was known to the process that wrote
 that listing. Clocks differ by less."""
 PAUSE_SECONDS = 900.0
-"""The pause before a window is listed again whose listing kept changing, or whose source did not
-answer."""
+"""The pause after a listing that kept changing, or a source that did not answer."""
 
 
 @dataclass
@@ -54,8 +53,7 @@ class _Sealed:
     """Whether one of them has an id that the window does not name."""
     rests_until: float = 0.0
     waits_until: datetime | None = None
-    """How long the window waits for a source that does not answer; None while the source
-    answers."""
+    """The end of its wait for a source that does not answer; None while it answers."""
 
 
 class Relisting:
@@ -154,6 +152,7 @@ class Relisting:
             at = self._scanned_at.get(reach)
             if at is None or self._clock.monotonic() >= at + seconds:
                 self._scan_back(reach)
+                # A scan of all days includes the newest ones.
                 self._scanned_at |= dict.fromkeys((NEWEST, reach), self._clock.monotonic())
 
     def _scan_back(self, reach: timedelta) -> None:
@@ -214,8 +213,7 @@ class Relisting:
             known.lacks_sighted = True  # an unreadable segment proves nothing: list the window
 
     def _days(self, oldest: date) -> list[date]:
-        """The days from `oldest` on that have segments; all days, if the store does not list
-        them."""
+        """The days from `oldest` on that have segments; all days if these are unlistable."""
         try:
             return [day for day in self._segments.days() if day >= oldest]
         except StoreError as error:

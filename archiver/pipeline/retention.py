@@ -48,7 +48,7 @@ from archiver.manifest.record import Record
 from archiver.store.bucket import Bucket
 from archiver.store.types import ObjectHead
 
-if TYPE_CHECKING:  # they reckon with lock dates themselves
+if TYPE_CHECKING:  # these modules import this one
     from archiver.pipeline.bucket_state import LatestRecord, SegmentIndex, WindowState
     from archiver.pipeline.hold_enforcement import HeldCalls, HoldEvent
 
@@ -130,8 +130,7 @@ def _is_implausible(found: Record) -> bool:
 
 
 def _has_impossible_end(found: Record) -> bool:
-    """Whether an earlier release computed the lock from an end that lies over a day in the
-    future."""
+    """Whether an earlier release used an end for the lock that was over a day ahead."""
     end, written_at = _end(found), parse_time(found.document.get("archived_at"))
     if end is None or written_at is None or _is_implausible(found):
         return False
@@ -205,8 +204,7 @@ class RetentionKeeper:
 
     def keep_archive(self, key_id: str) -> None:
         """Extend the locks that the whole archive needs, if they are over a day shorter than
-        today's policy from now, and those of hold events. Runs at the first call and then daily.
-        Raises `StoreError`."""
+        today's policy from now, and those of hold events. Runs daily. Raises `StoreError`."""
         now = self._clock.monotonic()
         recently = self._checked_at is not None and now < self._checked_at + DAY.total_seconds()
         until = self._retention.until(self._clock.now())
@@ -220,6 +218,7 @@ class RetentionKeeper:
             layout.VERIFY_SCRIPT,
         ):
             head = self._head(key)
+            # The date moves with the clock; a day of slack avoids an extension per start.
             if head is not None and self._is_short(head, until - DAY):
                 self._extend(until, (key, head.version_id))
         counts = _sum(self._workers.map(self._keep_event, self._held.events()))

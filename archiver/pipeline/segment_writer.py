@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 
 class SegmentWriter:
-    """Writes segments and their checksum lists. Thread-safe while no two threads process the same
+    """Writes segments and their checksum lists. Thread-safe while no two threads process one
     window."""
 
     def __init__(self, store: Bucket, segments: SegmentIndex) -> None:

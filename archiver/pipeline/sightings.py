@@ -49,14 +49,12 @@ class _Known:
     count: int = 0
     """How often this process has added sightings."""
     closed_at: int = 0
-    """The value of `count` when this process last closed the window, or saw that another one
-    had."""
+    """The value of `count` when this process last closed the window, or saw it closed."""
 
 
 @dataclass(frozen=True)
 class Sighted:
-    """All ids sighted for a window, and how often this process had added some when this was
-    read."""
+    """All ids sighted for a window, and `_Known.count` when they were read."""
 
     ids: frozenset[str]
     count: int
@@ -66,8 +64,7 @@ class Sightings:
     """Reads and writes sightings. Thread-safe.
 
     A sighting that cannot be read is logged as an error and stops nothing. So is one that the store
-    refuses, unless the store is out: its ids stay in memory and are written with the window's next
-    ones.
+    refuses, unless the store is out: its ids stay in memory until the window's next write.
     """
 
     def __init__(
@@ -94,7 +91,7 @@ class Sightings:
     def is_ours(self, window: Window) -> bool:
         return self.begins is None or window.start >= self.begins
 
-    # --- what a listing shows
+    # --- writing sightings
 
     def note(self, listed: WindowListing, named: Collection[str], *, afresh: bool) -> Sighted:
         """Write the calls of a listing that have no record: the window's own, and those of other
@@ -175,8 +172,7 @@ class Sightings:
         """Write the ids that are kept in memory, one object per window. Raises `StoreError` if the
         store is out; the rest then stays in memory.
 
-        A crash before an object is written leaves its ids unknown, but nothing was done about them
-        either.
+        A crash before an object is written leaves its ids unknown, but nothing was done about them.
         """
         with self._writing:
             with self._lock:
@@ -194,13 +190,14 @@ class Sightings:
                         known.unwritten -= ids
                         known.count += 1
 
-    # --- what is known of a window
+    # --- the sightings of a window
 
     def read(self, window: Window, *, afresh: bool = False) -> Sighted:
         """Return all ids sighted for a window. `afresh` lists its objects again to find those of
         other processes. Raises `StoreError` if the store is out."""
         with self._lock:
             known = self._known.get(window) or _Known()
+            # The count before the LIST: `closed` must not cover ids added during it.
             count, loaded = known.count, set(known.keys)
         added: dict[str, frozenset[str]] = {}
         if not known.loaded or afresh:
@@ -244,8 +241,7 @@ class Sightings:
             }
 
     def of_day(self, day: date) -> dict[datetime, list[ListedObject]]:
-        """The objects of a day by the start of their windows, with one LIST. Raises
-        `StoreError`."""
+        """The objects of a day by the start of their windows, by one LIST. Raises `StoreError`."""
         found: dict[datetime, list[ListedObject]] = {}
         for item in self._list(layout.sighting_prefix(day)):
             start = layout.parse_sighting_key(item.key)
@@ -254,8 +250,7 @@ class Sightings:
         return found
 
     def read_objects(self, keys: Iterable[str]) -> list[sighting.Sighting]:
-        """Read these sightings, without those that cannot be read. Raises `StoreError` if the store
-        is out."""
+        """Read these sightings; skips unreadable ones. Raises `StoreError` if the store is out."""
         return [one for one in self._workers.map(self._read, keys) if one is not None]
 
     # --- the objects

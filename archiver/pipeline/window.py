@@ -104,8 +104,7 @@ class Summary:
 
     @property
     def needs_a_person(self) -> bool:
-        """Whether a person has to act. Calls that wait in open windows do not count; the caller
-        decides."""
+        """Whether a person has to act. Calls that wait in open windows do not count here."""
         left = self.failed or self.pending or self.incomplete or self.unreadable
         return bool(left or self.stuck or self.harmed or self.clock_wrong)
 
@@ -129,8 +128,7 @@ class WindowResult:
     listed_at: datetime | None = None
     """When the newest revision was listed, as far as this run knows."""
     worked: bool = False
-    """Whether the window was listed and its calls processed. If not, nothing is known about
-    them."""
+    """Whether the window was listed and its calls processed. If not, their state is unknown."""
     unrefreshed: bool = False
     """Whether it was first closed after it had reached an age, with calls archived earlier. These
     may have changed since, so it is to be listed again."""
@@ -454,7 +452,7 @@ class WindowArchiver:
         self._progress.call_done(result.outcome, new.get("recording", 0))
         return LatestRecord.of(result), sum(new.values())
 
-    # --- what the loop and backfills ask of it
+    # --- for the loop and backfills
 
     def is_about_one_window(self, window: Window, error: ArchiverError) -> bool:
         """Whether an error, raised while processing a window, concerns that window alone."""

@@ -58,11 +58,10 @@ IDLE_PAGES = 3
 """A listing ends after this many pages in a row with repeats only."""
 BAD_PAGES = 2
 """A listing ends after this many pages in a row that cannot be fetched. A single page may be bad,
-and the pages behind it are still listed. With two, the listing itself is bad, and each page costs
-all its tries."""
+and the pages behind it are still listed. Two in a row mean that the listing is bad, and each page
+costs all its tries."""
 ACCESS_SAMPLE = 5
-"""Calls whose recording URL is requested before work begins. The first may have no recording, or
-one on an unusual host."""
+"""Calls whose recording URL is requested first: one may have no recording, or an odd host."""
 READ_SCOPE, AUDIO_SCOPE = CONTROL_SCOPE, "audio:download"
 NONE_STATUS = (204, 404, 410)
 """Statuses which say that there is none."""
@@ -209,8 +208,7 @@ class VoiceCallsClient:
         yield Page(query["state"], error=_listing_error(window, text))
 
     def _page(self, window: Window, query: Mapping[str, str], number: int) -> Page:
-        """Fetch a page. A 404 to any page but the first means that it lies beyond the end: it is
-        empty."""
+        """Fetch a page. A 404 to any page but the first means beyond the end: empty."""
         state = query["state"]
         try:
             with stage("list"):
@@ -275,8 +273,7 @@ class VoiceCallsClient:
         return survey
 
     def recording_url(self, call_id: str) -> SignedUrl:
-        """Fetch a fresh signed URL, to be used at once. Raises `NoRecording` if there is no
-        recording."""
+        """Fetch a fresh signed URL, to be used at once. Raises `NoRecording` if there is none."""
         try:
             return self._recording_url(call_id)
         except SourceRefused as error:

@@ -45,11 +45,9 @@ CONTROL_PATH, CONTROL_SCOPE = "/voice-calls", "voice:read"
 CONTROL_TRIES = 3
 """Fewer than for other requests, because one has just failed after all of its tries."""
 CONTROL_SECONDS = 1.0
-"""How long the result of a control request is valid. Workers whose requests fail together share
-it."""
+"""How long the result of a control request is valid. Workers share it."""
 ROTATION_SECONDS = 180.0
-"""How long to wait for new credentials. Kubernetes takes up to two minutes to replace a mounted
-file."""
+"""How long to wait for new credentials. Kubernetes replaces a file within two minutes."""
 UNREADABLE_SECONDS = 1.0
 """The pause before an answer that cannot be parsed is requested again."""
 _HEADERS = {
@@ -62,8 +60,7 @@ Secret = Callable[[], str]
 
 
 class Credentials(ABC):
-    """What requests are signed with. `may_change`: whether new ones may come while the process
-    runs."""
+    """What requests are signed with. `may_change`: new ones may come while we run."""
 
     def __init__(self, *secrets: Secret, may_change: bool) -> None:
         self._secrets = secrets
@@ -75,8 +72,7 @@ class Credentials(ABC):
 
     @abstractmethod
     def headers(self, method: str, path: str) -> dict[str, str]:
-        """The headers of a request without a body. `path` is percent-encoded, as it is sent,
-        without the query."""
+        """The headers of a request without a body. `path`: percent-encoded, without query."""
 
 
 class BearerAuth(Credentials):
@@ -144,8 +140,7 @@ class _Control(NamedTuple):
     error: SourceError | None
 
     def raise_error(self) -> None:
-        """Raise a new copy of its error, for each worker that shares the result. It is not
-        retryable."""
+        """Raise a new copy of its error, for each worker that shares it. Not retryable."""
         if isinstance(self.error, SourceRefused):
             raise SourceRefused(str(self.error), status=self.error.status) from None
         if self.error is not None:
@@ -216,8 +211,7 @@ class JsonApi:
         try:
             return self._retry.call(name, ask)
         except Unreadable:
-            # A proxy's page or an empty body is temporary. What comes twice is the source's own
-            # answer.
+            # It may be a proxy's page or an empty body. The second is the source's own answer.
             RETRIES.labels(name, "bad_document").inc()
         self.clock.sleep(UNREADABLE_SECONDS)
         return self._retry.call(name, ask)
@@ -326,8 +320,7 @@ class JsonApi:
     def _get_once(
         self, path: str, query: Mapping[str, str], scope: str, max_bytes: int
     ) -> JsonAnswer:
-        """Send one request. The path is sent exactly as it was signed, so nothing in it may be
-        encoded again."""
+        """Send one request. The path is sent as it was signed: nothing is encoded again."""
         self._rate_limit.wait()
         path = self._root + path
         url = self._origin + (f"{path}?{urlencode(query)}" if query else path)
@@ -424,6 +417,7 @@ def _unwrap(response: HttpResponse) -> JsonAnswer:
     if isinstance(document, dict):
         if document.get("error") and document.keys() <= {"error", "meta", "success"}:
             raise Unreadable("the source answered an error with status 200")
+        # A call or survey with a field `data` of its own has an id, and is not an envelope.
         if "data" in document and "id" not in document:
             meta, pagination = document.get("meta"), document.get("pagination")
             document = document["data"]

@@ -162,8 +162,7 @@ class Lister:
         return found
 
     def _pass(self, window: Window, seen: dict[str, Call]) -> _Pass:
-        """One pass. Adds its calls to `seen`; a later entry for the same call replaces an earlier
-        one."""
+        """One pass. Adds its calls to `seen`; a call's later entry replaces an earlier one."""
         result = _Pass()
         totals: dict[str, int] = {}
         for page in self._source.pages(window, self._filters):
@@ -209,8 +208,7 @@ class Lister:
         window.
 
         A call goes to another window if the listing of that window shows it. That listing is
-        fetched once, when a call has a time in that window. `of_others` receives its calls as they
-        come.
+        fetched once, when a call has a time in that window. `of_others` receives its calls.
         """
         own: dict[str, Call] = {}
         listed_there: dict[Window, dict[str, Call]] = {}

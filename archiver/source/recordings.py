@@ -33,8 +33,7 @@ READ_BYTES = 256 << 10
 RATE_GRACE_SECONDS = 30.0
 """The minimum rate of a download is not checked before this time."""
 TRIES = 4
-"""A recording is given up for now after this many connections in a row that bring almost
-nothing."""
+"""After so many connections in a row with almost no bytes a recording is given up for now."""
 
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:\d{1,5})?|\[[0-9a-f:]+\](:\d{1,5})?")
 _LENGTH = re.compile(r"\d{1,15}", re.ASCII)
@@ -131,8 +130,7 @@ class RecordingClient:
         return BlobStream(response, info, at, self._clock, self._min_rate, self._grace_seconds)
 
     def check_url(self, url: str) -> str:
-        """Return the URL's `host` or `host:port`. Raises `UrlNotAllowed` if the URL is not
-        allowed."""
+        """Return the URL's `host` or `host:port`. Raises `UrlNotAllowed`."""
         malformed = UrlNotAllowed("the recording URL is malformed")
         if not url.isascii() or not url.isprintable() or "\\" in url or " " in url:
             raise malformed
@@ -143,8 +141,7 @@ class RecordingClient:
             raise malformed from None
         if parts.scheme not in ("https", "http") or not _HOST.fullmatch(authority):
             raise malformed
-        # Another parser must find the same host, such as one that takes everything up to the first
-        # `/`.
+        # Another parser must find the same host, even one that takes all up to the first `/`.
         if not url.lower().startswith(f"{parts.scheme}://{authority}") or "#" in url:
             raise malformed
         default = ":443" if parts.scheme == "https" else ":80"
@@ -408,6 +405,5 @@ def _length(response: StreamingResponse) -> int:
 
 
 def _recordable(value: str | None) -> str | None:
-    """A header value as a record may store it: printable ASCII, at most 256 characters; else
-    None."""
+    """A header value as a record may store it: printable ASCII, 256 characters; else None."""
     return value[:256] if value and value.isprintable() and value.isascii() else None

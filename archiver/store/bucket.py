@@ -102,12 +102,11 @@ class Bucket:
     def __init__(
         self, options: StoreOptions, clock: Clock, retry: Retry, *, client: Any = None
     ) -> None:
-        """`client`: a boto3 client that sends every request; by default one is made from the
-        options."""
+        """`client`: a boto3 client for every request; by default one is made from the options."""
         self.options = options
         self.client = StoreClient(options, clock, retry, client=client)
         self.create_once = True
-        """Whether the store refuses to overwrite. If not, the single writer checks before each
+        """Whether the store refuses to overwrite. If not, the one writer sends a HEAD before each
         write."""
         self.read_back = False
         """Whether each recording is read back and hashed, because a HEAD proves too little."""
@@ -125,8 +124,7 @@ class Bucket:
     def read(
         self, key: str, version_id: str | None = None, max_bytes: int = MAX_OBJECT_BYTES
     ) -> bytes | None:
-        """The object's bytes; None if there is no object. Raises `StoreError` beyond
-        `max_bytes`."""
+        """The object's bytes; None if there is no object. `StoreError` beyond `max_bytes`."""
         file = io.BytesIO()
         found = self._read_into(file, key, version_id, max_bytes)
         return file.getvalue() if found else None
@@ -148,7 +146,7 @@ class Bucket:
         return file.getvalue() if found else None
 
     def stream(self, key: str, version_id: str | None = None) -> Iterator[bytes] | None:
-        """The object in chunks; None if there is no object. A body that is cut short raises
+        """The object in chunks; None if there is no object. A truncated body raises
         `StoreError`."""
         return self.client.retrying(lambda: self._open(key, version_id))
 
@@ -238,8 +236,7 @@ class Bucket:
     def _pages(
         self, method: str, asked: dict[str, str], first: Mapping[str, str] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """The pages of a listing; `first` is added to the request for the first one. A page that
-        fails is requested again."""
+        """The pages of a listing; `first` is for the first request only. Retries each page."""
         arguments = {**asked, **(first or {})}
 
         def once() -> dict[str, Any]:
@@ -254,6 +251,7 @@ class Bucket:
             if not page.get("IsTruncated"):
                 return
             following = {name: page[new] for name, new in _NEXT_PAGE.items() if page.get(new)}
+            # Without a new marker the listing would never end.
             if not following or following.items() <= arguments.items():
                 raise of_object("the store says that a listing goes on, but not where", "error")
             arguments = {**asked, **following}
@@ -454,8 +452,7 @@ class Bucket:
         return self.client.call_once("put_object", layout.PROBE, Body=PROBE_BYTES, **whole)
 
     def check_access(self) -> None:
-        """Raise `StoreError` if the bucket is missing, denies access, or lacks Object Lock when it
-        is set."""
+        """Raise `StoreError` if the bucket is missing, denies access, or lacks a required lock."""
         answer = self.client.call("list_objects_v2", Prefix=self.client.prefix, MaxKeys=1)
         if "IsTruncated" not in answer and "Name" not in answer:
             raise StoreError(_NO_LISTING)
@@ -490,13 +487,13 @@ class Bucket:
                 raise denials[0]
 
     def has_object_lock(self) -> bool:
-        """Whether the bucket has Object Lock. Raises `StoreError` if the credentials may not ask: a
-        guess would go into seal 0."""
+        """Whether the bucket has Object Lock. Raises `StoreError` if that is denied: a guess would
+        go into seal 0."""
         return self._lock_configuration().get("ObjectLockEnabled") == "Enabled"
 
     def locks_by_itself(self) -> bool:
-        """Whether the bucket has a default retention, which locks objects that are written without
-        a lock."""
+        """Whether the bucket has a default retention, which locks objects written without a
+        lock."""
         rule = self._lock_configuration().get("Rule") or {}
         return bool(rule.get("DefaultRetention"))
 
@@ -519,8 +516,7 @@ class Bucket:
 
 
 class MultipartUpload:
-    """A multipart upload in progress. Not thread-safe; the caller ends it with `complete` or
-    `abort`."""
+    """A multipart upload in progress. Not thread-safe; to be ended by `complete` or `abort`."""
 
     def __init__(
         self, bucket: Bucket, key: str, upload_id: str, retain_until: datetime | None
@@ -533,8 +529,8 @@ class MultipartUpload:
         self._bytes = 0
 
     def part(self, data: Buffer, sha256: str | None = None) -> None:
-        """Send the next part, with its SHA-256 (hex, if it is known). It is sent again if its
-        answer is lost."""
+        """Send the next part, with its SHA-256 (hex, if it is known). Retried if its answer is
+        lost."""
         checksum = checksums.hex_to_base64(sha256 or checksums.sha256_hex(data))
         part = {"PartNumber": len(self._parts) + 1, "ChecksumSHA256": checksum}
         etag = self._bucket.client.retrying(
@@ -564,8 +560,7 @@ class MultipartUpload:
         return self._bucket.verify_write(stored, self._retain_until)
 
     def complete_once(self, **condition: str) -> str | None:
-        """Complete the upload, in one attempt and unverified. Returns the new version, if the store
-        names it."""
+        """Complete the upload, in one attempt and unverified. Returns the version, if named."""
         parts = {"Parts": self._parts}
         answer = self._send_once("complete_multipart_upload", MultipartUpload=parts, **condition)
         version_id: str | None = answer.get("VersionId")

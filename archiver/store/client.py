@@ -62,8 +62,7 @@ def make_client(
     *,
     read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
 ) -> Any:
-    """A boto3 client without retries, which sends only the checksums that we pass. Raises
-    `StoreError`."""
+    """A boto3 client without retries and checksums of its own. Raises `StoreError`."""
     config = botocore.config.Config(
         retries={"total_max_attempts": 1, "mode": "standard"},
         connect_timeout=10,
@@ -85,8 +84,7 @@ def make_client(
 
 
 def connect(options: StoreOptions, check: Callable[[], None]) -> SignedRequests:
-    """Return what sends requests to the bucket. `check` is as in `http.make_client`. Raises
-    `StoreError`."""
+    """Return the requests of a bucket. `check` is as in `http.make_client`. Raises `StoreError`."""
     aws = botocore.session.Session()
     session = boto3.Session(botocore_session=aws)
     client = make_client(options, session)
@@ -167,7 +165,7 @@ class StoreClient:
     def call_once(
         self, method: str, key: str | None = None, version_id: str | None = None, **arguments: Any
     ) -> dict[str, Any]:
-        """Call a method, in one attempt; returns its answer. Without a key the request is about the
+        """Call a method, in one attempt; returns its answer. Without a key it is about the
         bucket."""
         send = getattr(self.signed, method, None) or getattr(self.s3, method)
         where = {"Bucket": self.options.bucket} if key is None else self.at(key, version_id)
@@ -225,8 +223,7 @@ def etag_of(answer: dict[str, Any]) -> str:
 
 def _head(answer: dict[str, Any]) -> ObjectHead:
     checksum, etag = answer.get("ChecksumSHA256"), etag_of(answer)
-    # For a multipart upload the store keeps a checksum of checksums; not every store marks it as
-    # such.
+    # For a multipart upload the store keeps a checksum of checksums; not all stores mark it.
     if answer.get("ChecksumType") == "COMPOSITE" or "-" in (checksum or "") or "-" in etag:
         checksum = None
     if "ContentLength" not in answer:

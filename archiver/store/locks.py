@@ -37,8 +37,7 @@ LOCK_TRIES = 8
 LOCK_PAUSE_SECONDS = 0.05
 """The pause before the second try; each further pause is longer by this."""
 MUTEXES = 256
-"""Objects share these mutexes by the hash of their key, so a process locks at most this many at
-once."""
+"""Number of mutexes. Objects share them by the hash of their keys."""
 _TAKES_NO_HOLD = ("refused", "not_found", "not_implemented", "not_configured")
 """Reasons that concern the object or the bucket, not the credentials or the network."""
 
@@ -47,8 +46,7 @@ class ObjectLocks:
     """Sets the locks and holds of one bucket's objects. Thread-safe."""
 
     def __init__(self, client: StoreClient, has_object_lock: Callable[[], bool]) -> None:
-        """`has_object_lock`: whether the bucket has Object Lock. It is called after a lock was not
-        kept."""
+        """`has_object_lock`: whether the bucket has Object Lock. Called if a lock is not kept."""
         self._client = client
         self._mode = client.options.lock_mode
         self._has_object_lock = has_object_lock
@@ -196,8 +194,7 @@ def whole_second(moment: datetime) -> datetime:
 
 
 def _is_weaker(head: ObjectHead, mode: str, until: datetime) -> bool:
-    """Whether a lock is weaker than requested. COMPLIANCE counts as at least as strong as
-    GOVERNANCE."""
+    """Whether a lock is weaker than requested. COMPLIANCE satisfies GOVERNANCE."""
     return (
         head.lock_mode not in (mode, "COMPLIANCE")
         or head.lock_until is None

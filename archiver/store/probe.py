@@ -12,8 +12,7 @@ and sometimes report what they did not do. So each store is tested on one small 
   multipart upload is kept. If a store accepts what it should refuse, there are more versions; these
   are deleted again, as far as the credentials allow.
 - It is locked for `LOCK_SECONDS` at a time only.
-- A writer needs no permission to delete, to list versions or to set holds. What the credentials may
-  not ask is None.
+- A writer needs no permission to delete, to list versions or to set holds. A denied test is None.
 """
 
 from __future__ import annotations
@@ -67,8 +66,7 @@ class Capabilities:
     """How many wrote at once: to create the object, or to overwrite it if it existed."""
     create_once_race_winners: int | None = None
     complete_create_once: bool | None = None
-    """CompleteMultipartUpload refuses a key that is taken. (Whether that is atomic is not
-    tested.)"""
+    """CompleteMultipartUpload refuses a key that is taken. Whether atomically is not tested."""
     lock_holds: bool | None = None
     """A locked version keeps mode and date, cannot be deleted, and its date cannot be shortened."""
     lock_at_multipart: bool | None = None
@@ -188,8 +186,7 @@ def _try_create_once(bucket: Bucket) -> tuple[bool, int | None]:
 def _race(bucket: Bucket) -> int:
     """Return how many of the concurrent writers the store lets create the object.
 
-    A store may keep losers waiting for long, so a writer that has waited `PATIENCE_SECONDS` asks
-    again.
+    A store may keep losers waiting for long, so writers retry after `PATIENCE_SECONDS`.
     """
     barrier = threading.Barrier(RACERS, timeout=10)
     options, clock = replace(bucket.options, connections=RACERS), bucket.client.clock
@@ -271,8 +268,7 @@ def _lock_holds(bucket: Bucket, mode: str) -> bool:
 
 
 def _hold_works(bucket: Bucket) -> bool | None:
-    """Whether a legal hold can be set, is shown, and can be removed; None if the credentials may
-    not."""
+    """Whether a legal hold can be set, is shown, and can be removed; None if denied."""
     oldest = _oldest_put(bucket)
     version = oldest.version_id if oldest else None
 
@@ -340,8 +336,7 @@ def _versions(bucket: Bucket) -> list[ObjectVersion] | None:
 
 def _put_versions(bucket: Bucket) -> list[tuple[str, datetime]]:
     """The versions that were written by a PUT, with their dates; none if they cannot be listed.
-    Versions made by an upload belong to another probe: several processes may begin an archive at
-    once."""
+    Versions made by an upload belong to another probe: two may begin an archive at once."""
     found = []
     for one in _versions(bucket) or ():
         head = _raw_head(bucket, one.version_id)

@@ -1,5 +1,4 @@
-"""What a store returns about its objects, as plain values. Keys are relative to the archive's
-prefix."""
+"""What a store returns about its objects, as plain values. Keys are relative to the archive."""
 
 from __future__ import annotations
 
