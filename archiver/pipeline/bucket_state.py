@@ -256,9 +256,8 @@ class UnreadableRecord:
 
 @dataclass(frozen=True)
 class UnsealedSegment:
-    """A segment, of a window or of events, that is durable with its checksum list and has no seal
-    yet. `entry` is what its seal will say of it; `retain_until` is the latest lock date of what it
-    covers."""
+    """A durable segment, of a window or of events, that has no seal yet. `entry` is what its seal
+    will say of it; `retain_until` is the latest lock date of what it covers."""
 
     entry: SegmentEntry
     retain_until: datetime | None

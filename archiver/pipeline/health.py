@@ -31,7 +31,7 @@ log = structlog.get_logger()
 SUSPICIOUS = 10
 """So many refused items in a row, without a successful write, trigger the control request."""
 HOPELESS = 100
-"""So many in a row are an outage, whatever the control request returns."""
+"""So many in a row are an outage, even if the control is answered: a full store may answer it."""
 MAX_SKEW_SECONDS = 300.0
 """The limit that S3 and signed requests commonly use. No network delays an answer for so long."""
 

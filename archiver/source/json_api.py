@@ -417,7 +417,7 @@ def _unwrap(response: HttpResponse) -> JsonAnswer:
     if isinstance(document, dict):
         if document.get("error") and document.keys() <= {"error", "meta", "success"}:
             raise Unreadable("the source answered an error with status 200")
-        # A call or survey with a field `data` of its own has an id, and is not an envelope.
+        # With an id it is a call that has a field `data` of its own, not an envelope.
         if "data" in document and "id" not in document:
             meta, pagination = document.get("meta"), document.get("pagination")
             document = document["data"]
