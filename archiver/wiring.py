@@ -1,8 +1,8 @@
 """The one place where the parts are put together: settings in, plain values and ports out.
 
-- `reader`, `writer`: the bucket, for who only reads it, and for who writes it.
-- `listing`: the source, for who only lists it.
-- `open_holds`: what sets legal holds; it needs no source.
+- `reader`, `writer`: the bucket for commands that only read it, and for those that write it.
+- `listing`: the source for commands that only list it.
+- `open_holds`: sets legal holds; needs no source.
 - `open_app`: the archiver itself.
 """
 
@@ -54,21 +54,21 @@ def store_options(settings: StoreSettings) -> StoreOptions:
         prefix=settings.s3_prefix,
         endpoint_url=settings.s3_endpoint_url,
         region=settings.s3_region,
-        connections=settings.workers + 8,
+        connections=settings.workers + 8,  # threads that process windows send requests too
         transport=settings.http_transport,
         signed_requests=settings.s3_requests == "signed",
     )
 
 
 def reader(settings: StoreSettings, clock: Clock) -> Bucket:
-    """The bucket, for who only reads it."""
+    """The bucket for commands that only read it."""
     return Bucket(store_options(settings), clock, Retry(clock))
 
 
 def writer(
     settings: WriterSettings, clock: SystemClock, concurrency_limit: ConcurrencyLimit | None = None
 ) -> Bucket:
-    """The bucket with all that is passed on each write."""
+    """The bucket with the arguments of each write: lock mode, encryption, storage class."""
     options = replace(
         store_options(settings),
         lock_mode=retention(settings).mode,
@@ -93,7 +93,7 @@ def trust_store(
     single_writer: bool,
     verify_writes: str = "head",
 ) -> None:
-    """Rely on what the store has shown. Raises `StoreError` where that would not be safe."""
+    """Configure bucket and chain by what the store proved. Raises `StoreError` if it is unsafe."""
     require_safe(found, single_writer=single_writer)
     bucket.create_once = found.create_once
     chain.single_writer = not found.create_once
@@ -103,7 +103,7 @@ def trust_store(
 
 
 def probe_again(bucket: Bucket, chain: Chain) -> Capabilities:
-    """What the store shows now, and no more than it proved when the archive was begun."""
+    """What the store shows now, limited to what it proved when the archive was begun."""
     proved = chain.genesis().document.get("store")
     return quick_probe(bucket, proved if isinstance(proved, dict) else {})
 
@@ -114,7 +114,7 @@ def probe_again(bucket: Bucket, chain: Chain) -> Capabilities:
 def source(
     settings: SourceSettings, clock: Clock, concurrency_limit: ConcurrencyLimit | None = None
 ) -> VoiceCallsClient:
-    """The source's API client. Raises `UsageError` where a secret's file cannot be read."""
+    """The client of the source's API. Raises `UsageError` if a secret's file cannot be read."""
     credentials: Credentials
     if settings.has("api_token"):
         is_file = settings.api_token_file is not None
@@ -135,7 +135,7 @@ def source(
         make_client(settings.http_transport, check=clock.check, over_httpx=True),
         retry=Retry(clock, concurrency_limit=concurrency_limit),
         requests_per_second=settings.api_rate,
-        # Credentials may be good for this part of the listing alone.
+        # Credentials may be valid for this part of the listing only.
         narrowing={name: value for name, value in narrowing.items() if value},
     )
     return VoiceCallsClient(api)
@@ -159,7 +159,7 @@ def _lister(settings: SourceSettings, api: VoiceCallsClient, clock: Clock) -> Li
 
 @contextmanager
 def listing(settings: SourceSettings, clock: Clock) -> Iterator[Lister]:
-    """For who lists and does nothing else; on leaving, connections close."""
+    """A lister for commands that only list; closes the connections at the end."""
     api = source(settings, clock)
     try:
         yield _lister(settings, api, clock)
@@ -168,11 +168,11 @@ def listing(settings: SourceSettings, clock: Clock) -> Iterator[Lister]:
 
 
 def check_hosts(urls: Sequence[SignedUrl], blobs: RecordingClient) -> None:
-    """Check the hosts of a few recordings of the source's, before work begins.
+    """Check the hosts of a few recording URLs before work begins.
 
-    Raises `UsageError` where all lie on the same host that is not allowed: otherwise each call of
-    an old range would be given up for one wrong setting. Where only some URLs are refused, or they
-    are malformed, that is the matter of their calls.
+    Raises `UsageError` if all are on the same host and it is not allowed: with one wrong setting,
+    each call of an old range would be given up. If only some URLs are refused, or they are
+    malformed, that concerns their calls only.
     """
     refused = []
     for signed in urls:
@@ -202,7 +202,7 @@ def check_hosts(urls: Sequence[SignedUrl], blobs: RecordingClient) -> None:
 
 @dataclass
 class App:
-    """Everything that archives, wired."""
+    """All parts of the archiver, put together."""
 
     settings: Settings
     clock: SystemClock
@@ -214,7 +214,7 @@ class App:
     windows: WindowArchiver
 
     def preflight(self) -> None:
-        """Ask source and store for access, before anything is written.
+        """Check the access to source and store before anything is written.
 
         Raises `SourceRefused`, `SourceError` or `StoreError`, each saying what to do.
         """
@@ -222,11 +222,11 @@ class App:
         self.bucket.check_access()
 
     def ensure_archive(self, *, single_writer: bool = False) -> bool:
-        """Open the archive, or begin one; True where it was begun.
+        """Open the archive, or begin one. Returns True if it was begun.
 
         1. Open it, or find that there is none. Refuse settings that do not fit.
-        2. Try the store out: briefly, or all of it before an archive is begun.
-        3. Rely on what it has shown.
+        2. Probe the store: briefly, or completely before an archive is begun.
+        3. Configure bucket and chain by what it proved.
         4. Begin the archive: public key, the pages for an auditor without our software, seal 0.
         """
         settings, is_there = self.settings, self.chain.open()  # 1
@@ -255,8 +255,8 @@ class App:
         )
 
     def _abort_orphaned_uploads(self) -> None:
-        """Abort the uploads of a process that was killed: until then they take room, and are paid
-        for. Only recordings and the probe are uploaded in parts; others may use the bucket too."""
+        """Abort the uploads of processes that were killed: their parts take room and are billed.
+        Only recordings and the probe are uploaded in parts; other uploads may belong to others."""
         before = self.clock.now() - ORPHANED_AFTER
         try:
             prefixes = (layout.RECORDINGS, layout.PROBE)
@@ -269,11 +269,11 @@ class App:
             log.info("uploads.aborted", count=count)
 
     def is_alive(self) -> bool:
-        """Whether this process makes progress, for `/healthz`. Rounds that fail are no part of it:
-        a restart does not mend a source or a store that is down (`core/liveness.py`).
+        """Whether this process makes progress, for `/healthz`. A failing round does not make it
+        dead: a restart does not repair a source or a store that is down (`core/liveness.py`).
 
-        No wait of ours lasts for the default limit of 5 minutes: a request gives up after 30 s of
-        silence at the source, 60 s at the store, 120 s in all; a pause naps for 0.2 s.
+        No single wait lasts as long as the default limit of 5 minutes: a request ends after 30 s of
+        silence at the source, 60 s at the store, 120 s in all; a pause checks in every 0.2 s.
         """
         return liveness.idle_seconds() < self.settings.liveness_timeout.total_seconds()
 
@@ -296,7 +296,7 @@ class App:
 def open_app(
     settings: Settings, clock: SystemClock, progress: BackfillProgress | None = None
 ) -> Iterator[App]:
-    """Put the parts together; on leaving, workers end and connections close."""
+    """Put the parts together; at the end, stop the workers and close the connections."""
     key, keep = settings.signing_key(), retention(settings)
     concurrency_limit = ConcurrencyLimit(settings.workers, clock)
     api = source(settings, clock, concurrency_limit)
@@ -343,8 +343,8 @@ def open_app(
 def open_holds(
     settings: WriterSettings, clock: SystemClock, *, single_writer: bool = False
 ) -> Iterator[Holds]:
-    """What sets legal holds; it needs no source. Raises `UsageError` where there is no archive,
-    `StoreError` where its bucket takes no holds."""
+    """Open what sets legal holds; it needs no source. Raises `UsageError` if there is no archive,
+    `StoreError` if its bucket does not support holds."""
     key, keep = settings.signing_key(), retention(settings)
     bucket = writer(settings, clock)
     bucket.check_access()
@@ -358,9 +358,9 @@ def open_holds(
         raise UsageError(
             "there is no archive here: check ARCHIVER_S3_BUCKET and ARCHIVER_S3_PREFIX"
         )
-    # Without a lock, or with a weaker one, an act's seal could be deleted from an archive that is
-    # locked otherwise: a setting that is easily forgotten where another person gives the commands.
-    # Of the date `Holds` takes care.
+    # Without a lock, or with a weaker one, an act's seal could be deleted from an archive whose
+    # other seals are locked. The setting is easily forgotten when another person runs this command.
+    # `Holds` takes care of the lock date.
     mode, newest = settings.object_lock_mode, bucket.head(layout.seal_key(chain.head.seq))
     locked_mode = newest.lock_mode if newest is not None else None
     is_unlocked = mode == "none" and not bucket.locks_by_itself()

@@ -1,4 +1,4 @@
-"""Digests of a byte stream on its way through."""
+"""Digests of a byte stream, computed while it passes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Digests:
-    """SHA-256 of everything, and MD5 where the source announced one to compare with."""
+    """The SHA-256 of a stream, and its MD5 if the source announced one."""
 
     def __init__(self, expected_md5: str | None = None) -> None:
-        """`expected_md5` is a Content-MD5 value: base64 of 16 bytes."""
+        """`expected_md5`: a Content-MD5 value, base64 of 16 bytes."""
         self.bytes = 0
         self._sha256 = hashlib.sha256()
         self._md5 = hashlib.md5(usedforsecurity=False) if expected_md5 else None
@@ -32,7 +32,7 @@ class Digests:
 
     @property
     def md5_differs(self) -> bool:
-        """Whether an MD5 was announced and the bytes have another."""
+        """Whether an MD5 was announced and the bytes have another one."""
         if self._md5 is None:
             return False
         return base64.b64encode(self._md5.digest()).decode() != self._expected_md5
@@ -43,12 +43,12 @@ def sha256_hex(data: Buffer) -> str:
 
 
 def hex_to_base64(digest: str) -> str:
-    """The form that S3 wants in `x-amz-checksum-sha256`."""
+    """A digest in the form of `x-amz-checksum-sha256`."""
     return base64.b64encode(bytes.fromhex(digest)).decode()
 
 
 def base64_to_hex(value: str) -> str | None:
-    """The other way; None where the store sent something else than a SHA-256."""
+    """The reverse; None if the value is not a SHA-256."""
     try:
         raw = base64.b64decode(value, validate=True)
     except ValueError:

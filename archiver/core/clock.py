@@ -1,4 +1,4 @@
-"""Time as a port: what the pipeline reads and waits on, so that tests can turn it by hand."""
+"""Time as a port: the pipeline reads and waits through it, so that tests can control it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from archiver.core.errors import ArchiverError
 
 
 class Interrupted(ArchiverError):
-    """Somebody asked the process to end: work in flight is aborted, nothing is half committed."""
+    """The process was asked to end: work in flight is aborted, and nothing is half committed."""
 
     exit_code = 130
 
@@ -21,27 +21,27 @@ class Interrupted(ArchiverError):
 
 
 LONGEST_NAP_SECONDS = 0.2
-"""How late a request to end is heard by what sleeps."""
+"""How long a sleeping thread may take to notice a request to end."""
 
 
 class Clock(Protocol):
-    """Threads share a clock. `sleep` and `check` raise `Interrupted` once the process must end."""
+    """A thread-safe clock. `sleep` and `check` raise `Interrupted` once the process must end."""
 
     def now(self) -> datetime:
-        """The time of day, UTC, to the microsecond."""
+        """The time of day in UTC, to the microsecond."""
 
     def monotonic(self) -> float:
-        """Seconds that never go back, for durations."""
+        """Seconds of a clock that never goes back, for durations."""
 
     def sleep(self, seconds: float) -> None:
-        """Wait, but not past the request to end."""
+        """Wait, but not beyond a request to end."""
 
     def check(self) -> None:
         """Raise `Interrupted` if the process must end."""
 
 
 class SystemClock:
-    """The machine's clock, and the process's request to end."""
+    """The machine's clock, with the process's request to end."""
 
     def __init__(self) -> None:
         self._stopped = False
@@ -67,14 +67,14 @@ class SystemClock:
     def stop(self) -> None:
         """Ask everything that waits on this clock to end.
 
-        For a signal handler: it takes no lock. An `Event` would: set by a handler that interrupts
-        its own thread's wait at the wrong moment, it waits for itself for ever.
+        Called from a signal handler, so it takes no lock. `Event.set` takes one: a handler that
+        interrupts its own thread inside `Event.wait` may deadlock.
         """
         self._stopped = True
 
 
 class RemoteClock:
-    """A server's clock, as the `Date` headers of its answers tell it. Threads share it."""
+    """A server's clock, by the `Date` headers of its answers. Thread-safe."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -82,15 +82,15 @@ class RemoteClock:
         """The `Date` of the latest answer, and our monotonic clock when it came."""
 
     def tells(self, date: str | None) -> None:
-        """Take in the `Date` of an answer that has just come, if it has one."""
+        """Note the `Date` of an answer that has just come, if it has one."""
         if date is not None:
             self._latest = date, self._clock.monotonic()
 
     def skew_seconds(self) -> float | None:
-        """What the server's clock shows now less what ours shows; None where it tells nothing.
+        """The server's clock minus ours, in seconds; None if no valid `Date` has come.
 
-        The time since its latest answer is measured on our monotonic clock, so that a clock of
-        ours that was set meanwhile is noticed without a further answer.
+        The time since the latest answer is measured on our monotonic clock, so a change of our own
+        clock is noticed without a further answer.
         """
         if self._latest is None:
             return None
@@ -99,6 +99,6 @@ class RemoteClock:
             shown = parsedate_to_datetime(date)
         except (ValueError, TypeError, IndexError, OverflowError):
             return None
-        if shown.tzinfo is None:  # "-0000" says UTC, and that no zone is known
+        if shown.tzinfo is None:  # "-0000" means UTC with no zone known (RFC 5322, 3.3)
             shown = shown.replace(tzinfo=UTC)
         return (shown - self._clock.now()).total_seconds() + self._clock.monotonic() - at

@@ -1,4 +1,4 @@
-"""Threads at work: calls and windows side by side, in bounded memory, fewer while throttled."""
+"""Thread pools with bounded queues, and a concurrency limit that throttling lowers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ HALVED_EVERY_SECONDS = 1.0
 
 
 class ConcurrencyLimit:
-    """At most `most` pieces of work at a time, at least one; fewer while source or store throttle.
+    """Lets at most `most` tasks run at a time, at least one; fewer while source or store throttle.
 
     Each 429 or 503 halves the limit, at most once a second, because many requests meet the same
-    throttling. Each piece of work that ends brings a little back: the limit has doubled after as
-    many pieces as it allows. Threads share it.
+    throttling. Each task that ends adds 1/limit to it: after as many tasks as it allows, the limit
+    is about one higher. Thread-safe.
     """
 
     def __init__(self, most: int, clock: Clock) -> None:
@@ -44,7 +44,7 @@ class ConcurrencyLimit:
         return int(self._limit)
 
     def on_throttled(self) -> None:
-        """The other side answered that it has too much to do."""
+        """Lower the limit after an answer of `THROTTLED_STATUS`."""
         with self._changed:
             now = self._clock.monotonic()
             if now - self._halved_at < HALVED_EVERY_SECONDS or self.limit == 1:
@@ -55,7 +55,7 @@ class ConcurrencyLimit:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Held by a piece of work; waits while as many as the limit are under way."""
+        """Run a task inside this; waits while as many tasks as the limit are running."""
         with self._changed:
             self._changed.wait_for(lambda: self._at_work < self.limit)
             self._at_work += 1
@@ -72,7 +72,7 @@ class ConcurrencyLimit:
 
 
 class Workers:
-    """A pool of `count` threads that many windows share; `concurrency_limit` may let fewer work."""
+    """A pool of `count` threads that all windows share; `concurrency_limit` may admit fewer."""
 
     def __init__(self, count: int, concurrency_limit: ConcurrencyLimit | None = None) -> None:
         self._slot = nullcontext if concurrency_limit is None else concurrency_limit.slot
@@ -80,8 +80,9 @@ class Workers:
         self._ahead = 2 * count
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """`function` of each item, in order. The first exception ends what has not begun, waits
-        for what has, and is raised. Only a few items are queued at a time: there may be many."""
+        """Return `function` of each item, in order. The first exception cancels the tasks that have
+        not begun, waits for the others, and is raised. Only a few items are queued at a time: there
+        may be many."""
         results: dict[int, R] = {}
         running: dict[Future[R], int] = {}
         done = SimpleQueue[Future[R]]()
@@ -108,14 +109,14 @@ class Workers:
             return function(item)
 
     def close(self) -> None:
-        """End the threads; what they have begun is finished or aborted first."""
+        """End the threads; tasks that have begun are finished or aborted first."""
         self._executor.shutdown(cancel_futures=True)
 
 
 def ordered(
     executor: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int
 ) -> Iterator[R]:
-    """`function` of each item, in order, at most `ahead` of them begun and not yet taken."""
+    """Yield `function` of each item, in order, at most `ahead` submitted and not yet taken."""
     running: deque[Future[R]] = deque()
     for item in items:
         running.append(executor.submit(function, item))
@@ -126,9 +127,11 @@ def ordered(
 
 
 class Backlog:
-    """Tasks without results, at most `limit` waiting or running: whoever adds more has to wait.
+    """Runs tasks without results, at most `limit` queued or running; `add` blocks while there are
+    more.
 
-    Many threads may add, one drains. A task's exception is raised to whoever adds or drains next.
+    Many threads may add, one drains. The exception of a task is raised by the next `add` or
+    `drain`.
     """
 
     def __init__(self, executor: Executor, limit: int) -> None:

@@ -1,21 +1,21 @@
-"""What can go wrong, how far the harm reaches, and whether trying again can help.
+"""The error classes: how far each error reaches, its exit code, and whether a retry can help.
 
     ArchiverError            exit code  reach
     ├── UsageError           2          everything  a setting, an option or a key file is wrong
     ├── SourceError          3          source      the source refuses everything, or is unreachable
     │   ├── SourceRefused    3          source      401/403: the credentials, or a scope
     │   └── ListingError     3          window      one listing fails, and the source answers others
-    ├── StoreError           4          store       or `item`, where it is about one object
+    ├── StoreError           4          store       or `item`, if it is about one object
     │   └── KeyTaken         4          item        a create-once write found its key taken
     ├── CallError            1          item        one call, or one document of a call
     │   └── NoRecording      1          item        the source says that a call has no recording
-    └── FormatError          1          item        bytes that are not what their format promises
+    └── FormatError          1          item        bytes that do not conform to their format
         └── NewerFormat      1          item        a newer release wrote them
 
-Whoever catches an error acts by its reach: harm that reaches an item or a window stays there, and
-the other items and windows go on (docs/architecture.md).
+The code that catches an error acts by its reach: an error that reaches an item or a window stops
+only that one, and the other items and windows go on (docs/architecture.md).
 
-Every message is one line that says what to do, and holds no URL query, token or transcript text.
+Every message is one line that says what to do. It contains no URL query, token or transcript text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from enum import Enum
 
 
 class Reach(Enum):
-    """How far the harm of an error reaches."""
+    """What an error affects."""
 
     ITEM = "item"
     """One call, one document of a call, one entry of a listing, one object of the bucket."""
@@ -35,10 +35,10 @@ class Reach(Enum):
 
 
 class ArchiverError(Exception):
-    """Base of all errors that a person is shown as one line.
+    """Base class of all errors that are shown to a person as one line.
 
-    `retryable` says whether the same request, sent again, may succeed; `retry_after_seconds`
-    is what the other side asked for, if it did.
+    `retryable`: whether the same request, sent again, may succeed. `retry_after_seconds`: the pause
+    that the server asked for, if any.
     """
 
     exit_code = 1
@@ -54,7 +54,7 @@ class ArchiverError(Exception):
         status: int | None = None,
         reach: Reach | None = None,
     ) -> None:
-        """`reach` overrides the one of the class."""
+        """`reach` overrides that of the class."""
         super().__init__(message)
         if reach is not None:
             self.reach = reach
@@ -63,24 +63,25 @@ class ArchiverError(Exception):
         self.reason = reason
         self.status = status
         self.stage: str | None = None
-        """Where in a call's way it happened, as `metrics.stage` knows it."""
+        """The stage in which it happened, as in `metrics.stage`."""
 
 
 class UsageError(ArchiverError):
-    """Settings, options or a key file are wrong; nothing was done."""
+    """Settings, options or a key file are wrong. Nothing was done."""
 
     exit_code = 2
 
 
 class SourceError(ArchiverError):
-    """The source is unreachable, or answers what no client can use."""
+    """The source is unreachable, or its answer cannot be used by any client."""
 
     exit_code = 3
     reach = Reach.SOURCE
 
 
 class SourceRefused(SourceError):
-    """The source refuses our credentials or a scope: an error of the whole run, not of a call."""
+    """The source refuses our credentials or a scope. With the reach of an item, it refuses one
+    request only, and the control request was answered."""
 
 
 class ListingError(SourceError):
@@ -90,7 +91,7 @@ class ListingError(SourceError):
 
 
 class StoreError(ArchiverError):
-    """The store refused, is unreachable, or does not keep what it promised."""
+    """The store refuses a request, is unreachable, or does not keep what it promised."""
 
     exit_code = 4
     reach = Reach.STORE
@@ -105,11 +106,11 @@ class KeyTaken(StoreError):
 class CallError(ArchiverError):
     """One call, or one document of it, cannot be archived now.
 
-    `reason` comes from a closed set (see `record.py`). `body` holds the bytes of a document that
-    came and is no proper JSON.
+    `reason` comes from a closed set (`record.py`). `body` has the bytes of a document that is not
+    valid JSON.
 
-    `undecided` marks a refusal (401, 403) of which nobody knows yet whether it is about this call
-    or about the credentials: the call is not to be blamed for it, only tried again.
+    `undecided` marks a refusal (401, 403) of which it is not known yet whether it is about this
+    call or about the credentials. The call is tried again and not given up.
     """
 
     reach = Reach.ITEM
@@ -118,14 +119,14 @@ class CallError(ArchiverError):
 
 
 class NoRecording(CallError):
-    """The source says that the call has no recording; `status` is its answer's HTTP status."""
+    """The source says that the call has no recording; `status` is the HTTP status of its answer."""
 
 
 class FormatError(ArchiverError):
-    """Bytes that are not what their format promises."""
+    """Bytes that do not conform to their format."""
 
     reach = Reach.ITEM
 
 
 class NewerFormat(FormatError):
-    """A newer release wrote these bytes (`v` is larger than this release knows)."""
+    """A newer release wrote these bytes (`v` is higher than this release supports)."""

@@ -1,18 +1,17 @@
 """The HTTP client for source and store: one port, two adapters.
 
-`fast` is pyreqwest (reqwest, hyper and rustls, without the interpreter's lock); `standard` is httpx
-on OpenSSL. `HTTP_TRANSPORT` chooses. What both promise:
+`fast` is pyreqwest (reqwest, hyper and rustls, outside the interpreter's lock); `standard` is httpx
+on OpenSSL. `HTTP_TRANSPORT` selects one. Both guarantee:
 
-- Nothing is sent but what was asked for: no cookies, no credentials of `.netrc`, no redirects
-  followed, no retries. Bodies come as they were sent, whatever their `Content-Encoding` says.
-- A request is sent once. Where no answer came the server may have acted on it all the same.
-- The memory of a request's body may be used again once `request` has returned.
-- A request has an end, however slowly a server answers.
+- Only the given request is sent: no cookies, no credentials from `.netrc`, no redirects, no
+  retries. Bodies are returned as sent, whatever their `Content-Encoding`.
+- A request is sent once. If no answer came, the server may have acted on it all the same.
+- The memory of a request's body may be reused once `request` has returned.
+- Every request ends, however slowly a server answers.
 - A body that is shorter than announced is an error (`truncated`).
-- What comes on a connection after an answer is never taken for the next one (RFC 9112, section
-  6.3). httpcore would do that, so `standard` opens a connection for each request.
-- Proxies (`HTTPS_PROXY`, `NO_PROXY`) and private roots (`SSL_CERT_FILE`) are taken from the
-  environment, as httpx and curl do.
+- Bytes that come on a connection after an answer are never read as the next answer (RFC 9112,
+  section 6.3). httpcore would read them so, so `standard` opens a connection for each request.
+- Proxies (`HTTPS_PROXY`, `NO_PROXY`) and private roots (`SSL_CERT_FILE`) come from the environment.
 """
 
 from __future__ import annotations
@@ -50,26 +49,26 @@ Kind = Literal[
 
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 30.0
-"""A streaming response on whose connection nothing moves for so long has failed."""
+"""A streaming response has failed if nothing moves on its connection for so long."""
 ANSWER_SECONDS = 120.0
-"""So long after a request was begun its whole answer is there."""
+"""The default limit for a request with its whole answer."""
 IDLE_SECONDS = 30.0
-"""A connection that was idle for longer is not used again: a firewall may have forgotten it."""
+"""A connection that was idle for longer is not reused: a firewall may have dropped it."""
 LEAST_BYTES_PER_SECOND = 16 << 10
-"""A request's body that is taken more slowly has failed."""
+"""A request's body may take as long as this rate allows, on top of the request's limit."""
 READ_BYTES = 256 << 10
 _ENDS = ("end of file before message length", "unexpected EOF", "peer closed connection")
-"""How hyper and rustls say that a connection was closed."""
+"""How hyper and rustls report that a connection was closed."""
 _clients: WeakSet[HttpClient] = WeakSet()
 
 
 class TransportError(Exception):
-    """No whole answer came. The message is a few words without anything that was sent or read.
+    """No complete answer came. The message has a few words, and nothing that was sent or read.
 
-    `kind`: `invalid` for a URL that cannot be asked; `unconnected` where no connection, TLS and
-    all, came about; `untrusted` for its certificate; `broken` where it was reset, fell silent or
-    ended before the body; `truncated` where the body ended early; `malformed` for what is no HTTP;
-    `too_large` and `too_slow` for the bounds that were given.
+    `kind`: `invalid`, the URL or a header cannot be sent; `unconnected`, no connection, including
+    TLS, could be made; `untrusted`, for the server's certificate; `broken`, the connection was
+    reset, fell silent or ended before the body; `truncated`, the body ended early; `malformed`, not
+    HTTP; `too_large` and `too_slow`, beyond the given limits.
     """
 
     def __init__(self, what: str, kind: Kind) -> None:
@@ -78,7 +77,7 @@ class TransportError(Exception):
 
 
 class HttpResponse(NamedTuple):
-    """A whole answer: `headers` by their names in small letters, repeated ones joined."""
+    """A complete answer. `headers` are by lower-case name; repeated ones are joined."""
 
     status: int
     headers: Mapping[str, str]
@@ -86,8 +85,8 @@ class HttpResponse(NamedTuple):
 
 
 class StreamingResponse:
-    """An answer whose body is read as it is wanted. One thread uses it, and closes it. Reading
-    raises `TransportError`, and what the client's `check` raises."""
+    """An answer whose body is read on demand. Not thread-safe; the caller closes it. Reading raises
+    `TransportError`, and what the client's `check` raises."""
 
     def __init__(
         self,
@@ -99,11 +98,11 @@ class StreamingResponse:
         check: Callable[[], None],
         deadline: float | None,
     ) -> None:
-        """`read` returns the next piece of the body that has come, None or nothing at its end."""
+        """`read` returns the next piece of the body; None or nothing at its end."""
         self.status = status
         self.headers = _joined(fields)
         self.close = close
-        """A connection whose answer was not read to its end is not used again."""
+        """A connection whose answer was not read to its end is not reused."""
         self._read = read
         self._check = check
         self._deadline = deadline
@@ -111,7 +110,8 @@ class StreamingResponse:
         liveness.note()
 
     def readinto(self, view: memoryview) -> int:
-        """Bytes that are there, at least one, into `view`; 0 at the body's end."""
+        """Copy the bytes that have come, at least one, into `view`; returns their number, 0 at the
+        end."""
         piece = self._unread or self._next()
         count = min(len(piece), len(view))
         view[:count] = piece[:count]
@@ -119,14 +119,15 @@ class StreamingResponse:
         return count
 
     def iter_chunks(self, size: int) -> Iterator[bytes]:
-        """The rest of the body in pieces of at most `size` bytes."""
+        """Yield the rest of the body in pieces of at most `size` bytes."""
         while piece := self._unread or self._next():
             self._unread = piece[size:]
             yield bytes(piece[:size])
 
     def read_all(self, max_bytes: int) -> HttpResponse:
-        """The rest of the body, and the response's end. A refusal (status 300 and above) with a
-        larger body comes without it; of any other answer that is an error."""
+        """Read the rest of the body, and close the response. If the body is larger than
+        `max_bytes`, a refusal (status 300 and above) is returned without it; any other answer
+        raises `TransportError`."""
         pieces, left = [], max_bytes
         try:
             while piece := self._unread or self._next():
@@ -142,7 +143,7 @@ class StreamingResponse:
             self.close()
 
     def _next(self) -> memoryview:
-        """The next piece of the body, empty at its end."""
+        """The next piece of the body; empty at its end."""
         self._check()
         try:
             piece = self._read()
@@ -150,12 +151,12 @@ class StreamingResponse:
             raise _translated(error, self._deadline) from None
         liveness.note()
         if self._deadline is not None and time.monotonic() >= self._deadline:
-            raise _too_slow()  # whatever came: the alarm of `standard` looks like the body's end
+            raise _too_slow()  # also at the body's end: the alarm of `standard` looks like it
         return memoryview(piece or b"")
 
 
 class HttpClient(Protocol):
-    """Sends requests. Threads share it."""
+    """Sends requests. Thread-safe."""
 
     def request(
         self,
@@ -167,12 +168,12 @@ class HttpClient(Protocol):
         max_bytes: int,
         seconds: float = ANSWER_SECONDS,
     ) -> HttpResponse:
-        """One request and its whole answer (`StreamingResponse.read_all`), within `seconds`; a body
-        that goes out is given the time that `LEAST_BYTES_PER_SECOND` takes besides. Raises
+        """Send one request and read its whole answer (`StreamingResponse.read_all`), within
+        `seconds`; a body adds the time that `LEAST_BYTES_PER_SECOND` allows. Raises
         `TransportError`."""
 
     def stream(self, url: str, headers: Mapping[str, str]) -> StreamingResponse:
-        """GET; returns once the answer's headers have come. Raises `TransportError`."""
+        """GET; returns when the headers of the answer have come. Raises `TransportError`."""
 
     def close(self) -> None: ...
 
@@ -185,11 +186,11 @@ def make_client(
     check: Callable[[], None] = lambda: None,
     over_httpx: bool = False,
 ) -> HttpClient:
-    """A client over the chosen transport; `over_httpx` asks by httpx over either of them.
+    """Return a client over the chosen transport; `over_httpx` uses httpx with either of them.
 
-    `roots` is a file of PEM certificates to trust; `fast` trusts the system's besides, `standard`
-    trusts them alone. `check` is called before a request and for each piece of a body; what it
-    raises ends the request. Raises `OSError` where `roots` cannot be read.
+    `roots`: a file of PEM certificates to trust. `fast` trusts them in addition to the system's,
+    `standard` trusts them only. `check` is called before a request and for each piece of a body; if
+    it raises, the request ends. Raises `OSError` if `roots` cannot be read.
     """
     client: HttpClient
     if transport == "fast" and not over_httpx:
@@ -201,7 +202,7 @@ def make_client(
 
 
 def abort_requests() -> None:
-    """End all requests of this process that go over `fast`, for a process that must end. Those over
+    """End all requests of this process over `fast`, because the process must end. Requests over
     `standard` end by their own limits."""
     for client in tuple(_clients):
         client.close()
@@ -213,13 +214,13 @@ def abort_requests() -> None:
 def _pyreqwest_client(
     roots: Path | None, silence_seconds: float, *, uploads: bool = False, for_httpx: bool = False
 ) -> SyncClient:
-    """The library's client as we want it, `for_httpx` where that is to read its answers.
+    """A client of the library with our settings. `for_httpx`: httpx reads its answers.
 
-    `silence_seconds` counts from the request's first byte to the answer's headers, and then between
-    two pieces of its body; where there are `uploads`, between two acknowledgements of what is sent.
-    Raises `OSError` where `roots` cannot be read.
+    `silence_seconds` limits the time from the request's first byte to the answer's headers, and
+    between two pieces of its body; with `uploads`, the time between two acknowledgements of what is
+    sent. Raises `OSError` if `roots` cannot be read.
     """
-    # Once the thread that loaded it has ended, pyreqwest 0.15 crashes the process.
+    # pyreqwest 0.15 crashes the process after the thread that imported it has ended.
     if "pyreqwest" not in sys.modules and threading.current_thread() != threading.main_thread():
         raise RuntimeError("the main thread must make the first HTTP client")
     from pyreqwest.client import SyncClientBuilder
@@ -241,19 +242,19 @@ def _pyreqwest_client(
     if for_httpx:
         builder = builder.with_middleware(_drop_unreadable_headers)
     if roots is not None:
-        _tls_context(roots)  # the library would pass in silence by what is no certificate
+        _tls_context(roots)  # checks the file: the library ignores what is not a certificate
         builder = builder.add_root_certificate_pem(_certificates(roots).encode())
     return builder.build()
 
 
 class _FastClient:
-    """Over pyreqwest. Bodies and TLS are handled outside of the interpreter's lock."""
+    """Uses pyreqwest. Bodies and TLS are processed outside the interpreter's lock."""
 
     def __init__(
         self, roots: Path | None, silence_seconds: float, check: Callable[[], None]
     ) -> None:
-        # The library's read timeout covers the sending of a request's body too, however well that
-        # goes on. So whole answers have a limit of their own, by the size of what is sent.
+        # The library's read timeout also covers the time to send a body, even while it makes
+        # progress. So requests with whole answers have their own limit, by the body's size.
         self._whole = _pyreqwest_client(roots, silence_seconds, uploads=True)
         self._streaming = _pyreqwest_client(roots, silence_seconds)
         self._check = check
@@ -283,9 +284,9 @@ class _FastClient:
                 view = None  # nothing is sent
             raise
         finally:
-            # After an answer that came early, and after a timeout, the library goes on sending in
-            # the background, until all is sent or the connection breaks; the kernel ends one that
-            # takes nothing. Until then it holds on to the caller's memory.
+            # After an early answer or a timeout, the library goes on sending in the background
+            # until everything is sent or the connection breaks; the kernel ends a connection that
+            # accepts nothing. Until then it refers to the caller's memory.
             while view is not None:
                 try:
                     view.release()
@@ -319,8 +320,8 @@ class _FastClient:
             if seconds is not None:
                 builder = builder.timeout(timedelta(seconds=seconds))
             else:
-                # Without this the library would gather 64 KiB, however slowly they come, before it
-                # gives any of them, and lose them where the connection breaks meanwhile.
+                # By default the library collects 64 KiB, however slowly they come, before it
+                # returns any, and loses them if the connection breaks.
                 builder = builder.streamed_read_buffer_limit(0)
             request = builder.build_streamed()
         except ValueError:
@@ -332,7 +333,7 @@ class _FastClient:
         return StreamingResponse(
             response.status,
             _readable(response.headers),
-            # What is there. `read(n)` would wait for n bytes, however slowly they come.
+            # Returns what has come. `read(n)` would wait for n bytes, however slowly they come.
             read=response.body_reader.read_chunk,
             close=lambda: request.__exit__(None, None, None),
             check=self._check,
@@ -341,7 +342,7 @@ class _FastClient:
 
 
 def _drop_unreadable_headers(request: Request, handler: SyncNext) -> SyncResponse:
-    """Middleware: httpx reads all headers of an answer, and would fail for one."""
+    """Middleware that drops headers that are not text: httpx fails for one."""
     response = handler.run(request)
     readable = {name for name, _ in _readable(response.headers)}
     for name in set(response.headers) - readable:
@@ -350,7 +351,7 @@ def _drop_unreadable_headers(request: Request, handler: SyncNext) -> SyncRespons
 
 
 def _readable(headers: HeaderMap) -> Iterator[tuple[str, str]]:
-    """The fields whose values are text; the library gives no others (people's names in Latin-1)."""
+    """The fields whose values are text; the library raises for others (such as Latin-1)."""
     for name in dict.fromkeys(headers):
         with suppress(ValueError):
             for value in headers.getall(name):
@@ -358,14 +359,14 @@ def _readable(headers: HeaderMap) -> Iterator[tuple[str, str]]:
 
 
 def _from_pyreqwest(error: BaseException) -> TransportError:
-    """By the error's class, and by the causes that reqwest, hyper and rustls give in words: their
-    only mark (pyreqwest 0.15). What is unknown is taken for a broken connection, after which the
+    """Translate an error by its class, and by the messages of reqwest, hyper and rustls, which have
+    no other mark (pyreqwest 0.15). An unknown error counts as a broken connection, after which the
     server may have acted on the request."""
     from pyreqwest import exceptions
 
     details = getattr(error, "details", None) or {}
     causes = [str(cause["message"]) for cause in details.get("causes") or ()]
-    causes = [cause for cause in causes if " for url (" not in cause]  # whose words are not theirs
+    causes = [cause for cause in causes if " for url (" not in cause]  # the URL has foreign words
     words = " ".join(causes)
     if isinstance(error, exceptions.BuilderError):
         return _invalid()
@@ -386,7 +387,7 @@ def _from_pyreqwest(error: BaseException) -> TransportError:
 
 
 class _HttpxClient:
-    """Over httpx, with either transport."""
+    """Uses httpx, with either transport."""
 
     def __init__(
         self,
@@ -430,10 +431,10 @@ class _HttpxClient:
         deadline = time.monotonic() + whole
         timeout: httpx.Timeout | None = None
         if self._is_fast:
-            # The transport takes the sum of httpx's limits for one that covers the whole request.
+            # The transport adds up httpx's limits into one for the whole request.
             timeout = httpx.Timeout(None, read=whole)
         elif body is not None:
-            # The kernel takes megabytes ahead, which then go out slowly.
+            # The kernel buffers megabytes, which then go out slowly.
             timeout = httpx.Timeout(whole, connect=CONNECT_SECONDS, write=seconds)
         with liveness.waiting(whole), self._alarm(whole) as alarm:
             response = self._send(method, url, headers, body, alarm, timeout, deadline)
@@ -478,7 +479,7 @@ class _HttpxClient:
             response = self._client.send(request, stream=True)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, ValueError):
             raise _invalid() from None
-        except Exception as error:  # httpx's, and some of pyreqwest's that its adapter lets pass
+        except Exception as error:  # httpx's, and some of pyreqwest's that its adapter passes on
             raise _translated(error, deadline) from None
         pieces = response.iter_raw()
         return StreamingResponse(
@@ -492,8 +493,8 @@ class _HttpxClient:
 
 
 class _Alarm:
-    """Ends a request over httpx's own transport after `seconds`. That has limits for each read
-    alone: a server that sends a byte now and then could hold a request for ever."""
+    """Ends a request over httpx's own transport after `seconds`. httpx limits each read only, so a
+    server that sends a byte now and then could hold a request for ever."""
 
     def __init__(self, seconds: float) -> None:
         self._connection: socket.socket | None = None
@@ -509,7 +510,7 @@ class _Alarm:
         self._timer.cancel()
 
     def trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """httpx's `trace` extension: what happens to a request."""
+        """httpx's `trace` extension: receives the events of a request."""
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             self._connection = info["return_value"].get_extra_info("socket")
             if self._rang:
@@ -540,7 +541,7 @@ def _from_httpx(error: Exception) -> TransportError:
 
 
 def _pieces(body: Buffer) -> Iterator[bytes]:
-    """A body as it goes out, without a copy of the whole."""
+    """Yield a body in pieces, without a copy of the whole."""
     view = memoryview(body)
     for at in range(0, len(view), READ_BYTES):
         liveness.note()
@@ -551,8 +552,8 @@ def _pieces(body: Buffer) -> Iterator[bytes]:
 
 
 def _translated(error: Exception, deadline: float | None) -> TransportError:
-    """What a transport raised, in our words; httpx wraps what its transport raised. Raises what is
-    no transport's."""
+    """Translate an exception of a transport; httpx wraps those of its transport. Raises `error`
+    itself if it is not from a transport."""
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
@@ -579,16 +580,16 @@ def _too_slow() -> TransportError:
 
 
 def _tls_context(roots: Path | None = None) -> ssl.SSLContext:
-    """TLS 1.2 or newer, certificate and host name verified; with the certificates of `roots` in the
-    place of the system's, which OpenSSL takes from `SSL_CERT_FILE` where that is set. Raises
-    `OSError` where they cannot be read."""
+    """TLS 1.2 or newer, with certificate and host name verified. The certificates of `roots`
+    replace the system's, which OpenSSL reads from `SSL_CERT_FILE` if it is set. Raises `OSError` if
+    they cannot be read."""
     context = ssl.create_default_context(cadata=None if roots is None else _certificates(roots))
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
 
 def _certificates(roots: Path) -> str:
-    """A file of PEM certificates, whatever else is in it. Raises `OSError`."""
+    """The text of a file of PEM certificates; other content is ignored. Raises `OSError`."""
     pem = roots.read_text("ascii", "ignore")
     if not pem:
         raise OSError(f"there is no certificate in {roots}")
@@ -596,7 +597,7 @@ def _certificates(roots: Path) -> str:
 
 
 def _with_upload(seconds: float, body: Buffer | None) -> float:
-    """How long a request may take that sends `body` besides."""
+    """How long a request may take, including the time to send `body`."""
     return seconds + (len(body) / LEAST_BYTES_PER_SECOND if body is not None else 0.0)
 
 

@@ -1,12 +1,14 @@
-"""When this process last came on, for `/healthz`: a restart is to end a deadlock, and nothing else.
+"""When this process last made progress, for `/healthz`. A restart should end a deadlock, nothing
+else.
 
-It comes on with each request that is begun or answered, each piece of a body that is moved, each
-record that is worked at, and all the while it waits for something that has an end of its own: a
-pause between rounds, a backoff, its turn under `API_RATE`, the answer to a request. So neither a
-source nor a store that is slow or out makes it look dead, whose restart would only begin the same
-work anew. What waits for ever for a lock, or for a thread that is gone, comes by here no more.
+Progress is each request that is begun or answered, each piece of a body, each record that is
+processed, and all the time spent waiting for something that has a limit of its own: a pause between
+rounds, a backoff, the wait for `API_RATE`, the answer to a request. So a slow source or store, or
+one that is out, does not look like a deadlock; a restart would only repeat the same work. A thread
+that waits for ever for a lock, or for a thread that has ended, makes no progress.
 
-What one thread notes, another reads: neither a float nor a dictionary's entry is ever half set.
+One thread writes a value and another reads it without a lock: assigning a float and setting an
+entry of a dictionary are atomic in CPython.
 """
 
 from __future__ import annotations
@@ -17,18 +19,18 @@ from contextlib import contextmanager
 
 _last = time.monotonic()
 _waits: dict[object, float] = {}
-"""Until when each wait lasts that is under way."""
+"""The end of each wait in progress."""
 
 
 def note() -> None:
-    """Something moved, or waits on purpose."""
+    """Note progress, or an intended wait."""
     global _last  # noqa: PLW0603  (one process, one life)
     _last = time.monotonic()
 
 
 @contextmanager
 def waiting(seconds: float) -> Iterator[None]:
-    """While inside, and for so long at most, this process waits for something on purpose."""
+    """Count as progress while inside, for at most `seconds`: the process waits on purpose."""
     note()
     wait = object()
     _waits[wait] = time.monotonic() + seconds
@@ -40,5 +42,5 @@ def waiting(seconds: float) -> Iterator[None]:
 
 
 def idle_seconds() -> float:
-    """Since something last moved, or waited on purpose."""
+    """Seconds since the last progress or intended wait."""
     return max(0.0, time.monotonic() - max([_last, *list(_waits.values())]))

@@ -1,4 +1,4 @@
-"""The words that all rooms share: times, windows and calls. Pure, no I/O."""
+"""Times, windows and calls, which all packages share. Pure, no I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DAY = timedelta(days=1)
 
 MAX_DURATION_SECONDS = 10**9
 CALL_YEARS = range(1970, 3000)
-"""A call's time outside of these is none: reckoning with it may leave the calendar."""
+"""A call's time outside these years is ignored: arithmetic with it may leave the calendar."""
 
 _LONGEST_TIME = 40
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
@@ -23,16 +23,16 @@ _RFC3339 = re.compile(
 
 
 def parse_time(text: object) -> datetime | None:
-    """Read an RFC 3339 time, or a bare date as its midnight; UTC unless it says otherwise.
+    """Parse an RFC 3339 time, or a bare date as its midnight; UTC if there is no zone.
 
-    None for anything else, so that a source's odd value is a missing value and no crash.
+    Returns None for anything else, so that a malformed value of the source counts as missing.
     """
     if not isinstance(text, str) or len(text) > _LONGEST_TIME:
         return None
     return _moment(text)
 
 
-@lru_cache(maxsize=1024)  # a call's times are asked for again and again
+@lru_cache(maxsize=1024)  # the times of a call are parsed many times
 def _moment(text: str) -> datetime | None:
     try:
         if _DATE.fullmatch(text):
@@ -49,13 +49,13 @@ def _moment(text: str) -> datetime | None:
 
 
 def format_time(moment: datetime) -> str:
-    """RFC 3339, UTC, `Z`; with microseconds only where there are any."""
+    """RFC 3339, UTC, `Z`; with microseconds only if there are any."""
     text = moment.astimezone(UTC).isoformat(timespec="auto")
     return text.replace("+00:00", "Z")
 
 
 def format_second(moment: datetime) -> str:
-    """As `format_time`, to the second before: the form of our own times, which `jq` can read."""
+    """As `format_time`, rounded down to the second: the form of our own times, for `jq`."""
     return format_time(moment.replace(microsecond=0))
 
 
@@ -81,7 +81,7 @@ def window_of(moment: datetime, length: timedelta) -> Window:
 
 
 def windows_between(start: datetime, end: datetime, length: timedelta) -> Iterator[Window]:
-    """Every window that touches `[start, end)`: the range grown outward to whole windows."""
+    """Every window that overlaps `[start, end)`: the range is extended to whole windows."""
     window = window_of(start, length)
     while window.start < end:
         yield window
@@ -90,7 +90,7 @@ def windows_between(start: datetime, end: datetime, length: timedelta) -> Iterat
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call as the source told of it; `document` is its answer, every field kept."""
+    """One call as the source returned it; `document` is the answer with every field."""
 
     id: str
     document: Mapping[str, Any]
@@ -122,38 +122,38 @@ class Call:
 
     @property
     def duration_seconds(self) -> int | float | None:
-        """None also for a number that no call can have: it would break whoever reckons with it."""
+        """None also for a number that no call can have, because arithmetic with it could fail."""
         value = self.document.get("durationSeconds")
         if not isinstance(value, int | float) or isinstance(value, bool):
             return None
         return value if abs(value) <= MAX_DURATION_SECONDS else None
 
     def text(self, field: str) -> str | None:
-        """A field that is a string, else None."""
+        """A field if it is a string, else None."""
         value = self.document.get(field)
         return value if isinstance(value, str) else None
 
 
 def is_too_late(told: datetime, known_at: datetime) -> bool:
-    """Whether a time that a source tells lies over a day after `known_at`, when we heard of it.
+    """Whether a time from the source is over a day later than `known_at`, when we received it.
 
-    Our own times stand in records and window lines to the second, so that is what counts.
+    Records and window lines store our own times to the second, so `known_at` is rounded down.
     """
     return told - known_at.replace(microsecond=0) > DAY
 
 
 def placing_time(call: Call, window: Window, listed_at: datetime) -> datetime:
-    """The time that says to which window and day a call belongs that was listed in `window`: its
-    own time, or the window's start where it has none or one that is too late to be true."""
+    """The time that decides to which window and day a call belongs that was listed in `window`: its
+    own time, or the window's start if it has none or one that is implausibly late."""
     own = call.own_time
     return window.start if own is None or is_too_late(own, listed_at) else own
 
 
 def lock_start(call: Call, window: Window, listed_at: datetime) -> tuple[datetime, bool]:
-    """The moment that a call's lock counts from, and whether what the source tells is plausible.
+    """The moment from which a call's lock counts, and whether the source's time is plausible.
 
-    The call's end (else its own time) counts where it lies between the window's start and a day
-    after `listed_at`; else the window's end does, because a lock cannot be taken back.
+    It is the call's end (else its own time) if that lies between the window's start and a day after
+    `listed_at`; otherwise the window's end, because a lock cannot be undone.
     """
     ended = call.ended_at or call.own_time
     if ended is None:
@@ -165,13 +165,13 @@ def lock_start(call: Call, window: Window, listed_at: datetime) -> tuple[datetim
 
 @dataclass(frozen=True)
 class Retention:
-    """How long objects are locked: `mode` None for not at all, `days` counted from a call's end."""
+    """How long objects are locked. `mode` None means not at all; `days` count from a call's end."""
 
     mode: str | None = None
     days: int = 0
 
     def until(self, moment: datetime) -> datetime | None:
-        """The date to lock until, a whole second; None without a lock."""
+        """The lock date, a whole second; None without a lock."""
         if self.mode is None:
             return None
         whole = moment.replace(microsecond=0)

@@ -1,4 +1,4 @@
-"""One way to try again: exponential backoff with jitter, on the injected clock."""
+"""Retries with exponential backoff and jitter, on the injected clock."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from archiver.observability.metrics import RETRIES
 T = TypeVar("T")
 
 FIRST_WAIT_SECONDS = 0.5
-"""The backoff before the second try, which doubles with each try; jitter adds up to as much."""
+"""The backoff before the second try. It doubles with each try; jitter adds up to this much."""
 MAX_WAIT_SECONDS = 20.0
 LONGEST_WAIT_SECONDS = 60.0
-"""A `Retry-After` beyond this ends the attempt: the loop comes back later anyway."""
+"""A longer `Retry-After` ends the retries: the loop comes back later anyway."""
 
 
 class Retry:
-    """At most `attempts` tries. Each answer of `THROTTLED_STATUS` lowers `concurrency_limit`."""
+    """Tries at most `attempts` times. Each answer of `THROTTLED_STATUS` lowers
+    `concurrency_limit`."""
 
     def __init__(
         self, clock: Clock, attempts: int = 5, concurrency_limit: ConcurrencyLimit | None = None
@@ -32,7 +33,7 @@ class Retry:
         self._concurrency_limit = concurrency_limit
 
     def call(self, stage: str, function: Callable[[], T]) -> T:
-        """Run `function` until it returns; raises its last `ArchiverError`, and `Interrupted` as
+        """Call `function` until it returns. Raises its last `ArchiverError`, and `Interrupted` as
         soon as the process must end."""
         for attempt in itertools.count(1):
             try:

@@ -1,7 +1,7 @@
-"""What a WAV header says, read from the first bytes of a stream. Pure, bounded, never a crash.
+"""Parses a WAV header from the first bytes of a stream. Pure, with bounded memory; never crashes.
 
-Sources: Microsoft's "Multimedia Programming Interface and Data Specifications 1.0" (RIFF, fmt),
-the WAVE_FORMAT_EXTENSIBLE note (sub-format), and EBU Tech 3306 (RF64 and its ds64 chunk).
+Sources: Microsoft's "Multimedia Programming Interface and Data Specifications 1.0" (RIFF, fmt), the
+WAVE_FORMAT_EXTENSIBLE note (sub-format), and EBU Tech 3306 (RF64 and its ds64 chunk).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from archiver.core.errors import FormatError
 
 MAX_HEADER_BYTES = 1 << 20
-"""Chunks before the audio (metadata, padding) may take this much; more is no recording of ours."""
+"""The most that chunks before the audio (metadata, padding) may take; more is an error."""
 
 _ENCODINGS = {1: "pcm", 3: "ieee_float", 6: "alaw", 7: "mulaw", 0x31: "gsm610"}
 _EXTENSIBLE = 0xFFFE
@@ -21,7 +21,7 @@ _OPEN = (0, 0xFFFFFFFF)
 
 @dataclass(frozen=True)
 class WavHeader:
-    """The format of the audio, and how much of it the header promises."""
+    """The format of the audio, and how many bytes of it the header announces."""
 
     encoding: str
     channels: int
@@ -30,12 +30,12 @@ class WavHeader:
     byte_rate: int
     data_offset: int
     data_bytes: int | None
-    """None where the header leaves it open, as streaming writers do."""
+    """None if the header leaves it open, as streaming writers do."""
     riff_bytes: int | None
-    """Length of the whole file by the RIFF header; None where left open."""
+    """Length of the whole file by the RIFF header; None if left open."""
 
     def audio_bytes(self, file_bytes: int) -> int:
-        """Bytes of audio in a file of `file_bytes`, by the header or else by what is there."""
+        """Bytes of audio in a file of `file_bytes`: as announced, and at most what the file has."""
         there = max(0, file_bytes - self.data_offset)
         return there if self.data_bytes is None else min(self.data_bytes, there)
 
@@ -43,17 +43,17 @@ class WavHeader:
         return round(self.audio_bytes(file_bytes) / self.byte_rate, 3)
 
     def missing_bytes(self, file_bytes: int) -> int:
-        """How many bytes of audio the header promises beyond the end of the file."""
+        """How many announced bytes of audio lie beyond the end of the file."""
         if self.data_bytes is None:
             return 0
         return max(0, self.data_offset + self.data_bytes - file_bytes)
 
 
 def parse_header(head: bytes | memoryview, *, complete: bool) -> WavHeader | None:
-    """Read the header from the first bytes of a file.
+    """Parse the header from the first bytes of a file.
 
-    None while more bytes are needed; `complete` says that `head` is all there is.
-    Raises `FormatError` where this is no WAV file that tells its format before its audio.
+    Returns None if more bytes are needed; with `complete` no more bytes will come. Raises
+    `FormatError` if this is not a WAV file with its format before its audio.
     """
     try:
         return _parse(head)
@@ -77,6 +77,7 @@ def _parse(head: bytes | memoryview) -> WavHeader:
             fmt = _format(head, body, size)
         elif name == b"ds64":
             sizes64 = struct.unpack_from("<QQ", head, body)
+        # RIFF pads chunks to an even length.
         offset = body + size + (size & 1)
         if offset > MAX_HEADER_BYTES:
             raise FormatError("no WAV: over 1 MiB before the audio")

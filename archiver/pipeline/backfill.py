@@ -1,8 +1,8 @@
-"""A date range, window by window, a few windows at a time, sealed in their order.
+"""Archives a range of windows, several at a time, and seals them in order.
 
-Windows are worked at side by side so that the workers stay busy at a window's end. The one thread
-that runs `run` makes the seals, each for all windows that are ready, so that the chain costs
-little.
+Several windows are processed at once so that the workers stay busy while the last calls of one
+window finish. Only the thread that calls `run` appends seals. It puts all windows that are ready
+into one seal, so the chain stays short.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ log = structlog.get_logger()
 
 WINDOWS_AT_ONCE = 4
 SEALED_AT_ONCE = 64
+"""Most windows that one seal names, and how many finished windows may wait behind a slow one."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def range_windows(
     start: datetime, end: datetime, length: timedelta, shard: tuple[int, int] = (0, 1)
 ) -> list[Window]:
-    """The windows of a range, grown outward to whole ones, that belong to this shard. Which shard a
-    window belongs to does not depend on the range."""
+    """The windows of a range, extended to whole windows, that belong to this shard (index, count).
+    Windows are numbered from 1970, so the shard of a window does not depend on the range."""
     index, count = shard
     windows = windows_between(start, end, length)
     return [one for one in windows if (one.start - _EPOCH) // length % count == index]
 
 
 class Backfill:
-    """Works at given windows and seals them in order."""
+    """Processes the given windows and seals them in order."""
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class Backfill:
         progress: BackfillProgress | None = None,
         at_once: int = WINDOWS_AT_ONCE,
     ) -> None:
-        """`at_once` windows are worked at side by side; 1 means in the caller's own thread."""
+        """`at_once` windows are processed at a time; 1 uses the caller's thread."""
         self._at_once = at_once
         self._windows = windows
         self._chain = chain
@@ -59,11 +60,12 @@ class Backfill:
         self._progress = progress or NoProgress()
 
     def run(self, todo: Iterable[Window], purpose: Purpose = Purpose.BACKFILL) -> Summary:
-        """Archive, close and seal; while our clock is wrong, only archive.
+        """Archive the calls of the windows, close the windows and seal them. While our clock is
+        wrong, only archive.
 
-        At the end three kinds of windows are tried once more: those that are stuck, those with a
-        call that was refused before any call of its kind was answered, and sealed ones to which
-        belongs what turned up elsewhere.
+        At the end it processes some windows again: those that are stuck; those with an undecided
+        call, which the source refused before any answer proved the credentials; and sealed ones
+        that gained calls or records from another window's listing.
 
         Raises what `WindowArchiver.process` and `Chain.append` raise.
         """
@@ -77,7 +79,7 @@ class Backfill:
                 undecided = any(item.undecided for item in result.unarchived)
                 if result.status is WindowStatus.STUCK or undecided:
                     again.add(result.window)
-                    # How it was left counts once it was tried again; what was done counts now.
+                    # How the window ends is counted after the second try, what is committed now.
                     summary += Summary(committed=result.done.committed, bytes=result.done.bytes)
                 else:
                     done.add(result.window)
@@ -90,8 +92,8 @@ class Backfill:
         return summary
 
     def plan(self, todo: Iterable[Window]) -> Iterator[Plan | None]:
-        """What `run` would do, window by window; writes nothing. None for a window that something
-        is wrong with: the log says what."""
+        """Yield the plan of each window that `run` would process; writes nothing. None for
+        a window that fails on its own, with an error in the log."""
         for window in todo:
             plan = None
             try:
@@ -103,8 +105,8 @@ class Backfill:
             yield plan
 
     def is_sealed(self, window: Window) -> bool:
-        """Whether a seal covers the window; False also where the store does not say so of this
-        window alone: then working at it shows what is wrong."""
+        """Whether a seal covers the window. Returns False if the store fails for this window only:
+        processing the window then shows the error."""
         try:
             return self._segments.is_sealed(window.start)
         except StoreError as error:
@@ -113,7 +115,7 @@ class Backfill:
             return False
 
     def seal(self, batch: Sequence[WindowResult], watermark: datetime | None) -> None:
-        """One seal for all segments of a batch; what another writer sealed is left out."""
+        """Append one seal for all segments of a batch that no other writer has sealed."""
         segments = [segment for result in batch for segment in result.segments]
         if segments:
             self._chain.append(segments, watermark)
@@ -121,8 +123,8 @@ class Backfill:
             self._segments.add(segment.name, sealed=True)
 
     def batches(self, todo: Iterable[tuple[Window, Purpose, bool]]) -> Iterator[list[WindowResult]]:
-        """Results in the order of the windows, all that are ready at a time. What `todo` has are
-        the arguments of `WindowArchiver.process`."""
+        """Yield the results in the order of the windows, as batches of those that are ready.
+        `todo` has the arguments of `WindowArchiver.process`."""
         process, waiting = self._windows.process, iter(todo)
         if self._at_once == 1:
             yield from ([process(*task)] for task in waiting)
@@ -135,6 +137,7 @@ class Backfill:
                 running.extend(pool.submit(process, *task) for task in islice(waiting, room))
                 if not running:
                     return
+                # Wait for the oldest window: seals are in the order of the windows.
                 batch = [running.popleft().result()]
                 while running and running[0].done() and len(batch) < SEALED_AT_ONCE:
                     batch.append(running.popleft().result())

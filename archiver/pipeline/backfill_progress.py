@@ -1,4 +1,4 @@
-"""Who watches a backfill."""
+"""The interface through which a backfill reports its progress."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from archiver.core.model import Window
 
 
 class BackfillProgress(Protocol):
-    """Somebody who watches. Called from many threads."""
+    """Receives the progress of a backfill. Called from many threads at once."""
 
     def window_listed(self, window: Window, new_calls: int) -> None: ...
 
@@ -18,7 +18,7 @@ class BackfillProgress(Protocol):
 
 
 class NoProgress:
-    """Nobody watches."""
+    """Discards the progress."""
 
     def window_listed(self, window: Window, new_calls: int) -> None:
         pass

@@ -1,10 +1,10 @@
-"""What the bucket says of a day and of a window. Nothing here writes.
+"""Reads what the bucket has of a day and of a window. Nothing here writes.
 
-- `RecordIndex`, `SegmentIndex`: which records and segments a day has, by one LIST a day. They only
-  save requests. A stale one costs work done twice, and never a wrong result, because records and
-  segments are created once.
-- `WindowReader`: what the segments of one window say, taken together (`WindowState`).
-- `LatestRecord`: the newest record of a call.
+- `RecordIndex`, `SegmentIndex`: the records and segments of a day, from one LIST per day. They only
+  save requests. A stale index costs repeated work, and never causes a wrong result, because records
+  and segments are created once.
+- `WindowReader`: the contents of all segments of one window (`WindowState`).
+- `LatestRecord`: the latest record of a call.
 """
 
 from __future__ import annotations
@@ -36,21 +36,22 @@ log = structlog.get_logger()
 
 V = TypeVar("V")
 Revision = Callable[[date, str], int]
-"""The newest revision of a call's record below a day, 0 where there is none."""
+"""The highest revision of a call's record below a day; 0 if there is none."""
 
 MAX_SEGMENT_BYTES = 1 << 30
 TAIL_BYTES = 64 << 10
-"""A window line is rarely longer: it would have to name thousands of ids."""
+"""How much is read of a segment's end to get its window line. A longer line names thousands of ids.
+"""
 IN_MEMORY_BYTES = 8 << 20
-"""A segment up to this size stays in memory; a larger one goes into a temporary file."""
+"""A segment up to this size stays in memory; a larger one is written to a temporary file."""
 REMEMBERED_RECORD_DAYS = 4
 REMEMBERED_SEGMENT_DAYS = 16
 
 
 @contextmanager
 def spool(chunks: Iterable[bytes] = ()) -> Iterator[IO[bytes]]:
-    """A file with these bytes, which is gone afterwards: a segment may have 100 MB. Raises
-    `StoreError` where the temporary directory has no room, also for what the caller writes."""
+    """Yield a temporary file with these bytes, and delete it afterwards. A segment may have 100 MB.
+    Raises `StoreError` if its directory is full, also for the caller's writes."""
     with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as file:
         try:
             for chunk in chunks:
@@ -65,11 +66,11 @@ def spool(chunks: Iterable[bytes] = ()) -> Iterator[IO[bytes]]:
             ) from None
 
 
-# --- a day: which records and segments there are
+# --- the records and segments of a day
 
 
 class _DayIndex(Generic[V]):
-    """The listings of the days that were asked for last, each made once. Threads share it."""
+    """Caches the listings of the most recently used days. Thread-safe."""
 
     def __init__(self, remembered: int) -> None:
         self._remembered = remembered
@@ -77,11 +78,11 @@ class _DayIndex(Generic[V]):
         self._lock = threading.RLock()
 
     def list_day(self, day: date) -> V:
-        """Ask the bucket. Raises `StoreError`."""
+        """List the day in the bucket. Raises `StoreError`."""
         raise NotImplementedError
 
     def _of(self, day: date) -> V:
-        """To be called, and its result used, with the lock."""
+        """The caller holds the lock, and keeps holding it while it uses the result."""
         if day not in self._days:
             self._days[day] = self.list_day(day)
             if len(self._days) > self._remembered:
@@ -90,13 +91,13 @@ class _DayIndex(Generic[V]):
         return self._days[day]
 
     def forget(self) -> None:
-        """List again when somebody asks: another writer may have added something."""
+        """Drop the cached listings, because another writer may have added something."""
         with self._lock:
             self._days.clear()
 
 
 class RecordIndex(_DayIndex[dict[str, int]]):
-    """The newest revision of each record of a day, by call directory."""
+    """The highest revision of each call's record on a day, by call directory."""
 
     def __init__(self, store: Bucket) -> None:
         super().__init__(REMEMBERED_RECORD_DAYS)
@@ -111,7 +112,7 @@ class RecordIndex(_DayIndex[dict[str, int]]):
         return revisions
 
     def revision(self, day: date, call_id: str) -> int:
-        """The newest revision of a call's record, 0 where there is none."""
+        """The highest revision of a call's record; 0 if there is none."""
         with self._lock:
             return self._of(day).get(layout.call_dir(call_id), 0)
 
@@ -120,16 +121,17 @@ class RecordIndex(_DayIndex[dict[str, int]]):
             return dict(self._of(day))
 
     def add(self, key: str) -> None:
-        """Add a record that was just written; a day that is not known yet will list it."""
+        """Add a record that was just written. A day that is not cached is listed later."""
         parsed = layout.parse_record_key(key)
         with self._lock:
             if parsed is not None and (revisions := self._days.get(parsed[0])) is not None:
                 revisions[parsed[1]] = max(parsed[2], revisions.get(parsed[1], 0))
 
     def tolerant(self, window: Window) -> Revision:
-        """As `revision`, for one pass over a window's calls. A day other than the window's own that
-        the store does not list counts as empty: harm done there is not this window's, and a record
-        that is not known costs work done twice, because records are created once."""
+        """Return `revision` for one pass over the calls of a window. If the store does not list a
+        day other than the window's own, that day counts as empty: its failure must not stop this
+        window. A record that is missed costs repeated work only, because records are created once.
+        """
         unlistable = set[date]()
 
         def revision(day: date, call_id: str) -> int:
@@ -148,7 +150,7 @@ class RecordIndex(_DayIndex[dict[str, int]]):
 
 
 class SegmentIndex(_DayIndex[dict[SegmentName, bool]]):
-    """The segments of a day, and whether each is sealed (has the pointer to its seal)."""
+    """The segments of a day, and whether each is sealed (has a seal pointer)."""
 
     def __init__(self, store: Bucket) -> None:
         super().__init__(REMEMBERED_SEGMENT_DAYS)
@@ -163,7 +165,7 @@ class SegmentIndex(_DayIndex[dict[SegmentName, bool]]):
         return {name: "seal" in found for name, found in suffixes.items() if "jsonl" in found}
 
     def of(self, start: datetime) -> list[tuple[SegmentName, bool]]:
-        """The segments of the window that starts there, oldest first."""
+        """The segments of the window that starts at `start`, oldest first."""
         with self._lock:
             names = self._of(start.date()).items()
             return sorted((name, sealed) for name, sealed in names if name.start == start)
@@ -176,7 +178,7 @@ class SegmentIndex(_DayIndex[dict[SegmentName, bool]]):
             self._of(name.start.date())[name] = sealed
 
     def days(self) -> list[date]:
-        """The days that have segments, oldest first: stores differ in the order of a listing."""
+        """The days that have segments, oldest first. Stores differ in the order of a listing."""
         names = self._store.folders(layout.SEGMENTS)
         return sorted(day for name in names if (day := layout.parse_day_dir(name)) is not None)
 
@@ -186,13 +188,13 @@ class SegmentIndex(_DayIndex[dict[SegmentName, bool]]):
 
 @dataclass(frozen=True, slots=True)
 class LatestRecord:
-    """The newest record of a call, its bytes compressed: a window may have 100,000."""
+    """The latest record of a call. The bytes are kept compressed: a window may have 100,000."""
 
     key: str
     outcome: Outcome
     revision: int
     incomplete: bool
-    """Whether a document of the call could not be had."""
+    """Whether a document of the call could not be fetched."""
     _packed: bytes
 
     @classmethod
@@ -202,12 +204,12 @@ class LatestRecord:
 
     @property
     def data(self) -> bytes:
-        """The record's bytes."""
+        """The bytes of the record."""
         return zlib.decompress(self._packed)
 
     @property
     def day(self) -> date:
-        """The day that its key names."""
+        """The day in the record's key."""
         parsed = layout.parse_record_key(self.key)
         if parsed is None:
             raise StoreError(f"{self.key} is no record's key: run archiver verify")
@@ -215,7 +217,7 @@ class LatestRecord:
 
     @property
     def files(self) -> Sequence[Mapping[str, Any]]:
-        """Its record's files; they were checked when the record was parsed first."""
+        """The files that the record names. They were checked when the record was first parsed."""
         found: Sequence[Mapping[str, Any]] = json.loads(self.data)["files"]
         return found
 
@@ -223,7 +225,7 @@ class LatestRecord:
         return record.parse(self.data)
 
     def revisions(self, store: Bucket) -> Iterator[Record | None]:
-        """All records of the call, the newest first; None for one that is gone or damaged."""
+        """Yield all records of the call, newest first; None for one that is gone or damaged."""
         newest = self.record()
         yield newest
         for number in range(newest.revision - 1, 0, -1):
@@ -238,34 +240,34 @@ class LatestRecord:
 
 @dataclass(frozen=True)
 class UnreadableRecord:
-    """What lies under the key of a call's newest record and is no record that can be used.
+    """An object under the key of a call's latest record that cannot be used as a record.
 
-    `foreign`: it is no record at all, so the call is archived under the next revision. Else it may
-    be one, which a newer release wrote or the store refuses to give out: the call is left to a
-    process that can read it.
+    `foreign`: it is not a record, so the call is archived as the next revision. Otherwise it may be
+    one: a newer release wrote it, or the store refuses to return it. Then the call is skipped, and
+    a process that can read the record handles it.
     """
 
     revision: int
     foreign: bool
 
 
-# --- a window: what its segments say
+# --- the segments of a window
 
 
 @dataclass(frozen=True)
 class UnsealedSegment:
-    """A segment, of a window or of events, that is durable with its `.sha256` and waits for its
-    seal: what the seal will say of it, and the latest lock date of what it covers."""
+    """A durable segment, of a window or of events, that has no seal yet. `entry` is what its seal
+    will say of it; `retain_until` is the latest lock date of what it covers."""
 
     entry: SegmentEntry
     retain_until: datetime | None
     found_since: datetime | None = None
-    """For a segment that was there already: no seal before this time can cover it. None where
-    this process has just written it."""
+    """Set for a segment that was in the bucket already: no seal older than this can name it. None
+    for a segment that this process wrote."""
 
     @property
     def name(self) -> SegmentName:
-        """Of a window's segment."""
+        """The name of a window's segment; event segments have none."""
         parsed = layout.parse_segment_key(self.entry.key)
         assert parsed is not None  # noqa: S101  (a window's)
         return parsed[0]
@@ -273,7 +275,7 @@ class UnsealedSegment:
 
 @dataclass(frozen=True)
 class WindowLine:
-    """What the last line of a window's newest segment says."""
+    """The last line of a window's newest segment."""
 
     name: SegmentName
     window: Window
@@ -283,13 +285,13 @@ class WindowLine:
 
 @dataclass
 class WindowState:
-    """What the segments of a window say, taken together; `revision` 0 where there is none."""
+    """The combined contents of a window's segments. `revision` is 0 if there are none."""
 
     revision: int = 0
     newest_key: int = 0
-    """The highest revision whose key is taken, even if by bytes that are no segment."""
+    """The highest revision whose key is taken, also by bytes that are not a segment."""
     listed_at: datetime | None = None
-    """When the newest revision was listed."""
+    """When the listing of the newest revision began."""
     records: dict[str, LatestRecord] = field(default_factory=dict)
     pending: frozenset[str] = frozenset()
     vanished: frozenset[str] = frozenset()
@@ -297,12 +299,11 @@ class WindowState:
     behind_policy: bool = False
     """Whether one of the records promises less than today's policy."""
     lock_until: datetime | None = None
-    """The latest date that today's policy gives its calls, or that their records promise; None
-    without a lock."""
+    """The latest lock date that today's policy requires for its calls or their records promise."""
 
 
 class WindowReader:
-    """Reads the segments of windows. Threads share it."""
+    """Reads the segments of windows. Thread-safe."""
 
     def __init__(self, store: Bucket, segments: SegmentIndex, retention: Retention) -> None:
         self._store = store
@@ -310,11 +311,11 @@ class WindowReader:
         self._retention = retention
 
     def read(self, window: Window) -> WindowState:
-        """All that the window's segments say.
+        """Return the combined contents of the window's segments.
 
-        An unsealed one that cannot be parsed is foreign: its key is taken, and that is all. Where a
-        sealed one cannot be parsed, raises `StoreError` that reaches the window: what it says is
-        official, and not known here.
+        An unsealed segment that cannot be parsed is foreign: it is logged, and only its key counts
+        as taken. A sealed one raises `StoreError` that reaches the window, because the archive
+        vouches for contents that this process does not know.
         """
         state = WindowState()
         for name, sealed in self._segments.of(window.start):
@@ -339,10 +340,11 @@ class WindowReader:
         return state
 
     def read_line(self, name: SegmentName) -> WindowLine | None:
-        """The window line of a segment, read from its end; None for one that cannot be read, with
-        an error in the log."""
+        """Return the window line of a segment, read from its end. None, with an error in the log,
+        if it is unreadable."""
         try:
             data = self._store.tail(name.jsonl, TAIL_BYTES) or b""
+            # The last line may be longer than the tail.
             if len(data) == TAIL_BYTES and data.count(b"\n") < 2:
                 data = self._store.read(name.jsonl, max_bytes=MAX_SEGMENT_BYTES) or b""
             found = segment.parse_tail(data)
@@ -354,7 +356,8 @@ class WindowReader:
         return WindowLine(name, found.window, found.listed_at, frozenset(found.pending))
 
     def _add_segment(self, file: IO[bytes], window: Window, state: WindowState) -> datetime | None:
-        """Add what a segment says; returns the latest lock date of what it covers."""
+        """Add a segment to the state; returns the latest lock date of what it covers. Raises
+        `FormatError`, with the state unchanged."""
         file.seek(0)
         last = deque(file, maxlen=1)
         found = segment.parse_tail(last[0] if last else b"")
@@ -367,7 +370,7 @@ class WindowReader:
                 records[one.call_id] = LatestRecord.of(one)
             until = latest_date(until, covering_date(one, window, self._retention))
             behind = behind or is_behind_policy(one, window, self._retention)
-        # Only now: a segment that cannot be parsed to its end must leave nothing in the state.
+        # Only now: a segment that cannot be parsed to its end must not change the state.
         state.records |= records
         state.behind_policy = state.behind_policy or behind
         state.lock_until = latest_date(state.lock_until, until)
@@ -377,7 +380,7 @@ class WindowReader:
 
 
 def records_in(file: IO[bytes]) -> Iterator[Record]:
-    """The records of a segment that lies in a file. Raises `FormatError`."""
+    """Yield the records of a segment in a file. Raises `FormatError`."""
     file.seek(0)
     for one in segment.records_of(file):
         liveness.note()  # a segment may have 100,000

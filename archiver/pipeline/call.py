@@ -1,10 +1,10 @@
-"""One call: its documents and its recording into the bucket, and its record last.
+"""Archives one call: puts its documents and its recording into the bucket, then its record.
 
-`CallArchiver.archive` is the whole sequence. A call is archived when its record is there. The
-recording and the two documents, the call's own (`transcript`) and the survey (`epa`), are fetched
-and judged one by one: one that cannot be had takes nothing from the others.
+`CallArchiver.archive` is the whole sequence. A call is archived once its record is in the bucket.
+The recording and the two documents, the call's own (`transcript`) and the survey (`epa`), are
+fetched independently: one that cannot be fetched does not stop the others.
 
-`Backoff` says how long a call rests after a try without success.
+`Backoff` decides how long a call waits after a failed try.
 """
 
 from __future__ import annotations
@@ -42,20 +42,21 @@ HAD_RECORDING = {
     "bad_response", "digest_mismatch", "not_wav", "recording_changed", "recording_empty",
     "recording_missing", "too_large", "too_slow", "truncated", "url_refused",
 }  # fmt: skip
-"""Reasons of a failure that say that the source had a recording once."""
+"""Failure reasons which show that the source once had a recording."""
 OUTAGES = ("source_unavailable", "store_refused")
-"""Reasons of a failure that an outage may have caused: after one such try no call is given up."""
+"""Failure reasons that an outage may have caused: no call is given up after one such try."""
 SOURCE_SILENT = ("source_unavailable", "call_refused")
-"""Reasons of a failure that say nothing of the call: the source did not answer for it."""
+"""Failure reasons that say nothing about the call: the source did not answer for it."""
 DOWNLOADS = 4
-"""How often a recording is begun that changes, or proves damaged, on the way."""
+"""How often a recording is downloaded that changes or proves damaged on the way."""
 MISMATCH_SECONDS = 2.0
 MISMATCH_SHARE = 0.02
+"""The recording's length may differ from the source's by the larger of the two; else a finding."""
 MAX_SIDECAR_BYTES = 64 << 20
 LONGEST_REST_SECONDS = 900.0
 FORGOTTEN_AFTER_SECONDS = 86_400.0
-"""A call without a try for so long after its rest was archived by another writer, or its window was
-closed without it."""
+"""A call that was not tried for so long after its backoff was archived by another writer, or its
+window was closed without it."""
 SWEEP_SECONDS = 3_600.0
 
 Survey = dict[str, Any] | list[Any]
@@ -70,26 +71,26 @@ _RECORD_FIELDS = {
     "startTime": "started_at",
     "state": "state",
 }
-"""Fields of a call → those of its record."""
+"""Fields of a call → fields of its record."""
 
 
 @dataclass(frozen=True)
 class Unarchived:
-    """A call that a try left without a record, or an archived call for one of whose documents the
-    source did not answer; and why."""
+    """The outcome of a try that failed: a call without a record, or an archived call for one of
+    whose documents the source did not answer."""
 
     call: Call
     reason: str
     attempts: int
     status: int | None
     undecided: bool = False
-    """Whether nobody can tell yet if the source refuses the call or the credentials."""
+    """Whether it is not known yet if the source refuses the call or the credentials."""
     amended: Record | None = None
-    """The new record of an archived call, made of what the source did answer."""
+    """The new record of an archived call, made from what the source did answer."""
 
 
 class CallArchiver:
-    """Archives single calls. Threads share it."""
+    """Archives single calls. Thread-safe."""
 
     def __init__(
         self,
@@ -132,29 +133,28 @@ class CallArchiver:
         """Archive one listed call: as revision 1, or as the revision after `previous`.
 
         1. Fetch the call's own document and its survey.
-        2. Stream the recording into the bucket; the recording of an archived call stays.
+        2. Stream the recording into the bucket. An archived call keeps its recording.
         3. Store the documents.
         4. Lock and hold what the previous revision names as the new one will be.
         5. Write the record: from here on the call is archived.
-        6. Hold the record where somebody has put a hold on the call meanwhile.
-        7. Where one of these failed, the call waits.
-        8. After `give_up`, a record says that it failed (steps 3 to 6).
+        6. Hold the record if somebody has put a hold on the call meanwhile.
+        7. If one of these fails, the call stays pending.
+        8. After `give_up`, write a record that says `failed` (steps 3 to 6).
 
-        Returns `previous` itself where there is nothing new; `Unarchived` where the call waits. Of
-        an archived call that means that the source did not answer for a document; what it did
-        answer is written down all the same. That a document which `previous` says cannot be had
-        still cannot, for the same reason, is an answer.
+        Returns the new record; `previous` itself if nothing changed; `Unarchived` if the call stays
+        pending. For an archived call `Unarchived` means that the source did not answer for a
+        document; the answers that came are written all the same. A document that is unavailable for
+        the same reason as in `previous` counts as answered.
 
-        Until the window has settled, nothing but success is written down: what is missing may still
-        come. After that, `no_recording` is a result, and what fails is pending until `give_up`
-        after the window's end, then `failed`. What the store refuses to keep for this call alone is
-        pending and given up in the same way.
+        Until the window has settled, only success is written, because what is missing may still
+        come. After that, `no_recording` is a result, and a call that fails stays pending until
+        `give_up` after the window's end; then it is recorded as `failed`. The same holds if the
+        store refuses an object of this call only.
 
-        `was_pending` says that another process has tried before; `taken` is the highest revision
-        whose key has foreign bytes. `listed_at` is when the listing of the window began; now, where
-        the call is worked at without one.
-        Raises `SourceRefused`, `SourceError` and `StoreError` where they reach beyond the call, and
-        `Interrupted`.
+        `was_pending`: an earlier process has tried this call. `taken`: the highest revision whose
+        key has foreign bytes. `listed_at`: when the listing of the window began; now, if there was
+        no listing. Raises `SourceRefused`, `SourceError` and `StoreError` if they reach beyond the
+        call, and `Interrupted`.
         """
         self._clock.check()
         is_archived = previous is not None and previous.outcome == "archived"
@@ -176,11 +176,11 @@ class CallArchiver:
                 source={"api": self._source.base_url},
             )
             try:
-                # 1. A document that cannot be had is a finding of the record. Until the window has
-                #    settled the call waits for it, and its recording is not downloaded meanwhile.
+                # 1. A document that cannot be fetched is a finding of the record. Until the window
+                #    has settled, the call waits for it, and its recording is not downloaded.
                 self._fetch_documents(attempt)
                 # 2. A crash from here to 5 leaves files that no record names. The next try adopts
-                #    those that hold the same bytes, and writes beside those that do not.
+                #    those with the same bytes, and writes beside those with other bytes.
                 if is_archived:
                     attempt.keep_recording()
                 else:
@@ -197,7 +197,7 @@ class CallArchiver:
                 if is_archived and (silent := attempt.unanswered) is not None:
                     return self._wait(attempt, silent, None if found is previous else found)
                 return found if is_archived else self._refresh_if_older(attempt, found)
-            # 8. What an outage may have caused says nothing of the call: that takes two tries.
+            # 8. A failure that an outage may have caused counts only after two tries.
             first = number < 2 and not was_pending
             if (first and unarchived.reason in OUTAGES) or unarchived.undecided:
                 return unarchived
@@ -215,8 +215,8 @@ class CallArchiver:
     # --- 1. the documents
 
     def _fetch_documents(self, attempt: Attempt) -> None:
-        """The call's own document first: where it cannot be had, the listing says what is known of
-        the call. Then the survey, which the source may have in two copies."""
+        """Fetch the call's own document, then its survey. Without the first, the listing is all
+        that is known of the call. The survey may come inside the call as well."""
         call_id = attempt.listed.id
         try:
             attempt.call, attempt.source["request_id"] = self._source.call(call_id)
@@ -232,7 +232,7 @@ class CallArchiver:
             survey = self._source.survey(call_id)
         except CallError as error:
             attempt.note_unavailable("epa", error)
-        # Where one of the survey's two copies is missing today, what only that one had stays.
+        # If one of the two copies is missing today, keep the fields that only that copy had.
         if survey is not None and inline is None and "transcript" in attempt.errors:
             inline = self._read_json(attempt.previous_file("epa"))
         if survey is None and inline and "epa" not in attempt.errors:
@@ -243,7 +243,7 @@ class CallArchiver:
             attempt.add_document("epa", merged)
 
     def _read_json(self, file: File | None) -> object:
-        """None for a file that is not there or cannot be read."""
+        """Return a stored file as JSON; None if it is missing or cannot be parsed."""
         if file is None:
             return None
         try:
@@ -255,7 +255,7 @@ class CallArchiver:
     # --- 2. the recording
 
     def _store_recording(self, attempt: Attempt, settled: bool) -> None:
-        """Stream the recording into the bucket; one that changes on the way is begun anew."""
+        """Stream the recording into the bucket. If it changes on the way, start again."""
 
         def signed_url() -> SignedUrl:
             signed = self._source.recording_url(attempt.call.id)
@@ -291,24 +291,23 @@ class CallArchiver:
                 raise
             own = attempt.errors.get("transcript")
             if own is not None and own.reason == "call_missing":
-                raise own from None  # the source knows nothing of the call: no word on a recording
+                raise own from None  # the source does not know the call: no proof of absence
             attempt.outcome, attempt.reason, attempt.status = (
                 "no_recording",
                 error.reason,
                 error.status,
             )
 
-    # --- 3. to 6. what is written
+    # --- 3. to 6. documents and record
 
     def _commit(self, attempt: Attempt) -> Record:
-        """Store the documents, and write the record: here exactly-once is decided."""
+        """Store the documents and write the record. The write of the record is the commit point."""
         previous, until, held = attempt.previous, attempt.retain_until, attempt.held
         # 3.
         self._store_documents(attempt)
         if previous is not None and _says_the_same(previous, attempt):
             return previous
-        # 4. A crash after this leaves longer locks and more holds than are promised, which does
-        #    no harm.
+        # 4. A crash after this leaves longer locks and more holds than promised: harmless.
         if previous is not None:
             if promises_less(previous, self._retention, until):
                 self._extend_previous(attempt, previous)
@@ -333,9 +332,8 @@ class CallArchiver:
             archived_at=self._clock.now(),
             retention=promise(self._retention, until, attempt.lock_modes),
         )
-        # 5. A crash before this write leaves no record: the call is archived anew. After it, only a
-        #    segment is missing that names the record. Where another writer was first, its record
-        #    is the record.
+        # 5. A crash before this write leaves no record: the next try archives the call again. After
+        #    it, only a segment that names the record is missing. The first writer's record counts.
         with metrics.stage("record"):
             try:
                 stored = self._store.put_once(
@@ -346,16 +344,16 @@ class CallArchiver:
                 return self._adopt(made.key, held)
         if attempt.outcome == "archived":
             self._writer.forget(attempt.recording_key)
-        # 6. A crash before this leaves a record without its hold: `hold_enforcement` finds it.
+        # 6. A crash before this leaves a record without its hold: `hold_enforcement` puts it on.
         if previous is not None and not held and self._hold_as_previous(previous, attempt):
             self._store.set_hold(made.key, stored.version_id, True)
         _count(made, previous)
         return made
 
     def _store_documents(self, attempt: Attempt) -> None:
-        """Store the documents, and note which could not be had. A file that stands and is whole
-        stays, whatever the source answers today."""
-        # The recording, and the previous files of kinds that a newer release knows.
+        """Store the documents, and note which are unavailable. A complete file of the previous
+        record stays, whatever the source answers today."""
+        # Keep the previous files of kinds that only a newer release knows.
         fetched = {"recording", *_SIDECARS}
         attempt.files = [file for file in attempt.previous_files() if file.kind not in fetched]
         if attempt.recording is not None:
@@ -371,13 +369,13 @@ class CallArchiver:
             if document is not None and not (before and self._still_stands(before, document)):
                 self._store_sidecar(attempt, kind, document)
             elif before is not None:
-                attempt.files.append(before)  # the source has lost it: no reason to lose it too
+                attempt.files.append(before)  # kept even if the source has lost it
         # Kinds of a newer release come last.
         order = {kind: place for place, kind in enumerate(FILE_KINDS)}
         attempt.files.sort(key=lambda file: order.get(file.kind, len(order)))
 
     def _store_malformed(self, attempt: Attempt, kind: str, body: bytes | None) -> None:
-        """Keep the bytes that came in place of a document; else those of an earlier revision."""
+        """Keep the bytes that came in place of a document, else the previous record's."""
         malformed = FILE_KINDS[kind].malformed
         assert malformed is not None  # noqa: S101  (the kind of a document)
         before = attempt.previous_file(malformed)
@@ -404,8 +402,8 @@ class CallArchiver:
         attempt.files.append(attempt.file_of(kind, stored))
 
     def _still_stands(self, before: File, document: bytes) -> bool:
-        """Whether the previous sidecar is still the one to name: the same bytes, or the one that
-        has a transcript where the source has none any more."""
+        """Whether the previous sidecar is still the one to name: it has the same bytes, or it has a
+        transcript and the source's document has none any more."""
         if before.sha256 == checksums.sha256_hex(document):
             return True
         if before.kind != "transcript" or _has_transcript(canonical.load(document)):
@@ -416,8 +414,8 @@ class CallArchiver:
         return True
 
     def _extend_previous(self, attempt: Attempt, previous: Record) -> None:
-        """Lock what stood before for as long as the new record promises: the record, the files
-        carried over, those that are replaced."""
+        """Extend the locks of the previous record and of all its files, carried over or replaced,
+        to the date of the new record."""
         carried = {file.key for file in attempt.files}
         for file in [*previous.files, {"key": previous.key, "version_id": None}]:
             try:
@@ -427,15 +425,15 @@ class CallArchiver:
             except StoreError as error:
                 if error.reason != "gone":
                     raise
-                # `verify` reports it: the call's other objects are not to wait for it.
+                # `verify` reports it. The call's other objects must be locked all the same.
                 log.error("call.object_gone", key=file["key"])
                 continue
             if mode is not None and file["key"] in carried:
                 attempt.lock_modes.add(mode)
 
     def _hold_as_previous(self, previous: Record, attempt: Attempt) -> bool:
-        """Whether the call's previous record is on legal hold; then its new files are too. It may
-        be, though the ledger does not say so: somebody may just be putting it on hold."""
+        """Whether the call's previous record is on legal hold; if so, put one on its new files.
+        Checks the object, because the ledger may not have the hold yet."""
         head = self._store.head(previous.key)
         if head is None or not head.held:
             return False
@@ -446,7 +444,8 @@ class CallArchiver:
         return True
 
     def _adopt(self, key: str, held: bool) -> Record:
-        """The record of a concurrent writer, which may not have known that the call is held."""
+        """Return the record of a concurrent writer, after holding its objects if the call is held:
+        that writer may not have known."""
         try:
             found = record.parse(self._store.read(key) or b"")
         except FormatError as error:
@@ -461,7 +460,8 @@ class CallArchiver:
         return found
 
     def _refresh_if_older(self, attempt: Attempt, found: Record) -> Record:
-        """A concurrent writer's record that is older than our asking may be of an older call."""
+        """Archive again if a concurrent writer's record was written before this try began: the
+        source may have changed the call since."""
         made_at = parse_time(found.document.get("archived_at"))
         if not attempt.was_second or found.outcome != "archived":
             return found
@@ -476,7 +476,7 @@ class CallArchiver:
     def _wait(
         self, attempt: Attempt, error: CallError | StoreError, amended: Record | None = None
     ) -> Unarchived:
-        """The call stays behind; raises `error` where it is about the store as a whole."""
+        """Leave the call pending, in backoff. Raises `error` if it is about the whole store."""
         reason, stage, undecided = error.reason, error.stage, False
         if isinstance(error, CallError):
             undecided = error.undecided
@@ -493,8 +493,8 @@ class CallArchiver:
         return unarchived
 
     def _is_given_up(self, window: Window, previous: Record | None) -> bool:
-        """A failure takes back neither that a call is archived, nor that the source once said that
-        there is no recording."""
+        """Whether the call's time is up. Never for a call that is archived, or of which the source
+        once said that it has no recording: a failure does not revoke that."""
         if previous is not None and previous.outcome != "failed":
             return False
         return self._clock.now() >= window.end + self._give_up
@@ -502,7 +502,7 @@ class CallArchiver:
 
 @dataclass
 class Attempt:
-    """One try at one call: what is known of it so far, and what its record will say."""
+    """One try at archiving one call: what is known so far, and what its record will say."""
 
     listed: Call
     window: Window
@@ -516,9 +516,9 @@ class Attempt:
     source: dict[str, Any]
     call: Call = field(init=False)
     documents: dict[str, bytes] = field(default_factory=dict)
-    """File kind → that document in the archive's form; absent where the source has none."""
+    """File kind → the document in the archive's form; absent if the source has none."""
     errors: dict[str, CallError] = field(default_factory=dict)
-    """File kind → why that document could not be had."""
+    """File kind → why the document could not be fetched."""
     outcome: record.Outcome = "failed"
     reason: str | None = None
     status: int | None = None
@@ -527,24 +527,25 @@ class Attempt:
     recording_findings: Iterable[str] = ()
     files: list[File] = field(default_factory=list)
     findings: set[str] = field(default_factory=set)
-    """Those about documents."""
+    """Findings about documents."""
     lock_modes: set[str] = field(default_factory=set)
-    """The modes that the files of this try are locked in."""
+    """The modes in which the files of this try are locked."""
     was_second: bool = False
-    """Whether a concurrent writer's record was first."""
+    """Whether a concurrent writer has written the record first."""
 
     def __post_init__(self) -> None:
         self.call = self.listed
 
     @property
     def day(self) -> date:
-        """The call's `dt`; a later revision stays where the first one is."""
+        """The `dt` of the call's keys. A later revision keeps that of the first one."""
         home = layout.parse_record_key(self.previous.key) if self.previous else None
         return home[0] if home else placing_time(self.call, self.window, self.listed_at).date()
 
     @property
     def recording_key(self) -> str:
-        """Where the recording is to lie; it may lie beside it."""
+        """The preferred key of the recording. An upload in parts, and a recording whose key has
+        other bytes, is stored beside it."""
         return layout.recording_dir(self.day, self.call.id) + "recording.wav"
 
     @property
@@ -553,8 +554,8 @@ class Attempt:
 
     @property
     def unanswered(self) -> CallError | None:
-        """Why the source did not answer for a document, where that says nothing of the document
-        and the previous record does not say it already."""
+        """Why the source did not answer for a document; None if it answered for all. An error of
+        the document itself, or one that the previous record states, is an answer."""
         for kind, error in self.errors.items():
             known = self.previous.why_unavailable(kind) if self.previous else None
             if error.undecided or (error.reason in SOURCE_SILENT and error.reason != known):
@@ -564,7 +565,7 @@ class Attempt:
     # --- documents
 
     def add_document(self, kind: str, document: Survey) -> None:
-        """Keep a document in the archive's form; one that has no such form could not be had."""
+        """Keep a document in the archive's form, or note that it has none (`bad_document`)."""
         try:
             self.documents[kind] = canonical.dump(document)
         except FormatError:
@@ -577,15 +578,14 @@ class Attempt:
         log.warning("call.document_unavailable", kind=kind, reason=reason, status=status)
 
     def as_known(self) -> Call:
-        """The call as it is listed, and as the previous record has it where the listing lacks a
-        field."""
+        """The call as listed; fields that the listing lacks come from the previous record."""
         before: Mapping[str, Any] = self.previous.document if self.previous else {}
         known = {name: before.get(recorded) for name, recorded in _RECORD_FIELDS.items()}
         listed = {name: v for name, v in self.listed.document.items() if v is not None}
         return Call(self.listed.id, {**known, **listed})
 
     def has_document(self, kind: str) -> bool:
-        """Whether the previous record has the whole document, or knows that there is none."""
+        """Whether the previous record has the complete document, or states that there is none."""
         if self.previous is None or record.UNAVAILABLE[kind] in self.previous.document["findings"]:
             return False
         return self.previous.outcome == "archived" or self.previous_file(kind) is not None
@@ -602,16 +602,16 @@ class Attempt:
         return next((file for file in self.previous_files() if file.kind == kind), None)
 
     def file_of(self, kind: str, stored: Stored) -> File:
-        """A file that the record will name."""
+        """The entry of a stored file in the record."""
         if stored.lock_mode:
             self.lock_modes.add(stored.lock_mode)
         content_type = FILE_KINDS[kind].content_type
         return File(kind, stored.key, stored.size, stored.sha256, content_type, stored.version_id)
 
-    # --- how it ends
+    # --- the outcome
 
     def keep_recording(self) -> None:
-        """The call is archived: its recording stays, with what the previous record says of it."""
+        """Keep the recording of an archived call, and what the previous record says about it."""
         assert self.previous is not None  # noqa: S101
         before = self.previous.document
         self.outcome, self.audio = "archived", before["audio"]
@@ -620,13 +620,13 @@ class Attempt:
         self.source = {**before["source"], **self.source}
 
     def fail(self, why: Unarchived) -> None:
-        """The call is given up; what is known of it stays."""
+        """Set the outcome `failed`, keeping what is known of the call."""
         self.outcome, self.reason, self.status = "failed", why.reason, why.status
         self.recording, self.audio, self.recording_findings = None, None, ()
 
     @property
     def all_findings(self) -> set[str]:
-        """All findings."""
+        """The findings about documents, recording, length and times."""
         codes = {*self.recording_findings, *self.findings}
         length = self.call.duration_seconds
         if self.audio is not None and length is not None:
@@ -646,14 +646,14 @@ class _Tries:
 
 
 class Backoff:
-    """How often each call was tried without success, and how long it rests before the next try.
+    """Counts the failed tries of each call, and how long the call waits before the next one.
 
-    Kept in memory only: a process that starts anew tries at once, and counts from one. What is
-    archived or given up is forgotten. Threads share it.
+    Kept in memory only: after a restart a call is tried at once, and the count starts at 1. Calls
+    that are archived or given up are dropped. Thread-safe.
     """
 
     def __init__(self, clock: Clock, first_rest_seconds: float = 60.0) -> None:
-        """Each rest is twice as long as the one before, up to 15 minutes."""
+        """The first wait is `first_rest_seconds`. Each is twice the one before, up to 15 min."""
         self._clock = clock
         self._first_rest_seconds = first_rest_seconds
         self._tries: dict[str, _Tries] = {}
@@ -674,7 +674,8 @@ class Backoff:
             return tries.count
 
     def failed(self, unarchived: Unarchived) -> None:
-        """The call rests from now on."""
+        """Start the wait after a failed try."""
+        # The exponent is bounded, because a float overflows beyond 2**1023.
         growth = 2.0 ** min(unarchived.attempts - 1, 20)
         rest = min(LONGEST_REST_SECONDS, self._first_rest_seconds * growth)
         with self._mutex:
@@ -687,7 +688,7 @@ class Backoff:
             self._tries.pop(call_id, None)
 
     def resting(self, call_id: str) -> Unarchived | None:
-        """How the last try ended, while the call rests; None where it may be tried."""
+        """How the last try ended, while the call waits; None if it may be tried."""
         with self._mutex:
             tries = self._tries.get(call_id)
             if tries is None or self._clock.monotonic() >= tries.rests_until:
@@ -699,7 +700,7 @@ class Backoff:
 
 
 def _count(made: Record, previous: Record | None) -> None:
-    """Metrics and log; a later revision counts only the files that it brought."""
+    """Update metrics and log. A later revision counts only the files that it added."""
     known = {file["key"] for file in previous.files} if previous else set()
     new = [file for file in made.files if file["key"] not in known]
     if previous is None or previous.outcome != made.outcome:
@@ -718,9 +719,9 @@ def _count(made: Record, previous: Record | None) -> None:
 
 
 def _says_the_same(previous: Record, attempt: Attempt) -> bool:
-    """Whether a new revision would say nothing new: the same outcome, files and findings about
-    documents, and of a failure the same reason. That a source has deleted a recording which could
-    not be archived, or is out, does not take back that there was one."""
+    """Whether a new revision would repeat the previous one: the same outcome, files and findings
+    about documents, and the same reason of a failure. A deletion or an outage at the source does
+    not revoke that there was a recording."""
     before = previous.document
     is_weaker = attempt.outcome == "no_recording" or attempt.reason not in HAD_RECORDING
     if before["reason"] in HAD_RECORDING and attempt.outcome != "archived" and is_weaker:
@@ -736,10 +737,10 @@ def _says_the_same(previous: Record, attempt: Attempt) -> bool:
 
 
 def _without_survey(call: Call) -> dict[str, Any]:
-    """The call as `transcript.json` has it."""
+    """The call as `transcript.json` stores it."""
     document = dict(call.document)
     if isinstance(document.get("epaResults"), dict | list | None):
-        document.pop("epaResults", None)  # anything else is no survey, and would be lost
+        document.pop("epaResults", None)  # any other value is not a survey: keep it here
     return document
 
 
@@ -748,7 +749,8 @@ def _has_transcript(document: object) -> bool:
 
 
 def _merged(survey: Survey | None, inline: object) -> Survey | None:
-    """The survey of its own endpoint, and what only the call's inline copy has: nothing is lost."""
+    """Add to the endpoint's survey the fields that only the call's inline copy has. If one of the
+    two is an array, the inline copy counts only if the endpoint has no survey."""
     if not isinstance(inline, dict | list) or not inline:
         return survey
     if isinstance(inline, dict) and isinstance(survey, dict):

@@ -1,11 +1,12 @@
-"""Which record each call of a window has, and the two kinds of calls that its listing lacks.
+"""Finds the latest record of each call of a window, and the calls that its listing lacks.
 
 - A missing call was listed before, is not listed now, and no segment of its window has a record of
-  it: by what the manifest calls pending, by the sightings, or by another pass of this listing.
+  it. It is known from the newest segment's pending ids, from the sightings, or from another pass of
+  this listing.
 - An orphan record is one that no segment names yet: a process wrote it and ended before it closed
-  the window, or another window's listing showed the call. Those that are still listed are found
-  anyway. One that is not listed any more would never stand in a segment: so a process that starts
-  anew looks for orphans, once for each day of records.
+  the window, or the call came from another window's listing. A record of a listed call is found by
+  its key. A record of a call that is no longer listed would never reach a segment, so each process
+  looks for orphans once per day of records.
 """
 
 from __future__ import annotations
@@ -38,13 +39,15 @@ from archiver.store.bucket import Bucket
 log = structlog.get_logger()
 
 NEAR = timedelta(hours=3)
-"""A window may list calls of the day before or after its own, so near to midnight."""
+"""A window may list calls of the day before or after its own, this close to midnight."""
 MANY = 10_000
+"""With more orphan records on a day, a backfill does not load them; also the most records of other
+windows' segments that are kept in memory."""
 
 
 class CallRecords:
-    """Finds records, and owns the orphans that this process knows of, each with the window that is
-    to name it. Threads share it, each at a window of its own."""
+    """Finds records, and keeps the known orphans, each with the window whose segment is to name it.
+    Thread-safe while no two threads process the same window."""
 
     def __init__(
         self,
@@ -62,13 +65,13 @@ class CallRecords:
         self._lister = lister
         self._sightings = sightings
         self._logged: set[str] = set()
-        """Keys of records that the log has named as unreadable."""
+        """Keys of unreadable records that are already in the log."""
         self._mutex = threading.Lock()
         self._orphans: dict[Window, dict[str, LatestRecord]] = {}
         self._loading = threading.RLock()  # held while a day's segments are read
         self._loaded_days: set[date] = set()
         self._unclaimed: dict[Window, dict[str, LatestRecord]] = {}
-        """Orphans of days that were loaded; each window gets its own when it is worked at."""
+        """Orphans of the loaded days by window. `load_orphans` takes those of its window."""
         self._named: set[tuple[date, str]] = set()
 
     # --- the newest record of each call
@@ -76,17 +79,15 @@ class CallRecords:
     def missing(
         self, listed: WindowListing, state: WindowState, sighted: Set[str]
     ) -> dict[str, Call]:
-        """The missing calls of a window. Two windows may know of the same call. It is left to the
-        other one where this listing shows that the call is listed there, where this process has an
-        orphan record of it there, or where a segment there names its record; else both answer for
-        it."""
-        # Those that neither this listing, nor a segment of this window, nor an orphan record
-        # accounts for.
+        """The missing calls of a window. Two windows may know the same call. This window leaves it
+        to the other one if this listing shows it there, if this process has an orphan record of it
+        there, or if a segment there names its record. Otherwise both windows account for it."""
+        # Ids that no listing, segment or orphan record accounts for.
         loose = set(sighted) - {*listed.calls, *state.records, *listed.seen_once} - state.pending
         loose -= {call_id for calls in listed.other_windows.values() for call_id in calls}
         with self._mutex:
             loose -= {call_id for orphans in self._orphans.values() for call_id in orphans}
-        # Those that have a record which another window's segment names are left to that window.
+        # Drop those with a record that another window's segment names.
         revision, days = self._index.tolerant(listed.window), _days_near(listed.window)
         found = {i: next((day for day in days if revision(day, i)), None) for i in loose}
         recorded = {(day, layout.call_dir(i)) for i, day in found.items() if day is not None}
@@ -99,13 +100,13 @@ class CallRecords:
     def latest(
         self, listed: WindowListing, missing: Mapping[str, Call], state: WindowState
     ) -> tuple[dict[str, LatestRecord], dict[str, UnreadableRecord]]:
-        """The newest record of each call that is listed, missing or an orphan, as segments, this
-        process or the bucket have it; and what lies in the place of one and cannot be read."""
+        """Return the latest record of each listed, missing or orphaned call, from the segments,
+        this process or the bucket; and the unreadable objects that take the place of one."""
         with self._mutex:
             orphans = self._orphans.setdefault(listed.window, {})
             for call_id, named in state.records.items():
                 if call_id in orphans and orphans[call_id].revision <= named.revision:
-                    del orphans[call_id]  # another writer's segment names it, or a later one
+                    del orphans[call_id]  # another writer's segment names it or a later revision
             latest = dict(orphans)
         keys: dict[str, str] = {}
         revision_of = self._index.tolerant(listed.window)
@@ -128,7 +129,7 @@ class CallRecords:
         return latest, unreadable
 
     def _read(self, key: str) -> LatestRecord | UnreadableRecord:
-        """A record. One that cannot be read stops nothing: it is an error in the log, once."""
+        """Read a record. One that cannot be read is logged once as an error and stops nothing."""
         try:
             return LatestRecord.of(record.parse(self._store.read(key) or b""))
         except (FormatError, StoreError) as error:
@@ -149,32 +150,32 @@ class CallRecords:
             return {window for window, orphans in self._orphans.items() if orphans}
 
     def add_orphans(self, window: Window, records: Mapping[str, LatestRecord]) -> None:
-        """These records wait for a segment of the window to name them."""
+        """Keep these records until a segment of the window names them."""
         with self._mutex:
             self._orphans.setdefault(window, {}).update(records)
 
     def named(self, window: Window, call_ids: Collection[str]) -> None:
-        """A segment of the window names these calls now. What another window's listing showed
-        meanwhile it does not name: that stays."""
+        """Drop the orphans that a segment of the window names now. Orphans that were added from
+        other windows' listings meanwhile stay."""
         with self._mutex:
             for call_id in call_ids:
                 self._orphans.get(window, {}).pop(call_id, None)
 
     def forget_if_empty(self, window: Window) -> None:
-        """For the one thread that works at the window."""
+        """Called only by the thread that processes the window."""
         with self._mutex:
             if not self._orphans.get(window):
                 self._orphans.pop(window, None)
 
     def load_orphans(self, listed: WindowListing, *, few: bool) -> None:
-        """Look for orphan records that an earlier process left. Raises `StoreError`, and what
+        """Find the orphan records that an earlier process left. Raises `StoreError`, and what
         listing a neighbour raises.
 
         1. Load the orphans of the window's day, and take those of the window.
-        2. Hand those that this listing lacks to a neighbour that lists them.
+        2. Hand those that this listing lacks to a neighbouring window that lists them.
         3. Keep the rest, unless another window has the same record.
 
-        `few`: not where there are very many, which other processes are at work on.
+        `few`: skip a day with more than `MANY` orphans, because other processes are working on it.
         """
         window, day = listed.window, listed.window.start.date()
         # 1.
@@ -185,10 +186,10 @@ class CallRecords:
         # 2.
         try:
             self._hand_to_neighbours(found, listed)
-        finally:  # they are handed out once
+        finally:  # `_unclaimed` no longer has them: keep them also after an error
             with self._mutex:
                 self._orphans[window] = {**found, **self._orphans.get(window, {})}
-        # 3. In one go: else two windows might leave the same record to each other.
+        # 3. Under one lock: otherwise two windows might leave the same record to each other.
         with self._mutex:
             own = self._orphans[window]
             others = [orphans for other, orphans in self._orphans.items() if other != window]
@@ -198,8 +199,8 @@ class CallRecords:
                     del own[call_id]
 
     def _hand_to_neighbours(self, found: dict[str, LatestRecord], listed: WindowListing) -> None:
-        """An orphan that this listing lacks may appear in the neighbouring window, because the
-        source may filter by another timestamp: then that window is to name it."""
+        """Hand over the orphans that a neighbouring window lists. An orphan that this listing lacks
+        may appear there, because the source may filter by another timestamp."""
         length, listed_at = listed.window.end - listed.window.start, listed.listing.listed_at
         for by in (-length, length):
             if not found.keys() - listed.calls.keys():
@@ -221,7 +222,7 @@ class CallRecords:
                     self.add_orphans(neighbour, {call_id: found.pop(call_id) for call_id in there})
 
     def _load_day(self, day: date, window: Window, few: bool) -> bool:
-        """Whether the day's orphans are known now, each by the window of its call."""
+        """Load the orphans of a day by the window of their call. False if it was skipped."""
         orphans = self._index.revisions(day)
         if orphans:
             for keys in self._workers.map(self._keys_named_by, self._segments_near(day)):
@@ -234,9 +235,9 @@ class CallRecords:
         keys_of = [f"{layout.record_prefix(day)}{name}/r{n}.json" for name, n in orphans.items()]
         for found in self._workers.map(self._read, keys_of):
             if isinstance(found, UnreadableRecord):
-                continue  # the log names it, and `verify` does
+                continue  # `_read` has logged it, and `verify` reports it
             moment = _placing_time(found)
-            # Without a time of its own it may be any window's of the day: so it is this one's.
+            # A record without a time may belong to any window of the day; this window takes it.
             home = window_of(moment, window.end - window.start) if moment else window
             self._unclaimed.setdefault(home, {})[found.record().call_id] = found
         return True
@@ -246,8 +247,8 @@ class CallRecords:
     def lacks_sighted(
         self, newest: SegmentName, pending: Collection[str], keys: Iterable[str]
     ) -> bool:
-        """Whether one of these sightings has an id that neither the newest segment of its window
-        calls pending nor any of its segments has a record of. Raises `StoreError`."""
+        """Whether one of these sightings has an id that is neither pending in the newest segment of
+        its window nor recorded in any of its segments. Raises `StoreError`."""
         found = self._sightings.read_objects(keys)
         loose = {call_id for one in found for call_id in one.ids}.difference(pending)
         if not loose:
@@ -257,8 +258,8 @@ class CallRecords:
         return any(layout.call_dir(call_id) not in named for call_id in loose)
 
     def _named_among(self, wanted: Set[tuple[date, str]], window: Window) -> set[tuple[date, str]]:
-        """Those of these records, by day and call directory, that a segment of the windows near
-        this one names. Raises `StoreError`."""
+        """Return those of the wanted records (day and call directory) that a segment near this
+        window names. Raises `StoreError`."""
         with self._loading:
             left = wanted - self._named
             if left:
@@ -270,7 +271,8 @@ class CallRecords:
             return {one for one in wanted if one in self._named}
 
     def _segments_near(self, day: date) -> Iterator[SegmentName]:
-        """The segments that may name a record of this day."""
+        """The segments that may name a record of this day. Skips a day that the store does not
+        list."""
         midnight = datetime.combine(day, datetime.min.time(), UTC)
         for other in (day - DAY, day, day + DAY):
             try:
@@ -285,9 +287,12 @@ class CallRecords:
                     yield name
 
     def _keys_named_by(self, name: SegmentName) -> list[tuple[date, str]]:
-        """Day and call directory of a segment's records, from its `.sha256`, which is cheaper to
-        read. Where the store refuses that file, none: the window that has these records knows them
-        from its segment, so that none is named twice."""
+        """Day and call directory of each record in a segment, from its checksum list, which is
+        smaller.
+
+        Returns none if the store refuses the checksum list. The window of these records knows them
+        from its segment, so none is named twice.
+        """
         found = []
         with spool() as file:
             try:
@@ -299,6 +304,7 @@ class CallRecords:
                 return []
             file.seek(0)
             for line in file:
+                # A line has 64 hex digits, two characters, and the key.
                 parsed = layout.parse_record_key(line[66:].decode("utf-8", "replace").rstrip("\n"))
                 if parsed is not None:
                     found.append(parsed[:2])
@@ -306,8 +312,8 @@ class CallRecords:
 
 
 def _placing_time(found: LatestRecord) -> datetime | None:
-    """The time that places a record's call in a window; None where the record states none, or one
-    that was too late to be true when the call was listed: that lay ahead when the record was
+    """The time that places a record's call in a window; None if the record states none, or one that
+    was implausible when the call was listed. Then the time was in the future when the record was
     written, and the record lies below an earlier day."""
     document = found.record().document
     moment = parse_time(document.get("started_at")) or parse_time(document.get("ended_at"))
@@ -319,10 +325,10 @@ def _placing_time(found: LatestRecord) -> datetime | None:
 def _days_of_calls(
     listed: WindowListing, missing: Mapping[str, Call], state: WindowState
 ) -> Iterator[tuple[str, list[date]]]:
-    """Every id that is known of the window, with the days below which its record may lie.
+    """Yield each known id of the window, with the days below which its record may lie.
 
-    A time that is plausible now may have been too late to be true when the call was archived: then
-    its record lies below the window's day, which comes first.
+    A time that is plausible now may have been too far in the future when the call was archived.
+    Such a record lies below the window's day, so that day comes first.
     """
     own_day = listed.window.start.date()
     for call in [*listed.calls.values(), *missing.values()]:
@@ -340,7 +346,7 @@ def _days_of_calls(
 
 
 def _days_near(window: Window) -> list[date]:
-    """The days of a window's calls: its own first, then those of calls that were listed in it by
+    """The days of a window's calls: its own first, then those of calls that the source filters by
     another time than their start."""
     moments = (window.start, window.start - NEAR, window.end + NEAR)
     return list(dict.fromkeys(moment.date() for moment in moments))

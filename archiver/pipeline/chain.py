@@ -1,9 +1,9 @@
-"""The chain of seals: begin it, find its head, append to it, complete what a crash left.
+"""The chain of seals: begins it, finds its head, appends to it, completes what a crash left.
 
-Why it cannot fork: a seal's number is its key, and a key is created once. Why a segment stands in
-one seal only: a seal is completed (signature, then pointers) before the next one is appended, so
-only the newest can lack its pointers; and a writer that loses a number reads the seals that won,
-drops the segments that they cover, and goes on behind them.
+- The chain cannot fork: a seal's number is its key, and a key is created once.
+- No two seals name one segment. A seal is completed (signature, then seal pointers) before the next
+  one is appended, so only the newest seal can lack pointers. A writer whose number is taken reads
+  the concurrent writer's seals, drops the segments that they name, and tries the next number.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ log = structlog.get_logger()
 
 REMEMBERED_SEGMENTS = 10_000
 REMEMBERED_SEALS = 256
+"""Older seals that were read to look for a segment, kept in memory."""
 CLOCKS_DIFFER = timedelta(minutes=10)
-"""How far the clocks of two writers may lie apart: nothing is closed beyond 5 minutes."""
+"""How far the clocks of two writers may differ: each may be off by 5 minutes (`health.py`)."""
 
 
 class Chain:
-    """The chain of seals, as one writer sees it. Threads share it; appends wait for each other."""
+    """The chain of seals as one writer sees it. Thread-safe; appends run one at a time."""
 
     def __init__(
         self,
@@ -48,14 +49,14 @@ class Chain:
         retention: Retention,
         remembered: int = REMEMBERED_SEGMENTS,
     ) -> None:
-        """`remembered`: how many of the segments sealed last are kept in memory; for the others the
-        bucket is asked whether they have a pointer."""
+        """`remembered`: how many of the segments sealed last are kept in memory. For older ones the
+        bucket is asked whether they have a seal pointer."""
         self._store = store
         self._key = key
         self._clock = clock
         self._retention = retention
         self.single_writer = False
-        """Whether each seal is to say that it relies on there being one writer."""
+        """Whether each seal states that it relies on there being one writer."""
         self._lock = threading.RLock()
         self._head: Seal | None = None
         self._remembered = remembered
@@ -79,14 +80,14 @@ class Chain:
         pages: Mapping[str, bytes],
         watermark: datetime,
     ) -> bool:
-        """Begin an archive and open its chain; False where another writer was first.
+        """Begin an archive and open its chain. Returns False if another writer was first.
 
-        1. The public key.
-        2. The verifier's `pages`, by key.
-        3. Seal 0, which has the key, names the pages by hash, and says what the store proved
+        1. Write the public key.
+        2. Write the verifier's `pages`, by key.
+        3. Write seal 0: it has the key, the hashes of the pages, and what the store proved
            (`capabilities`).
 
-        A crash in between leaves objects that the next try finds and adopts.
+        A crash in between leaves objects that the next try adopts.
         """
         until = self._lock_until([])
         # 1.
@@ -97,7 +98,7 @@ class Chain:
             content_type="application/x-pem-file",
             retain_until=until,
         )
-        # 2. A page of an earlier version that has the key already holds for this archive too.
+        # 2. A page that another version has written under the key is used as it is.
         digests = {}
         for key, page in pages.items():
             try:
@@ -123,17 +124,17 @@ class Chain:
         return is_ours
 
     def open(self) -> bool:
-        """Find the head and complete it; False where the archive is empty.
+        """Find the head and complete it. Returns False if the archive is empty.
 
         1. Find the newest number.
-        2. Where there is none, nothing else may be there: no archive is begun over one whose seal 0
-           is gone or hidden, because the true seal could never be put back.
-        3. No seal lies beyond the first missing number: it would mean that one was lost, whose
-           place is never filled.
+        2. If there is none, check that nothing else is there. An archive whose seal 0 is gone or
+           hidden must not be begun again, because the true seal 0 could never be restored.
+        3. Check that no seal lies beyond the first missing number. Such a seal shows that one was
+           lost.
         4. Make the newest seal our head.
 
-        Raises `UsageError` where the archive is signed with another key than ours, `StoreError`
-        where a seal is missing or cannot be read.
+        Raises `UsageError` if the archive is signed with another key than ours, `StoreError` if a
+        seal is missing or cannot be read.
         """
 
         def exists(number: int) -> bool:
@@ -153,14 +154,14 @@ class Chain:
                     "seal 0 is missing, but an archive is there: run archiver verify, and bring "
                     "the lost seal back before anything is archived"
                 )
-            # 3. `start_after` only saves pages: a seal that is listed counts, in whatever order.
+            # 3. `start_after` only saves pages. A seal that is listed counts, in any order.
             after = layout.signature_key(number)
             listed = (
                 layout.parse_seal_key(one.key)
                 for one in self._store.list(layout.SEALS, start_after=after)
             )
             is_beyond = any(one is not None and one[0] > number + 1 for one in listed)
-            # Where another writer has appended meanwhile, the next number is there by now.
+            # If another writer has appended meanwhile, the next number exists by now.
             if is_beyond and not exists(number + 1):
                 raise StoreError(
                     f"seal {number + 1} is missing, but later ones are there: run archiver verify, "
@@ -174,7 +175,7 @@ class Chain:
             return True
 
     def genesis(self) -> Seal:
-        """Seal 0. Raises `StoreError` where it is gone."""
+        """Return seal 0. Raises `StoreError` if it is gone."""
         if (found := self._read(0)) is None:
             raise StoreError("seal 0 is gone: run archiver verify")
         return found
@@ -182,7 +183,7 @@ class Chain:
     # --- read on and append
 
     def refresh(self) -> Seal:
-        """Read on from the known head to the newest, completing each seal on the way."""
+        """Read from the known head to the newest seal, and complete each seal on the way."""
         with self._lock:
             while (following := self._read(self.head.seq + 1)) is not None:
                 if following.prev != self.head.sha256 or following.archive != self.head.archive:
@@ -199,16 +200,15 @@ class Chain:
         watermark: datetime | None = None,
         check: Callable[[], None] | None = None,
     ) -> None:
-        """Seal segments that are durable with their `.sha256`; sealed ones are passed over.
+        """Append a seal for segments that are durable with their checksum lists; skips sealed ones.
 
-        `watermark` moves the loop's mark forward; None carries it on unchanged. `check` is called
-        before each try, behind the newest seal: only a lost try comes between the two. What it
-        raises ends this, with nothing sealed.
+        `watermark` is the loop's new watermark; None keeps the present one. `check` is called
+        before each try, after reading the newest seal. If it raises, nothing is sealed.
 
-        1. Read the chain on to its newest seal.
+        1. Read the chain up to its newest seal.
         2. Drop the segments that are sealed by now.
-        3. Create the next number. Where it is taken, begin anew.
-        4. Complete the seal: signature, then pointers.
+        3. Create the next number. If it is taken, start again.
+        4. Complete the seal: signature, then seal pointers.
         """
         with self._lock, metrics.stage("seal"):
             while True:
@@ -224,18 +224,19 @@ class Chain:
                     head,
                     [segment.entry for segment in todo],
                     key_id=self._key.public.key_id,
+                    # Times in the chain never go back, even if the writers' clocks differ.
                     sealed_at=max(self._clock.now(), head.sealed_at),
                     watermark=watermark or head.watermark,
                     single_writer=self.single_writer,
                 )
                 until = self._lock_until(todo)
                 # 3. A crash before this write leaves segments that the next writer seals. After it
-                #    they are official, and anybody with the key can do 4.
+                #    the seal counts, and any process with the signing key can do 4.
                 try:
                     self._store.put_once(layout.seal_key(head.seq + 1), data, retain_until=until)
                 except KeyTaken:
                     continue
-                # 4. A crash within leaves a seal that the next process that reads it completes.
+                # 4. A crash here leaves a seal that the next process that reads it completes.
                 sealed = seal.parse_seal(data)
                 self._complete(sealed, until)
                 self._advance(sealed)
@@ -257,7 +258,7 @@ class Chain:
         return parsed
 
     def _adopt(self, sealed: Seal) -> None:
-        """Make a seal of the bucket our head, and complete it if nobody did."""
+        """Make a seal from the bucket our head, and complete it if its writer did not."""
         if sealed.key_id != self._key.public.key_id:
             raise UsageError(
                 f"ARCHIVER_SIGNING_KEY_FILE holds key {self._key.public.key_id}, but this archive "
@@ -270,10 +271,11 @@ class Chain:
         self._advance(sealed)
 
     def _complete(self, sealed: Seal, until: datetime | None) -> None:
-        """Signature, then pointers. Ed25519 is deterministic: every writer makes the same bytes.
+        """Write the signature, then the seal pointers. Ed25519 is deterministic, so all writers
+        write the same bytes.
 
-        One that cannot be written, because foreign bytes have its key or the store refuses it, is
-        an error in the log and a finding of `verify`. The chain goes on without it.
+        An object that the store refuses, or whose key has other bytes, is logged as an error, and
+        `verify` reports it. The chain goes on without it.
         """
         signature = layout.signature_key(sealed.seq)
         objects = [(signature, self._key.sign(sealed.data), "application/octet-stream")]
@@ -289,10 +291,10 @@ class Chain:
                 log.error("seal.incomplete", seq=sealed.seq, key=key, error=str(error))
 
     def _is_sealed(self, segment: UnsealedSegment) -> bool:
-        """Whether a segment was sealed since somebody read that it was not.
+        """Whether a segment has been sealed since it was found unsealed.
 
         This process remembers what it sealed last. An older seal may lack a pointer that the store
-        refused: so a segment that was found without one is looked for in the seals themselves.
+        refused, so a segment that was found without a pointer is looked up in the seals themselves.
         """
         key = segment.entry.key
         if key in self._newly_sealed:
@@ -327,14 +329,14 @@ class Chain:
         metrics.WATERMARK.set(sealed.watermark.timestamp())
 
     def _lock_until(self, segments: Sequence[UnsealedSegment]) -> datetime | None:
-        """The latest lock date of what is sealed, and at least ours from now."""
+        """The latest lock date of the segments, and at least the retention counted from now."""
         ours = self._retention.until(self._clock.now())
         return latest_date(ours, *(segment.retain_until for segment in segments))
 
 
 def last_number(exists: Callable[[int], bool]) -> int | None:
-    """The largest number that exists, where all smaller ones do: doubling, then halving. None where
-    0 does not exist."""
+    """The largest number that exists, if all smaller ones do; None if 0 does not. Doubles, then
+    bisects, so a chain of n seals costs about 2·log2(n) requests."""
     if not exists(0):
         return None
     low, high = 0, 1

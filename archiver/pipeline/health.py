@@ -1,19 +1,19 @@
-"""Whether the store is out, and whether our own clock is wrong.
+"""Decides whether the store is out, and whether our own clock is wrong.
 
 `StoreHealth` distinguishes an outage of the store from objects that it refuses. A store that
-refuses one key for ever must not stop the calls and windows whose keys it takes. A store that is
-out must not be asked for each of a million calls, and its outage is no call's fault. So refusals in
-a row are counted, and a control request decides: a write (`Bucket.is_answering`). Readers ask by a
-read (`bucket.is_of_one_object`), because an auditor may not write; and a read cannot stand for the
-write, because a store that takes no writes any more may well answer reads.
+refuses one key for ever must not stop the calls and windows whose keys it accepts. A store that is
+out must not be asked for each of a million calls, and its outage must not be recorded as a call's
+failure. So refusals in a row are counted, and then a control request decides. It is a write
+(`Bucket.is_answering`), because a store that accepts no writes may still answer reads. Readers use
+a read (`bucket.is_of_one_object`), because an auditor may not write.
 
-`ClockCheck` compares our clock with the `Date` of answers that came anyway. Windows are closed, and
-locks and seals dated, by our clock alone, and none of that can be taken back.
+`ClockCheck` compares our clock with the `Date` of answers that came anyway. Closing a window and
+dating a lock or a seal depend on our clock alone, and cannot be undone.
 
-- Off by more than `MAX_SKEW_SECONDS` from every side that sends a `Date`: our clock is wrong.
-  Nothing is closed or sealed until it is right again. Calls are archived all the same.
-- Off from one side while the other agrees with us: that side's clock is wrong, and we go on.
-- Where no side sends a `Date`, nothing is known, and we go on.
+- If we differ by more than `MAX_SKEW_SECONDS` from every side that sends a `Date`, our clock is
+  wrong. Nothing is closed or sealed until it is right again. Calls are archived all the same.
+- If we differ from one side and agree with the other, that side's clock is wrong, and we go on.
+- If no side sends a `Date`, nothing is known, and we go on.
 """
 
 from __future__ import annotations
@@ -29,33 +29,35 @@ from archiver.observability import metrics
 log = structlog.get_logger()
 
 SUSPICIOUS = 10
-"""So many different items refused in a row, with nothing stored in between: ask the control."""
+"""So many refused items in a row, without a successful write, trigger the control request."""
 HOPELESS = 100
-"""So many in a row are an outage whatever the control says: a full store answers the control."""
+"""So many in a row are an outage, even if the control is answered: a full store may answer it."""
 MAX_SKEW_SECONDS = 300.0
-"""As much as S3 and signed requests commonly allow; no network delays an answer for so long."""
+"""The limit that S3 and signed requests commonly use. No network delays an answer for so long."""
 
 Skew = Callable[[], float | None]
-"""A server's clock less ours, in seconds, by its latest answer; None where it sends no `Date`."""
+"""Returns a server's clock minus ours, in seconds, by its latest answer; None if it sends no
+`Date`."""
 
 
 class StoreHealth:
-    """Judges failed requests to the store. Threads share it."""
+    """Judges failed requests to the store. Thread-safe."""
 
     def __init__(self, is_answering: Callable[[], bool]) -> None:
-        """`is_answering` is the control: whether the store takes an ordinary request now."""
+        """`is_answering` sends the control request: whether the store accepts an ordinary write
+        now."""
         self._is_answering = is_answering
         self._refused: set[str] = set()
         self._lock = threading.Lock()
 
     def succeeded(self) -> None:
-        """The store kept something: what it refused before was about single objects."""
+        """Note a successful write: earlier refusals were about single objects."""
         with self._lock:
             self._refused.clear()
 
     def is_outage(self, item: str, error: StoreError) -> bool:
-        """Whether `error`, met while working at `item`, is about the store as a whole; otherwise
-        only the item is harmed, and the others go on."""
+        """Whether `error`, raised while processing `item`, is about the whole store. If not, only
+        the item is affected, and the others go on."""
         if error.reason == "unreachable":
             return not self._is_answering()
         if error.reach in (Reach.STORE, Reach.EVERYTHING):
@@ -64,22 +66,22 @@ class StoreHealth:
             self._refused.add(item)
             count = len(self._refused)
             if count >= HOPELESS:
-                self._refused.clear()  # a later retry counts anew: else one refusal would end it
+                self._refused.clear()  # start again: else each later refusal would be an outage
                 return True
         return count % SUSPICIOUS == 0 and not self._is_answering()
 
 
 class ClockCheck:
-    """Compares our clock with the source's and the store's. Threads share it."""
+    """Compares our clock with the source's and the store's. Thread-safe."""
 
     def __init__(self, source: Skew, store: Skew) -> None:
         self._sides = {"source": source, "store": store}
         self._logged: tuple[bool, frozenset[str]] = (False, frozenset())
-        """What the log said last: whether our clock is wrong, and which sides are off."""
+        """What was logged last: whether our clock is wrong, and which sides differ."""
 
     def is_right(self, *, remind: bool = False) -> bool:
-        """Whether our clock is right, as far as anybody says. Each change is logged, and with
-        `remind` a clock that is still wrong again."""
+        """Whether our clock is right, as far as the sides show. Each change is logged; with
+        `remind` a clock that is still wrong is logged again."""
         asked = {name: skew() for name, skew in self._sides.items()}
         skews = {name: seconds for name, seconds in asked.items() if seconds is not None}
         for name, seconds in skews.items():

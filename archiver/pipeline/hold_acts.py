@@ -1,19 +1,19 @@
-"""Legal holds: an act sets or takes off the holds of whole calls, and is an event on the ledger.
+"""Legal holds: an act sets or removes the holds of whole calls, and is an event on the ledger.
 
-What the ledger calls held is held, always. So `add` sets every hold and checks that it took, and
-only then writes the act down; `remove` writes it down, seals it, and only then takes holds off. A
-command that is cut off leaves holds that the ledger does not have (`verify` warns of them), and
-never the reverse.
+A call that the ledger shows as held must be held at all times. So `add` sets every hold and checks
+it, and only then writes the act; `remove` writes the act, seals it, and only then removes the
+holds. An interrupted command may leave holds that the ledger does not have (`verify` warns of
+them), and never the reverse.
 
-- The same command, given again, does the rest, as an act of its own with its own time. An act that
-  a crash left unsealed is nobody's: anybody who can write to the bucket may have put it there, in
-  anybody's name. No command seals it; `verify` and `hold list` report it.
-- What is wrong with the objects of one call keeps no other call waiting: it is left, the others are
-  done, and the command says which one it was. A store that is out ends the command.
-- Commands that run at the same time meet at the chain. A removal is sealed only behind the acts
-  that it was decided on. After its own act each command carries out what the ledger says of its
-  calls by then, until the ledger says nothing new: so the last act wins, in the bucket as on the
-  ledger.
+- Running the same command again does the rest, as a new act with its own time. An act that a crash
+  left unsealed proves nothing, because anybody who can write to the bucket may have put it there in
+  any name. No command seals it; `verify` and `hold list` report it.
+- A failure with the objects of one call stops no other call: the command does the others and names
+  the call that is left. If the store is out, the command ends.
+- Concurrent commands are ordered by the chain. A removal is sealed only if no newer act about its
+  calls exists than it was decided on. After sealing its act, each command applies what the ledger
+  says of its calls by then, and repeats this until nothing changes. So the last act wins in the
+  bucket, as it does on the ledger.
 """
 
 from __future__ import annotations
@@ -38,62 +38,62 @@ from archiver.store.bucket import Bucket, is_of_one_object
 from archiver.store.types import CallObjects
 
 KEY_TRIES = 5
-"""How often an act takes another key, where its own holds other bytes: 32 bits of a hash collide
-once in 4 billion acts of one second, and anybody who can write to the bucket may have put them
-there."""
+"""How many keys an act tries if other bytes have its key. 32 bits of a hash collide once in 4
+billion acts of the same second, and anybody who can write to the bucket can put other bytes there.
+"""
 NAMED = 5
-"""Ids that an error names; of more it states the number."""
+"""How many ids an error message names; for more it gives the number."""
 AGAIN = "; the act is not finished: run the same command again"
 
 
 class HoldLedger(Protocol):
-    """What the archive has of calls and holds (`audit/hold_ledger.py`). Raises `StoreError`."""
+    """What the archive knows of calls and holds (`audit/hold_ledger.py`). Raises `StoreError`."""
 
     @property
     def damaged(self) -> Sequence[str]:
-        """What is wrong with acts that cannot be read, as of the last reading."""
+        """What was wrong with unreadable acts at the last reading."""
 
     def acts(self) -> Sequence[Act]:
-        """Every sealed act, oldest first, as of now; an error where one is damaged."""
+        """Every sealed act, oldest first, read now. Raises `StoreError` if one is damaged."""
 
     def readable(self) -> Sequence[Act]:
-        """The same without what is damaged."""
+        """As `acts`, without the damaged ones."""
 
     def find(
         self, call_ids: Collection[str]
     ) -> tuple[dict[str, CallObjects], dict[str, StoreError]]:
-        """The objects of each call that has a record, and the calls whose objects cannot be asked
-        for."""
+        """The objects of each call that has a record, and the calls whose objects cannot be
+        read."""
 
     def beside(self, hold: Hold) -> CallObjects:
-        """What lies by now where an act's objects lie. Threads share it."""
+        """What lies now in the directories of an act's call. Thread-safe."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """One call's part of an act that is done, with the number of its seal."""
+    """One call of an act that is done, with the number of its seal."""
 
     hold: Hold
     seal: int
     gone: frozenset[str]
     """Keys of objects that are missing, hidden or damaged."""
     undone: bool = False
-    """Whether another command, sealed behind it, has reversed it already."""
+    """Whether another command, sealed later, has already reversed it."""
 
 
 @dataclass(frozen=True)
 class ActResult:
-    """What a command did."""
+    """The result of a command."""
 
     done: Sequence[Done]
     damaged: Sequence[str] = ()
-    """What of the ledger could not be read."""
+    """Parts of the ledger that could not be read."""
     left: Mapping[str, ArchiverError] = field(default_factory=dict)
-    """The calls that are not done, each with what is in the way: on the ledger or not."""
+    """The calls that are not done, each with its error. Their act may be on the ledger or not."""
 
 
 class Holds:
-    """Does the acts. One thread uses it."""
+    """Executes acts. Not thread-safe."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Holds:
         clock: Clock,
         retention: Retention,
     ) -> None:
-        """`chain` is open."""
+        """`chain` must be open."""
         self._store = store
         self._chain = chain
         self._ledger = ledger
@@ -121,18 +121,19 @@ class Holds:
         *,
         every: bool = False,
     ) -> ActResult:
-        """Put holds on calls, or take them off; `every` takes off what several acts have put on.
+        """Put legal holds on calls, or remove them. `every` allows removing holds that several acts
+        have put.
 
-        1. Find the calls' objects, and refuse what cannot be done as a whole.
-        2. Set the holds (`add` only), and go on with the calls where all took.
-        3. Make the act durable, under a key that is free.
+        1. Find the calls' objects, and refuse an impossible command as a whole.
+        2. Set the holds (`add` only). Go on with the calls whose objects all took them.
+        3. Make the act durable, under a free key.
         4. Seal it: from here on it counts.
-        5. Carry out what the ledger says by then, which takes the holds off (`remove`), also of
-           objects that the calls have got meanwhile, until the ledger says nothing new.
+        5. Apply what the ledger says by then, until it says nothing new. This removes the holds
+           (`remove`), and covers objects that the calls have got meanwhile.
 
-        Raises `UsageError`, with nothing done, where a call has no record or, for `remove`, no
-        hold, or several; `StoreError` where the store is out or refuses all calls, or the ledger is
-        damaged and must be known: an `add` holds all the same.
+        Raises `UsageError`, with nothing done, if a call has no record or, for `remove`, no hold or
+        holds of several acts. Raises `StoreError` if the store is out or refuses all calls, or if
+        the ledger is damaged and `remove` must know it; `add` goes on.
         """
         # 1.
         wanted, now = list(dict.fromkeys(call_ids)), self._clock.now().replace(microsecond=0)
@@ -148,8 +149,8 @@ class Holds:
             _refuse_removal(calls, in_force, every=every)
         own = [Hold(action, i, by, reason, now, event.in_order(calls[i].named)) for i in wanted]
         with _saying_what_to_do():
-            # The act is locked no shorter than what it is about, nor than the archive's newest
-            # seal, whatever the settings of whoever acts.
+            # The act is locked at least as long as the objects that it covers and as the newest
+            # seal, whatever the settings of this command.
             head = self._store.head(layout.seal_key(self._chain.head.seq))
             until = latest_date(
                 self._retention.until(now),
@@ -163,10 +164,10 @@ class Holds:
                 own = [one for one in own if one.call_id not in refused]
                 if not own:
                     raise next(iter(refused.values()))
-            # 3. A crash before this leaves holds, if any, that the ledger does not have; after it,
-            #    an act that will never be sealed.
+            # 3. A crash before this leaves at most holds that the ledger does not have. A crash
+            #    after it leaves an act that will never be sealed.
             own, unsealed = self._write(own, until)
-            # 4. A crash after this leaves, at worst, holds to be taken off.
+            # 4. A crash after this leaves, at worst, holds that should be removed.
             check = None if action == "add" else lambda: self._refuse_if_outdated(in_force)
             self._chain.append([unsealed], check=check)
             number = self._chain.head.seq
@@ -186,11 +187,13 @@ class Holds:
         return ActResult(done, self._ledger.damaged, left)
 
     def _acts(self, action: Action) -> Sequence[Act]:
-        """To hold what is held does no harm; to take off a hold that cannot be seen does."""
+        """Read the ledger. `add` tolerates damage, because a second hold is harmless. `remove` does
+        not: an unreadable act may be a hold that must stay."""
         return self._ledger.readable() if action == "add" else self._ledger.acts()
 
     def _refuse_if_outdated(self, in_force: Mapping[str, Sequence[Act]]) -> None:
-        """Refuse to seal a removal once there is an act that it was not decided on."""
+        """Raise `UsageError` if the ledger has an act about the calls that this removal did not
+        see."""
         by_call = event.by_call(self._ledger.acts())
         for call_id, seen in in_force.items():
             newest = by_call.get(call_id, [])[-1:]
@@ -203,7 +206,7 @@ class Holds:
     def _write(
         self, acts: Sequence[Hold], until: datetime | None
     ) -> tuple[list[Hold], UnsealedSegment]:
-        """Make a segment durable, with its `.sha256`; the acts as they stand in it."""
+        """Make a segment with the acts durable, with its checksum list. Adds ids to the acts."""
         for number in range(KEY_TRIES):
             own = [replace(one, id=event.random_id()) for one in acts]
             key, data = event.segment(own)
@@ -218,18 +221,18 @@ class Holds:
         return own, UnsealedSegment(seal.describe(key, BytesIO(data), window_lines=0), until)
 
     def _newest(self, own: Sequence[Hold]) -> list[Hold]:
-        """What the ledger says of our act's calls; our act where that cannot be read any more."""
+        """The newest act about each call of ours; our own act if the ledger is unreadable now."""
         by_call = event.by_call(self._acts(own[0].action))
         return [by_call[one.call_id][-1].hold if one.call_id in by_call else one for one in own]
 
     def _carry_out_all(self, acts: Sequence[Hold]) -> dict[str, frozenset[str] | StoreError]:
-        """By call the keys of objects that are not there, or what is in the way."""
+        """For each call, the keys of the missing objects, or the error that stopped it."""
         outcomes = self._workers.map(self._carry_out, acts)
         return {act.call_id: outcome for act, outcome in zip(acts, outcomes, strict=True)}
 
     def _carry_out(self, hold: Hold) -> frozenset[str] | StoreError:
-        """Have all objects of a call held, or none. Returns the keys of those that are not there,
-        or the error where the store refuses one; raises where the store is out."""
+        """Set the holds on all objects of a call, or remove them. Returns the keys of missing
+        objects, or the error if the store refuses one; raises `StoreError` if the store is out."""
         refused, adds = list[StoreError](), hold.action == "add"
         try:
             found = self._ledger.beside(hold)
@@ -250,7 +253,7 @@ class Holds:
 
 @contextmanager
 def _saying_what_to_do() -> Iterator[None]:
-    """Whoever was cut off is to run the same command again."""
+    """Add to an error that the same command must be run again."""
     try:
         yield
     except StoreError as error:
@@ -280,11 +283,11 @@ def _refuse_removal(
     found: Mapping[str, CallObjects], in_force: Mapping[str, Sequence[Act]], *, every: bool
 ) -> None:
     free = [i for i, acts in in_force.items() if not found[i].held and not _is_held(acts)]
-    # What this very command took off before it was cut off must not keep it from the rest.
+    # An interrupted run of this command may have removed some holds; that must not block the rest.
     if len(free) == len(in_force) or any(not in_force[one] for one in free):
         raise UsageError(f"no hold is on {_names(free)}, so nothing was done")
     for call_id, acts in () if every else in_force.items():
-        # The same command given again is no other matter.
+        # The same command given twice counts as one act.
         if _is_held(acts) and len({(act.hold.by, act.hold.reason) for act in acts}) > 1:
             raise UsageError(
                 f"{call_id!a} is held by {len(acts)} acts, so nothing was done: {_who(acts)}. "
@@ -293,7 +296,7 @@ def _refuse_removal(
 
 
 def _who(acts: Sequence[Act]) -> str:
-    """By whom, why and when, for people."""
+    """Who acted, why and when, for people."""
     named = [
         f"{_plain(act.hold.by)} ({_plain(act.hold.reason)}, {format_second(act.hold.at)})"
         for act in acts[:NAMED]
@@ -307,7 +310,7 @@ def _plain(text: str) -> str:
 
 
 def _names(call_ids: Sequence[str]) -> str:
-    """Ids in quotes, for people; of more than some the number."""
+    """Ids in quotes, for people; at most `NAMED`, then the number."""
     shown = ", ".join(ascii(one) for one in call_ids[:NAMED])
     more = len(call_ids) - NAMED
     return f"{shown} and {more} more" if more > 0 else shown

@@ -1,21 +1,22 @@
-"""Legal holds as whoever archives needs them: which calls are held, and holding what is not.
+"""Legal holds for the archiver: which calls are held, and putting holds that are missing.
 
 `HeldCalls` reads the ledger (the segments of events):
 
-- A call is held where its newest act says `add`: in the order of the seals, as the pointers beside
-  the segments number them. Of acts about one call in one seal an `add` counts.
-- An `add` that is not sealed counts too, unless a removal was sealed that is younger: its command
-  may be at work. A removal that is not sealed does not count.
-- It costs a LIST of all events, and two small GETs for each segment of events, once. The ledger is
-  refreshed now and then, and just before anything is held: so a removal counts at once.
-- Damage stops nothing: a segment that cannot be read, because it is damaged, refused by the store
-  or written by a newer release, is left to `verify`, with a warning in the log, and what was known
-  goes on counting. Only a store that is out is an error.
+- A call is held if its newest act is an `add`. Acts are ordered by their seals, whose numbers are
+  in the seal pointers. If one seal has several acts about a call, an `add` wins.
+- An unsealed `add` counts too, unless a younger removal is sealed: its command may still be
+  running. An unsealed removal does not count.
+- It costs a LIST of all events, and two small GETs per segment of events, once. The ledger is
+  refreshed at intervals, and just before a hold is put, so that a removal counts at once.
+- Damage stops nothing. A segment that is damaged, refused by the store or written by a newer
+  release is logged as a warning and left to `verify`; what was known before still counts. Only an
+  outage of the store is an error.
 
-`HoldEnforcement` holds what the ledger calls held, at each touch of a window that has settled.
-Whoever puts a hold on a call holds what it has by then. What came meanwhile, and what a crash left
-between a record and the second check of its call's hold, is found here. New objects are created
-with the hold (`call.py`); no hold is ever taken off here.
+`HoldEnforcement` puts the holds of the ledger on a window's objects, each time a settled window is
+processed. The command that puts a hold on a call covers the objects that exist by then. Objects
+that came later, and those that a crash left between a record and the second check of its call's
+hold, are found here. New objects are created with the hold (`call.py`). Holds are never removed
+here.
 """
 
 from __future__ import annotations
@@ -51,12 +52,12 @@ REFRESH_SECONDS = 300.0
 REFRESH_HELD_SECONDS = 10.0
 """Refresh the ledger at most this often before treating a call as held."""
 CALLS_AT_ONCE = 1000
-"""Calls whose objects without a hold are kept in memory: a window may have 100,000 held calls."""
+"""Calls checked at a time, to bound the memory: a window may have 100,000 held calls."""
 
 
 @dataclass(frozen=True)
 class _Act:
-    """What one act says of one call."""
+    """One act about one call."""
 
     call_id: str
     adds: bool
@@ -65,7 +66,7 @@ class _Act:
 
 @dataclass(frozen=True)
 class _EventSegment:
-    """A segment of events; `seal` is its number, None while it has none that can be read."""
+    """A segment of events. `seal` is the number of its seal; None without a readable pointer."""
 
     key: str
     acts: tuple[_Act, ...]
@@ -74,8 +75,7 @@ class _EventSegment:
 
 @dataclass(frozen=True)
 class HoldEvent:
-    """A sealed segment of events: the number of its seal, when its last act was, and whether one
-    of its calls is held now."""
+    """A sealed segment of events. `at` is its last act; `holds`: one of its calls is held now."""
 
     key: str
     seal: int
@@ -84,7 +84,7 @@ class HoldEvent:
 
 
 class HeldCalls:
-    """Knows which calls are held. Threads share it."""
+    """Knows which calls are held. Thread-safe."""
 
     def __init__(self, store: Bucket, clock: Clock) -> None:
         self._store = store
@@ -96,8 +96,8 @@ class HeldCalls:
         self._mutex = threading.RLock()
 
     def refresh(self, after_seconds: float = 0.0) -> None:
-        """Read what was added to the ledger, unless that was done so short a while ago. Raises
-        `StoreError` where the store does not answer."""
+        """Read what was added to the ledger, unless it was read less than `after_seconds` ago.
+        Raises `StoreError` if the store is out."""
         now = self._clock.monotonic()
         with self._mutex:
             if self._refreshed_at is not None and now < self._refreshed_at + after_seconds:
@@ -107,7 +107,7 @@ class HeldCalls:
             except StoreError as error:
                 if error.reach is not Reach.ITEM:
                     raise
-                # A store that will not list events must not stop the archiving of calls.
+                # A store that refuses to list events must not stop the archiving of calls.
                 log.error("holds.unknown", error=str(error))
             self._ids = _held_by(self._segments.values())
             self._refreshed_at = now
@@ -140,8 +140,8 @@ class HeldCalls:
         ]
 
     def _read_new(self, before: Mapping[str, _EventSegment]) -> dict[str, _EventSegment]:
-        """All segments: what was read once is not read again, and does not go away. One that is
-        damaged is tried again at the next refresh."""
+        """Return all segments. A segment that was read once is kept and not read again; a damaged
+        one is tried again at the next refresh."""
         suffixes: dict[str, set[str]] = {}
         for item in self._store.list(layout.EVENTS):
             if (parsed := layout.parse_event_key(item.key)) is not None:
@@ -165,14 +165,15 @@ class HeldCalls:
         data = self._store.read(key, max_bytes=event.MAX_SEGMENT_BYTES) or b""
         if hashlib.sha256(data).hexdigest()[:8] != key.removesuffix(".jsonl")[-8:]:
             raise FormatError("other bytes than its name says")
-        # Line by line, because an act may name very many objects, and these are not kept.
+        # Parse line by line and drop the objects: an act may name very many.
         holds = filter(None, map(event.parse, io.BytesIO(data)))
         acts = tuple(_Act(hold.call_id, hold.action == "add", hold.at) for hold in holds)
         return _EventSegment(key, acts)
 
     @contextmanager
     def _passing_over(self, key: str) -> Iterator[None]:
-        """What is wrong with this object is a warning in the log, once."""
+        """Log an error about this object once, as a warning, and go on. Raises `StoreError` that is
+        about more than one object."""
         try:
             yield
         except (FormatError, StoreError) as error:
@@ -184,7 +185,7 @@ class HeldCalls:
 
 
 def _held_by(segments: Iterable[_EventSegment]) -> frozenset[str]:
-    """The calls that these acts together hold."""
+    """The calls that these acts hold together."""
     sealed = [one for one in segments if one.seal is not None]
     sealed.sort(key=lambda one: (one.seal or 0, any(act.adds for act in one.acts)))
     newest = {act.call_id: act for segment in sealed for act in segment.acts}
@@ -198,7 +199,7 @@ def _held_by(segments: Iterable[_EventSegment]) -> frozenset[str]:
 
 
 class HoldEnforcement:
-    """Holds the objects of held calls. Threads share it, each at a window of its own."""
+    """Puts holds on objects of held calls. Thread-safe while no two threads process one window."""
 
     def __init__(self, store: Bucket, held: HeldCalls, workers: Workers) -> None:
         self._store = store
@@ -211,10 +212,12 @@ class HoldEnforcement:
         latest: Mapping[str, LatestRecord],
         named: Mapping[str, LatestRecord],
     ) -> None:
-        """Hold the objects, of all revisions, of a window's held calls. `latest` and `named` have
-        the newest records, by call id; the first counts. What is gone, or refused by the store, is
-        left to `verify`, with an error in the log. Raises `StoreError` that is about more than one
-        object."""
+        """Put holds on the objects, of all revisions, of a window's held calls.
+
+        `latest` and `named` have the latest records by call id; `latest` takes precedence. A
+        missing object, or one that the store refuses, is logged as an error and left to `verify`.
+        Raises `StoreError` that is about more than one object.
+        """
         held = self._held.ids()
         if not held:
             return
@@ -224,7 +227,7 @@ class HoldEnforcement:
         for at in range(0, len(calls), CALLS_AT_ONCE):
             checked = self._workers.map(self._check, calls[at : at + CALLS_AT_ONCE])
             if any(refs for _, refs, _ in checked):
-                self._held.refresh()  # a call that was released meanwhile is not held again
+                self._held.refresh()  # a call released meanwhile must not be held again
             held = self._held.ids()
             todo = [ref for call_id, refs, _ in checked if call_id in held for ref in refs]
             self._workers.map(self._hold, todo)
@@ -245,7 +248,8 @@ class HoldEnforcement:
         return latest.record().call_id, loose, gone
 
     def _head(self, ref: ObjectRef) -> ObjectHead | None:
-        """What the store says of an object; None, with an error in the log, where it refuses."""
+        """The object's metadata; None if it is missing, or if the store refuses, with an error in
+        the log."""
         try:
             return self._store.head(ref.key, ref.version_id)
         except StoreError as error:
@@ -265,7 +269,7 @@ class HoldEnforcement:
 
 
 def refs_of(found: Record) -> Iterator[ObjectRef]:
-    """The objects of a record: itself, in the version on top, and its files."""
+    """The objects of a record: its own key in the newest version, and its files."""
     yield ObjectRef(found.key, None)
     for file in found.files:
         yield ObjectRef(file["key"], file["version_id"])

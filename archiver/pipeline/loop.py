@@ -1,9 +1,9 @@
-"""The loop: which windows are due, round after round, until the process must end.
+"""The loop: processes the windows that are due, round after round, until the process must end.
 
-What is due is derived from the bucket alone: the watermark of the newest seal says up to where all
-is sealed; everything from there to now is listed each round. A call is archived in the first round
-that lists it; its window is sealed once it has settled. Sealed windows are listed again when they
-come of age, and while they have pending calls (`relist.py`).
+What is due is derived from the bucket alone. The watermark of the newest seal marks the end of the
+sealed windows; everything from there to now is listed each round. A call is archived in the first
+round that lists it. Its window is sealed once it has settled. Sealed windows are listed again when
+they reach an age of `RELIST`, and while they have pending calls (`relist.py`).
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 CLOSED_AT_A_TIME = 8
-"""Due windows closed between two seals. In between the open windows are listed, where that was not
-done for a poll interval, so that a backlog starves nobody."""
+"""Due windows closed between two seals. After each batch the open windows are listed again if a
+poll interval has passed, so that a backlog does not delay new calls."""
 RELIST_SECONDS = 60.0
 """How long a round may spend on sealed windows, unless the poll interval is longer."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The loop's lengths of time."""
+    """The lengths of time that the loop uses."""
 
     window: timedelta
     settle: timedelta
@@ -51,7 +51,7 @@ class Schedule:
 
 
 class Loop:
-    """The loop of `archiver run`. One thread runs it."""
+    """The loop of `archiver run`. Not thread-safe."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Loop:
         schedule: Schedule,
         at_once: int = WINDOWS_AT_ONCE,
     ) -> None:
-        """`at_once` is as `Backfill` has it."""
+        """`at_once`: as in `Backfill`."""
         self._windows = windows
         self._chain = chain
         self._segments = segments
@@ -76,9 +76,10 @@ class Loop:
         self._oldest = OldestUnarchived(clock)
 
     def run_forever(self) -> None:
-        """Rounds, `poll_interval` apart. A round that fails is logged, and the next one tries.
+        """Run rounds, `poll_interval` apart. A round that fails is logged, and the next one tries
+        again.
 
-        Raises `Interrupted` when the process must end, `UsageError` where no retry can help.
+        Raises `Interrupted` when the process must end, `UsageError` if no retry can help.
         """
         while True:
             try:
@@ -91,15 +92,15 @@ class Loop:
             self._clock.sleep(self._schedule.poll_interval_seconds)
 
     def round(self) -> Summary:
-        """List what is not sealed, archive what is new, seal what has settled.
+        """List the windows that are not sealed, archive new calls, seal the settled windows.
 
-        1. Read the chain on: its watermark says where the loop stands.
-        2. Archive what is new in the open windows.
-        3. While our clock is wrong, archive the due windows too, and end here: what is dated by a
-           wrong clock cannot be taken back. The answers of 2. show whether it is right.
+        1. Read the chain up to its newest seal. Its watermark is the loop's position.
+        2. Archive new calls of the open windows.
+        3. While our clock is wrong, archive the calls of the due windows too, and end the round: a
+           date from a wrong clock cannot be undone. The answers in 2. show whether the clock is
+           right.
         4. Close and seal the due windows, oldest first.
-        5. List sealed windows again, oldest first, as many as there is time for: the others are due
-           in the next round.
+        5. List sealed windows again, oldest first, until the time is up.
         """
         summary, length = Summary(), self._schedule.window
         self._oldest.round_began()
@@ -147,24 +148,24 @@ class Loop:
         return summary
 
     def _archive_open(self, start: datetime, summary: Summary) -> None:
-        """Archive at once what is new in the windows that have not settled, newest first. Never
-        closes a window: a window closed in this step would not be sealed. One that settles
-        meanwhile is due in the next round."""
+        """Archive new calls in the windows that have not settled, newest first. Never closes a
+        window: a window closed in this step would not be sealed. One that settles meanwhile is due
+        in the next round."""
         self._open_listed_at = self._clock.monotonic()
         windows = windows_between(start, self._clock.now(), self._schedule.window)
         for window in reversed(list(windows)):
             self._note(self._windows.process(window, Purpose.OPEN), summary)
 
     def _archive_open_in_time(self, start: datetime, summary: Summary) -> None:
-        """Between other work: archive the newest calls, unless that was just done."""
+        """Call `_archive_open` between other work, unless it ran within the last poll interval."""
         if self._clock.monotonic() >= self._open_listed_at + self._schedule.poll_interval_seconds:
             self._archive_open(start, summary)
 
     def _close(
         self, batch: list[Window], mark: datetime, end: datetime, summary: Summary
     ) -> datetime:
-        """Close and seal due windows, oldest first; returns how far the run of sealed ones reaches,
-        which may be beyond the batch, up to `end`."""
+        """Close and seal due windows, oldest first. Returns the new watermark: the end of the
+        unbroken run of sealed windows, which may lie beyond the batch, up to `end`."""
         todo = [window for window in batch if not self._backfill.is_sealed(window)]
         batches = self._backfill.batches((window, Purpose.CLOSE, True) for window in todo)
         results = {one.window: one for results in batches for one in results}
@@ -172,8 +173,9 @@ class Loop:
             if mark == window.start and (window not in results or results[window].is_closed):
                 mark = window.end
         if mark == batch[-1].end and any(result.segments for result in results.values()):
-            # Later windows may be sealed already: by a backfill, or while an older one stayed
-            # open. The batches to come then have nothing to seal, so this seal must count them.
+            # A backfill may have sealed later windows, or the loop may have, while an older one
+            # stayed open. Their batches have nothing to seal, so this seal must move the watermark
+            # past them.
             later = windows_between(mark, end, self._schedule.window)
             mark = next((w.start for w in later if not self._backfill.is_sealed(w)), end)
         self._backfill.seal(list(results.values()), mark)
@@ -200,26 +202,26 @@ class Loop:
 
 
 class OldestUnarchived:
-    """How old the oldest call is that may be lost: `archiver_oldest_unarchived_seconds`. The loop
-    reports to it; any thread may ask.
+    """The age of the oldest call that may be lost: `archiver_oldest_unarchived_seconds`. The loop
+    reports to it; any thread may read it.
 
     It is the age of the oldest of these:
-    - a call that is listed and has no record, from its own time on;
-    - a window that is not sealed and could not be listed, or not to its end, from its start on: it
-      may hold any call;
-    - where rounds fail as a whole, the start of the last one that did not.
+    - a call that is listed and has no record, counted from its own time;
+    - a window that is not sealed and could not be listed completely, counted from its start,
+      because it may have any call;
+    - while rounds fail as a whole, the start of the last successful one.
 
-    It is computed when it is asked for, so it goes on growing while the loop waits or hangs.
+    It is computed when it is read, so it grows while the loop waits or hangs.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._waiting: dict[Window, list[datetime]] = {}
-        """The own times of the calls of a window that have no record."""
+        """The own times of the calls without a record, by window."""
         self._unlisted: set[Window] = set()
         self._began = self._last_good = clock.now()
-        """When the last round began, and when the last good one did."""
+        """When the last round began, and when the last successful one did."""
         self._fails = False
 
     def round_began(self) -> None:
@@ -227,8 +229,8 @@ class OldestUnarchived:
         metrics.OLDEST_UNARCHIVED.set_function(self.seconds)
 
     def note(self, result: WindowResult, watermark: datetime) -> None:
-        """Nothing is known of a window whose calls were not worked at: what waited goes on waiting.
-        A listing of a sealed window that fails shows nothing new of its calls."""
+        """Note the result of a window. If its calls were not processed, its earlier waiting calls
+        stay. A failed listing of a sealed window shows nothing new about its calls."""
         window = result.window
         with self._lock:
             if result.worked:
@@ -236,7 +238,7 @@ class OldestUnarchived:
                 self._waiting.pop(window, None)
                 if times := [placing_time(one.call, window, now) for one in result.unarchived]:
                     self._waiting[window] = times
-            # A window that is stuck was never listed twice the same.
+            # The listing of such a window kept changing or failed, so it may have missed calls.
             is_stuck = result.status is WindowStatus.STUCK or result.error is not None
             is_unlisted = (not result.worked or is_stuck) and not result.is_closed
             if is_unlisted and window.start >= watermark:
@@ -245,7 +247,8 @@ class OldestUnarchived:
                 self._unlisted.discard(window)
 
     def round_ended(self, watermark: datetime) -> int:
-        """The round was good; how many calls wait. What another process has sealed is listed."""
+        """Note a successful round; returns how many calls wait. Windows that another process has
+        sealed are no longer unlisted."""
         with self._lock:
             self._last_good, self._fails = self._began, False
             self._unlisted = {one for one in self._unlisted if one.start >= watermark}
@@ -268,5 +271,5 @@ def _batches(items: list[T], size: int) -> Iterable[list[T]]:
 
 
 def loop_start(start: datetime | None, now: datetime, length: timedelta) -> datetime:
-    """Where the loop begins in an empty archive: `START`, else now, floored to a window."""
+    """Where the loop begins in an empty archive: the window of `START`, else of now."""
     return window_of(start or now, length).start

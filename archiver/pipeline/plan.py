@@ -1,6 +1,7 @@
-"""Which calls of a window need work: a pure function of its listing, the bucket and the sightings.
+"""Decides which calls of a window need work: a pure function of listing, bucket state and
+sightings.
 
-Beside the calls that are listed, a window has calls without a record that were listed before
+Besides the listed calls, a window may have calls without a record that were listed before
 (`call_records.py` finds them).
 """
 
@@ -18,40 +19,41 @@ from archiver.source.listing import WindowListing
 
 
 class Purpose(Enum):
-    """Why a window is worked at.
+    """Why a window is processed.
 
-    Whatever the purpose: where a window has come to an age of `RELIST` since it was listed last,
-    its archived calls are refreshed, and those without a recording are tried again.
+    Every purpose: once the window has reached an age of `RELIST` since it was last listed, its
+    archived calls are refreshed, and calls without a recording are tried again.
     """
 
     OPEN = auto()
-    """Archive its calls and never close it: a window closed then would not be sealed."""
+    """Archive its calls and never close it: a window closed in this step would not be sealed."""
     CLOSE = auto()
-    """Archive its calls and, once it has settled, close it. A listing at an age always writes a
-    revision: that nothing changed is evidence."""
+    """Archive its calls and close it once it has settled. A listing at an age always writes a
+    revision, because it is evidence that nothing changed."""
     REFRESH = auto()
-    """As `CLOSE`, and the newest age counts as unseen, though the window was listed since."""
+    """As `CLOSE`, and treat the newest age as not yet listed, even if the window was listed since.
+    """
     BACKFILL = auto()
-    """As `CLOSE`, and calls whose record says `failed` or `no_recording`, or lacks a document, are
-    tried again at any age. A revision is written only where something changed."""
+    """As `CLOSE`, and try calls again at any age if their record says `failed` or `no_recording` or
+    lacks a document. A revision is written only if something changed."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A call to be worked at. `previous` is its record, where it has one."""
+    """A call to archive or refresh. `previous` is its latest record, if it has one."""
 
     call: Call
     previous: LatestRecord | None = None
     was_pending: bool = False
-    """Whether a segment calls it pending: another try was made before."""
+    """Whether a segment names it as pending, so an earlier process has tried it."""
     taken: int = 0
-    """The highest revision whose key is taken by bytes that are no record: the next one is free."""
+    """The highest revision whose key has bytes that are not a record; the next revision is free."""
 
 
 @dataclass
 class Plan:
-    """What the calls of a window need. `latest` has the newest record of each call that has one,
-    `todo` are to be worked at, `resting` failed a short while ago."""
+    """What the calls of a window need. `latest` has the latest record of each call that has one,
+    `todo` the calls to process, `resting` the calls in backoff or with an unreadable record."""
 
     listed: WindowListing
     latest: dict[str, LatestRecord] = field(default_factory=dict)
@@ -60,7 +62,7 @@ class Plan:
 
     @property
     def lacking(self) -> int:
-        """Calls that have no record yet, or one that says failed."""
+        """The number of calls to process that have no record, or a record that says `failed`."""
         records = [task.previous for task in self.todo]
         return sum(1 for one in records if one is None or one.outcome == "failed")
 
@@ -79,14 +81,16 @@ def make_plan(
 ) -> Plan:
     """Sort the listed calls and the `missing` ones, which were listed before and have no record.
 
-    `unreadable` lies where the newest records of some calls should be. `pending` are the ids that
-    the newest segment calls so. `age` is the age of `RELIST` that this listing is for, if any;
-    `refreshed` calls were refreshed for it already. `resting` says how the last try of a call
-    ended, while it rests.
+    - `unreadable`: objects that take the place of a call's latest record.
+    - `pending`: the ids that the newest segment names as pending.
+    - `age`: the age of `RELIST` that this listing is for, if any.
+    - `refreshed`: calls that were already refreshed for this age.
+    - `resting`: returns how the last try of a call ended while the call is in backoff, else None.
     """
     plan = Plan(listed, latest)
     for call in [*missing.values(), *listed.calls.values()]:
         known, bad = latest.get(call.id), unreadable.get(call.id)
+        # Another process may be able to read it, so it is not superseded here.
         if bad is not None and not bad.foreign:
             if known is None:
                 plan.resting.append(Unarchived(call, "record_unreadable", 1, None))
@@ -94,7 +98,7 @@ def make_plan(
         if known is not None:
             lacks = known.outcome != "archived" or known.incomplete
             is_due = age is not None or (purpose is Purpose.BACKFILL and lacks)
-            # A missing call is worked at for want of a record, and for nothing else.
+            # A missing call is processed only if it has no record.
             if not is_due or call.id in refreshed or call.id in missing:
                 continue
         if (last := resting(call.id)) is not None:

@@ -1,11 +1,11 @@
-"""A backfill in several processes: each does a share of the windows, and reports to its parent.
+"""Runs a backfill in several processes: each processes a share and reports to the parent.
 
-    parent ──stdin───▶ share    nothing is sent: its end says that the parent is gone
-           ◀──stdout── share    a JSON line for each event of `BackfillProgress`, one for the end
-           ◀──stderr── share    log lines, passed on whole
+    parent ──stdin───▶ share    nothing is sent; its end means that the parent is gone
+           ◀──stdout── share    one JSON line per event of `BackfillProgress`, one at the end
+           ◀──stderr── share    log lines, passed on unchanged
 
-The parent asks nothing of the source or the store while the shares run. One that ends early leaves
-the others going: what it has archived stands, and running the range again does the rest.
+The parent sends no request to the source or the store while the shares run. If a share ends early,
+the others go on. What it has archived stays; running the range again does the rest.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ from archiver.pipeline.window import Summary
 log = structlog.get_logger()
 
 _WORST_LAST = (0, 1, Interrupted.exit_code, 3, 4, 2)
-"""Exit codes: done; needs a person; begun and to be run again; source; store; nothing was done."""
+"""Exit codes from best to worst: done; a person must act; interrupted, to be run again; source;
+store; nothing was done."""
 
 END_SECONDS = 5.0
-"""So long shares have to end cleanly whose parent fails itself."""
+"""How long the shares may take to end after the parent has failed; then they are killed."""
 POLL_SECONDS = 0.1
 
 
@@ -45,8 +46,11 @@ POLL_SECONDS = 0.1
 
 
 class Reporter:
-    """A share's `BackfillProgress`. Each line is one write of less than a pipe takes at once, so
-    that many threads may report. Where nobody listens any more, `end_with_parent` ends the process.
+    """Sends the progress of a share to its parent.
+
+    Each line is one write below the size that a pipe writes atomically (`PIPE_BUF`), so many
+    threads may report at once. Errors are ignored: once the parent is gone, `end_with_parent` ends
+    this process.
     """
 
     def window_listed(self, window: Window, new_calls: int) -> None:
@@ -59,7 +63,7 @@ class Reporter:
         self._send("window_done", window.start.isoformat(), window.end.isoformat())
 
     def ended(self, summary: Summary, seal: int) -> None:
-        """The share is through: what it did, and where it saw the chain."""
+        """Report that the share is done, what it did, and the newest seal that it saw."""
         self._send("ended", vars(summary), seal)
 
     def failed(self, error: ArchiverError) -> None:
@@ -71,8 +75,8 @@ class Reporter:
 
 
 def end_with_parent() -> None:
-    """Ask for our end once the parent is gone, however that came. As SIGINT does: where the end was
-    asked for already, it comes at once."""
+    """Interrupt this process once its parent is gone, for whatever reason. It sends SIGINT: if the
+    process was already asked to end, this ends it at once."""
 
     def wait() -> None:
         os.read(0, 1)
@@ -85,7 +89,7 @@ def end_with_parent() -> None:
 
 
 class Share:
-    """One process, and what it has reported. A thread for each of its streams fills this in."""
+    """One child process, and what it has reported. One thread per stream fills this in."""
 
     def __init__(
         self,
@@ -101,14 +105,15 @@ class Share:
         self._progress = progress
         try:
             self.process = subprocess.Popen(
-                # -P: whatever lies in the current directory is not to be imported.
+                # -P: import nothing from the current directory.
                 [sys.executable, "-P", "-m", "archiver", *arguments],
-                # Settings, and so secrets, go by the environment alone.
+                # Settings include secrets, so they go through the environment, not the arguments.
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                # A group of its own: of a terminal's Ctrl-C it hears from us, and once.
+                # Its own process group: a terminal's Ctrl-C reaches the parent only, which passes
+                # it on once.
                 process_group=0,
             )
         except OSError as error:
@@ -124,8 +129,8 @@ class Share:
         return self.process.poll() is not None and not any(r.is_alive() for r in self._readers)
 
     def failure(self) -> tuple[int, str] | None:
-        """Exit code and reason, in a line, of one that did not come to the end of its windows. A
-        signal that killed it interrupted it, as one that it handles does."""
+        """The exit code and a one-line reason if the share did not finish its windows; else None. A
+        share that a signal killed counts as interrupted, as one that handled the signal does."""
         code: int = self.process.returncode
         if self.summary is not None and code in (0, 1):
             return None
@@ -154,8 +159,8 @@ class Share:
                     getattr(self._progress, what)(window, *rest)
 
     def _pass_log_on(self) -> None:
-        """By structlog's logger, whose lock keeps it apart from our own lines. stderr is asked for
-        each time: a progress bar of ours may have it."""
+        """Write the share's log lines through structlog's logger, whose lock keeps them apart from
+        our own. `sys.stderr` is read each time, because a progress bar may have replaced it."""
         with cast("IO[bytes]", self.process.stderr) as lines:
             for line in lines:
                 structlog.PrintLogger(sys.stderr).msg(line.decode(errors="replace").rstrip("\n"))
@@ -168,15 +173,14 @@ def run_shares(
     progress: BackfillProgress,
     must_end: Callable[[], object],
 ) -> tuple[Summary, int]:
-    """Run `archiver ARGUMENTS --shard NAME` for each name, side by side. Returns what all of them
-    did, and the newest seal.
+    """Run `archiver ARGUMENTS --shard NAME` for each name, at the same time. Returns the sum of
+    what the shares did, and the newest seal.
 
-    1. Start them.
-    2. Wait until all have ended. Once this process must end, they are asked to, by SIGTERM: one
-       that is still being loaded ends by it without a word.
-    3. Raise `Interrupted` where they were asked to end; the worst failure, where one ended before
-       it came to the end of its windows.
-    4. End what still runs: where we fail ourselves, or could not start all of them.
+    1. Start the shares.
+    2. Wait until all have ended. Once this process must end, send SIGTERM to each share. A share
+       that is still starting ends without a message.
+    3. Raise `Interrupted` if they were asked to end; else the worst failure, if one ended early.
+    4. End the shares that still run, if this process fails or could not start all of them.
     """
     shares: list[Share] = []
     failures: list[tuple[int, str]] = []

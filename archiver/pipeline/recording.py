@@ -1,4 +1,4 @@
-"""One recording: a signed URL's checked bytes into the bucket, hashed on the way."""
+"""Streams one recording from its signed URL into the bucket, and hashes it on the way."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ log = structlog.get_logger()
 
 WAV = "audio/wav"
 PART_BYTES = 5 << 20
-"""The least that S3 takes as a part. Each worker needs so much memory, whatever it moves."""
+"""The smallest part that S3 accepts. Each worker keeps one buffer of this size."""
 HASHED_BYTES = 256 << 10
-"""So much is read and then hashed, while a core's cache still has it."""
+"""How much is read before it is hashed: it fits into a core's cache."""
 REMEMBERED_UPLOADS = 1024
-"""Uploads remembered whose calls have no record yet. Up to so many calls at a time whose records
-the store refuses are uploaded once; of more, the oldest ones again."""
+"""Uploads of calls without a record that are remembered. If the store refuses the records of more
+calls than this, their recordings are uploaded again at each try."""
 
 
 @dataclass(frozen=True)
 class StoredRecording:
-    """A recording that is in the bucket: where, what its header says, and where it came from."""
+    """A recording in the bucket: its key, its header, and its source."""
 
     stored: Stored
     header: wav.WavHeader
     info: BlobInfo
 
     def audio(self) -> tuple[dict[str, Any], set[str]]:
-        """The `audio` of its record, and what is odd about the file."""
+        """The `audio` field of its record, and the findings about the file."""
         header, length, findings = self.header, self.info.length, set[str]()
         if header.data_bytes is None:
             findings.add("header_length_unknown")
@@ -61,12 +61,12 @@ class StoredRecording:
 
 
 def random_tag() -> str:
-    """16 hex digits that no other writer has."""
+    """16 random hex digits, unique among writers."""
     return secrets.token_hex(8)
 
 
 class RecordingWriter:
-    """Streams recordings into the bucket. Threads share it."""
+    """Streams recordings into the bucket. Thread-safe."""
 
     def __init__(
         self,
@@ -81,8 +81,8 @@ class RecordingWriter:
         self._monotonic = monotonic
         self._local = threading.local()
         self._uploads: OrderedDict[str, tuple[StoredRecording, datetime | None]] = OrderedDict()
-        """What this process uploaded in parts and no record names yet, by the key that was asked
-        for, and until when it is locked."""
+        """Multipart uploads of this process that no record names yet: requested key → the
+        recording, and its lock date."""
         self._mutex = threading.Lock()
 
     def write(
@@ -90,16 +90,16 @@ class RecordingWriter:
     ) -> StoredRecording:
         """Store a recording under `key`, or beside it; `held` puts a legal hold on it.
 
-        1. Use the upload of an earlier try again, where that is of this very blob.
+        1. Reuse the upload of an earlier try, if it is of the same blob.
         2. Read the first part, or the whole of a short recording, and check that it is a WAV file.
-        3. Write a short recording at once, and a longer one part by part, hashing on the way.
-        4. Read it back and hash it, where a HEAD proves too little.
+        3. Write a short recording with one PUT, a longer one part by part, hashing on the way.
+        4. Read it back and hash it, if a HEAD proves too little.
 
-        Raises `CallError` where the blob is not what was announced, `StoreError`, `Interrupted`.
+        Raises `CallError` if the blob is not as announced, `StoreError`, `Interrupted`.
         """
         info = recording.info
-        # 1. An upload in parts has a new key each time, and nothing is deleted: else a call whose
-        #    record the store refuses for ever would leave a whole recording with each try.
+        # 1. An upload in parts has a new key each time, and nothing is deleted. Without reuse, a
+        #    call whose record is always refused would leave a whole recording per try.
         in_parts = info.length > self._part_bytes
         done = self._uploaded_before(key, info, retain_until) if in_parts else None
         if done is None:
@@ -110,13 +110,14 @@ class RecordingWriter:
             try:
                 header = _header(view, info)
             except CallError:
-                # Damage on the way says nothing of the source's blob: the announced digest tells.
+                # Damage on the way must not be recorded as a fault of the source's blob. The
+                # announced digest tells them apart.
                 while info.content_md5 and digests.bytes < info.length:
                     _fill(view, recording, digests)
                 _check_announced(digests)
                 raise
-            # 3. A crash after it leaves a recording that no record names. The next try adopts a
-            #    short one; a long one stays, as an orphan.
+            # 3. A crash after this leaves a recording that no record names. The next try adopts a
+            #    short one; a long one stays as an orphan.
             if in_parts:
                 stored = self._upload(recording, view, digests, key, retain_until)
             else:
@@ -139,18 +140,18 @@ class RecordingWriter:
         return done
 
     def forget(self, key: str) -> None:
-        """A record names what was uploaded for this key: it is not to be used again."""
+        """Do not reuse the upload for this key: a record names it now."""
         with self._mutex:
             self._uploads.pop(key, None)
 
     def _uploaded_before(
         self, key: str, info: BlobInfo, retain_until: datetime | None
     ) -> StoredRecording | None:
-        """The upload of an earlier try, if it is of this very blob, its lock is to be the same, and
-        the store still has it."""
+        """The upload of an earlier try, if blob and lock date are the same and the store still has
+        it."""
         with self._mutex:
             done, until = self._uploads.get(key, (None, None))
-        # Which of its hosts the source names says nothing of the blob.
+        # The source may name another of its hosts for the same blob.
         if done is None or until != retain_until or replace(done.info, host=info.host) != info:
             return None
         try:
@@ -165,9 +166,9 @@ class RecordingWriter:
         return done
 
     def _buffer(self, size: int) -> memoryview:
-        """This thread's buffer: the page faults of a new one would take as long as hashing."""
+        """This thread's buffer. Page faults of a new one take as long as hashing."""
         if len(getattr(self._local, "buffer", b"")) < size:
-            self._local.buffer = None  # first, else both would take memory
+            self._local.buffer = None  # free the old one before allocating the new one
             self._local.buffer = bytearray(size)
         return memoryview(self._local.buffer)[:size]
 
@@ -179,10 +180,10 @@ class RecordingWriter:
         key: str,
         retain_until: datetime | None,
     ) -> Stored:
-        """Upload part by part through one buffer; `view` holds the first part already. An upload
-        that takes longer than `GIVEN_UP_AFTER` is given up: other processes would take it for a
-        dead process's, and abort it."""
-        # CompleteMultipartUpload is not create-once in every store: so nobody else has this key.
+        """Upload part by part through one buffer; `view` already has the first part. An upload that
+        takes longer than `GIVEN_UP_AFTER` is given up: other processes would treat it as orphaned
+        and abort it."""
+        # Some stores ignore `If-None-Match` on CompleteMultipartUpload, so the key must be unique.
         key = layout.beside(key, self._tag())
         end = self._monotonic() + GIVEN_UP_AFTER.total_seconds()
         upload = self._store.begin(key, content_type=WAV, retain_until=retain_until)
@@ -195,14 +196,14 @@ class RecordingWriter:
                     raise CallError("the upload takes too long", reason="too_slow")
                 upload.part(view[:count], own.sha256)
             _check_announced(digests)
-            # A crash before this leaves an orphaned upload: a later start aborts it.
+            # A crash before this leaves an orphaned upload, which a later start aborts.
             return upload.complete(digests.sha256)
         except BaseException:
             upload.abort()
             raise
 
     def _read_back(self, stored: Stored) -> None:
-        """Raises `StoreError` where the store gives back other bytes."""
+        """Raise `StoreError` if the store returns other bytes."""
         with metrics.stage("verify"):
             digests = checksums.Digests()
             for chunk in self._store.stream(stored.key, stored.version_id) or ():
@@ -222,12 +223,13 @@ def put_or_beside(
     sha256: str | None = None,
     verify: bool = True,
 ) -> Stored:
-    """Create an object once; where other bytes have the key, beside it. See `Bucket.put_once`.
+    """Create an object once; if its key has other bytes, create it beside it. See
+    `Bucket.put_once`.
 
-    The key beside is named by the content, and not at random: whoever tries again after a crash
-    finds what is there and adopts it. That is safe, because it lies in the call's own directory and
-    the same bytes are the same file. Where its 64 bits collide, or somebody has put other bytes
-    there, a random name does as well.
+    The key beside it is derived from the content, so a retry after a crash finds the object and
+    adopts it. That is safe: the key lies in the call's own directory, and the same bytes are the
+    same file. If that key has other bytes too (a collision of 64 bits, or somebody's doing), the
+    name is random.
     """
     sha256 = sha256 or checksums.sha256_hex(data)
     put = partial(
@@ -245,7 +247,8 @@ def put_or_beside(
 
 
 def _fill(view: memoryview, recording: ResumableDownload, *digests: checksums.Digests) -> int:
-    """Read on, and hash what has come while it is in the cache; how many bytes."""
+    """Read until `view` is full or the recording ends, and hash each piece while it is in the
+    cache. Returns the number of bytes."""
     filled = 0
     while filled < len(view):
         count = recording.readinto(view[filled : filled + HASHED_BYTES])
@@ -269,6 +272,6 @@ def _header(first: memoryview, info: BlobInfo) -> wav.WavHeader:
 
 
 def _check_announced(digests: checksums.Digests) -> None:
-    """Against the Content-MD5 that the blob store announced, if it did."""
+    """Raise `CallError` if the bytes differ from the Content-MD5 that was announced, if any."""
     if digests.md5_differs:
         raise CallError("other bytes than announced", retryable=True, reason="digest_mismatch")

@@ -1,10 +1,10 @@
-"""Sealed windows that are to be listed again: they have come to an age of `RELIST`, have pending
-calls, or do not name calls that a listing showed since.
+"""Decides which sealed windows to list again: those that have reached an age of `RELIST`, those
+with pending calls, and those that do not name calls which a later listing showed.
 
-All of it is derived from the bucket: the line of a window's newest revision says when it was listed
-last and which calls were pending, the sightings which calls were listed. All days within reach are
-scanned when the process starts and once a day, the newest ones every hour: another writer may have
-sealed something, or may have ended before it archived what it had listed.
+All of this is derived from the bucket. The line of a window's newest revision says when the window
+was last listed and which calls were pending; the sightings say which calls were listed. All days
+within reach are scanned at the start and once a day, the newest days every hour, because another
+writer may have sealed a window, or may have ended before it archived what it had listed.
 """
 
 from __future__ import annotations
@@ -26,37 +26,38 @@ from archiver.store.types import ListedObject
 log = structlog.get_logger()
 
 SCAN_SECONDS = 3600.0
+"""How often the days within `NEWEST` are scanned."""
 SCAN_ALL_SECONDS = 86_400.0
 NEWEST = timedelta(days=3)
 LATE = timedelta(days=35)
-"""How much longer than its last age a window is watched, should the loop have been down."""
+"""How long a window is watched after its last age, in case the loop was down."""
 SKEW = timedelta(minutes=15)
-"""A sighting that is so much older than the newest listing was known to whoever wrote that: clocks
-differ by less."""
+"""A sighting older than the newest listing by more than this was known to the process that wrote
+that listing. Clocks differ by less."""
 PAUSE_SECONDS = 900.0
-"""How long a window rests whose listing would not settle, or whose source does not answer."""
+"""The pause after a listing that kept changing, or a source that did not answer."""
 
 
 @dataclass
 class _Sealed:
-    """What is known of a sealed window."""
+    """The state of a sealed window."""
 
     line: WindowLine
     complete: bool = True
-    """Whether all its revisions have their seal."""
+    """Whether all its revisions are sealed."""
     unrefreshed: bool = False
-    """Whether its calls are to be refreshed, whatever its line says."""
+    """Whether its calls must be refreshed, whatever its line says."""
     sightings: int = 0
-    """So many of its sightings were compared with it."""
+    """How many of its sightings were compared with it."""
     lacks_sighted: bool = False
-    """Whether one of these has an id that it does not name."""
+    """Whether one of them has an id that the window does not name."""
     rests_until: float = 0.0
     waits_until: datetime | None = None
-    """Until when it may wait for a source that does not answer; None while the source does."""
+    """The end of its wait for a source that does not answer; None while it answers."""
 
 
 class Relisting:
-    """Which sealed windows to list again. One thread uses it."""
+    """Decides which sealed windows to list again. Not thread-safe."""
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class Relisting:
         give_up: timedelta,
         length: timedelta,
     ) -> None:
-        """`relist` are the ages, counted from a window's end."""
+        """`relist`: the ages, counted from a window's end."""
         self._windows = windows
         self._segments = segments
         self._clock = clock
@@ -76,16 +77,16 @@ class Relisting:
         self._length = length
         self._sealed: dict[datetime, _Sealed] = {}
         self._awake_at: datetime | None = None
-        """When the newest seal was made that this process began with: the last sign of another
-        loop."""
+        """When the newest seal was made that existed when this process started: the last time that
+        another loop is known to have run."""
         self._scanned_at: dict[timedelta, float] = {}
 
     def round_began(self, sealed_at: datetime) -> None:
-        """A round begins, behind a seal that was made then."""
+        """Note that a round begins; the newest seal was made at `sealed_at`."""
         self._awake_at = self._awake_at or sealed_at
 
     def due(self) -> list[tuple[Window, Purpose, bool]]:
-        """The windows to list again now, oldest first, as `WindowArchiver.process` takes them."""
+        """The windows to list again now, oldest first, as arguments of `WindowArchiver.process`."""
         self._scan()
         unnamed, due = self._windows.with_unnamed_calls, []
         for _, known in sorted(self._sealed.items(), key=lambda item: item[0]):
@@ -95,7 +96,7 @@ class Relisting:
         return due
 
     def note(self, result: WindowResult) -> None:
-        """Note what was done about a window that is sealed, or is about to be."""
+        """Note the result of a window that is sealed, or about to be."""
         window, postponed = result.window, result.status is WindowStatus.POSTPONED
         known = self._sealed.get(window.start)
         if known is None and not (result.segments and result.is_closed):
@@ -105,7 +106,7 @@ class Relisting:
             line = WindowLine(name, window, result.listed_at, result.pending)
             known = self._sealed[window.start] = _Sealed(line, unrefreshed=result.unrefreshed)
             if line.pending and window.end < self._clock.now() - self._reach:
-                # Another process would not find it.
+                # After a restart no scan finds it, so its pending calls are not tried again.
                 pending = len(line.pending)
                 log.warning("window.beyond_reach", window=str(window), pending=pending)
         elif result.worked or result.listed_at != known.line.listed_at:
@@ -115,7 +116,7 @@ class Relisting:
             known.lacks_sighted = False
         if postponed and known.waits_until is None:
             known.waits_until = self._clock.now() + self._give_up
-        # Foreign bytes in the place of a revision will be there at the next scan, too.
+        # Foreign bytes under a revision's key will still be there at the next scan.
         stays_incomplete = not known.complete and not result.segments
         if postponed or not result.is_closed or stays_incomplete:
             known.rests_until = self._clock.monotonic() + PAUSE_SECONDS
@@ -130,11 +131,11 @@ class Relisting:
         return waits or not known.complete or known.lacks_sighted or line.window in unnamed
 
     def _may_wait(self, known: _Sealed) -> bool:
-        """Whether a window that has come of age may still wait for the source.
+        """Whether a window that has reached an age may still wait for the source.
 
-        A process knows since when it has waited itself. One that begins anew, as each `run --once`
-        does, counts what was waited before it: the loop was awake until the seal that it began
-        with. A loop that was down has not waited.
+        A running process knows when its own wait began. A new process, such as each `run --once`,
+        counts earlier waiting as well: a loop was running until the newest seal that it found. Time
+        when no loop was running does not count.
         """
         if known.waits_until is not None:
             return self._clock.now() < known.waits_until
@@ -146,17 +147,21 @@ class Relisting:
     # --- scanning the bucket
 
     def _scan(self) -> None:
-        """Scan the bucket, as far back as it is time to."""
+        """Scan the bucket, as far back as is due."""
         for reach, seconds in ((self._reach, SCAN_ALL_SECONDS), (NEWEST, SCAN_SECONDS)):
             at = self._scanned_at.get(reach)
             if at is None or self._clock.monotonic() >= at + seconds:
                 self._scan_back(reach)
+                # A scan of all days includes the newest ones.
                 self._scanned_at |= dict.fromkeys((NEWEST, reach), self._clock.monotonic())
 
     def _scan_back(self, reach: timedelta) -> None:
-        """1. Find the newest sealed revision of each window within reach, and read its line where
-        it is not known. 2. Forget windows beyond all reach that have nothing pending. 3. Compare
-        the windows with their sightings."""
+        """Scan the days within `reach`.
+
+        1. Find the newest sealed revision of each window, and read its line unless it is known.
+        2. Forget windows beyond reach that have no pending calls.
+        3. Compare the windows with their sightings.
+        """
         oldest, fresh = self._clock.now() - reach, dict[SegmentName, bool]()
         # 1.
         for day in self._days(oldest.date()):
@@ -191,8 +196,8 @@ class Relisting:
                     self._compare(self._sealed[start], objects)
 
     def _compare(self, known: _Sealed, sightings: list[ListedObject]) -> None:
-        """Whether a sealed window lacks calls that were sighted since it was listed last. Most
-        sightings are older, which their dates in the store's listing show."""
+        """Note whether a sealed window lacks calls that were sighted since it was last listed.
+        Older sightings are skipped without reading them, by their dates in the store's listing."""
         line, known.sightings = known.line, len(sightings)
         after = line.listed_at - SKEW if line.listed_at else None
         keys = [
@@ -205,11 +210,10 @@ class Relisting:
         except StoreError as error:
             if error.reach is not Reach.ITEM:
                 raise
-            known.lacks_sighted = True  # what cannot be read names none of them
+            known.lacks_sighted = True  # an unreadable segment proves nothing: list the window
 
     def _days(self, oldest: date) -> list[date]:
-        """The days from `oldest` on that have segments; where the store does not list them, all
-        days."""
+        """The days from `oldest` on that have segments; all days if these are unlistable."""
         try:
             return [day for day in self._segments.days() if day >= oldest]
         except StoreError as error:

@@ -1,31 +1,31 @@
-"""Lock dates, and extending locks: a longer retention takes hold when a window is worked at again.
+"""Lock dates, and extending locks to a longer retention.
 
 Until when a call is locked:
 
-- The policy counts from the call's end (`model.lock_start`). A record states end and start. Where
-  it states neither, its lock counted from some moment of the window, or from the window's end.
-- Where a record has the finding `time_implausible`, its lock counts from the window's end. The same
+- The policy counts from the call's end (`model.lock_start`). A record states end and start. If it
+  states neither, its lock counts from some moment of the window, or from the window's end.
+- If a record has the finding `time_implausible`, its lock counts from the window's end. The same
   holds for a record without that finding whose end lies over a day after it was written: releases
-  before that finding trusted every end. What such a record promises binds its own objects, and not
+  before that finding trusted every end. The promise of such a record binds its own objects, and not
   the segments and seals that cover it.
 
-Which locks are extended (`RetentionKeeper`): those of a window that the loop closes or lists again,
-or that a backfill works at. Where its records promise less than today's policy, their locks are
-extended in place, and those of all that they name; then the seals that cover the window, and its
-segments, to the latest date that the window has. Nothing is shortened, and nothing is written: a
-record goes on promising what it did, and its objects are kept for longer than that.
+`RetentionKeeper` extends the locks of a window when the loop closes or lists it again, or when a
+backfill processes it. If its records promise less than today's policy, it extends the locks of the
+records and of all that they name; then those of the seals that cover the window, and of its
+segments, to the latest date in the window. Locks are never shortened, and nothing is rewritten: a
+record keeps its promise, and its objects are kept for longer than that.
 
-- The segments come last. So once they are locked for long enough all else is, and the next touch
-  costs no more than a HEAD of each; a crash leaves them short, and the next touch does it again.
-- Where all records promise what the policy gives, nothing is asked of the store at all. A window
-  without calls promises nothing: there its segments are checked.
-- A seal covers many windows, which are touched one after the other, and by several threads. So it
-  is extended once, to the latest date that today's policy gives any of them.
-- Seals of windows that nobody touches stay as they are: they are locked for as long as what they
-  cover. What the archive as a whole needs (seal 0, the public key, the verifier's page and script)
-  is extended daily, counted from now, so that the key outlives the seals that it checks.
+- The segments come last. Once they are locked for long enough, everything else is, so the next run
+  costs one HEAD of each. A crash leaves them short, and the next run repeats the work.
+- If all records promise what the policy requires, no request is sent. A window without calls has no
+  promises, so its segments are checked.
+- A seal covers many windows, which several threads process one after the other. So it is extended
+  once, to the latest date that today's policy requires for any of them.
+- Seals of windows that nobody processes stay as they are: they are locked as long as what they
+  cover. What the whole archive needs (seal 0, the public key, the verifier's page and script) is
+  extended daily, counted from now, so that the key outlives the seals that it verifies.
 - So are the events of legal holds, and the seals that cover them: counted from now while one of
-  their calls is held, because that outlasts any retention, and else from when they happened.
+  their calls is held, because a hold outlasts any retention, and else from the time of the event.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from archiver.manifest.record import Record
 from archiver.store.bucket import Bucket
 from archiver.store.types import ObjectHead
 
-if TYPE_CHECKING:  # they reckon with lock dates themselves
+if TYPE_CHECKING:  # these modules import this one
     from archiver.pipeline.bucket_state import LatestRecord, SegmentIndex, WindowState
     from archiver.pipeline.hold_enforcement import HeldCalls, HoldEvent
 
@@ -56,26 +56,28 @@ log = structlog.get_logger()
 
 REMEMBERED_SEALS = 10_000
 Counts = Counter[str]
-"""How many objects were `extended`; are in a `weaker` mode than today's, which the store does not
-change; are `gone`: not there, or cannot be read or locked, and `verify` says which."""
+"""Numbers of objects. `extended`: their lock was extended. `weaker`: their mode is weaker than
+today's, and the store does not change it. `gone`: missing, unreadable or refused; `verify` says
+which."""
 
 
 # --- until when a call is locked
 
 
 def latest_date(*dates: datetime | None) -> datetime | None:
-    """The latest of these dates; None where all are None."""
+    """The latest of these dates; None if all are None."""
     return max((date for date in dates if date is not None), default=None)
 
 
 def policy_date(found: Record, window: Window, retention: Retention) -> datetime | None:
-    """Until when today's policy locks a record's call; None without a lock."""
+    """The date until which today's policy locks a record's call; None without a lock."""
     return retention.until(_lock_start(found, window) or window.end)
 
 
 def covering_date(found: Record, window: Window, retention: Retention) -> datetime | None:
-    """Until when the segments and seals that cover a record are locked: as long as today's policy
-    locks its call, or as long as the record promised, if that is longer. None without a lock."""
+    """The date until which the segments and seals that cover a record are locked: that of today's
+    policy for its call, or the date that the record promises if it is later. None without a lock.
+    """
     start = _lock_start(found, window)
     binds = retention.mode is not None and not _has_impossible_end(found)
     return latest_date(
@@ -104,8 +106,8 @@ def promises_less(found: Record, retention: Retention, until: datetime | None) -
 def promise(
     retention: Retention, until: datetime | None, lock_modes: set[str]
 ) -> dict[str, Any] | None:
-    """The `retention` of a new record. `lock_modes` are the modes that its files are locked in: a
-    store may not change the weaker mode of a file that was there before."""
+    """The `retention` field of a new record. `lock_modes` are the modes in which its files are
+    locked: an older file may be in the weaker mode, which the store may not change."""
     if until is None:
         return None
     mode = "GOVERNANCE" if "GOVERNANCE" in lock_modes else retention.mode
@@ -113,7 +115,7 @@ def promise(
 
 
 def _lock_start(found: Record, window: Window) -> datetime | None:
-    """The moment that a record's lock counts from; None where the record does not say."""
+    """The moment from which a record's lock counts; None if the record states no time."""
     bounded = _is_implausible(found) or _has_impossible_end(found)
     return window.end if bounded else _end(found)
 
@@ -128,7 +130,7 @@ def _is_implausible(found: Record) -> bool:
 
 
 def _has_impossible_end(found: Record) -> bool:
-    """Whether an earlier release locked the record's call from an end that cannot be true."""
+    """Whether an earlier release used an end for the lock that was over a day ahead."""
     end, written_at = _end(found), parse_time(found.document.get("archived_at"))
     if end is None or written_at is None or _is_implausible(found):
         return False
@@ -144,8 +146,8 @@ def _promised(found: Record) -> datetime | None:
 
 
 class RetentionKeeper:
-    """Extends locks. An object that is gone, or whose lock the store refuses to extend, is counted,
-    with an error in the log. Threads share it, each at a window of its own."""
+    """Extends locks. An object that is missing, or whose lock the store refuses to extend, is
+    counted and logged as an error. Thread-safe while no two threads process the same window."""
 
     def __init__(
         self,
@@ -163,16 +165,16 @@ class RetentionKeeper:
         self._clock = clock
         self._held = held
         self._checked_at: float | None = None
-        """When what the archive as a whole needs was extended last."""
+        """When the locks that the whole archive needs were last extended."""
         self._seals: dict[int, datetime] = {}
-        """Seals that were extended, and until when they are locked at least."""
+        """Number of each seal that was extended → the date until which it is locked at least."""
 
     def keep_window(
         self, window: Window, state: WindowState, unnamed: Sequence[LatestRecord]
     ) -> datetime | None:
-        """Extend what a window has, where it is locked for less than today's policy: what its
-        segments name, and the records that they do not name yet. To be done before a segment names
-        those. Returns the latest date of all of it, None without a lock.
+        """Extend the locks in a window that are shorter than today's policy: of what its segments
+        name, and of the `unnamed` records. Must run before a segment names those. Returns the
+        latest date of all of it, None without a lock.
 
         Raises `StoreError` that is about more than one object.
         """
@@ -188,7 +190,7 @@ class RetentionKeeper:
                 behind.append(latest)
         short = self._short_segments(window, state)
         named = state.records.values() if short and state.behind_policy else ()
-        # A crash in here leaves the segments short: the next touch of the window begins anew.
+        # A crash here leaves the segments short, so the next run of the window starts again.
         counts = _sum(self._workers.map(partial(self._keep_call, window), [*named, *behind]))
         counts += _sum(self._keep_segment(name, state.lock_until, window) for name in short)
         extended, weaker = counts["extended"], counts["weaker"]
@@ -201,9 +203,8 @@ class RetentionKeeper:
         return until
 
     def keep_archive(self, key_id: str) -> None:
-        """Extend what the archive as a whole needs, where that is locked for noticeably less than
-        today's policy gives from now, and the events of legal holds: at the first call, and daily.
-        Raises `StoreError`."""
+        """Extend the locks that the whole archive needs, if they are over a day shorter than
+        today's policy from now, and those of hold events. Runs daily. Raises `StoreError`."""
         now = self._clock.monotonic()
         recently = self._checked_at is not None and now < self._checked_at + DAY.total_seconds()
         until = self._retention.until(self._clock.now())
@@ -217,6 +218,7 @@ class RetentionKeeper:
             layout.VERIFY_SCRIPT,
         ):
             head = self._head(key)
+            # The date moves with the clock; a day of slack avoids an extension per start.
             if head is not None and self._is_short(head, until - DAY):
                 self._extend(until, (key, head.version_id))
         counts = _sum(self._workers.map(self._keep_event, self._held.events()))
@@ -254,8 +256,8 @@ class RetentionKeeper:
         return counts
 
     def _short_segments(self, window: Window, state: WindowState) -> list[SegmentName]:
-        """The window's segments, where one of them is locked for less than the window's latest
-        date; none where its records show already that this is not so."""
+        """The window's segments, if one is locked for less than the window's latest date; none if
+        the records already show that this is not so."""
         until = state.lock_until
         if not state.revision or until is None or until <= self._clock.now():
             return []
@@ -266,14 +268,14 @@ class RetentionKeeper:
         return names if any(head and self._is_short(head, until) for head in heads) else []
 
     def _keep_segment(self, name: SegmentName, until: datetime | None, window: Window) -> Counts:
-        """Extend a segment, its `.sha256`, its pointer and its seal. One without a pointer is not
-        sealed yet: its seal will be locked by today's policy."""
+        """Extend a segment, its checksum list, its seal pointer and its seal. A segment without a
+        pointer is not sealed yet: its seal will be locked by today's policy."""
         try:
             pointer = self._store.read(name.seal, max_bytes=seal.POINTER_BYTES)
         except StoreError as error:
             if error.reach is not Reach.ITEM:
                 raise
-            pointer = b""  # the store refuses it: as good as a damaged one
+            pointer = b""  # the store refuses it: treat it as damaged
         number = seal.parse_pointer(pointer) if pointer is not None else None
         counts = Counts(gone=int(pointer is not None and number is None))
         if number is not None:
@@ -282,8 +284,8 @@ class RetentionKeeper:
         return counts + self._extend(until, (name.sha256, None), (name.jsonl, None))
 
     def _extend_seal(self, number: int, until: datetime | None, length: timedelta) -> Counts:
-        """Lock a seal and its signature until then, or for as long as the policy gives the windows
-        that it covers, which have this length."""
+        """Extend a seal and its signature to `until`, or to the policy's date for the windows that
+        it covers, which are `length` long, whichever is later."""
         known = self._seals.get(number)
         if until is None or (known is not None and known >= until):
             return Counts()
@@ -305,7 +307,7 @@ class RetentionKeeper:
         return counts
 
     def _extend(self, until: datetime | None, *objects: tuple[str, str | None]) -> Counts:
-        """Lock objects (key, version) until then, where they are not locked for longer."""
+        """Lock objects (key, version) until `until`, unless they are locked for longer."""
         counts = Counts()
         for key, version_id in objects:
             try:
@@ -321,7 +323,8 @@ class RetentionKeeper:
         return counts
 
     def _head(self, key: str) -> ObjectHead | None:
-        """What the store says of an object; None, with an error in the log, where it refuses."""
+        """The object's metadata; None if it is missing, or if the store refuses, with an error in
+        the log."""
         try:
             return self._store.head(key)
         except StoreError as error:
@@ -331,7 +334,7 @@ class RetentionKeeper:
             return None
 
     def _is_short(self, head: ObjectHead, until: datetime) -> bool:
-        """Whether an object is locked for less than until then, or in a weaker mode."""
+        """Whether an object's lock ends before `until`, or is in a weaker mode."""
         modes = {self._retention.mode, "COMPLIANCE"}
         return head.lock_mode not in modes or head.lock_until is None or head.lock_until < until
 

@@ -1,7 +1,7 @@
-"""Writes the next segment of a window, and its `.sha256`. Sealing is the caller's.
+"""Writes the next segment of a window, then its checksum list (`.sha256`). The caller seals it.
 
-Order: segment → `.sha256`. A crash between the two leaves a segment without a `.sha256`; the
-next process that works at the window calls `complete`.
+A crash between the two writes leaves a segment without a checksum list. The next process that
+processes the window calls `complete`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ log = structlog.get_logger()
 
 
 class SegmentWriter:
-    """Threads share it, each at a window of its own."""
+    """Writes segments and their checksum lists. Thread-safe while no two threads process one
+    window."""
 
     def __init__(self, store: Bucket, segments: SegmentIndex) -> None:
         self._store = store
@@ -46,13 +47,13 @@ class SegmentWriter:
         listing: Listing,
         retain_until: datetime | None,
     ) -> UnsealedSegment:
-        """Make a segment with these records and its `.sha256` durable, locked until then. Raises
-        `KeyTaken` where a concurrent writer has written this revision."""
+        """Write a segment with these records and its checksum list, both locked until
+        `retain_until`. Raises `KeyTaken` if a concurrent writer has written this revision."""
         lines = segment.lines(window, name.revision, records, balance, listing)
         with spool(lines) as file:
             entry = seal.describe(name.jsonl, file)
-            # A crash before this write leaves nothing of the segment; after it, the next writer of
-            # the window reads the segment back and seals it as it is.
+            # A crash before this write leaves nothing of the segment. A crash after it leaves a
+            # segment that the next process reads back, completes and seals unchanged.
             self._store.put_once(
                 name.jsonl, file, content_type="application/x-ndjson", retain_until=retain_until
             )
@@ -62,7 +63,7 @@ class SegmentWriter:
         return written
 
     def complete(self, found: UnsealedSegment) -> None:
-        """Write the `.sha256` of a segment that was found unsealed, if it has none."""
+        """Write the checksum list of a segment that was found unsealed, unless it has one."""
         with spool() as file:
             self._store.read_into(found.name.jsonl, file, MAX_SEGMENT_BYTES)
             self._write_sha256(found, records_in(file))
@@ -74,15 +75,16 @@ class SegmentWriter:
                 self._store.put_once(
                     name.sha256, file, content_type="text/plain", retain_until=written.retain_until
                 )
-            except KeyTaken:  # foreign bytes: `verify` finds them; segment and seal stand without
+            except KeyTaken:  # by other bytes: `verify` reports it; no seal needs it
                 log.error("segment.companion_foreign", key=name.sha256)
 
 
 def balance_of(
     listed: Set[str], latest: Mapping[str, LatestRecord], pending: Set[str], state: WindowState
 ) -> Balance:
-    """Where each id of a window stands. An id without a record counts as listed until it has one;
-    an id with a record that is not listed any more has vanished."""
+    """Put each id of a window under its outcome, pending or vanished. A pending id counts as
+    listed, even if the source hides it. An id with a record that is no longer listed has vanished.
+    """
     known = latest.keys() | state.records.keys() | state.pending | state.vanished
     return Balance(
         outcomes={call_id: one.outcome for call_id, one in latest.items() if call_id in listed},

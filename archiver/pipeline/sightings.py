@@ -1,8 +1,8 @@
-"""Listed calls that have no record yet, written down before they are worked at.
+"""Writes the ids of listed calls that have no record yet, before these calls are archived.
 
 The source may hide a call at any time, and the process may end at any time. So the ids of a listing
-go into the bucket first (`manifest/sighting.py`); a process that plans the window later reads
-them and works at those that have no record, listed or not.
+go into the bucket first (`manifest/sighting.py`). A process that plans the window later reads them,
+and tries the calls that have no record, whether they are still listed or not.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from archiver.store.types import ListedObject
 log = structlog.get_logger()
 
 REMEMBERED_WINDOWS = 1024
-"""Of so many windows the sightings are kept in memory; of others they are read again."""
+"""How many windows' sightings are kept in memory; those of other windows are read again."""
 TAGS = 3
-"""So many keys are tried where the store says of each that it is taken."""
+"""How many random keys are tried if the store reports each as taken."""
 
 
 @dataclass
@@ -39,34 +39,32 @@ class _Known:
     """What this process knows of a window's sightings."""
 
     ids: frozenset[str] = frozenset()
-    """In the bucket, written by this process or another."""
+    """Ids in the bucket, written by this process or another."""
     unwritten: frozenset[str] = frozenset()
-    """Seen by this process; the store has not taken them yet."""
+    """Ids that this process has seen and the store has not accepted yet."""
     keys: set[str] = field(default_factory=set)
-    """Objects whose ids are in `ids`, or that cannot be read."""
+    """Keys of sightings that were read, or that cannot be read."""
     loaded: bool = False
-    """Whether the bucket was asked for what others wrote."""
+    """Whether the sightings of other processes were read."""
     count: int = 0
-    """How often this process has added to them."""
+    """How often this process has added sightings."""
     closed_at: int = 0
-    """What `count` was when this process last closed the window, or saw that another had."""
+    """The value of `count` when this process last closed the window, or saw it closed."""
 
 
 @dataclass(frozen=True)
 class Sighted:
-    """The ids that were ever written down for a window, and how often this process had added to
-    them when this was read."""
+    """All ids sighted for a window, and `_Known.count` when they were read."""
 
     ids: frozenset[str]
     count: int
 
 
 class Sightings:
-    """Reads and writes sightings. Threads share it.
+    """Reads and writes sightings. Thread-safe.
 
-    A sighting that cannot be read is an error in the log and stops nothing. So is one that the
-    store refuses, unless the store is out: its ids stay in memory, and are written with the
-    window's next ones.
+    A sighting that cannot be read is logged as an error and stops nothing. So is one that the store
+    refuses, unless the store is out: its ids stay in memory until the window's next write.
     """
 
     def __init__(
@@ -87,20 +85,22 @@ class Sightings:
         self._lock = threading.RLock()
         self._writing = threading.RLock()  # else two threads would write the same ids
         self.begins: datetime | None = None
-        """Windows before this are not archived here: calls of theirs that other windows' listings
-        show are not written down. None: all windows are."""
+        """The archive's first window. Calls of earlier windows that other listings show are not
+        written. None: there is no such limit."""
 
     def is_ours(self, window: Window) -> bool:
         return self.begins is None or window.start >= self.begins
 
-    # --- what a listing shows
+    # --- writing sightings
 
     def note(self, listed: WindowListing, named: Collection[str], *, afresh: bool) -> Sighted:
-        """Write down the calls of a listing that have no record: the window's own, and those that
-        are listed in the windows of their own times, for these. From here on a process that ends
-        leaves no listed call unknown. `named` calls have a record in a segment; `afresh` reads what
-        other processes wrote. Returns what was ever written down for the window. Raises
-        `StoreError` where the store is out."""
+        """Write the calls of a listing that have no record: the window's own, and those of other
+        windows.
+
+        After this call a process that ends leaves no listed call unknown. `named`: calls with a
+        record in a segment. `afresh`: first read what other processes wrote. Returns all ids
+        sighted for the window. Raises `StoreError` if the store is out.
+        """
         own = [*listed.calls.values(), *listed.seen_once.values()]
         others = {w: i.values() for w, i in listed.other_windows.items() if self.is_ours(w)}
         shown = {listed.window: own, **others}
@@ -115,10 +115,13 @@ class Sightings:
         listed_at: datetime,
         named: Collection[str] = (),
     ) -> None:
-        """As `note`, of a listing that began at `listed_at` and failed on the way. It did not show
-        whether calls of other windows are listed there: so they are this window's, until a listing
-        shows more. Those `beside` it, which the listings of other windows showed, are for the
-        windows of their own times."""
+        """As `note`, for a listing that began at `listed_at` and failed on the way.
+
+        Such a listing did not show whether calls of other windows are listed there, so `calls`
+        count as this window's until a later listing. The calls in `beside` came from the listings
+        of other windows and are written for the windows of their own times. Never raises
+        `StoreError`.
+        """
         shown: dict[Window, list[Call]] = {window: []}
         for call, is_listed_here in [*((c, True) for c in calls), *((c, False) for c in beside)]:
             home = window_of(placing_time(call, window, listed_at), window.end - window.start)
@@ -138,8 +141,8 @@ class Sightings:
         *,
         afresh: bool = False,
     ) -> None:
-        """Write down those of these calls, by window, that have no record; `at` is the window that
-        is worked at. Where the bucket does not say which have one, all of them stay in memory.
+        """Write those of these calls, by window, that have no record; `at` is the window being
+        processed. If the bucket does not show which calls have one, all of them stay in memory.
         Raises `StoreError`."""
         revision = self._records.tolerant(at)
         missing = {window: [call.id for call in calls] for window, calls in shown.items()}
@@ -159,18 +162,17 @@ class Sightings:
         self.write()
 
     def keep(self, window: Window, call_ids: Iterable[str]) -> None:
-        """Keep these ids in memory until `write` has written them down. Never fails."""
+        """Keep these ids in memory until `write` has written them. Never fails."""
         if wanted := frozenset(call_ids):
             with self._lock:
                 known = self._known.setdefault(window, _Known())
                 known.unwritten |= wanted - known.ids
 
     def write(self) -> None:
-        """Write down what is kept and not written down yet, one object a window. Raises
-        `StoreError` where the store is out: then what is left stays in memory.
+        """Write the ids that are kept in memory, one object per window. Raises `StoreError` if the
+        store is out; the rest then stays in memory.
 
-        A crash before an object is there leaves its ids unknown, but nothing was done about them
-        either.
+        A crash before an object is written leaves its ids unknown, but nothing was done about them.
         """
         with self._writing:
             with self._lock:
@@ -188,13 +190,14 @@ class Sightings:
                         known.unwritten -= ids
                         known.count += 1
 
-    # --- what is known of a window
+    # --- the sightings of a window
 
     def read(self, window: Window, *, afresh: bool = False) -> Sighted:
-        """The ids ever written down for a window. `afresh` lists its objects again, for what other
-        processes have added. Raises `StoreError` where the store is out."""
+        """Return all ids sighted for a window. `afresh` lists its objects again to find those of
+        other processes. Raises `StoreError` if the store is out."""
         with self._lock:
             known = self._known.get(window) or _Known()
+            # The count before the LIST: `closed` must not cover ids added during it.
             count, loaded = known.count, set(known.keys)
         added: dict[str, frozenset[str]] = {}
         if not known.loaded or afresh:
@@ -216,8 +219,8 @@ class Sightings:
             return Sighted(known.ids | known.unwritten if known.unwritten else known.ids, count)
 
     def closed(self, window: Window, sighted: Sighted, *, pending: bool) -> None:
-        """The window's segments account for all that was sighted, but not for what was added
-        meanwhile. Of a window without pending calls nothing is kept in memory."""
+        """Note that the window's segments account for all ids in `sighted`, and not for later ones.
+        Without pending calls the window is dropped from memory."""
         with self._lock:
             known = self._known.get(window)
             if known is None:
@@ -229,7 +232,7 @@ class Sightings:
 
     @property
     def unaccounted(self) -> set[Window]:
-        """The windows that this process saw calls of and has not closed since."""
+        """The windows of which this process has sighted calls since it last closed them."""
         with self._lock:
             return {
                 window
@@ -238,7 +241,7 @@ class Sightings:
             }
 
     def of_day(self, day: date) -> dict[datetime, list[ListedObject]]:
-        """The objects of a day, by the start of their windows: one LIST. Raises `StoreError`."""
+        """The objects of a day by the start of their windows, by one LIST. Raises `StoreError`."""
         found: dict[datetime, list[ListedObject]] = {}
         for item in self._list(layout.sighting_prefix(day)):
             start = layout.parse_sighting_key(item.key)
@@ -247,7 +250,7 @@ class Sightings:
         return found
 
     def read_objects(self, keys: Iterable[str]) -> list[sighting.Sighting]:
-        """These sightings; one that cannot be read is left out. Raises `StoreError`."""
+        """Read these sightings; skips unreadable ones. Raises `StoreError` if the store is out."""
         return [one for one in self._workers.map(self._read, keys) if one is not None]
 
     # --- the objects
@@ -270,7 +273,7 @@ class Sightings:
             return None
 
     def _pass_over(self, key: str, error: FormatError | StoreError) -> None:
-        """Log it once for each object. Raises `error` where it reaches further."""
+        """Log the error once per object. Raises `error` if it reaches further than a window."""
         if error.reach not in (Reach.ITEM, Reach.WINDOW):
             raise error
         with self._lock:
@@ -280,7 +283,7 @@ class Sightings:
             log.error("sighting.unreadable", key=key, error=str(error))
 
     def _put(self, window: Window, ids: frozenset[str]) -> str | None:
-        """Write a sighting; its key, None where the store refuses it."""
+        """Write a sighting. Returns its key; None if the store refuses it."""
         data = sighting.build(window, self._clock.now(), ids)
         for tried in range(1, TAGS + 1):
             key = layout.sighting_key(window.start, self._tag())

@@ -1,9 +1,10 @@
-"""One window: list → archive its calls → write its segment → seal.
+"""Processes one window: list it, archive its calls, write its segment. The caller seals it.
 
-`WindowArchiver._process` has the steps, up to the segment; `Backfill.seal` seals the segments of
-several windows at once, in the order of the windows. What a window still needs is derived from the
-bucket each time: its segments say what is official, its records what was done. So the first try, a
-concurrent writer and the process after a crash all run this same code.
+`WindowArchiver._process` has the steps up to the segment; `Backfill.seal` seals the segments of
+several windows at once, in the order of the windows. The work that is left is derived from the
+bucket each time: from the segments, which say what the archive vouches for, and from the records,
+which say what was done. So the first try, a concurrent writer and a process after a crash run the
+same code.
 """
 
 from __future__ import annotations
@@ -54,37 +55,36 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 CONFLICTS = 5
-"""How often a concurrent writer may close the same window before that is an error."""
+"""How often a concurrent writer may close the window while it is processed; then it is an error."""
 
 
 class WindowStatus(Enum):
-    """How a window stands after it was worked at."""
+    """The state of a window after it was processed."""
 
     OPEN = auto()
-    """Rightly open: it has not settled, or it was not to be closed."""
+    """Open as expected: it has not settled, or was not to be closed."""
     CLOCK_WRONG = auto()
-    """It stays open because our clock is wrong, whether or not it has settled."""
+    """Open because our clock is wrong, whether or not it has settled."""
     STUCK = auto()
-    """It has settled and stays open: its listing kept changing, or something is wrong with it."""
+    """It has settled and stays open: its listing kept changing, or it failed."""
     CLOSED = auto()
-    """Every call of it stands in a segment, sealed or about to be."""
+    """Every call of it is in a segment, sealed or about to be."""
     POSTPONED = auto()
-    """Closed before; it has come to an age, and waits for the source to answer."""
+    """Closed before. It has reached an age and waits for the source to answer."""
 
 
 @dataclass
 class Summary:
-    """What was done about some windows: by a backfill, or by a round of the loop."""
+    """Counts of a run over some windows: a backfill, or a round of the loop."""
 
     windows: int = 0
     closed: int = 0
     unsettled: int = 0
-    """Windows that are rightly open yet."""
+    """Windows that are open as expected."""
     stuck: int = 0
-    """Windows that have settled and stay open: their listing kept changing, or something went wrong
-    with them alone."""
+    """Windows that have settled and stay open: their listing kept changing, or they failed."""
     harmed: int = 0
-    """Windows that are rightly open yet, and with which something went wrong."""
+    """Windows that are open as expected, and failed."""
     segments: int = 0
     committed: Counter[str] = field(default_factory=Counter)
     """Calls that got a record in this run, by outcome."""
@@ -92,19 +92,19 @@ class Summary:
     failed: int = 0
     """Calls that this run tried and whose record says `failed`."""
     incomplete: int = 0
-    """Calls that this run worked at and that are archived without their transcript or survey."""
+    """Calls that this run processed and that are archived without their transcript or survey."""
     unreadable: int = 0
-    """Entries of listings that could not be read as calls."""
+    """Listing entries that are not calls."""
     pending: int = 0
-    """Calls without a record in windows that are closed."""
+    """Calls without a record in closed windows."""
     waiting: int = 0
-    """Calls without a record as yet in windows that are still open."""
+    """Calls without a record in windows that are still open."""
     clock_wrong: int = 0
-    """Windows that stay open because our clock is wrong. `unsettled` counts them too."""
+    """Windows that stay open because our clock is wrong. `unsettled` includes them."""
 
     @property
     def needs_a_person(self) -> bool:
-        """What waits in windows that are rightly open is the caller's to judge."""
+        """Whether a person has to act. Calls that wait in open windows do not count here."""
         left = self.failed or self.pending or self.incomplete or self.unreadable
         return bool(left or self.stuck or self.harmed or self.clock_wrong)
 
@@ -116,24 +116,24 @@ class Summary:
 
 @dataclass
 class WindowResult:
-    """What was done about a window. `segments` are durable and wait for their seal."""
+    """The result of processing a window. `segments` are durable and wait for their seal."""
 
     window: Window
     status: WindowStatus = WindowStatus.OPEN
     segments: list[UnsealedSegment] = field(default_factory=list)
     done: Summary = field(default_factory=Summary)
-    """What this run has counted on the way; `summary` has the rest."""
+    """What this run has counted so far; `summary` adds the rest."""
     unarchived: list[Unarchived] = field(default_factory=list)
     """Calls without a record."""
     listed_at: datetime | None = None
     """When the newest revision was listed, as far as this run knows."""
     worked: bool = False
-    """Whether the window was listed and its calls worked at: else nothing is known of them."""
+    """Whether the window was listed and its calls processed. If not, their state is unknown."""
     unrefreshed: bool = False
-    """Whether it was closed for the first time, past an age, with calls that had been archived
-    before: it is to be listed again, because they may have changed since."""
+    """Whether it was first closed after it had reached an age, with calls archived earlier. These
+    may have changed since, so it is to be listed again."""
     error: ArchiverError | None = None
-    """What went wrong with this window alone: it stays as it is, and the others go on."""
+    """The error that stopped this window alone; the others go on."""
 
     @property
     def is_closed(self) -> bool:
@@ -161,7 +161,7 @@ class WindowResult:
 
 
 class WindowArchiver:
-    """Works at windows. Threads share it, each at a window of its own."""
+    """Processes windows. Thread-safe while no two threads process the same window."""
 
     def __init__(
         self,
@@ -179,9 +179,8 @@ class WindowArchiver:
         clock_check: ClockCheck | None = None,
         tag: Callable[[], str] = random_tag,
     ) -> None:
-        """`relist` are the ages, counted from a window's end, at which it is listed again. Without
-        a `clock_check` our clock is trusted. `tag` makes 16 hex digits that no other writer has.
-        """
+        """`relist`: the ages, counted from a window's end, at which it is listed again. Without a
+        `clock_check` our clock is trusted. `tag` returns 16 hex digits, unique among writers."""
         self._lister = lister
         self._calls = calls
         self._workers = workers
@@ -203,19 +202,20 @@ class WindowArchiver:
             store, self._record_index, segments, workers, lister, self.sightings
         )
         self._refreshed: dict[Window, tuple[datetime | None, frozenset[str]]] = {}
-        """An age, and the archived calls that were refreshed for it, of windows where the source
-        did not answer for all; each belongs to the thread that works at the window."""
+        """Windows for whose archived calls the source did not answer completely: an age, and the
+        calls that were refreshed for it. Only the thread that processes a window uses its entry."""
 
     def process(
         self, window: Window, purpose: Purpose = Purpose.CLOSE, may_wait: bool = True
     ) -> WindowResult:
-        """Archive what the window lacks and, once it has settled, close it.
+        """Archive the missing calls of a window and, once it has settled, close it.
 
-        Writes revision 1, or a later one where something changed since or an age of `RELIST` calls
-        for it; `may_wait` postpones that while the source does not answer for archived calls.
-        What goes wrong with this window alone (its listing, an object that it needs) leaves it
-        open, with an error in the log and in the result.
-        Raises `SourceRefused`, `SourceError` and `StoreError` where they reach beyond the window,
+        Writes revision 1, or a later one if something changed since or an age of `RELIST` requires
+        it. `may_wait` postpones that while the source does not answer for archived calls. A failure
+        of this window alone (its listing, an object that it needs) leaves it open, with an error in
+        the log and in the result.
+
+        Raises `SourceRefused`, `SourceError` and `StoreError` if they reach beyond the window,
         `UsageError` and `Interrupted`.
         """
         result = WindowResult(window)
@@ -243,32 +243,33 @@ class WindowArchiver:
             self.records.forget_if_empty(window)
 
     def _process(self, result: WindowResult, purpose: Purpose, may_wait: bool) -> bool:
-        """One pass over a window; False where a concurrent writer closed it meanwhile.
+        """One try at a window. Returns False if a concurrent writer closed it meanwhile.
 
-        1. Read what its segments say.
-        2. Check our clock, whether the window has settled, and which age it has come to.
-        3. Complete segments that a crash left without their `.sha256`.
-        4. End here where nothing is due.
-        5. List it.
-        6. Write down which listed calls have no record (sightings).
-        7. Plan: which calls need work.
+        1. Read its segments.
+        2. Check our clock, whether the window has settled, and which age it has reached.
+        3. Complete segments that a crash left without their checksum list.
+        4. Return if nothing is due.
+        5. List the window.
+        6. Write which listed calls have no record (sightings).
+        7. Plan which calls need work.
         8. Archive them; the record of each call is its commit.
-        9. Put legal holds on what should be held.
-        10. Lock what the window has as today's policy says.
+        9. Put missing legal holds on objects of held calls.
+        10. Extend the locks in the window to today's policy.
         11. Write its segment, which the caller seals.
         """
         window = result.window
         # 1.
         state = self._reader.read(window)
-        # 2. Before the listing: what settles or comes of age while we list had not done so before.
+        # 2. Before the listing: if the window settles or reaches an age while it is listed, that
+        #    listing began too early to count.
         clock_wrong = purpose is not Purpose.OPEN and not self.may_close()
         settled = self._has_settled(window, purpose) and not clock_wrong
         newest_age = self.newest_age(window)
-        age = None  # the one that no listing of the closed window has seen
+        age = None  # the newest age, unless the closed window was listed since it reached it
         if state.revision and newest_age is not None:
             is_seen = state.listed_at is not None and state.listed_at >= newest_age
             age = newest_age if purpose is Purpose.REFRESH or not is_seen else None
-        # 3. What a crash left unsealed waits for a clock that is right.
+        # 3. With a wrong clock, segments that a crash left unsealed stay unsealed.
         result.segments, result.listed_at = [], state.listed_at
         if clock_wrong:
             result.status = WindowStatus.CLOCK_WRONG
@@ -284,9 +285,9 @@ class WindowArchiver:
             if not clock_wrong:
                 result.status = WindowStatus.CLOSED
             return True
-        # 5. A crash up to 6. leaves calls that nobody knows were listed, and nothing done about
-        #    them. What a listing shows before it fails is written down: were the source to hide
-        #    these calls now, no later process would know of them.
+        # 5. A crash before 6 leaves listed calls unknown, with nothing done about them. The calls
+        #    that a failing listing showed are written: if the source hid them now, no later process
+        #    would know them.
         seen: dict[str, Call] = {}
         beside: dict[str, Call] = {}
         began = self._clock.now()
@@ -300,7 +301,8 @@ class WindowArchiver:
             )
             raise
         result.error, result.done.unreadable = listed.error, listed.listing.unreadable
-        # 6. From here on a crash leaves no listed call unknown: the next process reads its id.
+        # 6. From here on a crash leaves no listed call unknown: the next process reads the
+        #    sighting.
         sighted = self.sightings.note(listed, state.records, afresh=settled)
         # 7.
         self.records.load_orphans(listed, few=purpose is Purpose.BACKFILL)
@@ -309,8 +311,8 @@ class WindowArchiver:
         had_archived = any(one.outcome == "archived" for one in plan.latest.values())
         result.unrefreshed = had_archived and not state.revision and newest_age is not None
         self._progress.window_listed(window, len(plan.todo))
-        # 8. A crash within leaves files without a record, which the next try adopts, and records
-        #    that no segment names, which the next process finds by their keys.
+        # 8. A crash here leaves files without a record, which the next try adopts, and records that
+        #    no segment names, which the next process finds by their keys.
         work = partial(self._archive_call, window, settled, listed.listing.listed_at)
         failures = list(plan.resting)
         for task, (done, new_bytes) in zip(
@@ -329,7 +331,7 @@ class WindowArchiver:
                 result.done.bytes += new_bytes
         result.worked = True
         result.unarchived = [one for one in failures if one.call.id not in plan.latest]
-        # The window may not be closed now: what no segment names is kept until one does.
+        # The window may stay open. Records that no segment names are kept until one does.
         self.records.add_orphans(window, _unnamed(plan, state))
         silent = {one.call.id for one in failures if one.reason in SOURCE_SILENT}
         unanswered = silent & plan.latest.keys()
@@ -345,12 +347,12 @@ class WindowArchiver:
         if state.revision and unanswered and age is not None and may_wait:
             result.status = WindowStatus.POSTPONED
             return True
-        # 10. Before a segment names more of it.
+        # 10. Before a segment names the new records.
         unnamed = list(_unnamed(plan, state).values())
         until = self.retention.keep_window(window, state, unnamed)
-        # 11. Where something has changed, or as evidence that the window was listed at an age. A
-        #     crash after it leaves a segment without its `.sha256` or its seal: the next process
-        #     that works at the window completes it (3.) and has it sealed.
+        # 11. If something has changed, or as evidence that the window was listed at an age. A crash
+        #     after it leaves a segment without its checksum list or its seal. The next process that
+        #     processes the window completes it (3), and the caller seals it.
         pending = result.pending
         balance = balance_of(set(listed.calls), plan.latest, pending, state)
         lists = (frozenset(balance.pending), frozenset(balance.vanished))
@@ -371,7 +373,7 @@ class WindowArchiver:
         return True
 
     def plan(self, window: Window) -> Plan:
-        """What a backfill would do; writes nothing."""
+        """Return what a backfill would do with the window; writes nothing."""
         state = self._reader.read(window)
         listed, sighted = self._lister.list(window), self.sightings.read(window)
         return self._plan(listed, state, sighted, Purpose.BACKFILL, None, is_first_close=True)
@@ -389,7 +391,8 @@ class WindowArchiver:
         missing = self.records.missing(listed, state, sighted.ids)
         latest, unreadable = self.records.latest(listed, missing, state)
         for_age, refreshed = self._refreshed.get(listed.window, (None, frozenset[str]()))
-        # A window is closed on fresh knowledge; otherwise what failed a short while ago rests.
+        # Backoff does not apply to a backfill or a first close: a window is closed on fresh
+        # knowledge.
         rests = purpose is not Purpose.BACKFILL and not is_first_close
         return make_plan(
             listed,
@@ -406,10 +409,10 @@ class WindowArchiver:
     def _archive_call(
         self, window: Window, settled: bool, listed_at: datetime, task: Task
     ) -> tuple[LatestRecord | Unarchived, int | None]:
-        """Archive or refresh one call. Returns its newest record and the bytes that a new record
-        added, None where there is no new one.
+        """Archive or refresh one call. Returns its latest record, and the bytes that a new record
+        added, None if there is no new record.
 
-        A mistake of ours that one call's data brings out leaves that call pending.
+        An exception that one call's data provokes (a bug of ours) leaves only that call pending.
         """
         call, previous = task.call, task.previous.record() if task.previous else None
         result: Record | Unarchived
@@ -449,22 +452,22 @@ class WindowArchiver:
         self._progress.call_done(result.outcome, new.get("recording", 0))
         return LatestRecord.of(result), sum(new.values())
 
-    # --- what the loop and backfills ask of it
+    # --- for the loop and backfills
 
     def is_about_one_window(self, window: Window, error: ArchiverError) -> bool:
-        """Whether the harm of an error, met while working at a window, ends there."""
+        """Whether an error, raised while processing a window, concerns that window alone."""
         if isinstance(error, StoreError):
             return not self._calls.store_health.is_outage(str(window), error)
         return error.reach in (Reach.ITEM, Reach.WINDOW)
 
     def newest_lines(self, names: Iterable[SegmentName]) -> list[WindowLine]:
-        """The window lines of these segments; one that cannot be read is left out, with an error in
+        """The window lines of these segments. One that cannot be read is skipped, with an error in
         the log."""
         lines = self._workers.map(self._reader.read_line, names)
         return [line for line in lines if line is not None]
 
     def newest_age(self, window: Window) -> datetime | None:
-        """When the window came to the newest of its ages; None while it is too young."""
+        """When the window reached the newest of its ages; None if it has reached none."""
         now = self._clock.now()
         return max(
             (window.end + age for age in self._ages if window.end + age <= now), default=None
@@ -472,13 +475,14 @@ class WindowArchiver:
 
     def may_close(self, *, remind: bool = False) -> bool:
         """Whether our clock is right, so that windows may be closed and sealed now. Each change is
-        logged, and with `remind` a clock that is still wrong again."""
+        logged; with `remind` a clock that is still wrong is logged again."""
         return self._clock_check is None or self._clock_check.is_right(remind=remind)
 
     @property
     def with_unnamed_calls(self) -> set[Window]:
-        """The windows of which this process knows something that no segment says yet, and may write
-        now: where such a window is sealed, another writer closed it, or listed it without them."""
+        """The windows with calls or refreshed records that this process knows and no segment names
+        yet. If such a window is sealed, another writer closed it, or it was listed without these
+        calls."""
         return (
             self.records.windows_with_orphans
             | {window for window, (_, calls) in list(self._refreshed.items()) if calls}
@@ -489,8 +493,8 @@ class WindowArchiver:
         return purpose is not Purpose.OPEN and self._clock.now() >= window.end + self._settle
 
     def _has_work(self, window: Window, state: WindowState) -> bool:
-        """Whether a window that has a segment has calls without a record, or with one that no
-        segment of it names."""
+        """Whether a closed window has calls without a record, or with a record that none of its
+        segments names."""
         if state.pending or window in self.records.windows_with_orphans:
             return True
         sighted = self.sightings.read(window)
@@ -501,6 +505,6 @@ class WindowArchiver:
 
 
 def _unnamed(plan: Plan, state: WindowState) -> dict[str, LatestRecord]:
-    """Those of the newest records that no segment of the window names, by call id."""
+    """The latest records that no segment of the window names, by call id."""
     named = {call_id: one.key for call_id, one in state.records.items()}
     return {i: one for i, one in plan.latest.items() if named.get(i) != one.key}

@@ -1,20 +1,20 @@
 """The Voice Calls REST API, as far as an archive needs it: listing, call, survey, recording URL.
 
-Whom a failure harms:
-- One request is refused, or fails for good, and the control request (`JsonApi.control`) is
-  answered: its call (`CallError`), or its window (a page with an `error`).
-- The control request fails too: the source (`SourceError`, `SourceRefused`); no call and no window
-  is blamed. For a listing's page and an unreachable source it is sent at once, for other failures
-  of calls once many in a row have failed (`diagnosis.py`).
+How far a failure reaches:
+- One request is refused or fails for good, and the control request (`JsonApi.control`) is answered:
+  the failure is about its call (`CallError`), or its window (a page with an `error`).
+- The control request fails too: the failure is about the source (`SourceError`, `SourceRefused`),
+  and no call or window is blamed. The control request is sent at once for a listing's page and for
+  an unreachable source, and for other failures of calls after many in a row (`diagnosis.py`).
 - 403 to the request for a recording URL may be a missing scope: `diagnosis.py` decides.
 
 Contract of `VoiceCallsClient`:
-- Retries: within (`json_api.py`). All requests are GETs.
+- Retries: built in (`json_api.py`). All requests are GETs.
 - Errors: `SourceRefused` (401, 403: the credentials or a scope), `SourceError` (an outage),
-  `CallError` (one call's answer is of no use, or refused for it alone), `NoRecording`. None of them
-  is retryable.
-- Bounds: no page is read twice, no listing is without an end.
-- Threads share a client.
+  `CallError` (the answer for one call is unusable, or refused for that call), `NoRecording`. None
+  of them is retryable.
+- Limits: no page is read twice, and every listing ends.
+- Thread-safe.
 """
 
 from __future__ import annotations
@@ -55,30 +55,30 @@ log = structlog.get_logger()
 PAGE_SIZE = 100
 MAX_PAGES = 100_000
 IDLE_PAGES = 3
-"""So many pages in a row that hold only repeats end a listing."""
+"""A listing ends after this many pages in a row with repeats only."""
 BAD_PAGES = 2
-"""So many pages in a row that cannot be had end a listing: one may be bad for itself, and the pages
-behind it are still to be listed; where two are, the listing is, and each costs all its tries."""
+"""A listing ends after this many pages in a row that cannot be fetched. A single page may be bad,
+and the pages behind it are still listed. Two in a row mean that the listing is bad, and each page
+costs all its tries."""
 ACCESS_SAMPLE = 5
-"""Calls whose recording URL is asked for before work begins: the first may have no recording, or
-one on an odd host."""
+"""Calls whose recording URL is requested first: one may have no recording, or an odd host."""
 READ_SCOPE, AUDIO_SCOPE = CONTROL_SCOPE, "audio:download"
 NONE_STATUS = (204, 404, 410)
-"""Answers which say that there is none."""
+"""Statuses which say that there is none."""
 _URL_EXPIRY = re.compile(r"[?&]se=([^&#]*)")
 _ABSENT = object()
 
 
 @dataclass(frozen=True)
 class Filter:
-    """What narrows the listing. `states` holds at least one state."""
+    """What narrows the listing. `states` has at least one state."""
 
     states: tuple[str, ...]
     campaign_id: str | None = None
     direction: str | None = None
 
     def document(self) -> dict[str, Any]:
-        """As the window line has it."""
+        """As the window line stores it."""
         document: dict[str, Any] = {"state": list(self.states)}
         if self.campaign_id:
             document["campaign_id"] = self.campaign_id
@@ -87,9 +87,9 @@ class Filter:
         return document
 
     def admits(self, call: Call) -> bool:
-        """Whether a listed call is one that was asked for: a source may ignore a filter.
+        """Whether a listed call matches the filter: a source may ignore a filter.
 
-        A field that is missing, or has other letters' case, is no reason to leave a call out.
+        A call is kept if the field is missing or differs in case only.
         """
         wanted = {
             "state": self.states,
@@ -106,26 +106,26 @@ class Filter:
 
 @dataclass(frozen=True)
 class Page:
-    """One page of the listing of one state; `total` and `pages` are the source's own numbers."""
+    """One page of the listing of one state. `total` and `pages` are the source's own numbers."""
 
     filter_state: str
     calls: tuple[Call, ...] = ()
     total: int | None = None
     pages: int | None = None
     size: int = 0
-    """How many calls a full page has: what was asked for, or less where the source says so."""
+    """How many calls a full page has: the number requested, or less if the source says so."""
     unreadable: int = 0
-    """Entries that are no calls."""
+    """Entries that are not calls."""
     error: ListingError | None = None
-    """Why the page could not be had; it has no calls then."""
+    """Why the page could not be fetched; such a page has no calls."""
 
 
 @dataclass(frozen=True)
 class SignedUrl:
-    """A recording's URL. Its query is a secret: never log it.
+    """The signed URL of a recording. Its query is a secret: never log it.
 
-    `expires_at` is the earlier of what the source says and of the URL's own `se` (a shared access
-    signature has one); None where neither is there.
+    `expires_at` is the earlier of the source's `expiresAt` and the URL's own `se` parameter (of a
+    shared access signature); None if there is neither.
     """
 
     url: str
@@ -150,12 +150,12 @@ class VoiceCallsClient:
     # --- listing
 
     def pages(self, window: Window, filters: Filter) -> Iterator[Page]:
-        """One pass over the listing of a window, page by page, until there is nothing more.
+        """Yield the pages of one pass over the listing of a window, until there is nothing more.
 
-        A page that is as the one before ends it (the source may ignore `page`, or clamp it), and
-        so do a few in a row without a new id. One that cannot be had comes with its `error`, and
-        the next one is asked for; a few of these in a row end the state's listing. Raises
-        `SourceError` where the source is out, `SourceRefused` where it refuses any listing.
+        A page equal to the one before ends the listing (the source may ignore `page`, or clamp it),
+        and so do `IDLE_PAGES` without a new id. A page that cannot be fetched comes with its
+        `error`, and the next one is requested; `BAD_PAGES` of them end the state's listing. Raises
+        `SourceError` if the source is out, `SourceRefused` if it refuses every listing.
         """
         for state in filters.states:
             query = {
@@ -185,7 +185,7 @@ class VoiceCallsClient:
             bad = 0
             ids = {call.id for call in page.calls}
             entries = len(page.calls) + page.unreadable
-            # Pages that are full of what cannot be read may differ all the same.
+            # Full pages of unreadable entries may differ although their ids do not.
             repeats = (ids, page.unreadable) == before and (bool(ids) or entries < page.size)
             if repeats:
                 page = replace(page, unreadable=0)
@@ -193,12 +193,12 @@ class VoiceCallsClient:
             idle = idle + 1 if ids <= seen else 0
             seen |= ids
             yield page
-            # A page may hold nothing but repeats, and the one after it something new.
+            # A page may have only repeats, and the next one new calls.
             if not entries or (idle and (repeats or idle == IDLE_PAGES)):
                 return
-            # The source is believed that this was its last page only where all its numbers agree,
-            # and the page is not full: totals that speak of the page alone would end every listing
-            # at its first. What cannot be read counts too.
+            # The last page is trusted only if all numbers of the source agree and the page is not
+            # full. Some sources report the total of the page alone, which would end every listing
+            # at its first page. Unreadable entries count too.
             is_complete = page.total is not None and len(seen) + unreadable >= page.total
             is_last = page.pages is None or number >= page.pages
             if is_complete and is_last and entries < page.size:
@@ -208,8 +208,7 @@ class VoiceCallsClient:
         yield Page(query["state"], error=_listing_error(window, text))
 
     def _page(self, window: Window, query: Mapping[str, str], number: int) -> Page:
-        """A page. One beyond the first that the source answers with 404 lies beyond the end, so it
-        is empty."""
+        """Fetch a page. A 404 to any page but the first means beyond the end: empty."""
         state = query["state"]
         try:
             with stage("list"):
@@ -245,10 +244,10 @@ class VoiceCallsClient:
     # --- one call
 
     def call(self, call_id: str) -> tuple[Call, str | None]:
-        """The call with its transcript, and the request's id.
+        """Fetch the call with its transcript; returns it and the request's id.
 
-        Raises `CallError`: `call_missing` where the source does not know it, `bad_document` where
-        the answer is no proper JSON (its bytes are in `body`) or another call.
+        Raises `CallError`: `call_missing` if the source does not know the call, `bad_document` if
+        the answer is not valid JSON (its bytes are in `body`) or another call.
         """
         with stage("call"):
             answer = self._get_of_call("call", call_id, "", max_bytes=MAX_KEPT_BYTES)
@@ -259,9 +258,9 @@ class VoiceCallsClient:
         return Call(call_id, answer.body), answer.request_id
 
     def survey(self, call_id: str) -> dict[str, Any] | list[Any] | None:
-        """The post-call survey, or None where the source has none.
+        """Fetch the post-call survey; None if the source has none.
 
-        Raises `CallError`, `bad_document` with the bytes in `body` where they are no proper JSON.
+        Raises `CallError`: `bad_document`, with the bytes in `body` if they are not valid JSON.
         """
         with stage("epa"):
             answer = self._get_of_call("epa", call_id, "/epa-results", max_bytes=MAX_KEPT_BYTES)
@@ -274,7 +273,7 @@ class VoiceCallsClient:
         return survey
 
     def recording_url(self, call_id: str) -> SignedUrl:
-        """A fresh signed URL, to be used at once. Raises `NoRecording` where there is none."""
+        """Fetch a fresh signed URL, to be used at once. Raises `NoRecording` if there is none."""
         try:
             return self._recording_url(call_id)
         except SourceRefused as error:
@@ -286,7 +285,7 @@ class VoiceCallsClient:
             raise _refused_call(error, undecided=missing is None) from None
 
     def _recording_url(self, call_id: str) -> SignedUrl:
-        """As `recording_url`, but a refusal is a `SourceRefused`, whatever it is about."""
+        """As `recording_url`, but every refusal is a `SourceRefused`."""
         with stage("sas"):
             answer = self._get_of_call("sas", call_id, "/recording-url", scope=AUDIO_SCOPE)
         body = answer.body
@@ -295,8 +294,8 @@ class VoiceCallsClient:
             raise NoRecording("the source has no recording", reason=reason, status=answer.status)
         if not isinstance(body, dict):
             raise _bad_document("the answer holds no recording URL")
-        # An object without the field is no proof of absence: a source that renames the field would
-        # have all its recordings reported as absent.
+        # A missing field is no proof of absence. If the source renamed the field, all its
+        # recordings would be recorded as absent.
         url = body.get("recordingUrl", _ABSENT)
         if url is None or url == "":
             raise NoRecording("the source has no recording", reason="no_url", status=200)
@@ -317,10 +316,10 @@ class VoiceCallsClient:
         scope: str = READ_SCOPE,
         max_bytes: int = MAX_JSON_BYTES,
     ) -> JsonAnswer:
-        """The answer about one call; its `body` is None where the source says that there is none.
+        """Fetch an answer about one call. Its `body` is None if the source says that there is none.
 
-        Raises `CallError` for what is about this call, `SourceError` for what is about all. A
-        refusal with the scope for audio is left to the caller: a `SourceRefused`.
+        Raises `CallError` for a failure about this call, `SourceError` for one about the source. A
+        refusal with the audio scope is raised as `SourceRefused`, and the caller decides.
         """
         try:
             answer = self._api.get(
@@ -329,7 +328,9 @@ class VoiceCallsClient:
         except SourceRefused as error:
             if scope == AUDIO_SCOPE or _is_about_all(error):
                 raise
-            if error.status == 403:  # who may list may read calls, unless that has changed
+            if (
+                error.status == 403
+            ):  # the scope to list also covers calls: check that it still holds
                 self._api.control()
             self._outages.answered()
             raise _refused_call(error) from None
@@ -338,7 +339,7 @@ class VoiceCallsClient:
                 if error.status is not None:
                     self._note_answer(call_id, scope)
                 failure = CallError(str(error), reason="bad_document", status=error.status)
-                # An answer with a signed URL is a secret, readable or not.
+                # An answer with a signed URL is a secret, even if it cannot be parsed.
                 failure.body = error.body if scope != AUDIO_SCOPE else None
                 raise failure from None
             answer = JsonAnswer(None, {}, None)
@@ -357,7 +358,7 @@ class VoiceCallsClient:
         return answer
 
     def _note_answer(self, call_id: str, scope: str) -> None:
-        """The source answered a request about a call, and did not refuse it."""
+        """Note that the source answered a request about a call, and did not refuse it."""
         self._outages.answered()
         if scope == AUDIO_SCOPE:
             self._audio_scope.answered(call_id)
@@ -365,12 +366,12 @@ class VoiceCallsClient:
     # --- access
 
     def check_access(self) -> list[SignedUrl]:
-        """Ask with each scope before work begins. Returns the recording URLs that came, a few at
-        most, so that their hosts can be checked.
+        """Send a request with each scope before work begins. Returns a few recording URLs, so that
+        their hosts can be checked.
 
-        The audio scope is there once one call's request is not refused (401, 403), or that of an id
-        which cannot exist. Anything else that is wrong with a call or an entry of the listing is no
-        obstacle. Raises `SourceRefused` or `SourceError`.
+        The audio scope is granted if the request for one call, or for an id that cannot exist, is
+        not refused (401, 403). Any other fault of a call or of a listing entry is ignored. Raises
+        `SourceRefused` or `SourceError`.
         """
         urls: list[SignedUrl] = []
         granted = False
@@ -398,14 +399,14 @@ class VoiceCallsClient:
         return urls
 
     def _sample(self) -> list[str]:
-        """The ids of the plain listing's first page."""
+        """The ids on the first page of the plain listing."""
         query = {**self._api.plain_query, "pageSize": str(PAGE_SIZE)}
         try:
             answer = self._api.get("list", "/voice-calls", query, scope=READ_SCOPE)
         except SourceError as error:
             if error.status not in (400, 422):
                 raise
-            # It may want dates, which the listings of windows have.
+            # The source may require dates, which the listings of windows send.
             log.warning("source.plain_listing_refused", status=error.status)
             return []
         if not isinstance(answer.body, list):
@@ -414,8 +415,8 @@ class VoiceCallsClient:
         return [call.id for call in map(_call, answer.body) if call is not None][:PAGE_SIZE]
 
     def _is_audio_answered(self, call_id: str) -> bool | None:
-        """Whether a request with the scope for audio is not refused; None where the source fails.
-        Raises `SourceRefused` for credentials that are refused in general."""
+        """Whether a request with the audio scope is not refused; None if the source fails. Raises
+        `SourceRefused` if the credentials are refused in general."""
         try:
             self._api.get("sas", _path(call_id, "/recording-url"), {}, scope=AUDIO_SCOPE)
         except SourceError as error:
@@ -429,13 +430,13 @@ class VoiceCallsClient:
 
 
 def _call(item: object) -> Call | None:
-    """An entry of a listing as a call; None for one that is none."""
+    """Read an entry of a listing as a call; None if it is not one."""
     call_id = _id_of(item)
     return Call(call_id, item) if call_id and isinstance(item, dict) else None
 
 
 def _id_of(item: object) -> str | None:
-    """A call's id, where it has one. A number is an id too: the text that JSON has for it."""
+    """The id of a call, if it has one. A number counts as an id, as its JSON text."""
     value = item.get("id") if isinstance(item, dict) else None
     if isinstance(value, int | float) and not isinstance(value, bool):
         return canonical.dump(value).decode().strip()
@@ -448,22 +449,22 @@ def _count(value: object) -> int | None:
 
 def _path(call_id: str, suffix: str) -> str:
     """The path of a call, with the id as one segment. Raises `CallError` for `.` and `..`: clients
-    and proxies resolve them (RFC 3986, section 5.2.4), and another URL would be asked."""
+    and proxies resolve them (RFC 3986, section 5.2.4), so another URL would be requested."""
     if call_id in (".", ".."):
         raise CallError("an id that no URL can name", reason="bad_document")
     return f"/voice-calls/{quote(call_id, safe='', errors='surrogatepass')}{suffix}"
 
 
 def _is_about_all(error: SourceError) -> bool:
-    """Whether a failure is known to be about more than the one request: the control request failed
-    too, or nothing can be sent at all."""
+    """Whether a failure is known to concern more than one request: the control request failed too,
+    or no request can be sent at all."""
     if isinstance(error, SourceRefused):
         return error.status == 401 and error.reach is not Reach.ITEM
     return isinstance(error, SourceOut) or error.reason == "invalid"
 
 
 def _may_be_outage(error: SourceError) -> bool:
-    """Whether a failure is of the kind that an outage brings: no answer, 5xx, throttled."""
+    """Whether an outage may cause this failure: no answer, 5xx, throttled."""
     return error.retryable or error.reason == "unreachable"
 
 

@@ -1,14 +1,14 @@
-"""The source's API as JSON answers: one GET at a time, authenticated, retried, within bounds.
+"""The source's API as JSON answers: one GET at a time, authenticated, retried, with limits.
 
 - Retries: 429, 5xx and broken connections, with backoff; `Retry-After` is respected. An answer that
-  cannot be read is asked for once more.
-- The *control request* decides whether a failure is about one request or about the source: it is
-  the plain listing, one entry of it. Where that is answered, the source is up and the credentials
-  are good.
-- Credentials that worked once and are refused now (401), by the control request too, have expired.
-  Where they come from files, all workers wait a little for new ones, so a rotation fails nothing.
-- Bounds: nothing beyond `MAX_JSON_BYTES` is parsed, nothing beyond `MAX_KEPT_BYTES` is read, and
-  each answer has a deadline.
+  cannot be parsed is requested once more.
+- The *control request* decides whether a failure is about one request or about the source. It is
+  the plain listing with one entry. If it is answered, the source is up and the credentials are
+  valid.
+- Credentials that worked before and are refused now (401), by the control request too, have
+  expired. If they come from files, all workers wait for new ones, so a rotation fails nothing.
+- Limits: at most `MAX_JSON_BYTES` are parsed, at most `MAX_KEPT_BYTES` are read, and each answer
+  has a deadline.
 """
 
 from __future__ import annotations
@@ -39,41 +39,40 @@ log = structlog.get_logger()
 
 MAX_JSON_BYTES = 32 << 20
 MAX_KEPT_BYTES = 64 << 20
-"""A document of a call that is no proper JSON, or too large to be parsed, is kept up to this size:
-as much as the pipeline reads of a sidecar."""
+"""A call's document that is not valid JSON, or too large to be parsed, is kept up to this size: as
+much as the pipeline reads of a sidecar."""
 CONTROL_PATH, CONTROL_SCOPE = "/voice-calls", "voice:read"
 CONTROL_TRIES = 3
-"""Fewer than for other requests: one has just failed after all of its tries."""
+"""Fewer than for other requests, because one has just failed after all of its tries."""
 CONTROL_SECONDS = 1.0
-"""How long the result of a control request holds: workers whose requests fail together share it."""
+"""How long the result of a control request is valid. Workers share it."""
 ROTATION_SECONDS = 180.0
-"""How long new credentials are waited for: Kubernetes takes up to two minutes to swap a file."""
+"""How long to wait for new credentials. Kubernetes replaces a file within two minutes."""
 UNREADABLE_SECONDS = 1.0
-"""The pause before an answer that cannot be read is asked for again."""
+"""The pause before an answer that cannot be parsed is requested again."""
 _HEADERS = {
     "Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "call-archiver"
 }  # fmt: skip
 _NO_BODY = base64.b64encode(hashlib.sha256(b"").digest()).decode()
 
 Secret = Callable[[], str]
-"""Returns the secret's present value, so that a rotated file is read without a restart."""
+"""Returns the present value of a secret, so that a rotated file is read without a restart."""
 
 
 class Credentials(ABC):
-    """What requests are signed with; `may_change` where new ones may come while we run."""
+    """What requests are signed with. `may_change`: new ones may come while we run."""
 
     def __init__(self, *secrets: Secret, may_change: bool) -> None:
         self._secrets = secrets
         self.may_change = may_change
 
     def secrets(self) -> tuple[str, ...]:
-        """Their present values."""
+        """The present values of the secrets."""
         return tuple(secret() for secret in self._secrets)
 
     @abstractmethod
     def headers(self, method: str, path: str) -> dict[str, str]:
-        """The headers of a request without a body. `path` is as it is sent, percent-encoded,
-        without the query."""
+        """The headers of a request without a body. `path`: percent-encoded, without query."""
 
 
 class BearerAuth(Credentials):
@@ -107,7 +106,7 @@ class SignedKeyAuth(Credentials):
 
 @dataclass(frozen=True)
 class JsonAnswer:
-    """A JSON answer, out of its envelope."""
+    """A JSON answer without its envelope."""
 
     body: Any
     pagination: Mapping[str, Any]
@@ -116,8 +115,8 @@ class JsonAnswer:
 
 
 class Unreadable(SourceError):
-    """An answer that no client can use. `body` holds the bytes that came, unless they are JSON
-    after all (an error with status 200), did not all come, or are too many."""
+    """An answer that no client can use. `body` has its bytes, unless they are valid JSON after all
+    (an error with status 200), are incomplete, or are too many."""
 
     def __init__(
         self, message: str, *, status: int | None = 200, body: bytes | None = None
@@ -127,21 +126,21 @@ class Unreadable(SourceError):
 
 
 class SourceOut(SourceError):
-    """The control request failed too: no call and no window is to be blamed."""
+    """The control request failed too, so no call and no window is blamed."""
 
 
 class _Control(NamedTuple):
     """The result of a control request."""
 
     number: int
-    """Its place among all requests."""
+    """Its position among all requests."""
     at: float
     secrets: tuple[str, ...]
-    """The credentials that it was sent with."""
+    """The credentials with which it was sent."""
     error: SourceError | None
 
     def raise_error(self) -> None:
-        """Raise its error anew, for each worker that shares it. It is not retryable."""
+        """Raise a new copy of its error, for each worker that shares it. Not retryable."""
         if isinstance(self.error, SourceRefused):
             raise SourceRefused(str(self.error), status=self.error.status) from None
         if self.error is not None:
@@ -150,7 +149,7 @@ class _Control(NamedTuple):
 
 
 class JsonApi:
-    """The source's API. Threads share it."""
+    """The source's API. Thread-safe."""
 
     def __init__(
         self,
@@ -164,8 +163,8 @@ class JsonApi:
         answer_seconds: float = 120.0,
         narrowing: Mapping[str, str] | None = None,
     ) -> None:
-        """`answer_seconds` is how long the source may take over one answer. `narrowing` is the
-        query of the plain listing: credentials may be good for one campaign alone."""
+        """`answer_seconds`: how long the source may take for one answer. `narrowing`: the query of
+        the plain listing, because credentials may be valid for one campaign only."""
         self.base_url = base_url.rstrip("/")
         self.clock = clock
         self.plain_query = {**(narrowing or {}), "page": "1", "pageSize": "1"}
@@ -181,11 +180,11 @@ class JsonApi:
         self._worked = False
         """Whether the credentials were accepted at least once."""
         self._control_lock = threading.RLock()
-        """Held during a control request, so that others wait for its result."""
+        """Held during a control request, so that other workers wait for its result."""
         self._latest_control: _Control | None = None
         self._expiry_lock = threading.Lock()
         self._expired: tuple[str, ...] | None = None
-        """The expired credentials that were logged last, while new ones are waited for."""
+        """The expired credentials that were last logged, while the workers wait for new ones."""
 
     def close(self) -> None:
         self._http.close()
@@ -199,10 +198,10 @@ class JsonApi:
         scope: str,
         max_bytes: int = MAX_JSON_BYTES,
     ) -> JsonAnswer:
-        """GET, retried where that may help. `name` is the stage of the retries' metric.
+        """Send a GET, with retries. `name` is the stage in the metric of retries.
 
-        Raises `SourceRefused` for 401 and 403 (its reach is an item where the control request is
-        answered with the same credentials), `Unreadable`, and `SourceError` for all else, with the
+        Raises `SourceRefused` for 401 and 403 (it reaches one item if the control request is
+        answered with the same credentials), `Unreadable`, and `SourceError` otherwise, with the
         answer's status.
         """
 
@@ -212,28 +211,31 @@ class JsonApi:
         try:
             return self._retry.call(name, ask)
         except Unreadable:
-            # A proxy's page or an empty body passes; what comes twice is the source's own answer.
+            # It may be a proxy's page or an empty body. The second is the source's own answer.
             RETRIES.labels(name, "bad_document").inc()
         self.clock.sleep(UNREADABLE_SECONDS)
         return self._retry.call(name, ask)
 
     def control(self) -> None:
-        """Send the control request, or take a fresh result: returns where the source answers it.
+        """Send the control request, or use a recent result. Returns if the source answers it.
 
-        Any answer will do, readable or not. Raises `SourceRefused` for 401 and 403, `SourceOut` for
-        429, 5xx and no answer. Neither is retryable: its tries are behind it.
+        Any answer counts, parsable or not. Raises `SourceRefused` for 401 and 403, `SourceOut` for
+        429, 5xx and no answer. Neither is retryable: the control request has its own retries.
         """
         self._control(after=0).raise_error()
 
     def latest_clock_skew_seconds(self) -> float | None:
-        """The source's clock less ours, by the latest answer that had a `Date`; None before any."""
+        """The source's clock minus ours, by its latest answer with a `Date`; None before any."""
         return self._remote.skew_seconds()
 
     # --- the control request
 
     def _control(self, after: int) -> _Control:
-        """The latest result, if it is fresh, of the same credentials, and either an error or of a
-        request that was sent after the one of the number `after`; else a new one."""
+        """Return the latest result, or send a new control request.
+
+        The latest result is reused if it is recent, was sent with the same credentials, and is
+        either an error or younger than the request with the number `after`.
+        """
 
         def ask() -> None:
             self._get_once(CONTROL_PATH, self.plain_query, CONTROL_SCOPE, MAX_JSON_BYTES)
@@ -256,7 +258,7 @@ class JsonApi:
                 if is_out or isinstance(error, SourceRefused):
                     failure = error
             self._worked = self._worked or failure is None
-            # Where the credentials were replaced meanwhile, nobody knows which ones were sent.
+            # If the credentials were replaced meanwhile, it is unknown which ones were sent.
             same = self._auth.secrets() == secrets
             found = _Control(number, self.clock.monotonic(), secrets if same else (), failure)
             self._latest_control = found if same else None
@@ -265,14 +267,15 @@ class JsonApi:
     # --- one request
 
     def _get(self, path: str, query: Mapping[str, str], scope: str, max_bytes: int) -> JsonAnswer:
-        """GET, once more where the credentials were replaced meanwhile.
+        """Send a GET, and again if the credentials were replaced meanwhile.
 
-        1. Send the request with the credentials of now.
-        2. After a 401, look at the control request with the same credentials, unless these were
-           replaced meanwhile. Where it is answered, the refusal is about this request alone; where
-           it fails otherwise, the source is out.
-        3. Where it is refused too, wait for new credentials, if these worked and may be replaced.
-        4. Send the request again, one time.
+        1. Send the request with the present credentials.
+        2. After a 401, check the control request with the same credentials, unless these were
+           replaced. If it is answered, the refusal is about this request alone. If it fails in
+           another way, the source is out.
+        3. If it is refused too, wait for new credentials, if the old ones worked and may be
+           replaced.
+        4. Send the request once more.
         """
         for is_last in (False, True):
             used, number = self._auth.secrets(), next(self._numbers)
@@ -295,8 +298,8 @@ class JsonApi:
         return answer
 
     def _were_replaced(self, used: tuple[str, ...]) -> bool:
-        """Wait for other credentials than `used`, if those worked and may be replaced. Of all
-        workers that wait, one says so."""
+        """Wait until the credentials differ from `used`, if those worked and may be replaced. One
+        of the waiting workers logs it."""
         if not (self._worked and self._auth.may_change):
             return False
         end = self.clock.monotonic() + ROTATION_SECONDS
@@ -317,7 +320,7 @@ class JsonApi:
     def _get_once(
         self, path: str, query: Mapping[str, str], scope: str, max_bytes: int
     ) -> JsonAnswer:
-        """The path is sent as it was signed: there is nothing in it to be encoded."""
+        """Send one request. The path is sent as it was signed: nothing is encoded again."""
         self._rate_limit.wait()
         path = self._root + path
         url = self._origin + (f"{path}?{urlencode(query)}" if query else path)
@@ -339,10 +342,10 @@ class JsonApi:
         return _unwrap(response)
 
     def _no_answer(self, error: TransportError, max_bytes: int) -> SourceError:
-        """The error where no whole answer came.
+        """The error if no complete answer came.
 
-        A certificate that is not trusted is not worth a retry; all else may be. No connection is an
-        outage of the source; one that breaks off later may be one call's matter.
+        An untrusted certificate is not worth a retry; everything else may be. A failed connection
+        is an outage of the source. A connection that breaks later may be about one call.
         """
         if error.kind == "invalid":
             return SourceError(
@@ -373,7 +376,7 @@ class JsonApi:
 
 
 class RateLimit:
-    """Spaces requests evenly: at most `per_second` from this process, None for no limit."""
+    """Spaces requests evenly: at most `per_second` from this process; None means no limit."""
 
     def __init__(self, per_second: float | None, clock: Clock) -> None:
         self._interval = 1 / per_second if per_second else 0.0
@@ -382,7 +385,7 @@ class RateLimit:
         self._next = 0.0
 
     def wait(self) -> None:
-        """Wait for this request's time. Raises `Interrupted`."""
+        """Wait until this request may be sent. Raises `Interrupted`."""
         self._clock.check()
         if not self._interval:
             return
@@ -414,6 +417,7 @@ def _unwrap(response: HttpResponse) -> JsonAnswer:
     if isinstance(document, dict):
         if document.get("error") and document.keys() <= {"error", "meta", "success"}:
             raise Unreadable("the source answered an error with status 200")
+        # With an id it is a call that has a field `data` of its own, not an envelope.
         if "data" in document and "id" not in document:
             meta, pagination = document.get("meta"), document.get("pagination")
             document = document["data"]
@@ -448,8 +452,8 @@ def _refusal(response: HttpResponse, scope: str) -> SourceError:
 
 
 def _retry_after(response: HttpResponse) -> float | None:
-    """Seconds, as the header (a number, or a date by the source's own clock) or the error's body
-    asks; a little more, so that a crowd is spread out."""
+    """The pause in seconds that the header (a number, or a date by the source's clock) or the
+    error's body asks for, with up to 0.5 s more, so that the workers do not return together."""
     text = response.headers.get("retry-after", "")
     seconds: object = int(text) if text.isdecimal() and len(text) <= 6 else None
     if seconds is None and text:

@@ -1,20 +1,19 @@
-"""Listing a window so that it can be relied on.
+"""Lists a window so that the result can be relied on.
 
 - A window is listed until two passes in a row agree on the ids, at most `MAX_PASSES` times: pages
-  shift while one lists, and one pass alone may skip a call. Where the source's own total says that
-  there is more than a pass has seen, a third pass must agree too.
-- What one pass has seen and the passes that agreed have not is kept apart (`seen_once`): it was
-  listed, so it must not be dropped in silence.
-- A page that cannot be had is left out, and the listing is not complete then (`error`): the calls
-  of the other pages are archived, and the window is not closed. No further pass is made, for each
-  bad page costs all its tries. Entries that are no calls are counted (`Listing.unreadable`).
-- A call belongs to the window that holds its own time (start, else creation). Sources differ in
-  which time their filter reads, whether its end is inclusive, whether it reads more than the date.
-  So a call that is listed here with a time outside is left to the window of that time, *if the
-  source lists it there* (`other_windows`), and kept here otherwise. None is dropped, none counted
-  twice. A time over a day after the listing is no time: such a call stays here
-  (`model.placing_time`).
-- Of a listed call only `LISTED_FIELDS` are kept: a window may have 100,000 of them.
+  shift during a listing, so one pass may miss a call. If the source's own total is higher than what
+  a pass has seen, a third pass must agree too.
+- Calls that only another pass has seen are returned separately (`seen_once`). They were listed, so
+  they must not be dropped.
+- A page that cannot be fetched is skipped, and the listing is incomplete (`error`): the calls of
+  the other pages are archived, and the window is not closed. There is no further pass, because each
+  bad page costs all its tries. Entries that are not calls are counted (`Listing.unreadable`).
+- A call belongs to the window of its own time (start, else creation). Sources differ in the time
+  that their filter uses, in whether its end is inclusive, and in whether it uses more than the
+  date. So a call with a time outside this window is left to the window of that time, *if the source
+  lists it there* (`other_windows`), and kept here otherwise. No call is dropped or counted twice. A
+  time over a day after the listing is ignored: such a call stays here (`model.placing_time`).
+- Of a listed call only `LISTED_FIELDS` are kept: a window may have 100,000 calls.
 """
 
 from __future__ import annotations
@@ -40,30 +39,31 @@ LISTED_FIELDS = (
     "campaignId", "createdAt", "direction", "durationSeconds", "endTime", "startTime", "state"
 )  # fmt: skip
 MAX_FIELD_CHARACTERS = 1024
+"""A longer value is dropped."""
 
 
 class Pages(Protocol):
-    """One pass over the listing of a window (`api.py`)."""
+    """Yields one pass over the listing of a window (`api.py`)."""
 
     def pages(self, window: Window, filters: Filter) -> Iterator[Page]: ...
 
 
 @dataclass(frozen=True)
 class WindowListing:
-    """What the source lists of a window, by id, and how the listing went."""
+    """The calls that the source lists for a window, by id, and how the listing went."""
 
     window: Window
     calls: Mapping[str, Call]
-    """The window's calls; all that were seen where the listing is not `stable`."""
+    """The window's calls; all that were seen, if the listing is not `stable`."""
     listing: Listing
     stable: bool
-    """Whether two passes agreed, and no page was missing: else the window must stay open."""
+    """Whether enough passes agreed and no page was missing. If not, the window must stay open."""
     seen_once: Mapping[str, Call] = field(default_factory=dict)
-    """Calls that the passes which agreed did not show, and another pass did."""
+    """Calls that another pass has seen, and the passes that agreed have not."""
     other_windows: Mapping[Window, Mapping[str, Call]] = field(default_factory=dict)
     """Calls of other windows that were seen on the way, by their own window."""
     error: ListingError | None = None
-    """Which page is missing, and why, in one line; None where the listing is `complete`."""
+    """The first missing page and the reason, in one line; None if the listing is `complete`."""
 
     @property
     def complete(self) -> bool:
@@ -72,7 +72,7 @@ class WindowListing:
 
 @dataclass
 class _Pass:
-    """What one pass over a listing shows."""
+    """The result of one pass over a listing."""
 
     ids: set[str] = field(default_factory=set)
     pages: int = 0
@@ -80,21 +80,21 @@ class _Pass:
     discarded: int = 0
     unreadable: int = 0
     error: ListingError | None = None
-    """Why the first page that is missing could not be had."""
+    """Why the first missing page could not be fetched."""
 
     @property
     def listed(self) -> int:
-        """How many entries were seen, of whatever kind."""
+        """How many entries were seen, of any kind."""
         return len(self.ids) + self.discarded + self.unreadable
 
     @property
     def is_short(self) -> bool:
-        """Whether the source's total speaks of more than was seen."""
+        """Whether the source's total is higher than what was seen."""
         return self.total is not None and self.total > self.listed
 
 
 class Lister:
-    """Lists windows. Threads share it."""
+    """Lists windows. Thread-safe."""
 
     def __init__(
         self, source: Pages, filters: Filter, clock: Clock, window_length: timedelta
@@ -110,15 +110,17 @@ class Lister:
         seen: dict[str, Call] | None = None,
         of_others: dict[str, Call] | None = None,
     ) -> WindowListing:
-        """The calls of a window. `seen` gets every call as it comes, and `of_others` those that the
-        listings of other windows show on the way, so that calls are known that came before an
-        error. Raises `SourceRefused` or `SourceError` where the source is out or refuses all
-        listings; what is wrong with this one alone stands in `WindowListing.error`.
+        """List the calls of a window.
+
+        `seen` receives every call as it comes, and `of_others` the calls in the listings of other
+        windows, so that after an error the caller knows what came before it. Raises `SourceRefused`
+        or `SourceError` if the source is out or refuses all listings; a failure of this listing
+        alone is in `WindowListing.error`.
 
         1. Pass over the listing until enough passes agree.
-        2. Leave the calls of other windows to these.
-        3. Where passes agreed, set apart what only another one has seen. Where none did, it is kept
-           among the calls: it was listed, after all.
+        2. Leave the calls of other windows to those windows.
+        3. If passes agreed, separate the calls that only another pass has seen. If none agreed,
+           these stay among the calls, because they were listed.
         """
         seen = {} if seen is None else seen
         began = self._clock.now()
@@ -149,8 +151,8 @@ class Lister:
     def list_once(
         self, window: Window, seen: dict[str, Call] | None = None
     ) -> dict[Window, dict[str, Call]]:
-        """List a window once: the calls that one pass shows, by the windows of their own time.
-        Pages that cannot be had are left out. `seen` and errors are as in `list`."""
+        """List a window with one pass. Returns its calls by the windows of their own times. Pages
+        that cannot be fetched are skipped. `seen` and the errors are as in `list`."""
         seen = {} if seen is None else seen
         began = self._clock.now()
         self._pass(window, seen)
@@ -160,8 +162,7 @@ class Lister:
         return found
 
     def _pass(self, window: Window, seen: dict[str, Call]) -> _Pass:
-        """One pass; its calls go into `seen`, a later entry for the same call replacing an earlier
-        one."""
+        """One pass. Adds its calls to `seen`; a call's later entry replaces an earlier one."""
         result = _Pass()
         totals: dict[str, int] = {}
         for page in self._source.pages(window, self._filters):
@@ -203,17 +204,20 @@ class Lister:
         of_others: dict[str, Call],
         listed_at: datetime,
     ) -> tuple[dict[str, Call], dict[Window, dict[str, Call]]]:
-        """The calls that are this window's; and those of other windows, by their own one, that the
-        listings of these windows show. Such a listing is asked for, once, where a call has a time
-        of that window. `of_others` gets what these listings show, as it comes."""
+        """Split the calls into those of this window and those of other windows, by their own
+        window.
+
+        A call goes to another window if the listing of that window shows it. That listing is
+        fetched once, when a call has a time in that window. `of_others` receives its calls.
+        """
         own: dict[str, Call] = {}
         listed_there: dict[Window, dict[str, Call]] = {}
         other_windows: dict[Window, dict[str, Call]] = {}
         for call in calls.values():
             home = self._own_window(call, window, listed_at)
             if home != window and home not in listed_there:
-                # Where that listing is not complete, a call may be kept here and listed there
-                # later: counted twice, which `verify` reports, and not dropped.
+                # If that listing is incomplete, a call may be kept here and be listed there later.
+                # Then it is counted twice, which `verify` reports, and not dropped.
                 seen: dict[str, Call] = {}
                 try:
                     shown = self.list_once(home, seen)
@@ -225,7 +229,7 @@ class Lister:
             if home == window or call.id not in listed_there[home]:
                 own[call.id] = call
         for call_id, call in other_windows.pop(window, {}).items():
-            own.setdefault(call_id, call)  # seen on the way, and by no pass of its own window
+            own.setdefault(call_id, call)  # listed in another window, and not in this one, its own
         return own, other_windows
 
     def _own_window(self, call: Call, window: Window, listed_at: datetime) -> Window:
@@ -233,7 +237,7 @@ class Lister:
 
 
 def _slim(call: Call) -> Call:
-    """What a window needs of a listed call."""
+    """Keep the fields of a listed call that a window needs."""
     document: dict[str, Any] = {}
     for name in LISTED_FIELDS:
         value = call.document.get(name)

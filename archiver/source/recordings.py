@@ -1,17 +1,17 @@
 """Recordings behind signed URLs: checked, resumable downloads.
 
-`RecordingClient.connect` opens one connection. It is not the API's client: it sends no credentials,
-follows no redirect, and asks for the bytes as they are. It refuses
+`RecordingClient.connect` opens one connection. It is separate from the API's client: it sends no
+credentials, follows no redirect, and asks for unencoded bytes. It refuses
 - a host that is not in the exact allowlist, and any URL that two parsers could read differently;
-- an answer without Content-Length (a body cut short would pass for whole), with a
-  Content-Encoding, or larger than the limit;
+- an answer without Content-Length (a truncated body would look complete), with a Content-Encoding,
+  or larger than the limit;
 - bytes that come slower than the minimum rate.
 
-`ResumableDownload` reads one recording over as many connections as it takes. One that breaks goes
-on where it was: the same blob (`If-Match` on its ETag) from the next byte on, with a fresh signed
-URL where the old one was refused, or expires sooner than the rest will take. Where that cannot be
-(the blob changed, or has no strong ETag), the `CallError` is retryable: start over. Any other is
-final, for its own tries are behind it.
+`ResumableDownload` reads one recording over as many connections as it takes. After a broken
+connection it resumes the same blob (`If-Match` with its ETag) at the next byte. It uses a fresh
+signed URL if the old one was refused, or expires before the rest has come. If it cannot resume (the
+blob changed, or has no strong ETag), the `CallError` is retryable: the caller may start over. Any
+other `CallError` is final, because its retries are spent.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from archiver.source.api import SignedUrl
 
 READ_BYTES = 256 << 10
 RATE_GRACE_SECONDS = 30.0
-"""A download is not measured against the minimum rate before this long."""
+"""The minimum rate of a download is not checked before this time."""
 TRIES = 4
-"""Connections in a row that bring next to nothing before a recording is given up for now."""
+"""After so many connections in a row with almost no bytes a recording is given up for now."""
 
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:\d{1,5})?|\[[0-9a-f:]+\](:\d{1,5})?")
 _LENGTH = re.compile(r"\d{1,15}", re.ASCII)
@@ -41,12 +41,12 @@ _MD5 = re.compile(r"[A-Za-z0-9+/]{22}==")
 
 
 class Expired(CallError):
-    """The blob store refused the signed URL (403): a fresh one may do."""
+    """The blob store refused the signed URL (403): a fresh one may be accepted."""
 
 
 class UrlNotAllowed(CallError):
-    """A recording URL that is not asked. `host` is that of a well-formed URL, else None;
-    `names_other_host` says that the host is not in the allowlist."""
+    """A recording URL that is not requested. `host` is that of a well-formed URL, else None;
+    `names_other_host`: the host is not in the allowlist."""
 
     def __init__(
         self, message: str, host: str | None = None, *, names_other_host: bool = False
@@ -57,13 +57,13 @@ class UrlNotAllowed(CallError):
 
 
 class StartOver(CallError):
-    """What came so far is of no use: the blob is another one now, or cannot be had in ranges.
-    Going on cannot help; beginning anew may."""
+    """The bytes so far are useless: the blob has changed, or cannot be read in ranges. Resuming
+    cannot help; a new download may."""
 
 
 @dataclass(frozen=True)
 class BlobInfo:
-    """What the blob store says of a recording before its first byte."""
+    """What the blob store's headers say of a recording."""
 
     host: str
     length: int
@@ -73,7 +73,7 @@ class BlobInfo:
 
 
 class RecordingClient:
-    """Opens signed URLs. Threads share it; each connection is used by one thread."""
+    """Opens signed URLs. Thread-safe; each connection is used by one thread."""
 
     def __init__(
         self,
@@ -98,15 +98,15 @@ class RecordingClient:
         self._http.close()
 
     def deadline_seconds(self, length: int) -> float:
-        """How long a recording of so many bytes may take, over all its connections."""
+        """How long a recording of this many bytes may take, over all its connections."""
         return self._grace_seconds + length / self._min_rate
 
     def connect(self, url: str, known: BlobInfo | None = None, at: int = 0) -> BlobStream:
-        """GET a signed URL and check the headers of its answer; the caller reads the body, and
-        closes.
+        """GET a signed URL and check the headers of the answer. The caller reads the body and
+        closes it.
 
-        With `at`, go on with the blob `known` from that byte; `StartOver` where that cannot be.
-        Raises `Expired` on 403, `CallError` with one of `record.FAILED_REASONS` otherwise.
+        With `at`, resume the blob `known` at that byte; raises `StartOver` if that is impossible.
+        Raises `Expired` on 403, otherwise `CallError` with one of `record.FAILED_REASONS`.
         """
         host = self.check_url(url)
         headers = {"Accept-Encoding": "identity", "User-Agent": "call-archiver"}
@@ -130,7 +130,7 @@ class RecordingClient:
         return BlobStream(response, info, at, self._clock, self._min_rate, self._grace_seconds)
 
     def check_url(self, url: str) -> str:
-        """The URL's `host` or `host:port`; raises `UrlNotAllowed` where it is not allowed."""
+        """Return the URL's `host` or `host:port`. Raises `UrlNotAllowed`."""
         malformed = UrlNotAllowed("the recording URL is malformed")
         if not url.isascii() or not url.isprintable() or "\\" in url or " " in url:
             raise malformed
@@ -141,7 +141,7 @@ class RecordingClient:
             raise malformed from None
         if parts.scheme not in ("https", "http") or not _HOST.fullmatch(authority):
             raise malformed
-        # Another parser must find the same host: it may take what comes up to the first `/`.
+        # Another parser must find the same host, even one that takes all up to the first `/`.
         if not url.lower().startswith(f"{parts.scheme}://{authority}") or "#" in url:
             raise malformed
         default = ":443" if parts.scheme == "https" else ":80"
@@ -173,8 +173,8 @@ class RecordingClient:
 
 
 class BlobStream:
-    """The body of one answer, counted and timed; `at` is the blob's next byte. One thread uses it,
-    and closes it."""
+    """The body of one answer, with its length and rate checked. `at` is the blob's next byte. Not
+    thread-safe; the caller closes it."""
 
     def __init__(
         self,
@@ -194,7 +194,7 @@ class BlobStream:
         self._grace_seconds = grace_seconds
         self._started_at = at
         self._seconds = 0.0
-        """Spent reading: the time that the store takes is not the source's fault."""
+        """Time spent reading. The time that the store takes does not count against the source."""
 
     def __enter__(self) -> BlobStream:
         return self
@@ -205,8 +205,8 @@ class BlobStream:
     def readinto(self, buffer: memoryview) -> int:
         """Fill `buffer` as far as the blob goes; fewer bytes only at its end.
 
-        Raises `CallError` (`truncated`, `too_slow`, `source_unavailable`), and `Interrupted`; what
-        came before is in `buffer`, and counted in `at`.
+        Raises `CallError` (`truncated`, `too_slow`, `source_unavailable`) and `Interrupted`. The
+        bytes that came before are in `buffer` and counted in `at`.
         """
         start, wanted = self.at, min(len(buffer), self.info.length - self.at)
         began = self._clock.monotonic()
@@ -230,7 +230,7 @@ class BlobStream:
 
 
 class ResumableDownload:
-    """A recording as one stream. One thread uses it, and closes it."""
+    """A recording as one stream. Not thread-safe; the caller closes it."""
 
     def __init__(
         self,
@@ -255,9 +255,9 @@ class ResumableDownload:
         self._opened_at = 0
         """The first byte of the present connection."""
         self._broke = "truncated"
-        """Why the latest connection broke."""
+        """The reason why the latest connection broke."""
         self._seconds = 0.0
-        """Spent waiting for the source: the time that the store takes is not its fault."""
+        """Time spent waiting for the source. The time that the store takes does not count."""
         self._retrying(self._open)
 
     @property
@@ -273,7 +273,7 @@ class ResumableDownload:
     def readinto(self, buffer: memoryview) -> int:
         """Fill `buffer` as far as the recording goes; fewer bytes only at its end.
 
-        Raises as `__init__`.
+        Raises what `__init__` raises.
         """
         start, wanted = self._at, min(len(buffer), self.info.length - self._at)
         while self._at - start < wanted:
@@ -291,8 +291,9 @@ class ResumableDownload:
             self._seconds += self._clock.monotonic() - began
 
     def _fill(self, view: memoryview) -> None:
-        """Read until `view` is full or the connection breaks. That it broke is an error only where
-        it brought next to nothing: a recording may take any number of connections."""
+        """Read until `view` is full or the connection breaks. A break is an error only if the
+        connection brought almost nothing, because a recording may take any number of connections.
+        """
         stream = self._open()
         try:
             stream.readinto(view)
@@ -305,18 +306,18 @@ class ResumableDownload:
         self._at = stream.at
 
     def _open(self) -> BlobStream:
-        """The connection that is open, or a new one from the next byte on.
+        """Return the open connection, or open a new one at the next byte.
 
-        1. Check that the download can go on, and is not over its time.
-        2. Take the URL at hand, if it lives as long as the rest takes at the rate so far, else a
-           fresh one.
+        1. Check that the download can be resumed and is within its time.
+        2. Keep the present URL if it is valid for as long as the rest takes at the rate so far;
+           else get a fresh one.
         3. Connect. A URL that is refused is not used again.
         """
         if self._stream is not None:
             return self._stream
         rest_seconds = 0.0
         if self._known is not None and self._at:  # 1
-            # `If-Match` takes a strong ETag alone (RFC 9110, section 13.1.1).
+            # `If-Match` accepts only a strong ETag (RFC 9110, section 13.1.1).
             if not (self._known.etag or "").startswith('"'):
                 raise StartOver("no ETag says how to go on", reason=self._broke)
             if self._seconds > self._blobs.deadline_seconds(self._known.length):
@@ -374,7 +375,7 @@ def _check_status(status: int) -> None:
 
 
 def _check_range(response: StreamingResponse, known: BlobInfo, at: int) -> None:
-    """Raises `CallError` where an answer is not the rest of the known blob."""
+    """Raise `CallError` if an answer is not the rest of the known blob."""
     status, headers = response.status, response.headers
     if status == 200:
         raise StartOver("the blob cannot be read in ranges", reason="truncated", status=200)
@@ -393,16 +394,16 @@ def _changed(status: int) -> StartOver:
 
 
 def _length(response: StreamingResponse) -> int:
-    """The bytes that an answer announces; raises `CallError` where it does not say for sure."""
+    """The number of bytes that an answer announces. Raises `CallError` if it is not certain."""
     headers = response.headers
     text = headers.get("content-length", "")
     encoding = headers.get("content-encoding", "identity").lower()
-    chunked = "transfer-encoding" in headers  # it would outweigh the length
+    chunked = "transfer-encoding" in headers  # it overrides Content-Length (RFC 9112, 6.3)
     if not _LENGTH.fullmatch(text) or chunked or encoding != "identity":
         raise CallError("no Content-Length, or encoded", reason="bad_response", status=200)
     return int(text)
 
 
 def _recordable(value: str | None) -> str | None:
-    """A header as it goes into a record: printable, of bounded length."""
+    """A header value as a record may store it: printable ASCII, 256 characters; else None."""
     return value[:256] if value and value.isprintable() and value.isascii() else None

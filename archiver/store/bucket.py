@@ -1,18 +1,18 @@
-"""The archive's bucket: create-once writes, multipart uploads, reads, lists.
+"""The archive's bucket: create-once writes, multipart uploads, reads, listings.
 
-Contract of `Bucket`, on which everything above it stands:
-- Durability: a write that returns is durable and verified, by a HEAD of its version: size, checksum
-  where the store keeps one, lock, hold, encryption, storage class. `Stored` names exactly what was
-  written. Where `trust_put_checksum` and the caller allow it, the checksum in the answer to the
-  write does instead.
-- Create-once: nothing is overwritten, nothing deleted. A key that is taken by the same bytes is
-  adopted (`Stored` of what is there), one taken by other bytes raises `KeyTaken`. Of several
+Contract of `Bucket`, on which all other modules rely:
+- Durability: a write that returns is durable and verified. A HEAD of the written version checks
+  size, checksum (if the store keeps one), lock, hold, encryption and storage class. `Stored` names
+  exactly what was written. With `trust_put_checksum`, and if the caller allows it, the checksum in
+  the answer to the write replaces the HEAD.
+- Create-once: nothing is overwritten or deleted. If a key has the same bytes already, the object is
+  adopted (`Stored` describes it); if it has other bytes, the write raises `KeyTaken`. Of several
   writers one wins, as far as the store is atomic there (`probe.py`).
-- Retries: within (`client.py`). After a 412 the object is read back and compared, for the 412 may
-  be the answer to our own write, whose first answer was lost.
-- Errors: `StoreError`, one line, no body of the store's answer; `Interrupted` once the process must
-  end.
-- Threads share a bucket. Keys are relative to the archive's prefix and come from `layout.py`.
+- Retries: built in (`client.py`). After a 412 the object is read back and compared, because our own
+  earlier attempt may have created it and its answer may have been lost.
+- Errors: `StoreError`, one line, without the body of the store's answer; `Interrupted` once the
+  process must end.
+- Thread-safe. Keys are relative to the archive's prefix and come from `layout.py`.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from archiver.store.types import ListedObject, ObjectHead, ObjectLock, ObjectVer
 
 READ_BYTES = 256 << 10
 MAX_OBJECT_BYTES = 64 << 20
-"""What `read` takes into memory unless it is given another limit."""
+"""The most that `read` reads into memory by default."""
 JSON = "application/json"
 PROBE_BYTES = b"Written to learn whether this store refuses to overwrite it.\n"
-"""What `manifest/probe` holds, on which the store is tried out (`probe.py`)."""
+"""The content of `manifest/probe`, the object with which the store is tested (`probe.py`)."""
 GIVEN_UP_AFTER = timedelta(days=6)
-"""A multipart upload ends by then, one way or the other: 2 GiB at 16 KiB/s take 36 h, and settings
+"""A multipart upload is completed or given up by then. 2 GiB at 16 KiB/s take 36 h, and settings
 may allow more."""
 ORPHANED_AFTER = timedelta(days=7)
-"""An older upload belongs to nobody any more, and each start aborts it. The day between the two is
-for clocks that differ and for the last part. Seven days are also what lifecycle rules of buckets
-give an upload, by custom (docs/bucket.md): a longer one could not rely on its parts anyway."""
+"""An older upload is orphaned, and each start aborts it. The day between the two limits allows for
+clocks that differ and for the last part. Lifecycle rules of buckets commonly abort uploads after
+seven days as well (docs/bucket.md), so a longer upload could lose its parts anyway."""
 
 _IN_EVERY_ARCHIVE = (
     layout.PROBE, layout.seal_key(0), layout.signature_key(0), layout.VERIFY_PAGE
@@ -62,10 +62,10 @@ _DROPPED_IN_SILENCE = {
     "ObjectLockLegalHoldStatus", "ObjectLockMode", "SSEKMSKeyId", "ServerSideEncryption",
     "StorageClass",
 }  # fmt: skip
-"""Arguments of a write that a store may ignore, and answer as if it had not."""
+"""Arguments of a write that a store may ignore while it answers with success."""
 _NO_LISTING = "the store answers a listing with something else: check ARCHIVER_S3_ENDPOINT_URL"
 _LISTED = ("Contents", "Versions", "DeleteMarkers")
-"""The members of a listing's page that have keys."""
+"""The members of a listing's page that contain keys."""
 _NEXT_PAGE = {
     "ContinuationToken": "NextContinuationToken",
     "KeyMarker": "NextKeyMarker",
@@ -75,16 +75,16 @@ _NEXT_PAGE = {
 
 
 class Readable(Protocol):
-    """A store that objects are read from: a `Bucket`, or the auditor's. Raises `StoreError`."""
+    """A store from which objects are read: a `Bucket`, or the auditor's. Raises `StoreError`."""
 
     def read(self, key: str, /) -> bytes | None: ...
 
 
 def is_of_one_object(store: Readable, error: StoreError) -> bool:
-    """Whether a failed read was about its object alone: the control request of readers.
+    """Whether a failed read was about its object only: the control request of readers.
 
-    A store that is out fails all requests, one that refuses an object fails those about it. So an
-    object is read that every archive has. (`Bucket.is_answering` is the control of writers.)
+    A store that is out fails all requests; a store that refuses an object fails only the requests
+    for it. So this reads an object that every archive has. Writers use `Bucket.is_answering`.
     """
     if error.reach is Reach.ITEM:
         return True
@@ -102,20 +102,21 @@ class Bucket:
     def __init__(
         self, options: StoreOptions, clock: Clock, retry: Retry, *, client: Any = None
     ) -> None:
-        """`client` is a boto3 client to use for everything; else one is made of the options."""
+        """`client`: a boto3 client for every request; by default one is made from the options."""
         self.options = options
         self.client = StoreClient(options, clock, retry, client=client)
         self.create_once = True
-        """Whether the store refuses to overwrite; else one writer looks before each write."""
+        """Whether the store refuses to overwrite. If not, the one writer sends a HEAD before each
+        write."""
         self.read_back = False
         """Whether each recording is read back and hashed, because a HEAD proves too little."""
         self.trust_put_checksum = False
-        """Whether the checksum in the answer to a write may stand for a HEAD: the store proved that
-        it computes it."""
+        """Whether the checksum in the answer to a write may replace the HEAD: the store has proved
+        that it verifies checksums."""
         self._locks = ObjectLocks(self.client, self.has_object_lock)
 
     def latest_clock_skew_seconds(self) -> float | None:
-        """The store's `Date` less our time, by its latest answer; None where that had none."""
+        """The store's `Date` minus our time, by its latest answer; None if that had none."""
         return self.client.remote.skew_seconds()
 
     # --- reading
@@ -123,29 +124,30 @@ class Bucket:
     def read(
         self, key: str, version_id: str | None = None, max_bytes: int = MAX_OBJECT_BYTES
     ) -> bytes | None:
-        """The object's bytes, or None where there is none. `StoreError` beyond `max_bytes`."""
+        """The object's bytes; None if there is no object. `StoreError` beyond `max_bytes`."""
         file = io.BytesIO()
         found = self._read_into(file, key, version_id, max_bytes)
         return file.getvalue() if found else None
 
     def read_into(self, key: str, file: IO[bytes], max_bytes: int) -> bool:
-        """As `read`, into an empty file; False where there is no such object."""
+        """As `read`, into an empty file; returns False if there is no object."""
         return self._read_into(file, key, None, max_bytes)
 
     def tail(self, key: str, max_bytes: int) -> bytes | None:
-        """The last bytes of an object, at most `max_bytes`, or None where there is none."""
+        """The last bytes of an object, at most `max_bytes`; None if there is no object."""
         file = io.BytesIO()
         try:
             found = self._read_into(file, key, None, max_bytes, Range=f"bytes=-{max_bytes}")
         except StoreError as error:
             if error.status != 416:
                 raise
-            # The object is shorter, and this store refuses such a range.
+            # The object is shorter than the range, and this store refuses such a range.
             return self.read(key, max_bytes=max_bytes)
         return file.getvalue() if found else None
 
     def stream(self, key: str, version_id: str | None = None) -> Iterator[bytes] | None:
-        """The object in chunks, or None where there is none; a body cut short raises."""
+        """The object in chunks; None if there is no object. A truncated body raises
+        `StoreError`."""
         return self.client.retrying(lambda: self._open(key, version_id))
 
     def _read_into(
@@ -180,18 +182,18 @@ class Bucket:
                 body.close()
 
         try:
-            etag_of(answer)  # a page of HTML has none
+            etag_of(answer)  # a proxy's page of HTML has none
         except StoreError:
             body.close()
             raise
         return chunks()
 
     def head(self, key: str, version_id: str | None = None) -> ObjectHead | None:
-        """What the store says of an object, or None where there is none."""
+        """The metadata of an object; None if there is no object."""
         return self.client.head(key, version_id)
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[ListedObject]:
-        """Every object below a prefix. Stores differ in the order: sort where it matters."""
+        """Every object below a prefix. The order depends on the store; sort if it matters."""
         asked = {"Prefix": self.client.prefix + prefix}
         first = {"StartAfter": self.client.prefix + start_after} if start_after else {}
         for page in self._pages("list_objects_v2", asked, first):
@@ -200,21 +202,21 @@ class Bucket:
                 yield ListedObject(key, item["Size"], item.get("LastModified"))
 
     def folders(self, prefix: str, *, hidden: bool = False) -> set[str]:
-        """The names right below a prefix that a slash ends: which days there are, in a page or two
-        and in whatever order the store lists. `hidden`: also those below which delete markers hide
-        everything, in a store that keeps versions."""
+        """The names directly below a prefix that a slash ends. One or two pages show which days
+        there are, in the order of the store. `hidden`: include names below which delete markers
+        hide everything (in a bucket with versioning)."""
         whole, found = self.client.prefix + prefix, set[str]()
         asked = {"Prefix": whole, "Delimiter": "/"}
         for page in self._pages("list_object_versions" if hidden else "list_objects_v2", asked):
             keys = [item["Prefix"] for item in page.get("CommonPrefixes", ())]
-            # A store that knows no delimiter lists all keys.
+            # A store that does not support delimiters lists all keys.
             keys += [item["Key"] for member in _LISTED for item in page.get(member, ())]
             rests = (key.removeprefix(whole).partition("/") for key in keys)
             found |= {name for name, slash, _ in rests if slash}
         return found
 
     def versions(self, prefix: str) -> Iterator[ObjectVersion]:
-        """Every version and delete marker below a prefix; nothing where the store has none."""
+        """Every version and delete marker below a prefix; nothing if the store has no versions."""
         asked = {"Prefix": self.client.prefix + prefix}
         try:
             for page in self._pages("list_object_versions", asked):
@@ -234,8 +236,7 @@ class Bucket:
     def _pages(
         self, method: str, asked: dict[str, str], first: Mapping[str, str] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """The pages of a listing, `first` being asked for the first one alone. A page that fails is
-        asked for again."""
+        """The pages of a listing; `first` is for the first request only. Retries each page."""
         arguments = {**asked, **(first or {})}
 
         def once() -> dict[str, Any]:
@@ -250,6 +251,7 @@ class Bucket:
             if not page.get("IsTruncated"):
                 return
             following = {name: page[new] for name, new in _NEXT_PAGE.items() if page.get(new)}
+            # Without a new marker the listing would never end.
             if not following or following.items() <= arguments.items():
                 raise of_object("the store says that a listing goes on, but not where", "error")
             arguments = {**asked, **following}
@@ -267,12 +269,13 @@ class Bucket:
         sha256: str | None = None,
         verify: bool = True,
     ) -> Stored:
-        """Create an object, or adopt the same bytes already there; `KeyTaken` for other bytes.
+        """Create an object, or adopt the same bytes already there. Raises `KeyTaken` for other
+        bytes.
 
-        `data` may be a file that can be sought in: all of it is sent, and it stays open. `held`
-        puts a legal hold on the object, in the same request. `sha256` (hex) is that of bytes in
-        memory which were hashed already; the store refuses other bytes. Without `verify` the answer
-        to the write stands for a HEAD, where it proves as much.
+        `data` may be a seekable file: all of it is sent, and it stays open. `held` puts a legal
+        hold on the object in the same request. `sha256` (hex) is the hash of bytes in memory, if it
+        is known; the store refuses other bytes. With `verify=False` the answer to the write
+        replaces the HEAD, if it proves as much.
         """
         if sha256 is not None and isinstance(data, Buffer):
             size = len(data)
@@ -310,8 +313,8 @@ class Bucket:
         return self.verify_write(stored, retain_until, held)
 
     def _adopt(self, wanted: Stored) -> Stored:
-        """The object under a taken key, if it holds the wanted bytes; else `KeyTaken`. The bytes
-        are read back and hashed, because a record will vouch for them."""
+        """Return the object under a taken key if it has the wanted bytes; else raise `KeyTaken`.
+        The bytes are read back and hashed, because a record will name their hash."""
         head = self.head(wanted.key)
         if head is None:
             text = "a key is taken and yet empty: another writer is at it, or it was deleted"
@@ -321,14 +324,14 @@ class Bucket:
         return replace(wanted, version_id=head.version_id, adopted=True)
 
     def _hash(self, key: str, version_id: str | None) -> str:
-        """SHA-256 (hex) of the stored bytes."""
+        """The SHA-256 (hex) of the stored bytes."""
         digests = checksums.Digests()
         for chunk in self.stream(key, version_id) or ():
             digests.update(chunk)
         return digests.sha256
 
     def write_arguments(self, retain_until: datetime | None, held: bool = False) -> dict[str, Any]:
-        """What each write passes, as boto3 takes it: encryption, storage class, lock, hold."""
+        """What each write passes, in boto3's names: encryption, storage class, lock, hold."""
         options = self.options
         arguments = {
             "ServerSideEncryption": options.sse,
@@ -341,11 +344,11 @@ class Bucket:
     def verify_write(
         self, stored: Stored, retain_until: datetime | None, held: bool = False
     ) -> Stored:
-        """Compare what was written with what the store has, and add its lock's mode.
+        """Compare what was written with what the store has; returns `stored` with its lock's mode.
 
         Sets a lock or a hold again that the store dropped, and extends the lock of an adopted
-        object that is shorter than today's policy. Raises `StoreError` for any other difference.
-        An adopted object keeps the encryption and the storage class of its day.
+        object that is shorter than today's policy. Raises `StoreError` for any other difference. An
+        adopted object keeps its encryption and its storage class.
         """
         key, options = stored.key, self.options
         with stage("verify"), self._locks.mutex(key):
@@ -371,14 +374,14 @@ class Bucket:
         return replace(stored, lock_mode=lock.mode)
 
     def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> ObjectLock:
-        """Lock an existing object until then, unless it is locked for longer already. Raises
-        `StoreError`, with the reason `gone` where there is none."""
+        """Lock an existing object until `retain_until`, unless it is locked for longer. Raises
+        `StoreError`, with the reason `gone` if there is no object."""
         return self._locks.extend(key, version_id, retain_until)
 
     def set_hold(self, key: str, version_id: str | None, held: bool) -> None:
-        """Put a legal hold on an object, or take it off; done twice it does no harm. It is read
-        back: `StoreError` where the object is not there, where the bucket has no Object Lock, and
-        where the store took the hold and dropped it, or does not show it."""
+        """Put a legal hold on an object, or remove it. Idempotent. The hold is read back: raises
+        `StoreError` if the object is missing, if the bucket has no Object Lock, or if the store
+        accepted the hold and does not show it."""
         self._locks.set_hold(key, version_id, held)
 
     # --- multipart uploads
@@ -386,7 +389,7 @@ class Bucket:
     def begin(
         self, key: str, *, content_type: str, retain_until: datetime | None
     ) -> MultipartUpload:
-        """Start a multipart upload to a key that no other writer uses."""
+        """Begin a multipart upload to a key that no other writer uses."""
         arguments = {"ContentType": content_type, **self.write_arguments(retain_until)}
 
         def once() -> str:
@@ -400,8 +403,8 @@ class Bucket:
         return MultipartUpload(self, key, self.client.retrying(once), retain_until)
 
     def abort_uploads(self, prefix: str, before: datetime) -> int:
-        """Abort the uploads below a prefix that were begun before then, and never ended: whoever
-        began them is gone. How many there were. Raises `StoreError`."""
+        """Abort the uploads below a prefix that were begun before `before` and are still open:
+        their process is gone. Returns how many there were. Raises `StoreError`."""
         aborted = 0
         asked = {"Prefix": self.client.prefix + prefix}
         for page in self._pages("list_multipart_uploads", asked):
@@ -413,18 +416,18 @@ class Bucket:
                     self.client.call("abort_multipart_upload", key, UploadId=upload_id)
                     aborted += 1
                 except StoreError as error:
-                    if error.reason != "no_upload":  # another process was faster
+                    if error.reason != "no_upload":  # another process has aborted it
                         raise
         return aborted
 
     # --- the bucket itself
 
     def is_answering(self) -> bool:
-        """Whether the store takes writes now: the control request of writers, which tells an outage
-        from one object that the store refuses.
+        """Whether the store accepts writes now: the control request of writers. It distinguishes an
+        outage from one object that the store refuses.
 
-        It is a create-once write of `manifest/probe`, which exists, so that 412 is the answer to
-        expect. It writes nothing new where the archive was begun by `ensure_archive`.
+        It is a create-once write of `manifest/probe`. The object exists if `ensure_archive` has
+        begun the archive, so 412 is the expected answer, and nothing is written.
         """
         condition = {"IfNoneMatch": "*"} if self.create_once else {}
         try:
@@ -437,7 +440,7 @@ class Bucket:
         return True
 
     def put_probe(self, **arguments: str) -> dict[str, Any]:
-        """Write `manifest/probe` as all objects are written, but for `arguments`, in one attempt
+        """Write `manifest/probe` as every object is written, except for `arguments`, in one attempt
         and unverified. Returns the store's answer."""
         sha256 = checksums.hex_to_base64(checksums.sha256_hex(PROBE_BYTES))
         usual = {
@@ -449,7 +452,7 @@ class Bucket:
         return self.client.call_once("put_object", layout.PROBE, Body=PROBE_BYTES, **whole)
 
     def check_access(self) -> None:
-        """Raises `StoreError` where the bucket is missing, closed to us, or lacks the lock."""
+        """Raise `StoreError` if the bucket is missing, denies access, or lacks a required lock."""
         answer = self.client.call("list_objects_v2", Prefix=self.client.prefix, MaxKeys=1)
         if "IsTruncated" not in answer and "Name" not in answer:
             raise StoreError(_NO_LISTING)
@@ -463,11 +466,11 @@ class Bucket:
         self.check_lock_permissions()
 
     def check_lock_permissions(self) -> None:
-        """Raises `StoreError` where we may not see locks and legal holds: a store leaves out of a
-        HEAD what we may not see, so a lock would pass for missing.
+        """Raise `StoreError` if these credentials may not see locks and legal holds. A store leaves
+        them out of a HEAD then, so an existing lock would look missing.
 
-        Who lacks the permission is refused whatever object is asked for. One object may be refused
-        for itself, so others are asked for before that is believed.
+        Credentials without the permission are refused for every object. One object may be refused
+        for itself, so the others are requested before the permission counts as missing.
         """
         for method in ("get_object_retention", "get_object_legal_hold"):
             denials = []
@@ -476,7 +479,7 @@ class Bucket:
                     self.client.call_once(method, key)
                     break
                 except StoreError as error:
-                    # Any other answer hides no lock; a store that knows none may even answer 500.
+                    # Any other answer hides no lock. A store without locks may even answer 500.
                     if error.reason != "denied":
                         break
                     denials.append(error)
@@ -484,16 +487,18 @@ class Bucket:
                 raise denials[0]
 
     def has_object_lock(self) -> bool:
-        """Raises `StoreError` where we may not ask: guessing would be set down in seal 0."""
+        """Whether the bucket has Object Lock. Raises `StoreError` if that is denied: a guess would
+        go into seal 0."""
         return self._lock_configuration().get("ObjectLockEnabled") == "Enabled"
 
     def locks_by_itself(self) -> bool:
-        """Whether the bucket gives each object a lock that it is not written with."""
+        """Whether the bucket has a default retention, which locks objects written without a
+        lock."""
         rule = self._lock_configuration().get("Rule") or {}
         return bool(rule.get("DefaultRetention"))
 
     def is_versioned(self) -> bool:
-        """Raises `StoreError` where we may not ask."""
+        """Whether the bucket keeps versions. Raises `StoreError` if the credentials may not ask."""
         return self._configuration("get_bucket_versioning").get("Status") == "Enabled"
 
     def _lock_configuration(self) -> dict[str, Any]:
@@ -501,7 +506,7 @@ class Bucket:
         return answer.get("ObjectLockConfiguration") or {}
 
     def _configuration(self, method: str) -> dict[str, Any]:
-        """A setting of the bucket; empty where the store knows no such setting."""
+        """A setting of the bucket; empty if the store does not have such a setting."""
         try:
             return self.client.call(method)
         except StoreError as error:
@@ -511,7 +516,7 @@ class Bucket:
 
 
 class MultipartUpload:
-    """A multipart upload under way. One thread uses it, and ends it by `complete` or `abort`."""
+    """A multipart upload in progress. Not thread-safe; to be ended by `complete` or `abort`."""
 
     def __init__(
         self, bucket: Bucket, key: str, upload_id: str, retain_until: datetime | None
@@ -524,8 +529,8 @@ class MultipartUpload:
         self._bytes = 0
 
     def part(self, data: Buffer, sha256: str | None = None) -> None:
-        """Send the next part, with its SHA-256 (hex, if it is known already); sent again when its
-        answer is lost."""
+        """Send the next part, with its SHA-256 (hex, if it is known). Retried if its answer is
+        lost."""
         checksum = checksums.hex_to_base64(sha256 or checksums.sha256_hex(data))
         part = {"PartNumber": len(self._parts) + 1, "ChecksumSHA256": checksum}
         etag = self._bucket.client.retrying(
@@ -535,13 +540,13 @@ class MultipartUpload:
         self._bytes += len(data)
 
     def complete(self, sha256: str) -> Stored:
-        """Put the parts together and verify the object; `sha256` is that of the whole."""
+        """Complete the upload and verify the object; `sha256` is the hash of the whole."""
 
         def once() -> None:
             try:
                 self.complete_once(IfNoneMatch="*")
             except StoreError as error:
-                # The first answer may have been lost: then the upload is gone and the object there.
+                # If an earlier answer was lost, the upload is gone and the object is there.
                 landed = error.reason in ("no_upload", "taken") and self._bucket.head(self._key)
                 if not landed:
                     raise
@@ -555,16 +560,15 @@ class MultipartUpload:
         return self._bucket.verify_write(stored, self._retain_until)
 
     def complete_once(self, **condition: str) -> str | None:
-        """Put the parts together, in one attempt and unverified; the version made, if the store
-        names it."""
+        """Complete the upload, in one attempt and unverified. Returns the version, if named."""
         parts = {"Parts": self._parts}
         answer = self._send_once("complete_multipart_upload", MultipartUpload=parts, **condition)
         version_id: str | None = answer.get("VersionId")
         return version_id
 
     def abort(self) -> None:
-        """Give the parts back, also once the process must end. Best effort: what is left behind is
-        no object, and a later start aborts it (`abort_uploads`)."""
+        """Abort the upload, even if the process must end. Best effort: parts that stay are not an
+        object, and a later start aborts the upload (`abort_uploads`)."""
         client = self._bucket.client
         with suppress(BotoCoreError, ClientError, OSError):
             client.s3.abort_multipart_upload(**client.at(self._key), UploadId=self.upload_id)
@@ -575,7 +579,7 @@ class MultipartUpload:
 
 
 class _LivelyFile:
-    """A file that boto3 sends. Each block shows that this process is alive (`liveness.py`)."""
+    """A file that boto3 sends. Each block read shows that this process is alive (`liveness.py`)."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -589,14 +593,14 @@ class _LivelyFile:
 
 
 def proves_write(answer: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    """Whether the answer to a write proves all that a HEAD would: it names the checksum, and
-    nothing was `asked` that a store may drop in silence."""
+    """Whether the answer to a write proves as much as a HEAD: it names the checksum, and `asked`
+    has no argument that a store may ignore."""
     same = answer.get("ChecksumSHA256") == asked["ChecksumSHA256"]
     return same and asked.keys().isdisjoint(_DROPPED_IN_SILENCE)
 
 
 def _measured(data: Buffer | IO[bytes]) -> tuple[str, int]:
-    """SHA-256 (hex) and size in bytes."""
+    """The SHA-256 (hex) and the size in bytes."""
     if isinstance(data, Buffer):
         return checksums.sha256_hex(data), len(data)
     data.seek(0)

@@ -1,7 +1,7 @@
-"""The client of one bucket: boto3, with our errors, our retries and the archive's prefix.
+"""The client of one bucket: boto3 with our errors, our retries and the archive's prefix.
 
-boto3's own retries are off, because a retry of a create-once write whose answer was lost gets 412
-for its own success. Whoever writes tries again here, and reads back after a 412 (`bucket.py`).
+boto3's own retries are off. If the answer to a create-once write is lost, a retry gets 412 for its
+own success. So this client retries, and the writer reads the object back after a 412 (`bucket.py`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ READ_TIMEOUT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class StoreOptions:
-    """How to reach the bucket and how each object is written, in plain values."""
+    """How to reach the bucket and how to write objects, as plain values."""
 
     bucket: str
     prefix: str = ""
@@ -49,7 +49,7 @@ class StoreOptions:
     connections: int = 16
     transport: Transport = "fast"
     signed_requests: bool = True
-    """Whether `signed_requests.py` sends the frequent requests, or boto3."""
+    """Whether `signed_requests.py` sends the frequent requests; otherwise boto3 does."""
 
     @property
     def key_prefix(self) -> str:
@@ -62,8 +62,7 @@ def make_client(
     *,
     read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
 ) -> Any:
-    """A boto3 client without retries of its own, which sends checksums only where we give them.
-    Raises `StoreError`."""
+    """A boto3 client without retries and checksums of its own. Raises `StoreError`."""
     config = botocore.config.Config(
         retries={"total_max_attempts": 1, "mode": "standard"},
         connect_timeout=10,
@@ -73,7 +72,7 @@ def make_client(
         response_checksum_validation="when_required",
         signature_version="s3v4",
         user_agent_extra=USER_AGENT,
-        # A store behind an address of its own rarely has a DNS name for each bucket.
+        # A store with its own endpoint rarely has a DNS name for each bucket.
         s3={"addressing_style": "path" if options.endpoint_url else "auto"},
     )
     try:
@@ -85,7 +84,7 @@ def make_client(
 
 
 def connect(options: StoreOptions, check: Callable[[], None]) -> SignedRequests:
-    """What sends requests to the bucket; `check` as in `http.make_client`. Raises `StoreError`."""
+    """Return the requests of a bucket. `check` is as in `http.make_client`. Raises `StoreError`."""
     aws = botocore.session.Session()
     session = boto3.Session(botocore_session=aws)
     client = make_client(options, session)
@@ -106,12 +105,12 @@ def connect(options: StoreOptions, check: Callable[[], None]) -> SignedRequests:
 
 
 class StoreClient:
-    """Sends requests to one bucket. Threads share it.
+    """Sends requests to one bucket. Thread-safe.
 
     `call`, `call_once` and `find_once` take the name of a method of boto3's client (`put_object`),
     a key, a version, and the method's other arguments; they return the method's answer. `s3` is
-    boto3's client, `signed` sends what is frequent (`signed_requests.py`). They raise `StoreError`,
-    and `Interrupted` once the process must end.
+    boto3's client; `signed` sends the frequent requests (`signed_requests.py`). They raise
+    `StoreError`, and `Interrupted` once the process must end.
     """
 
     def __init__(
@@ -122,8 +121,8 @@ class StoreClient:
         *,
         client: SignedRequests | Any = None,
     ) -> None:
-        """`client` is what `connect` returns, or a boto3 client that sends everything; without it
-        one is made of the options. Raises `StoreError`."""
+        """`client`: what `connect` returns, or a boto3 client that sends every request; by default
+        it is made from the options. Raises `StoreError`."""
         self.options = options
         self.clock = clock
         self.retry = retry
@@ -145,28 +144,29 @@ class StoreClient:
         return self.endpoint_url.lower().startswith("https:")
 
     def at(self, key: str, version_id: str | None = None) -> dict[str, Any]:
-        """Where an object lies, as boto3 takes it."""
+        """The bucket, key and version of an object, in boto3's names."""
         where = {"Bucket": self.options.bucket, "Key": self.prefix + key}
         return where if version_id is None else {**where, "VersionId": version_id}
 
     def relative(self, key: str) -> str:
-        """A key of the bucket's without the archive's prefix."""
+        """A key of the bucket without the archive's prefix."""
         return key[len(self.prefix) :]
 
     def retrying(self, function: Callable[[], T]) -> T:
-        """Call `function` until it returns, or until trying again cannot help."""
+        """Call `function` until it returns, or until a retry cannot help."""
         return self.retry.call("store", function)
 
     def call(
         self, method: str, key: str | None = None, version_id: str | None = None, **arguments: Any
     ) -> dict[str, Any]:
-        """The answer of a method, tried again where that may help."""
+        """Call a method, with retries; returns its answer."""
         return self.retrying(lambda: self.call_once(method, key, version_id, **arguments))
 
     def call_once(
         self, method: str, key: str | None = None, version_id: str | None = None, **arguments: Any
     ) -> dict[str, Any]:
-        """The answer of a method, in one attempt. Without a key it is asked of the bucket."""
+        """Call a method, in one attempt; returns its answer. Without a key it is about the
+        bucket."""
         send = getattr(self.signed, method, None) or getattr(self.s3, method)
         where = {"Bucket": self.options.bucket} if key is None else self.at(key, version_id)
         operation = "".join(word.capitalize() for word in method.split("_"))
@@ -175,7 +175,7 @@ class StoreClient:
     def find_once(
         self, method: str, key: str, version_id: str | None = None, **arguments: Any
     ) -> dict[str, Any] | None:
-        """As `call_once`; None where there is no such object."""
+        """As `call_once`; None if there is no such object."""
         try:
             return self.call_once(method, key, version_id, **arguments)
         except StoreError as error:
@@ -184,7 +184,8 @@ class StoreClient:
             return None
 
     def attempt(self, operation: str, send: Callable[[], T]) -> T:
-        """Call `send` once: the clock's check before it, our errors, the store's `Date`."""
+        """Call `send` once, translate its errors, and note the store's `Date`. Raises `Interrupted`
+        if the process must end."""
         self.clock.check()
         try:
             answer = send()
@@ -197,7 +198,7 @@ class StoreClient:
         return answer
 
     def head(self, key: str, version_id: str | None = None) -> ObjectHead | None:
-        """An object's metadata, or None where there is no such object."""
+        """The metadata of an object; None if there is no such object."""
 
         def once() -> ObjectHead | None:
             answer = self.find_once("head_object", key, version_id, ChecksumMode="ENABLED")
@@ -212,8 +213,8 @@ class StoreClient:
 
 
 def etag_of(answer: dict[str, Any]) -> str:
-    """The ETag, with which a store acknowledges. Raises `StoreError` where an answer has none: a
-    page of HTML with status 200 looks like success to boto3."""
+    """The ETag of an answer. Raises `StoreError` if there is none: boto3 treats a page of HTML with
+    status 200 as success."""
     etag = answer.get("ETag")
     if not isinstance(etag, str) or not etag:
         raise odd("the store acknowledged a write oddly")
@@ -222,7 +223,7 @@ def etag_of(answer: dict[str, Any]) -> str:
 
 def _head(answer: dict[str, Any]) -> ObjectHead:
     checksum, etag = answer.get("ChecksumSHA256"), etag_of(answer)
-    # Of a multipart upload a store keeps a checksum of checksums; not every store says so.
+    # For a multipart upload the store keeps a checksum of checksums; not all stores mark it.
     if answer.get("ChecksumType") == "COMPOSITE" or "-" in (checksum or "") or "-" in etag:
         checksum = None
     if "ContentLength" not in answer:

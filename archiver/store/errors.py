@@ -1,11 +1,13 @@
-"""Translates what boto3 and the HTTP client raise into `StoreError`: one line that says what to do.
+"""Translates the errors of boto3 and the HTTP client into `StoreError`: one line that says what to
+do.
 
 Rules:
-- Nothing of the answer's body is in a message, for bodies may hold anything.
-- A refusal of one request reaches its object alone (`Reach.ITEM`): another key, another prefix may
-  be accepted. What says that no request can succeed (credentials, clock, bucket, network) reaches
-  the store.
-- Busy stores, server errors and lost connections are retryable; other refusals are not.
+- A message contains nothing of the answer's body but its error code (64 characters): a body may
+  contain anything.
+- A refusal of one request reaches its object only (`Reach.ITEM`): another key or prefix may be
+  accepted. An error which shows that no request can succeed (credentials, clock, bucket, network)
+  reaches the store.
+- Throttling, server errors and lost connections are retryable; other refusals are not.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ _RETRYABLE = _THROTTLED | {
 
 
 class _Refusal(NamedTuple):
-    """A refusal that we know: `StoreError.reason`, the codes of the store's answer (the status,
-    where that has none), and the message."""
+    """A known refusal: `StoreError.reason`, the error codes of the store's answer (or its status,
+    if it has no code), and the message."""
 
     reason: str
     codes: str
@@ -118,11 +120,11 @@ _PERMISSIONS = {
     "UploadPart": "s3:PutObject",
     "CompleteMultipartUpload": "s3:PutObject",
 }
-"""What an operation needs, where that is not `s3:<operation>`."""
+"""The permission that an operation needs, if it is not `s3:<operation>`."""
 
 
 def translate(error: Exception, operation: str, bucket: str) -> StoreError:
-    """The `StoreError` for what an operation raised."""
+    """Return the `StoreError` for an exception that an operation raised."""
     if isinstance(error, ClientError):
         return _refusal(error, operation, bucket)
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
@@ -137,7 +139,7 @@ def translate(error: Exception, operation: str, bucket: str) -> StoreError:
             reason="tls",
         )
     if isinstance(error, _UNREACHABLE):
-        # The messages of boto3's errors may hold URLs.
+        # The messages of boto3's errors may contain URLs, which may be signed.
         what = str(error) if isinstance(error, TransportError) else type(error).__name__
         return StoreError(
             f"the store is unreachable ({what}): check ARCHIVER_S3_ENDPOINT_URL and the network",
@@ -152,18 +154,18 @@ def translate(error: Exception, operation: str, bucket: str) -> StoreError:
 
 
 def of_object(message: str, reason: str, *, retryable: bool = False) -> StoreError:
-    """An error that reaches one object alone."""
+    """An error that reaches one object only."""
     return StoreError(message, reason=reason, retryable=retryable, reach=Reach.ITEM)
 
 
 def odd(message: str) -> StoreError:
-    """The error for an answer that is none of S3's: a proxy's page with status 200, for instance.
-    It may pass, so it is retryable."""
+    """The error for an answer that is not from S3, such as a proxy's page with status 200. It may
+    be temporary, so it is retryable."""
     return of_object(message, "odd", retryable=True)
 
 
 def _refusal(error: ClientError, operation: str, bucket: str) -> StoreError:
-    """The error for an answer of the store's, by its code and status."""
+    """The error for an answer of the store, by its code and status."""
     code = str(error.response.get("Error", {}).get("Code", "unknown"))[:64]
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if code in ("PreconditionFailed", "412"):

@@ -1,7 +1,7 @@
 """A page of ListObjectsV2: its query, and the few fields of its XML that an archive needs.
 
-botocore takes ten times as long for the same page: it reads it twice, and the dates as well, which
-stay text here.
+botocore takes ten times as long for the same page: it parses the XML twice, and parses the dates,
+which stay text here.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ _PARAMETERS = {
 
 
 def query_of(arguments: dict[str, Any]) -> str:
-    """The query for boto3's `arguments`, its parameters sorted by name. Keys are asked for
-    URL-encoded, because XML has no way to write some characters."""
+    """The query for boto3's `arguments`, with its parameters sorted by name. Keys are requested
+    URL-encoded, because XML cannot represent some characters."""
     asked = {_PARAMETERS[name]: str(arguments[name]) for name in _PARAMETERS if name in arguments}
     asked |= {"encoding-type": "url", "list-type": "2"}
     return "&".join(f"{name}={quote(asked[name], safe='')}" for name in sorted(asked))
 
 
 def parse_page(body: bytes) -> dict[str, Any]:
-    """The page by boto3's names: `Name`, `IsTruncated`, `NextContinuationToken`, `Contents` (`Key`,
-    `Size`, `LastModified`) and `CommonPrefixes` (`Prefix`). Empty where it is no such page."""
+    """Parse a page into boto3's names: `Name`, `IsTruncated`, `NextContinuationToken`, `Contents`
+    (`Key`, `Size`, `LastModified`) and `CommonPrefixes` (`Prefix`). Empty if it is not such a page.
+    """
     try:
         root = ElementTree.fromstring(body)  # noqa: S314  (expat bounds what entities may grow to)
         return _page(root) if _local_name(root) == "ListBucketResult" else {}

@@ -1,15 +1,16 @@
 """Object Lock: retention dates and legal holds, and whether the store really set them.
 
 Rules:
-- A store may ignore a header in silence, so each lock and hold is read back from the very version.
+- A store may ignore a header without an error, so each lock and hold is read back from the version
+  that was written.
 - Locks are extended and never shortened.
-- The mode of a lock that holds stays. To weaken COMPLIANCE is forbidden. To strengthen GOVERNANCE,
-  stores ask for the permission to bypass it, which no writer of an archive should have. Where a
-  store refuses the mode that was asked for, the lock is extended in the mode that it has.
-- Many windows share a seal, so threads and processes extend one object at once, and there are
-  stores whose check and write are not one: they let a shorter date overwrite a longer one. So the
-  threads of a process take a mutex for the object, and a date that another process overwrote is
-  set again.
+- The mode of a lock in force stays. A COMPLIANCE lock cannot be weakened. To strengthen a
+  GOVERNANCE lock, stores require the permission to bypass it, which no writer of an archive should
+  have. If a store refuses the requested mode, the lock is extended in its present mode.
+- Many windows share a seal, so threads and processes extend the same object at once. In some stores
+  the check and the write are not atomic, so a shorter date may overwrite a longer one. So the
+  threads of a process take a mutex per object, and a date that another process overwrote is set
+  again.
 """
 
 from __future__ import annotations
@@ -30,45 +31,44 @@ from archiver.store.types import ObjectHead, ObjectLock
 log = structlog.get_logger()
 
 LEAST_RETENTION_SECONDS = 1.0
-"""A retention that is over, or all but over, cannot be set, and need not be."""
+"""A retention that is over, or about to be, cannot be set and is not needed."""
 LOCK_TRIES = 8
 """How often a date is set that another process overwrites with a shorter one."""
 LOCK_PAUSE_SECONDS = 0.05
-"""The pause before the second try; each later pause is longer by as much."""
+"""The pause before the second try; each further pause is longer by this."""
 MUTEXES = 256
-"""At most so many objects of a process are locked at a time."""
+"""Number of mutexes. Objects share them by the hash of their keys."""
 _TAKES_NO_HOLD = ("refused", "not_found", "not_implemented", "not_configured")
-"""Reasons that are about the object or the bucket, not about credentials or the network."""
+"""Reasons that concern the object or the bucket, not the credentials or the network."""
 
 
 class ObjectLocks:
-    """Locks and holds of one bucket's objects. Threads share it."""
+    """Sets the locks and holds of one bucket's objects. Thread-safe."""
 
     def __init__(self, client: StoreClient, has_object_lock: Callable[[], bool]) -> None:
-        """`has_object_lock` says whether the bucket has Object Lock; it is called where a lock was
-        not kept."""
+        """`has_object_lock`: whether the bucket has Object Lock. Called if a lock is not kept."""
         self._client = client
         self._mode = client.options.lock_mode
         self._has_object_lock = has_object_lock
         self._mutexes = [threading.RLock() for _ in range(MUTEXES)]
         self._modes_stay = False
-        """Whether the store has refused to change the mode of a lock that holds. It would refuse
-        again, so it is asked once."""
+        """Whether the store has refused to change the mode of a lock in force. It would refuse
+        again, so this is tried once."""
 
     def arguments(self, retain_until: datetime | None, held: bool) -> dict[str, Any]:
-        """What a write passes, as boto3 takes it."""
+        """What a write passes for lock and hold, in boto3's names."""
         arguments: dict[str, Any] = {"ObjectLockLegalHoldStatus": "ON"} if held else {}
         if (until := self._lock_date(retain_until)) is not None:
             arguments |= {"ObjectLockMode": self._mode, "ObjectLockRetainUntilDate": until}
         return arguments
 
     def mutex(self, key: str) -> threading.RLock:
-        """Hold it from the HEAD of an object until its lock is set."""
+        """The mutex of an object. Hold it from the HEAD of the object until its lock is set."""
         return self._mutexes[hash(key) % MUTEXES]
 
     def extend(self, key: str, version_id: str | None, retain_until: datetime | None) -> ObjectLock:
-        """Lock an existing object until then, unless it is locked for longer. Raises `StoreError`,
-        with the reason `gone` where there is no such object."""
+        """Lock an existing object until `retain_until`, unless it is locked for longer. Raises
+        `StoreError`, with the reason `gone` if there is no such object."""
         if self._lock_date(retain_until) is None:
             return ObjectLock(None, None)
         with self.mutex(key):
@@ -78,15 +78,16 @@ class ObjectLocks:
     def ensure(
         self, key: str, version_id: str | None, head: ObjectHead, retain_until: datetime | None
     ) -> ObjectLock:
-        """Lock an object as asked, or else for as long in the mode that it has. Hold its `mutex`.
+        """Lock an object as requested, or for as long in its present mode. The caller holds its
+        `mutex`.
 
-        `head` is what the store shows of the object. Raises `StoreError`.
+        `head` is the object's metadata. Raises `StoreError`.
 
-        1. Take the later one of the date asked for and of the date that it has.
-        2. For the mode that is asked for, and then for the one that the object has: where the lock
-           is as strong already, return.
-        3. Set the lock, again while other processes overwrite it with a shorter one.
-        4. Read it back: return where it is as strong as asked for.
+        1. Take the later of the requested date and the present date.
+        2. For the requested mode, then for the object's present mode: return if the lock is already
+           as strong.
+        3. Set the lock, and again while other processes overwrite it with a shorter one.
+        4. Read it back. Return if it is as strong as requested.
         """
         until = self._lock_date(retain_until)
         if until is None:
@@ -107,8 +108,8 @@ class ObjectLocks:
     def _set_lock(
         self, key: str, version_id: str | None, mode: str, until: datetime
     ) -> tuple[ObjectHead, StoreError | None]:
-        """Set a lock, again where another process overwrites it with a shorter one. Returns what
-        the store shows then, and its refusal, if it refused."""
+        """Set a lock, and again if another process overwrites it with a shorter one. Returns the
+        metadata after that, and the store's refusal, if any."""
         refusal, lock = None, {"Mode": mode, "RetainUntilDate": until}
         for number in range(LOCK_TRIES):
             if number:
@@ -126,7 +127,7 @@ class ObjectLocks:
         return head, refusal
 
     def _not_locked(self, key: str, head: ObjectHead, until: datetime) -> StoreError:
-        """The error where the store took a lock and does not show it."""
+        """The error if the store accepted a lock and does not show it."""
         if not self._has_object_lock():
             return StoreError(
                 f"{key} is not locked as asked: the bucket needs Object Lock, or set "
@@ -139,7 +140,7 @@ class ObjectLocks:
         )
 
     def set_hold(self, key: str, version_id: str | None, held: bool) -> None:
-        """Put a legal hold on an object, or take it off, and read it back. Raises `StoreError`."""
+        """Put a legal hold on an object, or remove it, and read it back. Raises `StoreError`."""
         hold = {"Status": "ON" if held else "OFF"}
         try:
             self._client.call("put_object_legal_hold", key, version_id, LegalHold=hold)
@@ -169,7 +170,7 @@ class ObjectLocks:
         return head
 
     def _modes(self, head: ObjectHead) -> list[str]:
-        """The modes to ask for, best first: the second one where the store refuses the first."""
+        """The modes to request, best first. The second is tried if the store refuses the first."""
         asked, stands = str(self._mode), head.lock_mode
         if stands is None or stands == asked:
             return [asked]
@@ -178,7 +179,7 @@ class ObjectLocks:
         return [stands] if stays else [asked, stands]
 
     def _lock_date(self, retain_until: datetime | None) -> datetime | None:
-        """The date to ask for, None for no lock."""
+        """The date to request; None for no lock."""
         if self._mode is None or retain_until is None:
             return None
         left = (retain_until - self._client.clock.now()).total_seconds()
@@ -186,14 +187,14 @@ class ObjectLocks:
 
 
 def whole_second(moment: datetime) -> datetime:
-    """The next whole second: stores keep lock dates to the second, and a date must not be earlier
+    """The next whole second. Stores keep lock dates to the second, and a date must not be earlier
     than promised."""
     whole = moment.astimezone(UTC).replace(microsecond=0)
     return whole if whole == moment else whole.fromtimestamp(whole.timestamp() + 1, UTC)
 
 
 def _is_weaker(head: ObjectHead, mode: str, until: datetime) -> bool:
-    """Whether a lock is weaker than asked for. COMPLIANCE is as strong as GOVERNANCE."""
+    """Whether a lock is weaker than requested. COMPLIANCE satisfies GOVERNANCE."""
     return (
         head.lock_mode not in (mode, "COMPLIANCE")
         or head.lock_until is None

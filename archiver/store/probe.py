@@ -1,17 +1,18 @@
-"""What this store really does, tried out before anything is built on it.
+"""Tests what this store really does, before an archive relies on it.
 
-S3-compatible stores ignore headers in silence, differ in what create-once and Object Lock mean, and
-sometimes lie. So each store is tried out on one small object, `manifest/probe`, which stays.
+S3-compatible stores ignore headers without an error, differ in create-once writes and Object Lock,
+and sometimes report what they did not do. So each store is tested on one small object,
+`manifest/probe`, which stays.
 
-- `probe` tries everything, with 32 racing writers; `init` and `check` run it.
-- `quick_probe` asks the least, and leaves nothing new; every other start runs it.
-- Nothing here is verified after it was done, unlike in `Bucket`: the answer is what we are after.
-  Only what a store says in passing (busy, a lost connection) is tried again.
-- The object gets a second version where Object Lock is used, to see a lock that came with a
-  multipart upload. Where a store keeps what it should have refused there are more: those are
-  deleted again, as far as we may.
-- It is locked for `LOCK_SECONDS` at a time, never for long.
-- A writer needs no permission to delete, to list versions or to hold: what we may not ask is None.
+- `probe` tests everything, with 32 concurrent writers; `init` and `check` run it.
+- `quick_probe` tests the minimum and creates nothing new; every other start runs it.
+- Unlike in `Bucket`, no write is verified afterwards, because the store's own answer is what is
+  tested. Only temporary errors (throttling, a lost connection) are retried.
+- With Object Lock the object gets a second version, which shows whether a lock given with a
+  multipart upload is kept. If a store accepts what it should refuse, there are more versions; these
+  are deleted again, as far as the credentials allow.
+- It is locked for `LOCK_SECONDS` at a time only.
+- A writer needs no permission to delete, to list versions or to set holds. A denied test is None.
 """
 
 from __future__ import annotations
@@ -41,51 +42,51 @@ PATIENCE_SECONDS = 1.0
 HOLD_TRIES = 5
 LOCK_SECONDS = 60
 NOT_DONE = ("not_implemented", "not_configured", "not_found", "refused")
-"""Reasons of a store that cannot do what was asked, whoever asks."""
+"""Error reasons of a store that does not support a request, whatever the credentials."""
 IN_PARTS = "text/x-uploaded-in-parts"
-"""The content type of versions that were uploaded in parts."""
+"""The content type of versions that were made by a multipart upload."""
 _OTHER_SHA256 = checksums.hex_to_base64(checksums.sha256_hex(b"another"))
-"""The SHA-256 of other bytes, as a request has it."""
+"""The SHA-256 of other bytes, in base64."""
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What the store proved; seal 0 has it as `store`. None: not tried, or not to be known."""
+    """What the store proved; seal 0 has it as `store`. None means not tested, or not known."""
 
     checksums: bool
     """A wrong SHA-256 is refused, of a part and of a whole object."""
     create_once: bool
-    """Of writers that race to create an object, one wins; later ones are refused."""
+    """Of concurrent writers that create an object one wins, and later ones are refused."""
     object_lock: bool | None
-    """The bucket has it."""
+    """Whether the bucket has it."""
     versioning: bool | None
     whole_checksums: bool = False
-    """A wrong SHA-256 of a whole object was refused: else we may not have been let try."""
+    """A wrong SHA-256 of a whole object is refused. False also if this could not be tested."""
     create_once_racers: int = 0
-    """How many raced; to create the object, or where it was there, to overwrite it."""
+    """How many wrote at once: to create the object, or to overwrite it if it existed."""
     create_once_race_winners: int | None = None
     complete_create_once: bool | None = None
-    """CompleteMultipartUpload refuses a key that is taken (not that it is atomic)."""
+    """CompleteMultipartUpload refuses a key that is taken. Whether atomically is not tested."""
     lock_holds: bool | None = None
-    """A locked version keeps mode and date, cannot be deleted, and the date not be shortened."""
+    """A locked version keeps mode and date, cannot be deleted, and its date cannot be shortened."""
     lock_at_multipart: bool | None = None
     """A lock given when a multipart upload begins is kept."""
     legal_hold: bool | None = None
-    """A legal hold can be set and taken off again, and is shown."""
+    """A legal hold can be set and removed, and is shown."""
     clock_skew_seconds: float | None = None
-    """The store's clock less ours."""
+    """The store's clock minus ours."""
     tls: bool = False
 
     def document(self) -> dict[str, Any]:
-        """As seal 0 has it."""
+        """As seal 0 stores it."""
         return {name: value for name, value in asdict(self).items() if name != "clock_skew_seconds"}
 
 
 def quick_probe(bucket: Bucket, proved: Mapping[str, Any]) -> Capabilities:
-    """What the store shows now, and no more than it `proved` when the archive was begun (seal 0's
-    `store`). Raises `StoreError` where the store refuses or is unreachable."""
+    """Return what the store shows now, limited to what it `proved` when the archive was begun
+    (`store` in seal 0). Raises `StoreError` if the store refuses or is unreachable."""
     refuses = proved.get("create_once") is not False and (
-        # The first may find the object gone, and create it.
+        # The first write may find the object gone, and create it.
         _refuses_overwrite(bucket) or _refuses_overwrite(bucket)
     )
     checksums = proved.get("checksums") is not False and _refuses_wrong_part(bucket)
@@ -101,22 +102,22 @@ def quick_probe(bucket: Bucket, proved: Mapping[str, Any]) -> Capabilities:
 
 
 def probe(bucket: Bucket) -> Capabilities:
-    """Try the store out. Raises `StoreError` where it refuses, is unreachable, or does not keep the
-    settings that each object is to be written with.
+    """Test the store. Raises `StoreError` if it refuses, is unreachable, or ignores the settings
+    with which each object is to be written.
 
-    1. Create the object in a race, or race to overwrite it.
+    1. Create the object with concurrent writers, or try to overwrite it with them.
     2. Send wrong checksums.
-    3. Ask for the bucket's settings and the store's clock.
+    3. Read the bucket's settings and the store's clock.
     4. Upload the object in parts, with a lock.
-    5. Lock a version, and try to get round the lock.
-    6. Put a legal hold on a version, and take it off.
-    7. Delete what the store should have refused.
+    5. Lock a version, and try to break the lock.
+    6. Put a legal hold on a version, and remove it.
+    7. Delete the versions that the store should have refused.
     """
     create_once, winners = _try_create_once(bucket)  # 1
     whole: bool | None = False
     if _refuses_wrong_part(bucket):  # 2
-        # A store that takes wrong parts would keep a wrong object: it is not sent one. Where a
-        # policy of the bucket refuses whatever is not create-once, the part's answer must do.
+        # A store that accepts wrong parts would keep a wrong object, so it is not sent one. If a
+        # bucket policy denies all writes that are not create-once, the result for the part counts.
         whole = _unless_denied(lambda: _refuses_wrong_object(bucket))
     found = Capabilities(
         checksums=whole is not False,
@@ -146,8 +147,9 @@ def probe(bucket: Bucket) -> Capabilities:
 
 
 def require_safe(found: Capabilities, *, single_writer: bool) -> None:
-    """Several writers need create-once, a promised lock must hold; else raises `StoreError`, which
-    names all that is missing: what helps against one alone would only lead to the other."""
+    """Raise `StoreError` unless the store is safe: several writers need create-once writes, and a
+    promised lock must hold. The error names all that is missing, because the remedy for one alone
+    would only lead to the other."""
     missing = []
     if not found.create_once and not single_writer:
         missing.append(
@@ -164,18 +166,18 @@ def require_safe(found: Capabilities, *, single_writer: bool) -> None:
 
 
 def _try_create_once(bucket: Bucket) -> tuple[bool, int | None]:
-    """Race to create the object, or where it exists, to overwrite it: whether the store creates
-    once, and how many racers won (None without a race).
+    """Create the object with concurrent writers, or try to overwrite it. Returns whether the store
+    creates once, and how many writers won (None if there was no race).
 
-    A winner whose answer was lost learns at its next try that the key is taken. So none is as good
-    as one, and versions count as well as answers.
+    A winner whose answer was lost finds the key taken when it retries. So no winner is as good as
+    one, and versions count as well as answers.
     """
     is_new = bucket.head(layout.PROBE) is None
     winners = _race(bucket) if is_new else None
     if bucket.read(layout.PROBE, max_bytes=1 << 20) != PROBE_BYTES:
         raise StoreError("manifest/probe holds other bytes than the archiver's: use another prefix")
     if winners is not None:
-        # Raises where the store took encryption or storage class and dropped it.
+        # Raises if the store accepted encryption or storage class and ignored it.
         sha256 = checksums.sha256_hex(PROBE_BYTES)
         bucket.verify_write(Stored(layout.PROBE, None, len(PROBE_BYTES), sha256), None)
         winners = max(winners, len(_put_versions(bucket)))
@@ -186,10 +188,9 @@ def _try_create_once(bucket: Bucket) -> tuple[bool, int | None]:
 
 
 def _race(bucket: Bucket) -> int:
-    """How many of the writers that all want to create the object the store lets win.
+    """Return how many of the concurrent writers the store lets create the object.
 
-    A store that makes losers wait in line may do so for long: a racer who has waited
-    `PATIENCE_SECONDS` asks again.
+    A store may keep losers waiting for long, so writers retry after `PATIENCE_SECONDS`.
     """
     barrier = threading.Barrier(RACERS, timeout=10)
     options, clock = replace(bucket.options, connections=RACERS), bucket.client.clock
@@ -197,7 +198,7 @@ def _race(bucket: Bucket) -> int:
     racing = Bucket(options, clock, Retry(clock, attempts=1), client=impatient)
 
     def run(_: int) -> bool:
-        with suppress(threading.BrokenBarrierError):  # a machine that denies us so many threads
+        with suppress(threading.BrokenBarrierError):  # this machine allows fewer threads
             barrier.wait()
         try:
             return not _refuses_overwrite(racing)
@@ -211,8 +212,9 @@ def _race(bucket: Bucket) -> int:
 
 
 def _try_multipart(bucket: Bucket, *, locks: bool) -> tuple[bool, bool | None]:
-    """Whether the end of an upload refuses a taken key, and whether a lock given at its beginning
-    is kept. The second needs a version that was made so; a later probe finds it there."""
+    """Return whether completing an upload refuses a taken key, and whether a lock given at its
+    beginning is kept. The second needs a version made by an upload; a later probe finds it there.
+    """
     lock_date = bucket.client.clock.now() + timedelta(seconds=LOCK_SECONDS) if locks else None
     made: list[str | None] = []
 
@@ -233,7 +235,7 @@ def _try_multipart(bucket: Bucket, *, locks: bool) -> tuple[bool, bool | None]:
     if not locks:
         return refused, None
     if not made and _raw_head(bucket).get("ContentType") == IN_PARTS:
-        # Without leave to list versions this one was locked by `_lock_holds`: it tells nothing.
+        # If the versions cannot be listed, `_lock_holds` has locked this one, so it proves nothing.
         return refused, None if _versions(bucket) is None else is_locked(None)
     if not made:
         with suppress(KeyTaken):
@@ -242,8 +244,8 @@ def _try_multipart(bucket: Bucket, *, locks: bool) -> tuple[bool, bool | None]:
 
 
 def _lock_holds(bucket: Bucket, mode: str) -> bool:
-    """Lock a version for a minute, try to get round the lock, and look at it. A lock that the
-    bucket itself gave it may be longer, and its mode cannot be changed."""
+    """Lock a version for a minute, try to break the lock, and check it. If the bucket has given it
+    a lock by default, that may be longer, and its mode cannot be changed."""
     head = _oldest_put(bucket)
     if head is None or head.version_id is None:
         return False
@@ -270,12 +272,12 @@ def _lock_holds(bucket: Bucket, mode: str) -> bool:
 
 
 def _hold_works(bucket: Bucket) -> bool | None:
-    """Whether a legal hold can be set, is shown, and can be taken off; None where we may not."""
+    """Whether a legal hold can be set, is shown, and can be removed; None if denied."""
     oldest = _oldest_put(bucket)
     version = oldest.version_id if oldest else None
 
     def takes(held: bool) -> bool:
-        # Another process may be trying the same just now, which says nothing about the store.
+        # Another process may be testing the same now, which shows nothing about the store.
         hold = {"Status": "ON" if held else "OFF"}
         for _ in range(HOLD_TRIES):
             bucket.client.call("put_object_legal_hold", layout.PROBE, version, LegalHold=hold)
@@ -296,7 +298,7 @@ def _hold_works(bucket: Bucket) -> bool | None:
 
 
 def _refuses_overwrite(bucket: Bucket) -> bool:
-    """Whether a create-once write finds the key taken; it creates the object otherwise."""
+    """Whether a create-once write finds the key taken. If not, it creates the object."""
     put = partial(bucket.put_probe, IfNoneMatch="*")
     return _is_taken(lambda: bucket.client.retrying(lambda: etag_of(put())))
 
@@ -308,7 +310,7 @@ def _refuses_wrong_object(bucket: Bucket) -> bool:
 
 
 def _refuses_wrong_part(bucket: Bucket) -> bool:
-    """The same of a part. Its upload is aborted."""
+    """Whether the store refuses a part with the SHA-256 of other bytes. The upload is aborted."""
     upload = bucket.begin(layout.PROBE, content_type=IN_PARTS, retain_until=None)
     part = {"UploadId": upload.upload_id, "PartNumber": 1, "Body": b"x"}
     checksum = {"ChecksumSHA256": _OTHER_SHA256}
@@ -323,13 +325,13 @@ def _refuses_wrong_part(bucket: Bucket) -> bool:
 
 
 def _raw_head(bucket: Bucket, version: str | None = None) -> dict[str, Any]:
-    """boto3's answer to a HEAD, which tells more than `Head` has."""
+    """boto3's answer to a HEAD, which has more fields than `ObjectHead`."""
     ask = partial(bucket.client.s3.head_object, **bucket.client.at(layout.PROBE, version))
     return bucket.client.retrying(lambda: bucket.client.attempt("HeadObject", lambda: dict(ask())))
 
 
 def _versions(bucket: Bucket) -> list[ObjectVersion] | None:
-    """The object's versions in the store's order; None where we may not ask."""
+    """The object's versions in the store's order; None if the credentials may not list them."""
     found = _unless_denied(lambda: list(bucket.versions(layout.PROBE)))
     if found is None:
         return None
@@ -337,9 +339,8 @@ def _versions(bucket: Bucket) -> list[ObjectVersion] | None:
 
 
 def _put_versions(bucket: Bucket) -> list[tuple[str, datetime]]:
-    """The versions that were written by a PUT, and when; none where we may not list them. Those
-    that were uploaded in parts are another probe's: several processes may begin an archive at one
-    moment."""
+    """The versions that were written by a PUT, with their dates; none if they cannot be listed.
+    Versions made by an upload belong to another probe: two may begin an archive at once."""
     found = []
     for one in _versions(bucket) or ():
         head = _raw_head(bucket, one.version_id)
@@ -350,17 +351,19 @@ def _put_versions(bucket: Bucket) -> list[tuple[str, datetime]]:
 
 
 def _oldest_put(bucket: Bucket) -> ObjectHead | None:
-    """The oldest version that was not made by `_try_multipart`; the newest version where we may not
-    list them. A later one may be a race's, and has to be deleted again: so it gets no lock. Stores
-    differ in the order in which they list a key's versions, so the dates say which is the oldest;
-    of one second, the last that is listed."""
+    """The oldest version that was written by a PUT; the newest version if they cannot be listed.
+
+    A later version may come from the race and must be deleted again, so it gets no lock. Stores
+    differ in the order of a key's versions, so the dates decide; among equal dates the last one
+    listed counts.
+    """
     put = reversed(_put_versions(bucket))
     version_id, _ = min(put, key=lambda one: one[1], default=(None, None))
     return bucket.head(layout.PROBE, version_id)
 
 
 def _is_taken(write: Callable[[], object]) -> bool:
-    """Whether the store refuses a write because the key is taken. False too where it knows no such
+    """Whether the store refuses a write because the key is taken. False if it does not support the
     condition and says so."""
     try:
         write()
@@ -373,7 +376,7 @@ def _is_taken(write: Callable[[], object]) -> bool:
 
 
 def _unless_denied(ask: Callable[[], T]) -> T | None:
-    """The answer, or None where these credentials may not ask."""
+    """The result of `ask`; None if the credentials may not ask."""
     try:
         return ask()
     except StoreError as error:
@@ -383,7 +386,7 @@ def _unless_denied(ask: Callable[[], T]) -> T | None:
 
 
 def _is_bad_request(send: Callable[[], dict[str, Any]]) -> bool:
-    """Whether the store finds fault with the request itself."""
+    """Whether the store answers 400: the request itself is wrong."""
     try:
         etag_of(send())
     except StoreError as error:

@@ -1,10 +1,11 @@
 """The frequent requests to the store, signed by botocore and sent by our own HTTP client.
 
-`put_object`, `head_object`, `upload_part`, `get_object` and `list_objects_v2` take what boto3's
-client takes, return what it returns and raise `ClientError` as it does, for a tenth of its CPU time
-(docs/adr/0002-libraries.md). Where no answer came they raise `TransportError`. boto3 says where the
-bucket is and who signs, and sends what this module does not know: files as bodies, keys with `.` or
-`..` as a segment, S3 Express buckets, what the store redirects (to another region, for instance).
+`put_object`, `head_object`, `upload_part`, `get_object` and `list_objects_v2` take the arguments of
+boto3's client, return its answers and raise `ClientError` as it does, for a tenth of its CPU time
+(docs/adr/0002-libraries.md). If no answer came they raise `TransportError`. boto3 finds the
+bucket's address and the signing scope. It also sends what this module does not support: files as
+bodies, keys with `.` or `..` as a segment, S3 Express buckets, and requests that the store
+redirects (to another region, for instance).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from archiver.store.listing_page import parse_page, query_of
 USER_AGENT = f"call-archiver/{__version__}"
 MAX_ANSWER_BYTES = 64 << 10
 MAX_PAGE_BYTES = 16 << 20
-"""A page of a listing: 1,000 keys of up to 3 kB each, as they are encoded."""
+"""The limit for a page of a listing: 1,000 keys of up to 3 kB each, URL-encoded."""
 _CODE = re.compile(rb"<Code>\s*([A-Za-z0-9.]{1,64})\s*</Code>")
 _DOTS = re.compile(r"(^|/)\.{1,2}(/|$)")
 """Segments that an HTTP client resolves before it sends the URL (RFC 3986, section 5.2.4)."""
@@ -40,7 +41,7 @@ _SIGNING = {
     "has_streaming_input": True,
     "checksum": {"request_algorithm": {"in": "header", "name": _CHECKSUM}},
 }
-"""Makes the signer leave a body unsigned over TLS where its digest is announced, as boto3 does."""
+"""As in boto3, the signer leaves a body unsigned over TLS if its digest is in a header."""
 
 _REQUEST_HEADERS = {  # by boto3's names
     "ChecksumMode": "x-amz-checksum-mode",
@@ -70,13 +71,13 @@ _ANSWER_HEADERS = {  # by boto3's names
 
 
 class SignedRequests:
-    """Sends requests about objects of one bucket. Threads share it."""
+    """Sends requests about objects of one bucket. Thread-safe."""
 
     def __init__(
         self, client: Any, bucket: str, session: Any = None, http: HttpClient | None = None
     ) -> None:
-        """`client` is boto3's S3 client, `session` the `boto3.Session` that made it. Without
-        `session` or `http`, boto3 sends everything."""
+        """`client`: boto3's S3 client. `session`: the `boto3.Session` that made it. Without
+        `session` or `http`, boto3 sends every request."""
         self.boto3_client = client
         self._bucket = bucket
         self._session = session
@@ -84,8 +85,8 @@ class SignedRequests:
 
     @cached_property
     def _target(self) -> tuple[HttpClient, str, S3SigV4Auth] | None:
-        """The HTTP client, the URL up to the key (from one that boto3 presigns), and the signer.
-        None where boto3 has no credentials or signs in another way."""
+        """The HTTP client, the URL up to the key (from a URL that boto3 presigns), and the signer.
+        None if boto3 has no credentials or signs in another way."""
         credentials = self._session.get_credentials() if self._session is not None else None
         if credentials is None or self._http is None:
             return None
@@ -107,7 +108,7 @@ class SignedRequests:
         return self._send("head_object", "HEAD", arguments)
 
     def get_object(self, **arguments: Any) -> dict[str, Any]:
-        """`Body` has `iter_chunks` and `close`, as botocore's."""
+        """Return the answer; its `Body` has `iter_chunks` and `close`, as botocore's."""
         if self._target is None or _DOTS.search(arguments["Key"]):
             return dict(self.boto3_client.get_object(**arguments))
         http, base, signer = self._target
@@ -117,11 +118,11 @@ class SignedRequests:
         elif "content-length" in response.headers:
             return {**_result(response.headers), "Body": response}
         else:
-            response.close()  # it comes in chunks, whose end boto3 checks
+            response.close()  # a chunked answer: boto3 checks its end
         return dict(self.boto3_client.get_object(**arguments))
 
     def list_objects_v2(self, **arguments: Any) -> dict[str, Any]:
-        """As `listing_page.parse_page` returns it."""
+        """Return the page as `listing_page.parse_page` does, with the metadata of the answer."""
         if self._target is not None:
             http, base, signer = self._target
             url = f"{base.rstrip('/')}?{query_of(arguments)}"
@@ -143,7 +144,7 @@ class SignedRequests:
             if answer.status < 300:
                 return _result(answer.headers)
             _raise_refusal(name, method, answer)
-        if isinstance(body, memoryview):  # which boto3 does not take
+        if isinstance(body, memoryview):  # boto3 does not accept one
             arguments["Body"] = bytes(body)
         return dict(getattr(self.boto3_client, name)(**arguments))
 
@@ -157,7 +158,7 @@ def _url(base: str, arguments: Mapping[str, Any]) -> str:
 def _signed(
     signer: S3SigV4Auth, method: str, url: str, arguments: Mapping[str, Any]
 ) -> tuple[str, dict[str, str]]:
-    """The URL and the headers of a request."""
+    """The URL and the signed headers of a request."""
     headers = {
         header: format_second(value) if isinstance(value, datetime) else value
         for name, header in _REQUEST_HEADERS.items()
@@ -170,8 +171,8 @@ def _signed(
 
 
 def _raise_refusal(name: str, method: str, answer: HttpResponse) -> None:
-    """Raise `ClientError`, unless boto3 may do better, which then sends the request: it follows a
-    bucket to its region. The refusal of a HEAD with status 400 does not say why."""
+    """Raise `ClientError`, or return if boto3 is to send the request again: it follows a bucket to
+    its region. A HEAD refused with 400 has no body that says why, so boto3 repeats it too."""
     found = _CODE.search(answer.body)
     code = found[1].decode() if found else str(answer.status)
     elsewhere = answer.status < 400 or code == "AuthorizationHeaderMalformed"
@@ -182,7 +183,7 @@ def _raise_refusal(name: str, method: str, answer: HttpResponse) -> None:
 
 
 def _result(headers: Mapping[str, str]) -> dict[str, Any]:
-    """An answer by boto3's names. A lock date that is none is left out."""
+    """An answer in boto3's names. An invalid lock date is left out."""
     named = _ANSWER_HEADERS.items()
     found: dict[str, Any] = {name: headers[key] for name, key in named if key in headers}
     if (date := found.pop("ObjectLockRetainUntilDate", None)) is not None:

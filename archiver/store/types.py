@@ -1,4 +1,4 @@
-"""What a store says of its objects, in plain values. Keys are relative to the archive's prefix."""
+"""What a store returns about its objects, as plain values. Keys are relative to the archive."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class ObjectHead:
     version_id: str | None
     etag: str
     sha256: str | None
-    """Hex; None where the store keeps no checksum of the whole object."""
+    """Hex; None if the store keeps no checksum of the whole object."""
     lock_mode: str | None
     lock_until: datetime | None
     held: bool = False
-    """Whether a legal hold is on it, as far as the store shows."""
+    """Whether it has a legal hold, as far as the store shows."""
     sse: str | None = None
     storage_class: str | None = None
-    """None where the store names none, which means its standard one."""
+    """None if the store names none, which means its standard class."""
 
 
 @dataclass(frozen=True)
 class ObjectLock:
-    """An object's lock after a request to lock it; `extended` where the request changed it."""
+    """The lock of an object after a request to lock it; `extended` if the request changed it."""
 
     mode: str | None
     until: datetime | None
@@ -38,16 +38,16 @@ class ObjectLock:
 
 @dataclass(frozen=True)
 class ListedObject:
-    """One object of a listing."""
+    """One object in a listing."""
 
     key: str
     size: int
     modified: datetime | str | None = field(default=None, compare=False)
-    """When it was written, by the store's clock, as the store gave it."""
+    """When it was written, by the store's clock, in the form that the store sent."""
 
     @property
     def modified_at(self) -> datetime | None:
-        """None where the store does not say."""
+        """As `modified`, parsed; None if the store sends none."""
         return self.modified if isinstance(self.modified, datetime) else parse_time(self.modified)
 
 
@@ -64,10 +64,10 @@ class ObjectVersion:
 
 @dataclass(frozen=True)
 class Stored:
-    """An object that is durable and was verified; `adopted` where it was there before.
+    """An object that is durable and verified; `adopted` if it existed before.
 
-    `lock_mode` is the mode of its lock, None where it was written without a date. An adopted
-    object's may be weaker than the one asked for: see `locks.py`.
+    `lock_mode` is the mode of its lock, None if it was written without a lock date. The mode of an
+    adopted object may be weaker than the one requested (`locks.py`).
     """
 
     key: str
@@ -80,17 +80,17 @@ class Stored:
 
 @dataclass(frozen=True)
 class CallObjects:
-    """What the bucket has of a call: every version of all that lies below its two directories."""
+    """What the bucket has of a call: every version of every object below its two directories."""
 
     call_id: str
     held: frozenset[ObjectRef]
-    """Those with a legal hold, as far as the store shows."""
+    """Objects with a legal hold, as far as the store shows."""
     loose: frozenset[ObjectRef]
-    """Those without one."""
+    """Objects without one."""
     named: frozenset[ObjectRef] = frozenset()
-    """Those whose keys are those of files and records: an event may name them."""
+    """Objects whose keys are those of files and records, so an event may name them."""
     gone: frozenset[str] = frozenset()
-    """Keys that a delete marker hides, that a record names and are not there, or of records that
-    cannot be read: `verify` says what is wrong."""
+    """Keys that a delete marker hides, keys that a record names and that are missing, and keys of
+    records that cannot be read; `verify` says which."""
     locked_until: datetime | None = None
-    """The latest date that one of them is locked until."""
+    """The latest lock date among them."""

@@ -270,7 +270,7 @@ def test_that_nothing_changed_is_written_once_for_each_age(platform, rig, clock,
     lines = lines_of(archive())
     assert [line["listed_at"] for line in lines] == [stamp(t) for t in (SETTLED, FIRST, SECOND)]
     assert [line["archived"] for line in lines] == [1, 1, 1]
-    later = [one for one in archive().segments.values() if one.revision > 1]
+    later = [one for one in archive().segments.values() if one.name.revision > 1]
     assert [len(list(one.records)) for one in later] == [0] * len(later)
 
 

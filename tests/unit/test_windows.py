@@ -188,7 +188,7 @@ def test_two_backfills_at_once_make_one_record_a_call_and_one_chain(
     look = archive()
     look.check(key)
     assert len(look.records) == len(look.below("records/")) == 15
-    assert all(one.revision == 1 for one in look.segments.values())
+    assert all(one.name.revision == 1 for one in look.segments.values())
     versions = [version.key for version in bucket.versions("")]
     assert len(versions) == len(set(versions))
 
