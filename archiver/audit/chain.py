@@ -129,6 +129,7 @@ def check_chain(
 
     def read(seq: int) -> tuple[bytes | None, bytes | None]:
         data = reader.read(layout.seal_key(seq), MAX_SEAL_BYTES, "seal_missing")
+        # A writer may be about to write the signature of the newest seal.
         at, late = layout.signature_key(seq), seq == view.last
         return data, reader.read(at, SIGNATURE_BYTES, "signature_missing", late=late)
 
@@ -200,6 +201,7 @@ def _list_seals(reader: ReportingReader, view: ChainView) -> list[int]:
         else:
             reader.findings.add("unexpected_object", listed.key)
     if layout.SEALS in reader.unlistable:
+        # The listing failed or ended early: search the rest with HEAD requests.
 
         def is_there(seq: int) -> bool:
             try:
@@ -212,6 +214,7 @@ def _list_seals(reader: ReportingReader, view: ChainView) -> list[int]:
     view.last = max(seals, default=-1)
     if not seals and not signatures:
         reader.findings.add("no_archive", layout.seal_key(0))
+    # A signature above the newest seal shows that its seal is missing.
     expected, newest = 0, max(seals | signatures, default=-1)
     for seq in [*sorted(seals), newest + 1]:
         if expected < seq:
@@ -319,6 +322,7 @@ class SealedSegments:
         """Open a segment. Raises `FormatError` unless its SHA-256 is that of the seal's entry."""
         damage = FormatError(f"{entry.key} is not as it was sealed: run archiver verify")
         try:
+            # A longer object cannot be the sealed one, so no more bytes are read.
             spooled = self._reader.spool(entry.key, min(entry.bytes, MAX_SEGMENT_BYTES))
         except Unreadable as error:
             raise (damage if error.reason == "too_large" else error) from None

@@ -60,6 +60,8 @@ class AllVersions:
             yield from ((ObjectRef(item.key, None), False) for item in self._reader.list(prefix))
             return
         for one in self._reader.versions(prefix):
+            # `null` is the version of an object that was written without versioning. As the newest
+            # version it has no version id here, as in records.
             version_id = None if one.version_id == "null" and one.is_latest else one.version_id
             yield ObjectRef(one.key, version_id), one.is_delete_marker
 

@@ -62,7 +62,8 @@ _CALL_DIR = re.compile(r"[A-Za-z0-9_-]{1,128}|id\.[0-9a-f]{64}")
 class StringSet:
     """A set of strings, stored as hashes of 8 bytes each: a million calls have four million keys.
 
-    Fill it first, then test. A false positive has a probability of one in many billions.
+    Fill it first, then test. A false positive has a probability of one in many billions, and nobody
+    can construct one, because Python's string hash has a random key in each process.
     """
 
     def __init__(self) -> None:

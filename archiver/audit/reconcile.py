@@ -138,7 +138,7 @@ def reconcile(
     if genesis is not None:
         check_window_length(genesis, options.length)
     first = window_of(options.start, options.length).start
-    count = -((first - options.end) // options.length)
+    count = -((first - options.end) // options.length)  # rounded up
     windows = windows_between(options.start, options.end, options.length)
     span = Window(first, first + count * options.length)
     result = Result(span, genesis.archive if genesis else None)
@@ -200,6 +200,7 @@ def reconcile(
                 # 4. The calls that are not listed.
                 if not listed.complete:
                     continue
+                # The source returned these calls here, but they belong to other windows.
                 elsewhere = {
                     call_id for others in listed.other_windows.values() for call_id in others
                 }

@@ -102,6 +102,7 @@ def backfill(
                 app.ensure_archive()
             clock.check()
             span = ["--from", format_time(start), "--to", format_time(end)]
+            # Shard I/N is the union of the shards I/NC, (I+N)/NC, … of C processes.
             names = [f"{index + of * number}/{of * count}" for number in range(count)]
             summary, seal = run_shares(
                 names,

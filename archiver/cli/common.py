@@ -26,7 +26,7 @@ INTERRUPTED = 130
 
 
 class Moment(click.ParamType[datetime]):
-    """A date or an RFC 3339 time, UTC unless it says otherwise."""
+    """A date or an RFC 3339 time; UTC if it has no offset."""
 
     name = "T"
 

@@ -69,9 +69,9 @@ class Call:
 def make_calls(count: int, start: datetime, end: datetime) -> list[Call]:
     """Return `count` calls with start times in `[start, end)`, ordered by start time.
 
-    Of each 30 calls, one is still in progress, two have neither recording nor survey, two have only
-    no survey, and three last 200 to 400 s (3 to 6 MB). The others last 8 to 90 s. One call of each
-    60 lasts about 10 min: its recording is over 8 MiB, and is uploaded in parts.
+    Of each 30 calls, one is still in progress, two have neither recording nor survey, two have a
+    recording and no survey, and three last 200 to 400 s (3 to 6 MB). Others last 8 to 90 s. One of
+    each 60 lasts about 10 min: its recording is over 8 MiB, and is uploaded in parts.
     """
     chance = random.Random("1")
     step = (end - start) / count

@@ -35,7 +35,7 @@ class Platform(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
-    request_queue_size = 256
+    request_queue_size = 256  # the default of 5 is too few for many workers that connect at once
 
     def __init__(self, calls: Sequence[Call], token: str, port: int) -> None:
         self.calls = {call.id: call for call in calls}

@@ -25,6 +25,7 @@ PROBE = "manifest/probe"
 MAX_SEQUENCE = 10**12 - 1
 """Largest number of a seal: its key has twelve digits."""
 
+# re.ASCII below: otherwise `\d` matches digits of other scripts.
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _SEGMENT = re.compile(
     r"manifest/segments/dt=(\d{4}-\d\d-\d\d)/([01]\d|2[0-3])([0-5]\d)\.r([1-9]\d{0,8})"

@@ -25,7 +25,7 @@ class PublicKey:
         """Load a public key. Raises `FormatError` unless `pem` is an Ed25519 public key."""
         try:
             key = ser.load_pem_public_key(pem)
-        except Exception:
+        except Exception:  # the library raises several types for malformed input
             raise FormatError("not a PEM public key") from None
         if not isinstance(key, Ed25519PublicKey):
             raise FormatError("not an Ed25519 public key")

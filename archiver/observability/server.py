@@ -41,7 +41,7 @@ class Telemetry:
 
 def _handler(alive: Check, ready: Check) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        timeout = 10
+        timeout = 10  # seconds: a client that sends nothing must not keep its thread
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
