@@ -129,7 +129,7 @@ def verify(
     """Audit the archive behind `reader`.
 
     Raises `StoreError` if the store cannot be used. Everything else that is wrong is in the report.
-    Locks must last at least until `now`.
+    Locks that records promise until `now` or earlier are not checked.
 
     1. Read the chain.
     2. List the sightings, and read all events: whether a call is held does not depend on the range.

@@ -102,8 +102,8 @@ another thread cannot be aborted. The next run repairs what a crash at any point
 def stopping(clock: SystemClock) -> Iterator[list[int]]:
     """Handle SIGTERM and SIGINT as requests for a clean end. Yields the list of received signals.
 
-    1. The first signal stops the clock: no new work begins, and work in progress is finished. A
-       second Ctrl-C kills the process at once.
+    1. The first signal stops the clock: no new work begins, and work in progress is finished. From
+       then on a Ctrl-C kills the process at once.
     2. `ABORT_SECONDS` after the first signal, requests are aborted, and `Interrupted` is raised in
        the main thread. Further SIGTERMs change nothing.
     3. `KILL_SECONDS` later the process kills itself with the first signal.
