@@ -1,5 +1,7 @@
-"""`archiver check`: every matter that a run stands on, tried out, with what the archiver does about
-it."""
+"""`archiver check`: tests everything that a run depends on, and says what follows from each result.
+
+It writes to the bucket (`store/probe.py`), but only if everything else is in order.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,13 @@ from archiver.store.probe import Capabilities, probe
 from archiver.wiring import check_hosts, recordings, source, writer
 
 MAX_SKEW_SECONDS = 60
-"""A clock further off than this makes signatures and retention dates wrong."""
+"""Largest clock skew that passes. Beyond it, request signatures and lock dates are unreliable."""
 
 
 @dataclass(frozen=True)
 class CheckLine:
-    """One matter: what was found, and what the archiver does about it. `exit_code` is 0 where it
-    holds; `note` where somebody should know of it all the same."""
+    """One check: what was found, and what the archiver does about it. `exit_code` is 0 if it
+    passes. `note` marks a passing check that a person should know about."""
 
     name: str
     detail: str
@@ -40,7 +42,7 @@ class CheckLine:
         return "note" if self.note else "ok"
 
     def document(self) -> dict[str, str | int | bool]:
-        """As `check --json` has it."""
+        """The form of `check --json`."""
         return {
             "action": self.action,
             "detail": self.detail,
@@ -53,7 +55,7 @@ class CheckLine:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the settings ask of the store."""
+    """The settings that require something of the store."""
 
     lock_mode: str = "none"
     retention_days: int | None = None
@@ -61,7 +63,8 @@ class Wanted:
 
 
 def check(settings: Settings, clock: SystemClock) -> list[CheckLine]:
-    """The preflight, line by line; a part that cannot be reached is one failed line."""
+    """Run all checks. A source or store that cannot be reached gives one failed line. Raises
+    `UsageError` if the signing key cannot be read."""
     key = settings.signing_key()
     lines = [
         CheckLine("settings", "complete"),
@@ -72,7 +75,7 @@ def check(settings: Settings, clock: SystemClock) -> list[CheckLine]:
     except (SourceError, UsageError) as error:
         lines.append(CheckLine("source", str(error), exit_code=error.exit_code))
     try:
-        # The store is tried out by writing: not before all else holds.
+        # The probe writes to the bucket, so it runs only if everything else is in order.
         lines += _check_store(settings, clock, try_out=all(line.ok for line in lines))
     except StoreError as error:
         lines.append(CheckLine("store", str(error), exit_code=error.exit_code))
@@ -80,10 +83,10 @@ def check(settings: Settings, clock: SystemClock) -> list[CheckLine]:
 
 
 def table(lines: Sequence[CheckLine]) -> Iterator[str]:
-    """For people: verdict, matter, what was found, what follows."""
+    """Yield the table for people: verdict, matter, what was found, what follows."""
     rows = [("", "matter", "found", "what follows")]
     rows += [(line.verdict, line.name, line.detail, line.action) for line in lines]
-    # A refusal is a long sentence: it would push the last column off the screen.
+    # The detail of a failed line is a long sentence, and would push the last column off the screen.
     widths = [max(len(row[n]) for row in rows if row[0] != "FAIL") for n in range(3)]
     for row in rows:
         cells = (f"{cell:{width}}" for cell, width in zip(row, (4, *widths[1:], 0), strict=True))
@@ -119,7 +122,7 @@ def _check_store(settings: Settings, clock: SystemClock, *, try_out: bool) -> li
 
 
 def store_lines(found: Capabilities, wanted: Wanted) -> list[CheckLine]:
-    """What the store proved, and what follows, a line for each matter."""
+    """Return a line for each capability: what the probe found, and what the archiver does."""
     lines: list[CheckLine] = []
 
     def add(
@@ -210,7 +213,7 @@ def _clock(name: str, whose: str, skew_seconds: float, exit_code: int) -> CheckL
 
 
 def endpoint_line(endpoint: str) -> CheckLine:
-    """Whether what is sent to the store can be read on the way."""
+    """Check whether requests to the store are encrypted, or stay on this machine."""
     url = urlsplit(endpoint)
     if url.scheme == "https":
         return CheckLine("tls", "on")

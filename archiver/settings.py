@@ -1,8 +1,8 @@
-"""The settings: `ARCHIVER_…` environment variables, checked before anything is done.
+"""The settings: `ARCHIVER_…` environment variables, checked before a command does anything.
 
-A setting is one row: a field of the class of those who read it. Its default stands as a person
-would write it, and its description is the line in `config.example.env` and `docs/settings.md`. A
-wrong value gives one line that names the variable and says what it takes.
+A setting is one field, in the class of the commands that read it. Its default is written as a
+person would write it; its description appears in `config.example.env` and `docs/settings.md`. An
+invalid value gives one line that names the variable and says what it takes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from archiver.manifest.signing import SigningKey
 PREFIX = "ARCHIVER_"
 
 Secret = Callable[[], str]
-"""Returns a secret's present value: it may be rotated while we run."""
+"""Returns the current value of a secret, which may be rotated while the process runs."""
 
 MAX_DURATION = timedelta(days=36500)
-"""Beyond this, adding a length of time to a date leaves the calendar."""
+"""Upper limit of all durations. With a much longer one, adding it to a date would overflow."""
 MINUTE = timedelta(minutes=1)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -36,7 +36,7 @@ _SIZES = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 
 
 
 def parse_duration(text: str) -> timedelta:
-    """`90s`, `15m`, `2h`, `7d`. Raises `ValueError`."""
+    """Parse `90s`, `15m`, `2h`, `7d`. Raises `ValueError`."""
     match = re.fullmatch(r"(\d{1,9})([smhd])", text.strip())
     if match is None:
         raise ValueError("takes a length of time such as 90s, 15m, 2h or 7d")
@@ -47,7 +47,7 @@ def parse_duration(text: str) -> timedelta:
 
 
 def parse_size(text: str) -> int:
-    """`512`, `64KiB`, `2GiB`, with `/s` after it or not. Raises `ValueError`."""
+    """Parse `512`, `64KiB`, `2GiB`, with or without a final `/s`. Raises `ValueError`."""
     match = re.fullmatch(r"(\d{1,12})\s*([a-z]*)", text.strip().removesuffix("/s").lower())
     if match is None or match[2] not in _SIZES:
         raise ValueError("takes a size such as 16KiB, 64MiB or 2GiB")
@@ -59,7 +59,7 @@ def _parse_list(text: str) -> tuple[str, ...]:
 
 
 def _parse_durations(text: str) -> tuple[timedelta, ...]:
-    """`1d,7d`, or `none`."""
+    """Parse `1d,7d`, or `none`."""
     items = () if text.strip() == "none" else text.split(",")
     return tuple(map(parse_duration, items))
 
@@ -80,24 +80,25 @@ S = TypeVar("S", bound="LogSettings")
 
 
 def row(default: Any, description: str, **limits: Any) -> Any:
-    """A setting with a default, as a person would write it; None for no default."""
+    """Declare a setting with a default, written as a person would; None for no default."""
     return Field(default, description=description, **limits)
 
 
 def required(description: str, **limits: Any) -> Any:
-    """A setting that must be set."""
+    """Declare a setting without a default, which must be set."""
     return Field(description=description, **limits)
 
 
 class LogSettings(BaseSettings):
-    """What every command reads."""
+    """The settings of every command."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
-        defer_build=True,  # a verb reads one of the classes: the others are not worked out
+        # A command needs one of the classes. Building a validator for the others takes time.
+        defer_build=True,
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = row(
@@ -107,7 +108,7 @@ class LogSettings(BaseSettings):
 
 
 class StoreSettings(LogSettings):
-    """What a reader of the archive needs."""
+    """The settings of commands that read the archive."""
 
     s3_bucket: str = required("the bucket", min_length=1)
     s3_prefix: str = row("", "puts the whole archive under a prefix")
@@ -138,7 +139,7 @@ class StoreSettings(LogSettings):
 
 
 class SourceSettings(StoreSettings):
-    """What a reader of the source needs beside."""
+    """The settings of commands that also read the source."""
 
     api_base_url: str = required("base URL of the source, …/api/v1")
     api_token: SecretStr | None = row(None, "bearer token of the source; or")
@@ -190,7 +191,8 @@ class SourceSettings(StoreSettings):
         return bool(getattr(self, name) or getattr(self, name + "_file"))
 
     def secret(self, name: str) -> Secret:
-        """A secret's value of now; raises `UsageError` where its file cannot be read."""
+        """Return a function that returns the current value of a secret. Raises `UsageError` if its
+        file cannot be read."""
         value: SecretStr | None = getattr(self, name)
         if value is not None:
             text = value.get_secret_value().strip()
@@ -199,7 +201,7 @@ class SourceSettings(StoreSettings):
 
 
 class WriterSettings(StoreSettings):
-    """What a writer of the archive needs beside, be there a source or not."""
+    """The settings of commands that write to the archive, with or without a source."""
 
     signing_key_file: Path = required(
         "Ed25519 private key, PKCS#8 PEM; `archiver keygen` makes one"
@@ -225,7 +227,8 @@ class WriterSettings(StoreSettings):
         return self
 
     def signing_key(self) -> SigningKey:
-        """Raises `UsageError` where the key file cannot be read or is no Ed25519 key."""
+        """Load the signing key. Raises `UsageError` if its file cannot be read or is no Ed25519
+        key."""
         variable = f"ARCHIVER_SIGNING_KEY_FILE: {self.signing_key_file}"
         try:
             return SigningKey.from_pem(self.signing_key_file.read_bytes())
@@ -241,7 +244,7 @@ class WriterSettings(StoreSettings):
 
 
 class Settings(WriterSettings, SourceSettings):
-    """What the archiver itself needs."""
+    """The settings of commands that archive calls."""
 
     recording_hosts: Names = required(
         "exact hosts (or host:port) that a recording URL may name, comma separated"
@@ -286,8 +289,8 @@ class Settings(WriterSettings, SourceSettings):
 
 
 def secret_file(path: Path, variable: str) -> Secret:
-    """A file's content, stripped, read again when the file changes. The first reading is at once;
-    raises `UsageError`."""
+    """Return a function that returns a file's stripped content, and reads it again when the file
+    changes. Reads it once here, and raises `UsageError` if that fails."""
     lock = threading.Lock()
     stamp: tuple[int, int, int] | None = None
     value = ""
@@ -296,7 +299,8 @@ def secret_file(path: Path, variable: str) -> Secret:
         nonlocal stamp, value
         with lock:
             try:
-                # Kubernetes swaps a secret's file by a symbolic link: inode and time change.
+                # Kubernetes updates a mounted secret by replacing a symbolic link, so inode and
+                # modification time change.
                 status = path.stat()
                 found = (status.st_ino, status.st_mtime_ns, status.st_size)
                 if found != stamp:
@@ -305,7 +309,8 @@ def secret_file(path: Path, variable: str) -> Secret:
                         raise UsageError(f"{variable}: {path} holds no secret in one ASCII line")
                     stamp, value = found, text
             except (OSError, UnicodeDecodeError, UsageError) as error:
-                # A rotation may be under way: the value that we have counts until it is done.
+                # The file may be missing or incomplete in the middle of a rotation. The last value
+                # stays in use until the new one can be read.
                 if stamp is None:
                     if isinstance(error, UsageError):
                         raise
@@ -318,7 +323,7 @@ def secret_file(path: Path, variable: str) -> Secret:
 
 
 def _split_url(text: str) -> SplitResult | None:
-    """None where `text` is no http or https URL with a host and a port that can be."""
+    """Split a URL. Returns None unless it is http or https, with a host and a valid port."""
     try:
         url = urlsplit(text)
         usable = url.scheme in ("http", "https") and url.hostname and url.port != 0
@@ -332,7 +337,7 @@ def _is_one_ascii_line(text: str) -> bool:
 
 
 def load(kind: type[S]) -> S:
-    """Read the environment. Raises `UsageError` with one line for all that is wrong."""
+    """Read the settings from the environment. Raises one `UsageError` that names all problems."""
     try:
         return kind()
     except ValidationError as error:
@@ -355,7 +360,7 @@ def _variable(field: str) -> str:
 
 
 def documented() -> list[tuple[str, str, str]]:
-    """`(variable, default as one would write it, description)` of every setting, for the docs."""
+    """Return `(variable, default as written, description)` of every setting, for the docs."""
     return [
         (
             _variable(name),

@@ -1,12 +1,12 @@
-"""The chain of seals: checked whole and in order, or asked for what it says of a few segments.
+"""Reads the chain of seals: all of it in order, or only the seals of a few segments.
 
-`check_chain` reads every seal: numbers, hashes, signatures, key, totals. What is wrong with one
-seal does not stop the reading: each link is checked against the bytes that stand before it, so that
-a damaged seal is told from the seals around it.
+`check_chain` reads every seal and checks numbers, hashes, signatures, key and totals. It continues
+after a damaged seal: `prev` is checked against the stored bytes of the previous seal, whether these
+parse or not, so that a finding names the damaged seal and not its neighbours.
 
-`SealedSegments` finds and reads the segments that count: those that a seal names. That a segment is
-sealed is not taken from its `.seal` pointer alone: the seal that the pointer names is read, and the
-segment's bytes must be those that it tells of. Signatures are the business of `check_chain`.
+`SealedSegments` finds and reads segments that a seal names. A seal pointer alone proves nothing,
+because anybody with write access may write one: the seal is read too, and the segment must have the
+SHA-256 that the seal states. It does not check signatures; `check_chain` does.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ MAX_KEY_BYTES = 64 << 10
 MAX_PAGE_BYTES = 4 << 20
 SIGNATURE_BYTES = 64
 CLOCK_TOLERANCE = timedelta(minutes=5)
-"""How far `sealed_at` may go back: two writers' clocks differ."""
+"""How far `sealed_at` may go back from one seal to the next: the clocks of two writers differ."""
 SEALS_KEPT = 256
-"""Seals in memory at a time: neighbouring segments stand in neighbouring seals."""
+"""Size of the cache of seals. Neighbouring segments are named by the same or neighbouring seals."""
 
 
 @dataclass(frozen=True)
 class KnownHead:
-    """A seal that the auditor knows from outside the bucket: number and SHA-256."""
+    """A seal that the auditor knows from outside the bucket: its number and SHA-256."""
 
     seq: int
     sha256: str
 
     @classmethod
     def parse(cls, text: str) -> KnownHead:
-        """Read `SEQ:SHA256`; raises `UsageError`."""
+        """Parse `SEQ:SHA256`. Raises `UsageError`."""
         seq, _, digest = text.strip().lower().partition(":")
         if not (seq.isascii() and seq.isdigit() and len(seq) <= 12):
             raise UsageError(
@@ -61,7 +61,7 @@ class KnownHead:
 
 
 class SealedEntry(NamedTuple):
-    """What a seal says of a segment, and the number of that seal."""
+    """A seal's entry for a segment, and the number of the seal."""
 
     entry: SegmentEntry
     seq: int
@@ -77,24 +77,24 @@ class Advance(NamedTuple):
 
 @dataclass
 class ChainView:
-    """What the chain says, as far as it could be read."""
+    """The content of the chain, as far as it could be read."""
 
     seals: int = 0
     archive: str | None = None
     key: PublicKey | None = None
-    """What signatures were checked with: the given key, else that of seal 0, else nothing."""
+    """The key that signatures are checked with: the given key, else that of seal 0, else none."""
     key_object: str | None = None
-    """Where the key of seal 0 lies."""
+    """The key, in the bucket, of the object with the public key of seal 0."""
     object_lock: bool = False
-    """Whether seal 0 tells of a bucket with Object Lock: only there can a legal hold be."""
+    """Whether seal 0 says that the bucket has Object Lock. Without it no legal hold can exist."""
     head: Seal | None = None
     """The newest seal that could be read."""
     last: int = -1
-    """The newest number, read or not."""
+    """The number of the newest seal, whether it could be read or not; -1 without seals."""
     read: set[int] = field(default_factory=set)
     """The numbers of the seals that could be read."""
     segments: dict[str, SealedEntry] = field(default_factory=dict)
-    """By key, each with the first seal that names it."""
+    """By segment key, the entry of the first seal that names the segment."""
     advances: list[Advance] = field(default_factory=list)
 
     @property
@@ -110,17 +110,17 @@ def check_chain(
     public_key: PublicKey | None,
     known: KnownHead | None,
 ) -> ChainView:
-    """Read all seals and report what is wrong. `public_key` and `known` are what the auditor knows
-    from outside.
+    """Read all seals and report findings. `public_key` and `known` come from the auditor, not from
+    the bucket.
 
-    1. List the seals; a gap in their numbers is reported. Read each with its signature.
-    2. The known head has the known SHA-256.
-    3. A seal parses, and is in canonical form.
-    4. Seal 0 says which archive and which key it is.
-    5. The key has signed these bytes. A seal that does not parse is signed or not all the same.
-    6. A seal agrees with seal 0, and with the seal before.
-    7. Its segments and its watermark are remembered.
-    8. The chain reaches the known head.
+    1. List the seals and report gaps in their numbers. Read each seal and its signature.
+    2. Compare the known head's SHA-256.
+    3. Parse the seal, and check that it is in canonical form.
+    4. Take the archive's id and key from seal 0.
+    5. Check the signature, also of a seal that does not parse.
+    6. Compare the seal with seal 0 and with the previous seal.
+    7. Remember the segments that it names, and its watermark.
+    8. Check that the chain reaches the known head.
     """
     report, view = reader.findings.add, ChainView(key=public_key)
     # 1. The seals.
@@ -129,6 +129,7 @@ def check_chain(
 
     def read(seq: int) -> tuple[bytes | None, bytes | None]:
         data = reader.read(layout.seal_key(seq), MAX_SEAL_BYTES, "seal_missing")
+        # A writer may be about to write the signature of the newest seal.
         at, late = layout.signature_key(seq), seq == view.last
         return data, reader.read(at, SIGNATURE_BYTES, "signature_missing", late=late)
 
@@ -152,7 +153,7 @@ def check_chain(
         if signature is not None and view.key and not view.key.verifies(data, signature):
             report("signature_invalid", layout.signature_key(seq))
         if this is not None:
-            # 6. Seal 0 and the seal before.
+            # 6. Seal 0 and the previous seal.
             total = sum(entry.records for entry in this.segments)
             if this.seq != seq:
                 report("seal_number", key)
@@ -160,7 +161,7 @@ def check_chain(
                 report("archive_mismatch", key)
             if seq > 0 and view.key is not None and this.key_id != view.key.key_id:
                 report("key_mismatch", key)
-            if before_seq == seq - 1:  # else it is missing, and that was reported
+            if before_seq == seq - 1:  # else it is missing or unreadable, which was reported
                 if this.prev != before_digest:
                     report("prev_mismatch", key)
                 if before is not None or seq == 0:
@@ -200,17 +201,20 @@ def _list_seals(reader: ReportingReader, view: ChainView) -> list[int]:
         else:
             reader.findings.add("unexpected_object", listed.key)
     if layout.SEALS in reader.unlistable:
+        # The listing failed or ended early: search the rest with HEAD requests.
 
         def is_there(seq: int) -> bool:
             try:
                 return seq in seals or reader.items.head(layout.seal_key(seq)) is not None
             except ArchiverError:
-                return False  # some stores refuse what is not there; an outage shows soon enough
+                # Some stores refuse a missing key with 403. An outage fails the next request.
+                return False
 
         seals.update(range(find_newest(is_there, max(seals, default=-1)) + 1))
     view.last = max(seals, default=-1)
     if not seals and not signatures:
         reader.findings.add("no_archive", layout.seal_key(0))
+    # A signature above the newest seal shows that its seal is missing.
     expected, newest = 0, max(seals | signatures, default=-1)
     for seq in [*sorted(seals), newest + 1]:
         if expected < seq:
@@ -221,8 +225,8 @@ def _list_seals(reader: ReportingReader, view: ChainView) -> list[int]:
 
 
 def find_newest(is_there: Callable[[int], bool], low: int = -1) -> int:
-    """The number of the newest seal, -1 without any: asks in steps that double, then halve. `low`
-    is a number that is known to be there."""
+    """Return the number of the newest seal, -1 without any. Takes O(log n) calls of `is_there`: the
+    steps double, then halve. `low` is a number known to exist. Assumes that there is no gap."""
     step = 1
     while is_there(low + step):
         low, step = low + step, step * 2
@@ -248,7 +252,8 @@ def _parse(reader: ReportingReader, key: str, data: bytes) -> Seal | None:
 
 
 def _check_genesis(reader: ReportingReader, view: ChainView, genesis: Seal) -> None:
-    """Take the archive's name and key from seal 0, and hold them against their objects."""
+    """Take the archive's id and key from seal 0, and compare the public key, `VERIFY.md` and
+    `verify.sh` in the bucket with what seal 0 states."""
     report, at = reader.findings.add, layout.seal_key(0)
     store = genesis.document.get("store")
     proved = store if isinstance(store, dict) else {}
@@ -269,7 +274,7 @@ def _check_genesis(reader: ReportingReader, view: ChainView, genesis: Seal) -> N
     stored = reader.read(view.key_object, MAX_KEY_BYTES, "public_key_missing")
     if stored is not None and stored != pem:
         report("public_key_mismatch", view.key_object)
-    # The verifier's page and script, where seal 0 tells of them: older ones do not.
+    # `VERIFY.md` and `verify.sh`. Seal 0 of an older release does not name them.
     pages = proved.get("pages")
     for page in (layout.VERIFY_PAGE, layout.VERIFY_SCRIPT):
         if isinstance(pages, dict) and page in pages:
@@ -282,8 +287,11 @@ def _check_genesis(reader: ReportingReader, view: ChainView, genesis: Seal) -> N
 
 
 class SealedSegments:
-    """One thread uses it. All of it raises `FormatError`, which says to run `archiver verify`,
-    where something is not as it was sealed."""
+    """Finds segments and the seals that name them. For one thread.
+
+    All methods raise `FormatError` if an object is not as it was sealed; its message says to run
+    `archiver verify`.
+    """
 
     def __init__(self, reader: ItemReader) -> None:
         self._reader = reader
@@ -291,15 +299,16 @@ class SealedSegments:
         self._newest: Seal | None = None
 
     def names(self, prefix: str = layout.SEGMENTS) -> list[SegmentName]:
-        """The segments of windows below a prefix, sealed or not, in order."""
+        """List the segments of windows below a prefix, sealed or not, in order."""
         names = (segment_name(item.key) for item in self._reader.list(prefix))
         return sorted(name for name in names if name is not None)
 
     def entry(self, name: SegmentName) -> SealedEntry | None:
-        """What a segment's seal says of it; None while it has none."""
+        """Return the seal's entry for a segment; None while no seal names it."""
         key = layout.pointer_key(name.jsonl)
         pointer = self._reader.read(key, None, POINTER_BYTES)
-        # A seal is completed before the next is made: only the newest can lack its pointers.
+        # A writer completes a seal, pointers included, before it writes the next one. So only the
+        # newest seal can lack pointers.
         number = parse_pointer(pointer) if pointer is not None else self.newest().seq
         for entry in self._seal(number).segments if number is not None else ():
             if entry.key == name.jsonl:
@@ -310,9 +319,10 @@ class SealedSegments:
 
     @contextmanager
     def open(self, entry: SegmentEntry) -> Iterator[IO[bytes]]:
-        """A segment's bytes; raises `FormatError` unless they are those that the seal tells of."""
+        """Open a segment. Raises `FormatError` unless its SHA-256 is that of the seal's entry."""
         damage = FormatError(f"{entry.key} is not as it was sealed: run archiver verify")
         try:
+            # A longer object cannot be the sealed one, so no more bytes are read.
             spooled = self._reader.spool(entry.key, min(entry.bytes, MAX_SEGMENT_BYTES))
         except Unreadable as error:
             raise (damage if error.reason == "too_large" else error) from None
@@ -324,7 +334,8 @@ class SealedSegments:
             yield spooled.file
 
     def genesis(self) -> Seal | None:
-        """Seal 0; None where nothing was sealed yet."""
+        """Return seal 0; None if the archive has no seals. Raises `FormatError` if only others
+        exist."""
         if self._is_there(0):
             return self._seal(0)
         if next(iter(self._reader.list(layout.SEALS)), None) is not None:
@@ -332,7 +343,7 @@ class SealedSegments:
         return None
 
     def newest(self) -> Seal:
-        """The head of the chain. Raises `FormatError` where there is no seal 0."""
+        """Return the head of the chain. Raises `FormatError` if there is no seal 0."""
         if self._newest is None:
             number = find_newest(self._is_there)
             if number < 0:
@@ -353,7 +364,7 @@ class SealedSegments:
 
 
 def record_days(folders: set[str]) -> list[date]:
-    """The days among the folders below `records/`, newest first. A source's clock may be anywhere,
-    so may a day."""
+    """Return the days among the folders below `records/`, newest first. Any day may occur, also far
+    in the past or future: it comes from the source's times."""
     days = {day for name in folders if (day := layout.parse_day_dir(name)) is not None}
     return sorted(days, reverse=True)

@@ -1,8 +1,11 @@
-"""What `verify` can say: one table of codes, the list of findings, and the report.
+"""The findings of `verify`: the table of codes, the collected findings, and the report.
 
-A code is stable: it is never renamed, and never gets another meaning. `error`: the archive does not
-hold what it promises. `warning`: it holds, but a person must look. `info`: worth knowing; alone it
-leaves the audit clean. docs/manifest-format.md has the table, made from here.
+A code is stable: it is never renamed and never changes its meaning. Severities:
+- `error`: the archive breaks a promise of its format.
+- `warning`: no promise is broken, but a person must look.
+- `info`: needs no action. An audit with nothing but `info` succeeds.
+
+docs/manifest-format.md has the table, generated from here.
 """
 
 from __future__ import annotations
@@ -21,14 +24,14 @@ Severity = Literal["error", "warning", "info"]
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
-    """`1 call`, `2,000 calls`."""
+    """Format a count with its noun: `1 call`, `2,000 calls`."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 @dataclass(frozen=True)
 class Code:
     """One row of the table. `clause` names the section of docs/manifest-format.md whose rule is
-    broken, or a number of its "What holds" as an invariant."""
+    broken, or `Invariant n`, a numbered rule of its section "What holds"."""
 
     severity: Severity
     meaning: str
@@ -178,7 +181,7 @@ CODES: dict[str, Code] = {
 
 @dataclass(frozen=True, order=True)
 class Finding:
-    """One thing to say. `key` is the object's, `detail` our own words about it."""
+    """One finding about one object. `key` is the object's key, `detail` a text of the archiver."""
 
     code: str
     key: str
@@ -190,7 +193,7 @@ class Finding:
 
 
 class Findings:
-    """Collects findings; threads share it. Counts all, keeps the first `limit`."""
+    """Collects findings: counts all of them, keeps the first `limit`. Threads share it."""
 
     def __init__(self, limit: int = 1000) -> None:
         self._limit = limit
@@ -199,21 +202,22 @@ class Findings:
         self._counts: Counter[str] = Counter()
 
     def add(self, code: str, key: str, detail: str = "") -> None:
-        """Raises `KeyError` for a code that is not in the table."""
+        """Add one finding. Raises `KeyError` for a code that is not in the table."""
         self.count(code, 1)
         with self._lock:
             if len(self._kept) < self._limit:
                 self._kept.append(Finding(code, key, detail))
 
     def count(self, code: str, number: int) -> None:
-        """Only count so many more."""
+        """Count findings without keeping them. Raises `KeyError` as `add` does."""
         if code not in CODES:
             raise KeyError(code)
         with self._lock:
             self._counts[code] += max(0, number)
 
     def kept(self) -> list[Finding]:
-        """In the order of code, key and detail: threads found them in any."""
+        """Return the kept findings sorted by code, key and detail, because threads add them in any
+        order."""
         return sorted(self._kept)
 
     def counts(self) -> dict[str, int]:
@@ -222,8 +226,8 @@ class Findings:
 
 @dataclass
 class Counts:
-    """How much there is, and how much of it was read. `files` and `bytes` are what the records
-    name; a file that two revisions of a record name counts once."""
+    """How much the archive has, and how much was hashed. `files` and `bytes` count the files that
+    records name; a file that several records of a window name counts once."""
 
     seals: int = 0
     segments: int = 0
@@ -236,10 +240,10 @@ class Counts:
     bytes_hashed: int = 0
     pending: int = 0
     calls: Counter[str] = field(default_factory=Counter)
-    """By outcome of the newest record in its window."""
+    """Calls by outcome. A call's outcome is that of its newest record in the window."""
 
     def add(self, other: Counts) -> None:
-        """Add another's counts to these."""
+        """Add the other counts to these."""
         for name, value in vars(other).items():
             if isinstance(value, int):
                 setattr(self, name, getattr(self, name) + value)
@@ -254,22 +258,22 @@ class Report:
     """The result of an audit."""
 
     scope: Mapping[str, Any]
-    """What was asked for: level, from, to, sample."""
+    """The options of the audit: level, from, to, sample."""
     archive: str | None
     key_id: str | None
     key_given: bool
-    """Whether the key came from outside the bucket."""
+    """Whether the auditor gave the public key; else it is the one in seal 0."""
     head: Seal | None
     counts: Counts
     findings: Sequence[Finding]
-    """The first of them, sorted; `totals` has how many there are."""
+    """The kept findings, sorted. `totals` counts all."""
     totals: Mapping[str, int]
-    """Code → how many findings."""
+    """Code → number of findings."""
     notes: Sequence[str]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found but information."""
+        """Whether all findings have severity `info`."""
         return all(CODES[code].severity == "info" for code in self.totals)
 
     @property

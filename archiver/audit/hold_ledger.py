@@ -1,17 +1,18 @@
-"""Legal holds: every act on the ledger, and every object of the calls that they are about.
+"""Reads legal holds: all sealed hold events ("acts"), and all objects of the calls concerned.
 
-- Only what is sealed counts: of a segment of events, and of its pointer, all versions are looked
-  at, and the one counts whose SHA-256 a seal names. So whoever may write to the bucket can add
-  nothing, and hide or overlay nothing. Signatures are `verify`'s business.
-- A hold must miss no object of a call, so nothing is taken from what a record says, which may be
-  hidden or overlaid: every version counts of all that lies in the call's two directories.
-- A call has its records on one day, but for one that its source moved to another day before the
-  archive knew it there: that one has records on both. So all days of the archive are looked at.
+- Only sealed events count. Of a segment of events and its seal pointer, all versions are read, and
+  the version counts whose SHA-256 a seal states. So somebody with write access to the bucket can
+  neither add an act nor hide one below a newer version or a delete marker. Signatures are not
+  checked here; `verify` does that.
+- A hold must cover every object of a call. The objects are not taken from records, which may be
+  hidden or overwritten: every version of every object in the call's two directories counts.
+- The records of a call are all on one day, except for a call that the source moved to another day
+  before the archive knew it: that call has records on both days. So all days are searched.
 
-What it costs: for the acts a LIST of all events, and for each segment of events, which is one
-command of somebody's, three small GETs, several at a time; asked again, only for new ones. For the
-objects a LIST a day, of the whole day where it is not large, else of each call's own directory;
-then a HEAD for each object, and a GET for each record.
+Requests for the acts: a LIST of all events, and three small GETs for each segment of events, which
+is one command. Reading again takes GETs for new segments only. Requests for the objects: a LIST for
+each day, or, if the day is large, for each call's own directory; a HEAD for each object; a GET for
+each record.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ from archiver.store.types import CallObjects, ObjectHead
 
 AT_ONCE = 8
 LIST_PAGE = 1000
-"""Keys that one LIST brings."""
+"""Keys in one page of a LIST response."""
 ChainPlace = tuple[int, int]
-"""Where a segment stands: the number of its seal, and which of that seal's segments it is."""
+"""A segment's place in the chain: the number of its seal, and its index in that seal."""
 
 
 class AllVersions:
-    """Lists all versions; of a store that keeps none, what is there. Threads share it.
+    """Lists all versions; in a store without versions, all objects. Threads share it.
 
-    Whoever may write to a bucket can put another version on a key, or a delete marker, whatever the
-    lock, and a listing shows only what is on top. So what must not be missed is looked for here.
+    Somebody with write access can add a version or a delete marker to any key, locked or not, and a
+    plain listing shows only the newest version. Objects that must not be missed are listed here.
     """
 
     def __init__(self, reader: ItemReader) -> None:
@@ -53,21 +54,25 @@ class AllVersions:
         self._has_versions: bool | None = None
 
     def below(self, prefix: str) -> Iterator[tuple[ObjectRef, bool]]:
-        """Each version, or delete marker (True). Raises `StoreError`, also where we may not list
-        versions: what we cannot see would pass for missing."""
+        """Yield each version; the bool is True for a delete marker. Raises `StoreError`, also if we
+        have no permission to list versions: a hidden version would count as missing."""
         if not self._lists_versions():
             yield from ((ObjectRef(item.key, None), False) for item in self._reader.list(prefix))
             return
         for one in self._reader.versions(prefix):
+            # `null` is the version of an object that was written without versioning. As the newest
+            # version it has no version id here, as in records.
             version_id = None if one.version_id == "null" and one.is_latest else one.version_id
             yield ObjectRef(one.key, version_id), one.is_delete_marker
 
     def folders(self, prefix: str) -> set[str]:
-        """The names right below a prefix that a slash ends, hidden or not."""
+        """The names of the folders directly below a prefix, also of those whose objects are all
+        hidden by delete markers."""
         return self._reader.folders(prefix, hidden=self._lists_versions())
 
     def _lists_versions(self) -> bool:
-        """Every archive has a seal 0, hidden or not."""
+        """Whether the store lists versions. Tested with seal 0, which every archive has, hidden or
+        not."""
         if self._has_versions is None:
             try:
                 first = next(iter(self._reader.versions(layout.seal_key(0))), None)
@@ -84,7 +89,8 @@ class AllVersions:
 
 @dataclass
 class _EventSegment:
-    """A segment of events: its versions, those of its pointer, and the seals that these name."""
+    """A segment of events: its versions, those of its seal pointer, and the seals that these
+    name."""
 
     key: str
     jsonl: list[ObjectRef] = field(default_factory=list)
@@ -93,23 +99,23 @@ class _EventSegment:
 
 
 class HoldLedger:
-    """Reads the acts of an archive. One thread uses it."""
+    """Reads the acts of an archive. For one thread."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = ItemReader(reader)
         self._versions = AllVersions(self._reader)
         self._acts: dict[str, tuple[ChainPlace, list[Act]]] = {}
-        """What was read so far, by the key of the segment."""
+        """The acts read so far, by the key of the segment."""
         self._seals: dict[int, Mapping[str, tuple[ChainPlace, SegmentEntry]]] = {}
-        """By number, what each seal says of segments of events, by their keys."""
+        """Seal number → its entries for segments of events, by their keys."""
         self.unsealed: list[str] = []
-        """The segments of events that no seal names, as of the last reading."""
+        """The keys of segments of events that no seal names, as of the last reading."""
         self.damaged: list[str] = []
-        """What is wrong with those that are not as they were sealed, as of the last reading."""
+        """A line for each object that is damaged or cannot be read, as of the last reading."""
 
     def acts(self) -> list[Act]:
-        """All acts that are sealed by now, oldest first. Raises `StoreError`, also where one is
-        not as it was sealed or cannot be read: then nobody can tell who is held."""
+        """Return all sealed acts, oldest first. Raises `StoreError`, also if an act is damaged or
+        cannot be read: without it nobody can tell which calls are held."""
         try:
             found = self.readable()
         except Unreadable as error:
@@ -123,13 +129,14 @@ class HoldLedger:
         return found
 
     def readable(self) -> list[Act]:
-        """The same without those that are `damaged`. Raises `Unreadable` where the events cannot
-        be listed.
+        """Return the acts that can be read, and set `unsealed` and `damaged`. Raises `Unreadable`
+        if the events cannot be listed.
 
         1. List the segments of events, and skip those that were read before.
-        2. Read their pointers, and the seals that these name.
-        3. Where no seal names a segment: a seal is completed before the next is made, so only the
-           newest seal can lack its pointers, and a pointer may have been written since. Look there.
+        2. Read their seal pointers, and the seals that these name.
+        3. For segments that no seal names so far, read the newest seal, and list their pointers
+           again. A writer completes a seal before it writes the next one, so only the newest seal
+           can lack pointers, and a pointer may have been written since step 1.
         4. Read the version of each segment that its seal names.
         """
         # 1. New segments.
@@ -157,7 +164,7 @@ class HoldLedger:
         return [act for _, acts in in_order for act in acts]
 
     def _list(self, prefix: str) -> dict[str, _EventSegment]:
-        """By the keys of segments; delete markers are skipped."""
+        """List segments and seal pointers, by the key of the segment. Skips delete markers."""
         found: dict[str, _EventSegment] = {}
         for ref, is_marker in self._versions.below(prefix):
             parsed = layout.parse_event_key(ref.key)
@@ -176,12 +183,14 @@ class HoldLedger:
         list(executor.map(self._read_seal, new))
 
     def _read_seal(self, number: int) -> None:
-        """What it says of events; nothing where there is no such seal: anybody may write a
-        pointer."""
+        """Read a seal's entries for segments of events. Ignores a number without a seal: anybody
+        with write access may write a pointer."""
         key, before = layout.seal_key(number), len(self.damaged)
         data = self._read(ObjectRef(key, None), MAX_SEAL_BYTES)
         if len(self.damaged) > before:
-            return  # it cannot be read, and that was said
+            return  # it cannot be read, and `damaged` has a line about it
+        # Without a seal and without its signature, the number was never used. A signature without
+        # its seal shows that the seal was removed or hidden: that is damage.
         if data is None and next(iter(self._versions.below(key + ".sig")), None) is None:
             return
         try:
@@ -196,7 +205,7 @@ class HoldLedger:
         }
 
     def _entry(self, segment: _EventSegment) -> tuple[ChainPlace, SegmentEntry] | None:
-        """What the first seal that names a segment says of it."""
+        """Return a segment's entry in the first seal that names it."""
         seals = (self._seals.get(number, {}) for number in sorted(segment.seals))
         return next((entries[segment.key] for entries in seals if segment.key in entries), None)
 
@@ -209,7 +218,7 @@ class HoldLedger:
         read = (self._read(ref, entry.bytes) or b"" for ref in segment.jsonl)
         data = next((d for d in read if hashlib.sha256(d).hexdigest() == entry.sha256), None)
         if data is None and len(self.damaged) > before:
-            return  # a version of it cannot be read, and that was said
+            return  # a version cannot be read, and `damaged` has a line about it
         if data is None:
             self.damaged.append(f"{key} is not there as seal {place[0]} tells of it")
             return
@@ -219,7 +228,8 @@ class HoldLedger:
             self.damaged.append(f"{key}: {error}")
 
     def _read(self, ref: ObjectRef, max_bytes: int) -> bytes | None:
-        """None where it is not there, larger than that, or cannot be read (`damaged`)."""
+        """Return None if the object is missing, larger than `max_bytes`, or cannot be read. Only
+        the last case adds to `damaged`."""
         try:
             return self._reader.read(ref.key, ref.version_id, max_bytes)
         except Unreadable as error:
@@ -232,7 +242,7 @@ class HoldLedger:
 
 
 class CallFinder:
-    """Finds the objects of calls. One thread uses it, but for `beside`; close it after use."""
+    """Finds the objects of calls. For one thread, except `beside`. Close it after use."""
 
     def __init__(self, reader: Reader, at_once: int, *, page: int = LIST_PAGE) -> None:
         self._reader = ItemReader(reader)
@@ -247,8 +257,8 @@ class CallFinder:
     def find(
         self, call_ids: Collection[str]
     ) -> tuple[dict[str, CallObjects], dict[str, StoreError]]:
-        """Of each call that has a record, hidden or not, what there is; and of which calls an
-        object cannot be asked for, with the reason. Raises `StoreError` where the store is out, or
+        """Return the objects of each call that has a record, hidden or not; and, for calls of which
+        an object cannot be read, the error. Raises `StoreError` if the store is unreachable or
         refuses to list."""
         dirs = {layout.call_dir(call_id): call_id for call_id in call_ids}
         days: dict[str, set[str]] = {}
@@ -260,7 +270,7 @@ class CallFinder:
                 days.setdefault(dirs[call_dir], set()).add(day)
 
         def try_one(call: tuple[str, set[str]]) -> CallObjects | StoreError:
-            """What is wrong with one call's objects keeps no other call waiting."""
+            """An error about one call's objects does not stop the other calls."""
             try:
                 return self._objects(*call)
             except StoreError as error:
@@ -278,17 +288,17 @@ class CallFinder:
         return calls, left
 
     def beside(self, hold: Hold) -> CallObjects:
-        """What lies by now where the objects of an act lie: later revisions stay where the first
-        one is. Many threads may call it. Raises `StoreError`."""
+        """Return the objects that exist now in the directories of a hold's objects: later revisions
+        of a call stay on the day of the first one. Threads share it. Raises `StoreError`."""
         return self._objects(hold.call_id, {one.key.split("/")[1] for one in hold.objects})
 
     def _calls_of_day(self, day: date, dirs: Collection[str]) -> set[tuple[str, str]]:
-        """`(dt=<day>, directory)` of each of these calls that has a record on a day."""
+        """Return `(dt=<day>, directory)` of each of these calls that has a record on a day."""
         prefix, found = layout.record_prefix(day), set[tuple[str, str]]()
         if len(dirs) > 1:
             for number, (call_dir, is_record) in enumerate(self._records(prefix)):
                 if number >= self._page * len(dirs):
-                    break  # more pages than calls: these are looked for one by one
+                    break  # more pages than calls: listing each call's directory is cheaper
                 if call_dir in dirs and is_record:
                     found.add((layout.day_dir(day), call_dir))
             else:
@@ -300,14 +310,15 @@ class CallFinder:
         }
 
     def _records(self, prefix: str) -> Iterator[tuple[str, bool]]:
-        """Each version below a prefix: its call's directory, and whether it is a record."""
+        """Yield, for each version below a prefix, its call's directory and whether it is a
+        record."""
         for ref, is_marker in self._versions.below(prefix):
             is_record = not is_marker and layout.parse_record_key(ref.key) is not None
             yield ref.key.split("/")[2], is_record
 
     def _objects(self, call_id: str, days: Iterable[str]) -> CallObjects:
-        """List what the call has on these days (`dt=…`), and ask for each version of it. Raises
-        `StoreError`, with reach `ITEM` where it is about these objects alone."""
+        """List a call's objects on these days (`dt=…`), and send a HEAD for each version. Raises
+        `StoreError`, with reach `ITEM` if only these objects are affected."""
         held, loose, gone, dates = set[ObjectRef](), set[ObjectRef](), set[str](), set[datetime]()
         tops = (layout.RECORDS, layout.RECORDINGS)
         prefixes = [
@@ -336,8 +347,8 @@ class CallFinder:
         )
 
     def _missing(self, found: Collection[ObjectRef]) -> set[str]:
-        """What records name and is not there, and the records that are damaged. It is only
-        reported: anybody may have put a record there."""
+        """Return the keys that records name and that do not exist, and the keys of damaged records.
+        They are only reported, because anybody with write access may have written such a record."""
         missing, keys = set[str](), {one.key for one in found}
         for one in found:
             if layout.parse_record_key(one.key) is None:
@@ -353,8 +364,8 @@ class CallFinder:
 
 
 class ArchivedHolds:
-    """The ledger's acts and the calls' objects: what `pipeline/hold_acts.py` asks the archive for.
-    One thread uses it, but for `beside`; close it after use."""
+    """The acts and the objects of calls: the reading side of `pipeline/hold_acts.py`. For one
+    thread, except `beside`. Close it after use."""
 
     def __init__(self, reader: Reader, at_once: int) -> None:
         self._ledger = HoldLedger(reader)
@@ -368,7 +379,7 @@ class ArchivedHolds:
 
 
 def have_records(reader: Reader, call_ids: Collection[str]) -> set[str]:
-    """Those of these calls that the archive has a record of, hidden or not."""
+    """Return those of these calls that have a record in the archive, hidden or not."""
     if not call_ids:
         return set()
     finder = CallFinder(reader, AT_ONCE)
@@ -384,7 +395,8 @@ def have_records(reader: Reader, call_ids: Collection[str]) -> set[str]:
 
 @dataclass
 class CallHolds:
-    """The acts about a call, oldest first, and what the store says of its objects."""
+    """The acts about a call, oldest first, and the HEAD responses for its objects; None for an
+    object that is missing or cannot be read."""
 
     acts: Sequence[Act]
     heads: Mapping[ObjectRef, ObjectHead | None] = field(default_factory=dict)
@@ -395,11 +407,11 @@ class CallHolds:
 
     @property
     def last(self) -> list[Act]:
-        """The acts that make it held or not held now, oldest first."""
+        """The acts that decide whether the call is held now, oldest first."""
         return event.standing(self.acts)
 
     def document(self) -> dict[str, Any]:
-        """`{"acts", "held"}`, as `hold list --json` and `manifest show --json` have it."""
+        """Return `{"acts", "held"}`, a part of `hold list --json` and `manifest show --json`."""
         acts = [
             {**hold_document(act.hold), "seal": act.seal, "segment": act.segment}
             for act in self.acts
@@ -408,15 +420,17 @@ class CallHolds:
 
 
 def holds_by_call(acts: Sequence[Act]) -> dict[str, CallHolds]:
-    """By call id; calls in the order of their first acts."""
+    """Group acts by call id. The calls are in the order of their first acts."""
     return {call_id: CallHolds(own) for call_id, own in event.by_call(acts).items()}
 
 
 def holds_of(
     reader: Reader, call_id: str, objects: Collection[ObjectRef]
 ) -> tuple[CallHolds, list[str]]:
-    """The holds of a call whose records name these objects; an act may name more. And what could
-    not be read, one line each: events, or what the store says of an object."""
+    """Return the holds of a call, and a line for each event or object that could not be read.
+
+    `objects` are those that the call's records name; the objects of its newest act are added.
+    """
     ledger, items = HoldLedger(reader), ItemReader(reader)
     acts = [act for act in ledger.readable() if act.hold.call_id == call_id]
     wanted = {*objects, *(acts[-1].hold.objects if acts else ())}
@@ -445,7 +459,7 @@ def hold_document(hold: Hold) -> dict[str, Any]:
 
 
 def object_document(ref: ObjectRef, head: ObjectHead | None) -> dict[str, Any]:
-    """An object as the store has it; all of it null where there is none."""
+    """An object's version, lock and hold in the store; all null if the object does not exist."""
     until = head.lock_until if head else None
     return {
         "held": head.held if head else None,

@@ -1,19 +1,17 @@
-"""What lies in the bucket and stands in no seal.
+"""Checks the objects of the bucket that no seal names.
 
-- Objects of segments that no seal names: segments that wait for their seal, and traces of what is
-  gone. Writers may be at work, and a key that is listed may belong to a seal that is newer than our
-  reading of the chain. So before anything is called a trace, the bucket is asked again.
-- Versions: more than one of a key, or a delete marker, shows that somebody overwrote or deleted.
-- Foreign objects: keys that no rule of the layout makes.
-- Orphans: records that no sealed segment names, and files that no record names. Orphan records are
-  read: each must be a record of this format, else whoever asks the bucket for the calls of that day
-  cannot use it. They are few: a window that is still open has such records, and a record that was
-  amended before any segment named it. That something is an orphan is information, and only
-  reported where every sealed segment could be read.
-- Sightings: ids that a listing of a window showed and that had no record then. Once a later
-  listing of that window is sealed, each of them has a record, in this window or in another one, or
-  stands in `pending`. An id with an orphan record is not lost either: its window may be sealed
-  later.
+- Segments that no seal names, and their checksum lists and seal pointers. They wait for their seal,
+  or their seal is gone. A writer may have sealed them after the chain was read, so the bucket is
+  asked again before a finding says that something is missing.
+- Versions: a key with several versions or a delete marker was overwritten or deleted.
+- Foreign objects: objects whose keys the layout does not allow.
+- Orphans: records that no sealed segment names, and files that no sealed record names. Open
+  windows have such records, and so has a call whose record was amended before any segment named it.
+  Orphan records are few and are read: a reader of the bucket expects a record at such a key. An
+  orphan is an `info`, reported only if every sealed segment could be read.
+- Sightings: ids that were listed in a window and had no record then. Once a later listing of that
+  window is sealed, each id has a record, in this window or in another one, or is in `pending`. An
+  id with an orphan record is not lost either: its window may be sealed later.
 """
 
 from __future__ import annotations
@@ -41,28 +39,32 @@ from archiver.core.errors import FormatError, NewerFormat, StoreError
 from archiver.manifest import layout, seal, sighting
 
 MAX_SEGMENTS_READ = 1000
-"""Unsealed segments that are read; the others are only reported. In a sound archive there are as
-many as windows that are being sealed just now."""
+"""Limit of unsealed segments that are read; the others are only reported. An intact archive has one
+for each window that is being sealed at the moment."""
 MAX_RECORDS_READ = 4096
-"""Orphan records that are read."""
+"""Limit of orphan records that are read."""
 SIGHTINGS_READ_AT_ONCE = 4
-"""One may have a million ids."""
+"""Few, for the sake of memory: a sighting may have a million ids."""
 MAX_SUSPECTS = 100_000
-"""Keys of which all versions are looked at together; those beyond it are all `overwritten`."""
+"""Limit of keys whose versions are collected before they are judged. Each further version is
+reported as `overwritten` at once."""
 SHOWN = 10
-"""Keys that are reported of each code which is no error; the others are counted."""
+"""Keys that are reported for each of these codes; the others are only counted."""
 ID_CHARACTERS = 64
-"""What a finding shows of an id."""
+"""A finding shows at most so many characters of an id."""
 RESERVED = "manifest/log/"
-"""Where a newer release keeps its transparency log."""
+"""The prefix where a later release will keep a transparency log."""
 LISTED_ELSEWHERE = (layout.SEALS, layout.SEGMENTS, layout.EVENTS, layout.KEYS)
-"""Listed key by key by `check_chain` and `check_manifest`."""
+"""Prefixes whose keys `check_chain` and `check_manifest` check one by one."""
 _CALL_DIR = re.compile(r"[A-Za-z0-9_-]{1,128}|id\.[0-9a-f]{64}")
 
 
 class StringSet:
-    """A set of strings as their hashes, 8 bytes each: a million calls have four million keys.
-    Filled first, then asked. By chance a string counts as one of them once in many billions."""
+    """A set of strings, stored as hashes of 8 bytes each: a million calls have four million keys.
+
+    Fill it first, then test. A false positive has a probability of one in many billions, and nobody
+    can construct one, because Python's string hash has a random key in each process.
+    """
 
     def __init__(self) -> None:
         self._hashes = array("q")
@@ -83,7 +85,7 @@ class StringSet:
 
 
 def check_manifest(reader: ReportingReader, chain: ChainView, segments: SegmentCheck) -> None:
-    """List the manifest's segments and keys, and report what no seal explains."""
+    """List the segments and the public keys, and report objects that no seal explains."""
     add, unsealed = reader.findings.add, 0
     for prefix in (layout.SEGMENTS, layout.EVENTS):
         for key in (listed.key for listed in reader.list(prefix)):
@@ -100,7 +102,7 @@ def check_manifest(reader: ReportingReader, chain: ChainView, segments: SegmentC
                 if reader.is_there(segment) is False:
                     add("segment_missing", segment, "its .sha256 is there")
             elif reader.is_there(layout.pointer_key(segment)) is False:
-                # It waits for its seal, or is something else.
+                # A segment without a pointer: it waits for its seal, or it is not a segment.
                 unsealed += 1
                 found = segments.unsealed(key) if unsealed <= MAX_SEGMENTS_READ else None
                 if unsealed > MAX_SEGMENTS_READ:
@@ -117,8 +119,11 @@ def check_manifest(reader: ReportingReader, chain: ChainView, segments: SegmentC
 
 
 def _check_pointer(reader: ReportingReader, chain: ChainView, key: str) -> None:
-    """A pointer is written after its seal: without a seal that names the segment, the seal is gone,
-    or it could not be read, or it is newer than our reading of the chain."""
+    """Report a seal pointer whose segment no seal names.
+
+    A pointer is written after its seal. So the seal is gone, which is reported here; or it could
+    not be read, which was reported; or it was written after the chain was read.
+    """
     data = reader.read(key, seal.POINTER_BYTES, "pointer_missing")
     if data is None:
         return
@@ -136,12 +141,12 @@ def _check_pointer(reader: ReportingReader, chain: ChainView, key: str) -> None:
 def check_versions(
     reader: ReportingReader, prefixes: Sequence[str], orphans: Orphans
 ) -> str | None:
-    """Report each key below `prefixes` that has more than one version, or a delete marker, and add
-    each key that is there to `orphans`.
+    """Report each key below `prefixes` that has several versions or a delete marker, and add each
+    existing key to `orphans`.
 
-    A version that is not the newest shows that something lies over it; what, is known once all
-    versions of the key are. Returns a note for the auditor where the store does not list versions,
-    or keeps none: then it lists a `null` of each key, or nothing.
+    The finding for a key depends on all its versions, so it is decided at the end. Returns a note
+    for the auditor if the store keeps no versions (it lists one version `null` for each key, or
+    none) or does not list them.
     """
     suspects: dict[str, set[str]] = {}
     is_listed = has_versions = False
@@ -180,7 +185,7 @@ def check_versions(
 
 
 class _FirstKeys:
-    """Keys of which the first are kept and the others counted."""
+    """Keeps the first `limit` keys, and counts all."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -199,11 +204,11 @@ class _FirstKeys:
 
 
 class Orphans:
-    """Sorts out what nothing names. `add` is called with each key that is there, once.
+    """Finds foreign objects and orphans. Call `add` once with each key that exists.
 
-    `named` are the keys of all sealed records and those that they name; None where not all of them
-    are known, because segments beyond the range were not read: then only what is foreign is
-    reported. One thread uses it.
+    `named` has the keys of all sealed records and of the files that they name. It is None if a
+    range was given: segments outside it were not read, so orphans cannot be told, and only foreign
+    objects are reported. For one thread.
     """
 
     def __init__(self, named: StringSet | None) -> None:
@@ -211,7 +216,7 @@ class Orphans:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was added."""
+        """Remove all keys that were added."""
         self._foreign, self._reserved = _FirstKeys(SHOWN), _FirstKeys(SHOWN)
         self._files, self._records = _FirstKeys(SHOWN), _FirstKeys(MAX_RECORDS_READ)
         self._with_record = set[str]()
@@ -233,19 +238,19 @@ class Orphans:
                 self._with_record.add(key.split("/")[2])
 
     def has_record(self, call_id: str) -> bool:
-        """Whether a call has an orphan record; to be asked after `report`."""
+        """Whether a call has an orphan record. Call it after `report`, which reads the records."""
         return layout.call_dir(call_id) in self._with_record
 
     def report(
         self, reader: ReportingReader, executor: Executor, ahead: int, *, is_complete: bool
     ) -> str | None:
-        """Read the orphan records and report all; orphans only where the reading of the sealed
-        segments `is_complete`. Returns a note where not all records could be read."""
+        """Read the orphan records and report all findings. Orphans are reported only if all sealed
+        segments were read (`is_complete`). Returns a note if there are too many records to read."""
         self._foreign.report(reader.findings, "foreign_object")
         self._reserved.report(reader.findings, "unexpected_object")
 
         def is_sound(key: str) -> bool:
-            """Whether an orphan record is one of this format; else that is reported."""
+            """Whether the object is a record of this key; reports it if not."""
             data = reader.read(key, MAX_RECORD_BYTES, None)
             if data is None:
                 return False
@@ -276,7 +281,7 @@ class Orphans:
 
 
 def _is_foreign(key: str) -> bool:
-    """Whether no rule of the layout makes a key below one of the archive's own prefixes."""
+    """Whether a key lies below a prefix of the archive and the layout does not allow it."""
     if key.startswith(layout.RECORDS):
         return layout.parse_record_key(key) is None
     if key.startswith(layout.RECORDINGS):
@@ -298,11 +303,11 @@ def check_sightings(
     listed_at: Mapping[datetime, datetime],
     is_accounted_for: Callable[[str], bool] | None,
 ) -> None:
-    """Read sightings, and report what cannot be read, and ids that are lost.
+    """Read sightings, and report unreadable ones and lost ids.
 
-    `listed_at` says of each sealed window, by its start, when its newest listing began;
-    `is_accounted_for` whether a call stands in a sealed segment or has an orphan record, None where
-    that is not known.
+    `listed_at` maps the start of each sealed window to the time at which its newest listing began.
+    `is_accounted_for` returns whether a sealed segment names a call or the call has an orphan
+    record; it is None if that is not known, and then no id is reported.
     """
 
     def check(key: str) -> None:

@@ -1,12 +1,13 @@
-"""Records and files, their locks and legal holds, against what the bucket has.
+"""Checks records and files, their locks and their legal holds against the bucket.
 
-At level `objects` every record is read and every file asked for by HEAD, in the very version that
-its record names; at level `bytes` files are read and hashed too, all of them or a random sample.
-A record is asked for by HEAD only where it promises a lock, the bucket takes legal holds at all, or
-its call is held. At the end come the objects that the events of held calls name besides.
+At level `objects` every record is read, and a HEAD is sent for every file, in the version that its
+record names. At level `bytes` files are read and hashed too, all of them or a random sample. A
+record gets a HEAD only if it promises a lock, its call is held, or the bucket has Object Lock, for
+without it no legal hold can exist. At the end, other objects that the events of held calls name are
+checked.
 
-Somebody may put a call on hold, or take it off, while the audit runs. So what disagrees about holds
-is kept until the end, and what a newer seal speaks of is dropped.
+A hold may be set or removed while the audit runs. So mismatches of holds are kept until the end,
+and those of calls that a newer seal has an event about are dropped.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ from archiver.manifest.record import FileRef
 from archiver.store.types import ObjectHead
 
 MODES = ("GOVERNANCE", "COMPLIANCE")
-"""Weakest first."""
+"""Modes of Object Lock, weakest first."""
 MAX_HOLDS_KEPT = 10_000
-"""Disagreements about holds that are kept until the end; beyond them each is reported at once."""
+"""Limit of hold mismatches that are kept until the end. Further ones are reported at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """A retention that records promise: how strong (a place in `MODES`), and until when."""
+    """A retention that records promise: a mode, as its index in `MODES`, and a date."""
 
     strength: int
     until: datetime
@@ -60,12 +61,12 @@ class Promise:
         )
 
     def and_also(self, other: Promise) -> Promise:
-        """What keeps both."""
+        """Return the weakest promise that includes both."""
         return Promise(max(self.strength, other.strength), max(self.until, other.until))
 
 
 def promise_of(found: RecordLine, now: datetime) -> Promise | None:
-    """What must still hold `now`; None where nothing was promised, or it is over."""
+    """Return a record's promise; None if it has none, or its date is not after `now`."""
     retention = found.retention
     if not isinstance(retention, dict):
         return None
@@ -76,18 +77,18 @@ def promise_of(found: RecordLine, now: datetime) -> Promise | None:
 
 
 class WindowFiles:
-    """The files that the records of a window name, and what all of them together promise of each:
-    a later revision carries files over, and has a promise of its own. One thread uses it.
+    """The files that the records of a window name, and the combined promise for each file. A later
+    revision of a record may name the same file with another promise. For one thread.
 
-    Hashes are kept, not keys: a window may have very many.
+    Keeps hashes instead of keys: a window may have very many files.
     """
 
     def __init__(self) -> None:
         self._promises: dict[int, Promise | None] = {}
 
     def count(self, files: Iterable[FileRef]) -> list[FileRef]:
-        """Those that no record of the window named before. For many records at a time, where nobody
-        asks for promises."""
+        """Return the files that no record of the window named before. Takes the files of many
+        records at a time, and no promises."""
         new = {hash((f.key, f.version_id, f.bytes, f.sha256)): f for f in files}
         for mark in self._promises.keys() & new.keys():
             del new[mark]
@@ -97,8 +98,8 @@ class WindowFiles:
     def add(
         self, files: Sequence[FileRef], promise: Promise | None
     ) -> tuple[list[FileRef], list[tuple[FileRef, Promise | None]]]:
-        """The files of a record that promises that: those that no record named before; and those
-        of which it promises more than was promised before, with what that was."""
+        """Add the files of a record. Returns the files that no record named before; and the files
+        for which this record promises more than earlier ones, each with the earlier promise."""
         new, again = list[FileRef](), list[tuple[FileRef, Promise | None]]()
         for file in files:
             mark = hash((file.key, file.version_id, file.bytes, file.sha256))
@@ -117,7 +118,7 @@ class WindowFiles:
 class Sample:
     """A random sample of a stream of unknown length (reservoir sampling). Threads share it.
 
-    The choice is not predictable, so that nobody can damage only what will not be read.
+    The choice is unpredictable. Otherwise somebody could damage just the files that are not read.
     """
 
     def __init__(self, size: int, rng: random.Random | None = None) -> None:
@@ -137,7 +138,8 @@ class Sample:
 
 
 class ObjectCheck:
-    """Checks records and their files, a task each. Threads share it once all events were added."""
+    """Checks each record and each file in a task of its own. Add all events first; then threads
+    share it."""
 
     def __init__(
         self,
@@ -149,8 +151,8 @@ class ObjectCheck:
         sample: Sample | None,
         on_hashed: Callable[[int], None],
     ) -> None:
-        """With a `sample`, files are offered to it, and hashed in `finish` if they were chosen.
-        `on_hashed` is called with the bytes of each file that was hashed, from many threads."""
+        """With a `sample`, files are offered to it, and `finish` hashes the chosen ones.
+        `on_hashed` is called with the size of each hashed file, from many threads."""
         self._reader = reader
         self._report = reader.findings.add
         self._backlog = backlog
@@ -162,15 +164,15 @@ class ObjectCheck:
         self.files_hashed = 0
         self.bytes_hashed = 0
         self.holds_known = chain.is_whole
-        """Whether all events could be read: else nobody knows who is held."""
+        """Whether all events could be read. Otherwise it is not known which calls are held."""
         self._held: set[str] = set()
         self._checked: set[int] = set()
         """Hashes of the objects of held calls that were checked."""
         self._disagreements: dict[tuple[str, str], tuple[str, str]] = {}
-        """Code and key → call id and detail, of legal holds."""
+        """Mismatches of legal holds: code and key → call id and detail."""
 
     def add_events(self, events: EventSegment) -> None:
-        """Add a segment of events; to be called in the order of the chain."""
+        """Add a segment of events. Call it in the order of the chain."""
         self.holds_known = self.holds_known and events.is_whole
         for call_id, action in events.holds:
             (self._held.add if action == "add" else self._held.discard)(call_id)
@@ -182,8 +184,8 @@ class ObjectCheck:
         new: Iterable[FileRef],
         again: Iterable[tuple[FileRef, Promise | None]],
     ) -> None:
-        """Have a record and its files checked, as `WindowFiles.add` sorts them; waits while too
-        much is under way."""
+        """Start the checks of a record and its files, as `WindowFiles.add` returns them. Waits
+        while too many tasks are queued."""
         self._backlog.add(partial(self._check_record, found, promise))
         for file in new:
             self._backlog.add(partial(self._check_file, file, promise, found.record.call_id))
@@ -191,13 +193,14 @@ class ObjectCheck:
             self._backlog.add(partial(self._check_promise, file, before, promise))
 
     def add_covering(self, key: str, until: datetime) -> None:
-        """Have an object of the manifest checked that covers records that are promised a lock until
-        then. Its mode is that of the day it was written. Where it is missing, that is said
-        elsewhere."""
+        """Start the check that an object of the manifest is locked until `until`, as long as the
+        records that it covers. Its mode is not compared: it was the setting of its day. A missing
+        object is reported elsewhere."""
         self._backlog.add(partial(self._check_covering, key, Promise(0, until)))
 
     def finish(self, events: Iterable[str]) -> None:
-        """Wait for all tasks, check what else the `events` (keys) name, and hash the sample."""
+        """Wait for all tasks, check other objects that events name, and hash the sample. `events`
+        are the keys of segments."""
         self._backlog.drain()
         for call_id, one in self._unchecked(events):
             self._backlog.add(partial(self._check_hold, call_id, one))
@@ -252,8 +255,8 @@ class ObjectCheck:
     def _check_promise(
         self, file: FileRef, before: Promise | None, promise: Promise | None
     ) -> None:
-        """A file that was checked already, against a further promise: what breaks an earlier one,
-        or is missing, was said."""
+        """Check a file that was checked before against a further promise. Reports nothing if the
+        file is missing or breaks the earlier promise: that was reported."""
         head = self._reader.head(file.key, file.version_id, None)
         if head is None or promise is None or not (before is None or before.is_kept_by(head)):
             return
@@ -274,8 +277,8 @@ class ObjectCheck:
     # --- legal holds
 
     def _compare_hold(self, call_id: str, asked: ObjectRef, head: ObjectHead | None) -> None:
-        """Compare an object of a call with the ledger. `head` None: it is not there, and that was
-        said."""
+        """Compare an object's legal hold with the events. `head` is None if the object is missing,
+        which was reported."""
         if not self.holds_known:
             return
         is_held = call_id in self._held
@@ -285,8 +288,8 @@ class ObjectCheck:
             self._disagree("hold_missing" if is_held else "hold_unrecorded", asked.key, call_id)
 
     def _unchecked(self, segments: Iterable[str]) -> Iterator[tuple[str, ObjectRef]]:
-        """What the events in these segments name of held calls and was not checked: objects of
-        windows out of range, or in no sealed window yet. Each once, with its call."""
+        """Yield each unchecked object that an event of a held call names, with the call id. Such
+        objects belong to windows outside the range, or to windows that are not sealed yet."""
         for key in segments if self.holds_known and self._held else ():
             for hold in self._holds_in(key):
                 if hold.action == "add" and hold.call_id in self._held:
@@ -302,14 +305,15 @@ class ObjectCheck:
             self._disagree("hold_missing", one.key, call_id)
 
     def report_holds(self) -> None:
-        """Report what disagrees, and was not changed by a seal that is newer than the chain."""
+        """Report the mismatches, except for calls whose hold changed after the chain was read."""
         changed = set(self._changed_since()) if self._disagreements else set()
         for (code, key), (call_id, detail) in self._disagreements.items():
             if call_id not in changed:
                 self._report(code, key, detail)
 
     def _is_new(self, asked: ObjectRef, head: ObjectHead | None) -> bool:
-        """Remember that an object was checked, in the version found; whether that was new."""
+        """Remember that an object was checked, in the version found. Returns whether it was not
+        checked before."""
         version_id = asked.version_id or (head.version_id if head is not None else None)
         mark = hash(ObjectRef(asked.key, version_id))
         with self._lock:
@@ -326,7 +330,7 @@ class ObjectCheck:
         self._report(code, key, detail)
 
     def _changed_since(self) -> Iterator[str]:
-        """The calls that events of seals are about that came after the chain was read."""
+        """Yield the ids of calls with a hold event in a seal written after the chain was read."""
         number = self._chain.last + 1
         while data := self._reader.read(layout.seal_key(number), MAX_SEAL_BYTES, None):
             try:
@@ -339,7 +343,7 @@ class ObjectCheck:
             number += 1
 
     def _holds_in(self, key: str) -> Iterator[Hold]:
-        """The holds in a segment of events, as far as they can be read: damage was reported."""
+        """Yield the hold events of a segment up to the first damaged line. Damage was reported."""
         spooled = self._reader.spool(key, MAX_SEGMENT_BYTES, None)
         if spooled is None:
             return

@@ -1,14 +1,15 @@
-"""Questions to the manifest: which records a range has, and what is known of one call.
+"""Queries the manifest: the records of a range, and the history of one call.
 
-Only what is sealed counts (`SealedSegments`). What is damaged, cannot be read or was written by
-a newer release is left out, and `damages` names it.
+`records` reads sealed segments only (`SealedSegments`); `find` also reads records that are not
+sealed yet. Objects that are damaged, unreadable or written by a newer release are left out, and
+`damages` names them.
 
-What a question costs: `records` takes one LIST a day and three small GETs a segment. `find` does
-not know the call's day: it asks which days there are (a LIST or two), and from the newest backwards
-whether the day has a record of the call (one LIST a day, several at a time), so a recent call is
-found at once, and an unknown one costs a LIST for each day that has records. Then the segments
-around that day are read, those nearest to the call's start first; all others only where the source
-placed the call far from it.
+Requests: `records` takes one LIST for each day, and a segment, its seal pointer and its seal take a
+GET each. `find` does not know the call's day. It lists the days (a LIST or two), and then, from the
+newest day backwards, the call's records (one LIST a day, several at a time). So a recent call is
+found at once, and an unknown one takes a LIST for each day that has records. Then it reads the
+segments around that day, nearest to the call's start first, and all others only if a record is not
+found there: the source may list a call in a window far from its start.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ LISTS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Row:
-    """A record as its segment has it, and where. `line` is its exact bytes, newline included."""
+    """A record of a sealed segment, with the keys of segment and seal number. `line` is its exact
+    bytes, newline included."""
 
     line: bytes
     record: Record
@@ -55,19 +57,19 @@ class Row:
 
 @dataclass
 class CallHistory:
-    """What is known of a call: its records, oldest first, each with its segment and seal."""
+    """All records of a call, oldest first, each with its segment and seal."""
 
     call_id: str
     revisions: list[Record]
     sealed: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """Key of a record → key of its segment, number of its seal. Absent: not sealed yet, or a newer
-    revision was there before any segment named it."""
+    """Key of a record → key of its segment, number of its seal. A record is absent if it is not
+    sealed yet, or if a newer revision existed before any segment named it."""
     holds: CallHolds | None = None
-    """Its legal holds and what the store says of its objects, where that was asked for."""
+    """The legal holds of the call and the state of its objects; None if they were not read."""
 
     @property
     def objects(self) -> set[ObjectRef]:
-        """All that its records name, and the records themselves."""
+        """The records, and all files that they name."""
         return {one for record in self.revisions for one in objects_of(record)}
 
     def document(self) -> dict[str, Any]:
@@ -92,23 +94,24 @@ class CallHistory:
 
 
 def objects_of(record: Record) -> list[ObjectRef]:
-    """A record, in the version that is there, and the files that it names."""
+    """Return a record, in its newest version, and the files that it names."""
     files = record.document["files"]
     named = [ObjectRef(file["key"], file.get("version_id")) for file in files]
     return [ObjectRef(record.key, None), *named]
 
 
 class Query:
-    """Asks one archive. One thread uses it."""
+    """Queries one archive. For one thread."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = ItemReader(reader)
         self._sealed = SealedSegments(self._reader)
         self.damages: dict[str, None] = {}
-        """What could not be read so far, one line each."""
+        """A line for each object that could not be read so far. A dict, to keep their order."""
 
     def _tried(self, ask: Callable[[], T], otherwise: T) -> T:
-        """An answer; `otherwise` where it cannot be read, which `damages` names then."""
+        """Return what `ask` returns. If it raises `FormatError`, add that to `damages` and return
+        `otherwise`."""
         try:
             return ask()
         except FormatError as error:
@@ -116,21 +119,21 @@ class Query:
             return otherwise
 
     def _names(self, prefix: str = layout.SEGMENTS) -> list[SegmentName]:
-        """The segments below a prefix; none where they cannot be listed."""
+        """Return the segments below a prefix; none if they cannot be listed."""
         return self._tried(lambda: self._sealed.names(prefix), [])
 
     def _entry(self, name: SegmentName) -> SealedEntry | None:
-        """As `SealedSegments.entry`; None also where the seal cannot be read."""
+        """Return `SealedSegments.entry`; None also if the seal cannot be read."""
         return self._tried(lambda: self._sealed.entry(name), None)
 
     # --- the records of a range
 
     def records(self, start: datetime, end: datetime, outcome: str | None = None) -> Iterator[Row]:
-        """The newest record of each call in the sealed windows that touch `[start, end)`, window
-        by window: a call that vanished is there with its record, and a call that a source moved
-        from one window to another is in both.
+        """Yield the newest record of each call in the sealed windows that overlap `[start, end)`.
 
-        Raises `StoreError` where the store is out or refuses everything.
+        The order is window by window. A call that vanished is included, and a call that the source
+        moved to another window is in both. Raises `StoreError` if the store is unreachable or
+        refuses everything.
         """
         for names in self._windows(start, end):
             for row in self._window(names, start):
@@ -138,11 +141,12 @@ class Query:
                     yield row
 
     def _windows(self, start: datetime, end: datetime) -> Iterator[list[SegmentName]]:
-        """The segments of each window that may touch the range, oldest revision first."""
+        """Yield the segments of each window that may overlap the range, oldest revision first."""
         day = start.date()
         while datetime.combine(day, datetime.min.time(), UTC) < end:
             names = self._names(layout.segment_prefix(day))
-            # The window before the range is the last one that may reach into it.
+            # Of the windows that begin before the range, only the last one may reach into it. A
+            # window never crosses midnight.
             first = max((name.start for name in names if name.start <= start), default=start)
             for moment, group in groupby(names, key=lambda name: name.start):
                 if first <= moment < end:
@@ -150,8 +154,8 @@ class Query:
             day += DAY
 
     def _window(self, names: list[SegmentName], start: datetime) -> Iterator[Row]:
-        """The newest record of each call of a window. Later revisions hold what has changed, and
-        are kept in memory; the first one, which holds all the rest, passes through."""
+        """Yield the newest record of each call of a window. Later revisions have only what changed,
+        and are kept in memory. The first revision has all other calls, and is streamed."""
         sealed = [found for name in names if (found := self._entry(name)) is not None]
         changed: dict[str, Row] = {}
         for one in sealed[1:]:
@@ -165,8 +169,8 @@ class Query:
         yield from sorted(changed.values(), key=lambda row: row.record.key)
 
     def _rows(self, sealed: SealedEntry, start: datetime) -> Iterator[Row]:
-        """The records of a segment; none where its window ends before `start`. A segment that
-        cannot be read has none, and a line that cannot is left out."""
+        """Yield the records of a segment; none if its window ends at or before `start`. Leaves out
+        lines that cannot be read, and all of a segment that cannot be read."""
         entry, number = sealed
         bad: FormatError | None = None
         try:
@@ -190,7 +194,7 @@ class Query:
     # --- one call
 
     def find(self, call_id: str) -> CallHistory | None:
-        """All records of a call, sealed or not; None where there is none that can be read."""
+        """Return all records of a call, sealed or not; None if it has none that can be read."""
         records = list[Record]()
         for key in self._record_keys(layout.call_dir(call_id)):
             try:
@@ -207,7 +211,7 @@ class Query:
         return history
 
     def _record_keys(self, call_dir: str) -> list[str]:
-        """The keys of a call's records: of the newest day that has any."""
+        """Return the keys of a call's records, of the newest day that has any."""
         days = record_days(self._reader.folders(layout.RECORDS))
 
         def keys_of(day: date) -> list[str]:
@@ -224,8 +228,8 @@ class Query:
         return []
 
     def _locate(self, history: CallHistory) -> None:
-        """Fill in `sealed`: look near the call's start first, then anywhere, if a record can be
-        sealed at all."""
+        """Fill in `history.sealed`. Searches the days around the call's start first, then all other
+        segments, unless the remaining records are newer than every seal."""
         wanted = {record.data: record for record in history.revisions}
         newest = history.revisions[-1]
         parsed = layout.parse_record_key(newest.key)
@@ -245,7 +249,8 @@ class Query:
         names: Iterable[SegmentName],
         start: datetime,
     ) -> None:
-        """Look for lines in segments, nearest to `start` first; found ones leave `wanted`."""
+        """Search segments for the lines in `wanted`, nearest to `start` first, and remove those
+        that are found."""
         for name in sorted(names, key=lambda name: (abs(name.start - start), name.revision)):
             if not wanted:
                 return
@@ -260,12 +265,12 @@ class Query:
                 self.damages[str(error)] = None
 
     def _may_be_sealed(self, records: Iterable[Record]) -> bool:
-        """Whether the newest seal is younger than some of them."""
+        """Whether one of the records is older than the newest seal, or this is not known."""
         newest = self._tried(self._sealed.newest, None)
         times = [parse_time(record.document.get("archived_at")) for record in records]
         return newest is None or any(time is None or time <= newest.sealed_at for time in times)
 
 
 def _newest(*rows: Row | None) -> Row:
-    """The one with the highest revision; of some that are as new, the first one given."""
+    """Return the row with the highest revision; of several with the same, the first one."""
     return max((row for row in rows if row is not None), key=lambda row: row.record.revision)

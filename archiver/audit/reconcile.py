@@ -1,20 +1,19 @@
-"""Lists the source again and compares it with the archive: what one has and the other lacks.
+"""Lists the source again and compares the listings with the archive, window by window.
 
 - The source's side of a window is its listing: the calls that two passes agreed on, and those that
-  one pass has seen. The archive's side is what the window's sealed segments say, all revisions
-  together.
-- A call is looked for beyond its window before it counts as missing: in the windows beside it and
-  in those of its own times, because a source may list it elsewhere now; then as a record object
-  that no sealed segment names yet.
-- A call of the archive that its window's listing lacks is reported only where no other window of
-  the range lists it. Where its window was listed with another filter than now, the source may
-  still have it and not have been asked for it.
-- One bad item never stops the rest. A window that cannot be listed, an entry that is no call, a
-  segment or a record that cannot be read is reported, and all else is compared. A window whose own
-  segments cannot be read is not judged.
+  only one pass returned. The archive's side is all sealed revisions of the window together.
+- Before a call counts as missing, it is searched in the neighbouring windows and in the windows of
+  its own times, because the source may have listed it there before; then as a record that no sealed
+  segment names yet.
+- A call of the archive that the listing of its window lacks is reported only if no other window of
+  the range lists it. If its window was listed with another filter then, the source may still have
+  the call, and the present filter excludes it.
+- One bad item never stops the rest. A window that cannot be listed, an entry that is no call, and a
+  segment or record that cannot be read are reported, and everything else is compared. A window
+  whose own segments cannot be read is not compared.
 
-Nothing is written. Memory holds the few windows that are listed ahead, the few whose segments were
-read last, and what is to be reported.
+Nothing is written. Memory holds a few windows that are listed ahead, the few windows whose segments
+were read last, and the differences.
 """
 
 from __future__ import annotations
@@ -55,27 +54,27 @@ LISTED_AT_ONCE = 4
 WINDOWS_KEPT = 4
 DAYS_KEPT = 3
 ASKED_ONE_BY_ONE = 100
-"""So many calls of a day are looked for one by one; for more, the whole day is listed."""
+"""Up to so many calls of a day are searched with a LIST each; for more, the whole day is listed."""
 FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)
 
 Class = Literal["missing", "pending", "failed", "differs", "unsealed", "gone"]
 CLASSES: tuple[Class, ...] = get_args(Class)
 LACKING: tuple[Class, ...] = ("missing", "pending", "failed")
-"""The archive lacks the recording of these."""
+"""The classes of calls whose recording the archive lacks."""
 COUNTS = (
     "source", "archived", "no_recording", "failed", "pending", "missing", "unsealed", "gone",
     "differs",
 )  # fmt: skip
 TITLES = {"no_recording": "no recording", "differs": "differ"}
-"""Of those columns of the table that are not called like what they count."""
+"""Titles of the table's columns, where they differ from the name of the count."""
 SHOWN = 20
-"""Calls of a class that the text shows; `--json` has all of them."""
+"""Rows of each kind that the text shows; `--json` has all of them."""
 FILTER_CHARACTERS = 200
-"""What the text shows of a filter."""
+"""The text shows at most so many characters of a filter."""
 
 
 class WindowListing(Protocol):
-    """What the source lists of a window: a part of `source.listing.WindowListing`."""
+    """A window's listing: a part of `source.listing.WindowListing`."""
 
     @property
     def window(self) -> Window: ...
@@ -96,8 +95,8 @@ class WindowListing(Protocol):
 
 
 class Lister(Protocol):
-    """Lists windows; threads share it. Raises `ListingError` where one window's listing fails, and
-    `SourceRefused` or `SourceError` where the source refuses everything or is out."""
+    """Lists windows. Threads share it. Raises `ListingError` if the listing of one window fails,
+    and `SourceRefused` or `SourceError` if the source refuses everything or is unreachable."""
 
     def list(self, window: Window) -> WindowListing: ...
 
@@ -108,8 +107,8 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Options:
-    """The range, which grows outward to whole windows of `length`, and how many requests to the
-    store may be under way at a time."""
+    """The range, which is extended to whole windows of `length`; and the number of concurrent
+    requests to the store."""
 
     start: datetime
     end: datetime
@@ -120,17 +119,17 @@ class Options:
 def reconcile(
     lister: Lister, reader: Reader, options: Options, progress: Progress | None = None
 ) -> Result:
-    """Compare, window by window, in order: a later window may list what an earlier one lacks.
+    """Compare the source with the archive, window by window, in order.
 
-    Raises `SourceError` and `StoreError` where the source or the store is out, or refuses
-    everything, `FormatError` where seal 0 cannot be read, and `UsageError` where the archive has
-    windows of another length.
+    Raises `SourceError` or `StoreError` if the source or the store is unreachable or refuses
+    everything, `FormatError` if seal 0 cannot be read, and `UsageError` if the archive has windows
+    of another length.
 
-    1. List a window, a few ahead, and look its calls up in the archive.
-    2. Note what the listing says of itself, and what of the archive could not be read.
-    3. Classify each call that is listed; where the window's segments cannot be read, none.
-    4. Keep what the archive has and the listing lacks. Of a listing that is not complete nothing is
-       kept: it may stand on the page that could not be had.
+    1. List a window (a few are listed ahead), and look its calls up in the archive.
+    2. Count the calls, and note problems of the listing and unreadable objects of the archive.
+    3. Classify each listed call, unless the window's segments cannot be read.
+    4. Keep the calls that the archive has and the listing lacks, unless the listing is incomplete:
+       they may be on the missing page. A later window may still list them.
     5. At the end, report the kept calls that no other window lists.
     """
     items = ItemReader(reader)
@@ -139,17 +138,18 @@ def reconcile(
     if genesis is not None:
         check_window_length(genesis, options.length)
     first = window_of(options.start, options.length).start
-    count = -((first - options.end) // options.length)
+    count = -((first - options.end) // options.length)  # rounded up
     windows = windows_between(options.start, options.end, options.length)
     span = Window(first, first + count * options.length)
     result = Result(span, genesis.archive if genesis else None)
     not_listed: dict[str, Difference] = {}
     """Calls of the archive that no window has listed so far."""
     before: AbstractSet[str] = frozenset()
-    """The calls that the window before lists."""
+    """The calls that the previous window lists."""
 
     def list_window(window: Window) -> WindowListing | tuple[Window, str]:
-        """What the source lists; or the window and why it cannot, while it answers others."""
+        """Return the listing; or the window and the error, if the error concerns only this
+        window."""
         try:
             return lister.list(window)
         except ArchiverError as error:
@@ -169,7 +169,7 @@ def reconcile(
                     continue
                 window, calls = listed.window, {**listed.seen_once, **listed.calls}
                 view = lookup.look_up(window, calls) if genesis else WindowView()
-                # 2. Their state.
+                # 2. The counts and the problems.
                 row = result.row(window)
                 row["source"] += len(calls)
                 if not listed.stable:
@@ -181,7 +181,7 @@ def reconcile(
                     result.unreadable_entries.append((window, listed.listing.unreadable))
                 for problem in view.damages:
                     result.unreadable.setdefault(problem, window)
-                # 3. What is listed.
+                # 3. The listed calls.
                 listed_before, before = before, calls.keys()
                 for call_id in calls:
                     not_listed.pop(call_id, None)
@@ -197,9 +197,10 @@ def reconcile(
                         row[record.outcome] += 1
                     if (difference := _difference(call, record, window, view)) is not None:
                         result.add(difference)
-                # 4. What is not listed.
+                # 4. The calls that are not listed.
                 if not listed.complete:
                     continue
+                # The source returned these calls here, but they belong to other windows.
                 elsewhere = {
                     call_id for others in listed.other_windows.values() for call_id in others
                 }
@@ -208,7 +209,7 @@ def reconcile(
                     not_listed[call_id] = _not_listed(call_id, window, view, filter_now)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    # 5. What no window lists.
+    # 5. The calls that no window lists.
     for difference in not_listed.values():
         result.add(difference)
     for found in result.differences.values():
@@ -219,7 +220,7 @@ def reconcile(
 def _difference(
     call: Call, record: LatestRecord | None, window: Window, view: WindowView
 ) -> Difference | None:
-    """What is to be said of a call that the source lists; None where all is well."""
+    """Classify a call that the source lists; None if the archive agrees with the source."""
     if record is None and call.id in view.pending:
         return Difference("pending", call.id, window, {"listed": True})
     if record is None:
@@ -247,8 +248,8 @@ def _difference(
 def _not_listed(
     call_id: str, window: Window, view: WindowView, filter_now: Mapping[str, Any]
 ) -> Difference:
-    """What is to be said of a call that the archive has and the source does not list now, being
-    asked with this filter."""
+    """Classify a call that the archive has and the source does not list. `filter_now` is the
+    present filter; it is empty if all earlier listings had the same one."""
     record = view.records.get(call_id)
     if record is None and call_id in view.pending:
         return Difference("pending", call_id, window, {"listed": False})
@@ -261,7 +262,7 @@ def _not_listed(
 
 
 def filter_text(document: object) -> str:
-    """The same ASCII text for the same filter, in whatever order it names its states. JSON."""
+    """Return a filter as ASCII JSON, with sorted states, so that equal filters have equal texts."""
     states = document.get("state") if isinstance(document, dict) else None
     if isinstance(states, list) and all(isinstance(state, str) for state in states):
         document = {**document, "state": sorted(set(states))}  # type: ignore[dict-item]
@@ -269,8 +270,8 @@ def filter_text(document: object) -> str:
 
 
 def asks_for(filter_now: Mapping[str, Any], call: Mapping[str, Any]) -> bool:
-    """Whether a filter certainly asks for a call, of which `call` has the `state`, `campaign_id`
-    and `direction`: what is not known of it, the source may not have known either."""
+    """Whether a filter certainly matches a call with this `state`, `campaign_id` and `direction`.
+    A field that is not known does not match: the source may not have known it either."""
     for name, wanted in filter_now.items():
         value, among = call.get(name), wanted if isinstance(wanted, list) else [wanted]
         if value is None or value.casefold() not in {str(one).casefold() for one in among}:
@@ -278,11 +279,12 @@ def asks_for(filter_now: Mapping[str, Any], call: Mapping[str, Any]) -> bool:
     return True
 
 
-# --- what the archive knows
+# --- the archive's side
 
 
 class LatestRecord(NamedTuple):
-    """What is kept of a call's latest record. `is_sealed`: a sealed segment has it."""
+    """The fields of a call's latest record that are compared. `is_sealed`: a sealed segment names
+    the record."""
 
     outcome: Outcome
     revision: int
@@ -298,7 +300,7 @@ class LatestRecord(NamedTuple):
     def of(cls, record: Record, *, is_sealed: bool) -> LatestRecord:
         def text(name: str) -> str | None:
             value = record.document.get(name)
-            return sys.intern(value) if isinstance(value, str) else None  # many calls share it
+            return sys.intern(value) if isinstance(value, str) else None  # saves memory
 
         seconds = record.document.get("duration_seconds")
         return cls(
@@ -315,36 +317,36 @@ class LatestRecord(NamedTuple):
 
     @property
     def has_result(self) -> bool:
-        """Whether nobody need look further for the call."""
+        """Whether the call needs no further search."""
         return self.outcome != "failed" and self.is_sealed
 
 
 @dataclass
 class WindowView:
-    """What the archive knows of the calls of a window."""
+    """The state of a window's calls in the archive."""
 
     revision: int = 0
-    """The newest sealed revision; 0 where none is sealed."""
+    """The newest sealed revision; 0 if none is sealed."""
     records: dict[str, LatestRecord] = field(default_factory=dict)
     """By call id."""
     pending: AbstractSet[str] = frozenset()
     ids: AbstractSet[str] = frozenset()
     """Every id that the window's own segments name."""
     filters: set[str] = field(default_factory=set)
-    """What its listings asked for, as `filter_text`."""
+    """The filters of its listings, as `filter_text` returns them."""
     is_known: bool = True
-    """False where the window's own segments could not all be read."""
+    """Whether all of the window's own segments could be read."""
     damages: dict[str, None] = field(default_factory=dict)
-    """What could not be read on the way, one line each."""
+    """A line for each object that could not be read. A dict, to keep their order."""
 
     def add(self, call_id: str, new: LatestRecord) -> None:
-        """Keep the newer of two records; of two of one revision, the one with a result."""
+        """Keep the newer of two records; of two with the same revision, the one with a result."""
         old = self.records.get(call_id)
         if old is None or (new.revision, new.has_result) > (old.revision, old.has_result):
             self.records[call_id] = new
 
     def unresolved(self, calls: Mapping[str, Call]) -> dict[str, Call]:
-        """Those of the calls that have no result in a sealed segment so far."""
+        """Return the calls that have no result in a sealed segment so far."""
         return {
             call_id: call
             for call_id, call in calls.items()
@@ -353,7 +355,7 @@ class WindowView:
 
 
 class ArchiveLookup:
-    """Looks up calls in the archive. One thread uses it; close it after use."""
+    """Looks calls up in the archive. For one thread. Close it after use."""
 
     def __init__(self, reader: ItemReader, segments: SealedSegments, options: Options) -> None:
         self._reader = reader
@@ -361,7 +363,7 @@ class ArchiveLookup:
         self._length = options.length
         self._ahead = 2 * options.workers
         self._executor = ThreadPoolExecutor(options.workers, thread_name_prefix="records")
-        # Neighbours are asked for again.
+        # Cached, because a window is read again as the neighbour of the next one.
         self._sealed = lru_cache(WINDOWS_KEPT)(self._read_window)
         self._names = lru_cache(DAYS_KEPT)(self._list_day)
 
@@ -369,13 +371,13 @@ class ArchiveLookup:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def look_up(self, window: Window, calls: Mapping[str, Call]) -> WindowView:
-        """What is known of `calls`, which the source lists in `window`, and of all that the window
-        itself names. What is damaged is in the view; raises `UsageError` and `StoreError`.
+        """Return the state of `calls`, which the source lists in `window`, and of all calls that
+        the window's segments name. `damages` names what is damaged. Raises `UsageError` and
+        `StoreError`.
 
-        1. The window's own sealed segments. A call that has its result there is not looked for
-           any further.
-        2. The sealed segments of the windows beside it, and of those of the call's own times.
-        3. Record objects: the record's own time says in which window it may be sealed, if it is.
+        1. Read the window's own sealed segments. A call with a result there needs no more search.
+        2. Read the sealed segments of the neighbouring windows, and of those of a call's own times.
+        3. Read record objects. The start time in a record names the window that may have sealed it.
         """
         # 1. Its own segments.
         try:
@@ -403,7 +405,7 @@ class ArchiveLookup:
         return view
 
     def _other_windows(self, window: Window, calls: Mapping[str, Call]) -> dict[Window, set[str]]:
-        """The other windows to look into, each with the calls that may be there."""
+        """Return the other windows to search, each with the calls that it may have."""
         others: dict[Window, set[str]] = {}
         if calls:
             others[Window(window.end, window.end + self._length)] = set(calls)
@@ -417,7 +419,7 @@ class ArchiveLookup:
         return others
 
     def _window_of(self, moment: datetime | None) -> Window | None:
-        """None also for a moment whose window would reach beyond the calendar."""
+        """Return the window of a moment; None also if it would reach beyond `datetime`'s range."""
         try:
             return window_of(moment, self._length) if moment is not None else None
         except OverflowError:
@@ -426,7 +428,8 @@ class ArchiveLookup:
     # --- sealed segments
 
     def _sealed_or_damaged(self, window: Window, view: WindowView) -> WindowView:
-        """What another window's sealed segments say: nothing, where they are damaged."""
+        """Return the state of another window; an empty one if its segments are damaged, which is
+        added to `view.damages`."""
         try:
             return self._sealed(window)
         except FormatError as error:
@@ -439,8 +442,8 @@ class ArchiveLookup:
         return {start: list(names) for start, names in groups}
 
     def _read_window(self, window: Window) -> WindowView:
-        """Read the sealed revisions of a window, oldest first. Raises `FormatError` where one is
-        not as it was sealed, and `UsageError` where the archive has a window of another length."""
+        """Read the sealed revisions of a window, oldest first. Raises `FormatError` if one is not
+        as it was sealed, and `UsageError` if the archive has a window of another length there."""
         view, vanished = WindowView(), frozenset[str]()
         for name in self._names(window.start.date()).get(window.start, ()):
             sealed = self._segments.entry(name)
@@ -478,11 +481,11 @@ class ArchiveLookup:
     def _record_objects(
         self, window: Window, calls: Mapping[str, Call], view: WindowView
     ) -> dict[str, Record]:
-        """The latest record object of each call that has one newer than the view's, sealed or not.
+        """Return the latest record of each call that has one newer than the view's, sealed or not.
 
-        A record that is damaged or cannot be read is noted, and the one before it counts. What this
-        costs: a LIST for each call and each day where its record may lie, or for many calls of one
-        day one LIST of that day; and a GET for each record. Raises `StoreError`.
+        A record that is damaged or cannot be read is added to `damages`, and the revision before it
+        is returned. Takes a LIST for each call and each day that its record may be on, or one LIST
+        of a whole day if many calls may be on it; and a GET for each record. Raises `StoreError`.
         """
         by_day: dict[date, dict[str, str]] = {}
         for wanted, call in calls.items():
@@ -516,8 +519,8 @@ class ArchiveLookup:
     def _list_records(
         self, day: date, ids: Mapping[str, str], view: WindowView
     ) -> Iterator[tuple[str, int, str]]:
-        """Call id, revision and key of each record that these calls have on a day; `ids` are by
-        the calls' directories."""
+        """Yield call id, revision and key of each record that these calls have on a day. `ids` maps
+        a call's directory to its id."""
 
         def list_keys(prefix: str) -> list[str]:
             keys: list[str] = []
@@ -543,15 +546,16 @@ class ArchiveLookup:
 
 @dataclass(frozen=True)
 class Difference:
-    """A call that is not simply archived, and the window that it belongs to. `fields` are:
+    """A call on which archive and source differ, or that is not archived and sealed; and its
+    window. `fields`, by class:
 
     missing   window_sealed: whether the window has a sealed segment
-    pending   listed: whether the source lists it still
-    failed    reason, record; sealed: whether a sealed segment has the record
+    pending   listed: whether the source still lists it
+    failed    reason, record; sealed: whether a sealed segment names the record
     differs   differences: field → {archive, source}; record
-    unsealed  outcome, record: there is a record, and no sealed segment that has it
-    gone      outcome, record: both None where no record was ever made; asked_for: False where its
-              window was listed with another filter, and this one need not ask for it
+    unsealed  outcome, record: it has a record, and no sealed segment names that
+    gone      outcome, record: both None if it never had a record; asked_for: False if its window
+              was listed with another filter, and the present filter may not match the call
     """
 
     name: Class
@@ -565,12 +569,12 @@ class Difference:
 
 @dataclass
 class Result:
-    """A reconciliation. `span` is the range, whole windows; `archive` None where there is none.
+    """The result. `span` is the range in whole windows; `archive` is None if there is no seal 0.
 
-    Of each window `source = archived + no_recording + failed + pending + missing + unsealed`, but
-    for pending calls that the source does not list (`listed` false), and for windows whose own
-    segments cannot be read, of which only `source` is counted. `gone` calls are beyond that sum,
-    and those that `differ` are among the archived and no_recording ones.
+    In each window `source = archived + no_recording + failed + pending + missing + unsealed`, with
+    two exceptions: `pending` includes calls that the source does not list (`listed` false), and a
+    window whose own segments cannot be read counts as `source` only. `gone` calls are not part of
+    the sum. Calls that `differ` are included in archived or no_recording.
     """
 
     span: Window
@@ -578,23 +582,23 @@ class Result:
     days: dict[str, Counter[str]] = field(default_factory=dict)
     differences: dict[Class, list[Difference]] = field(default_factory=dict)
     unstable: list[Window] = field(default_factory=list)
-    """Windows whose listing kept changing: what is said of them is not certain."""
+    """Windows whose listing kept changing, so that their differences are uncertain."""
     unlisted: list[tuple[Window, str]] = field(default_factory=list)
-    """Windows that the source does not list, and why: nothing is known of them."""
+    """Windows that could not be listed and are not compared, each with the error."""
     incomplete: list[tuple[Window, str]] = field(default_factory=list)
-    """Windows of which a page could not be had, and why."""
+    """Windows of which a page could not be fetched, each with the error."""
     unreadable_entries: list[tuple[Window, int]] = field(default_factory=list)
-    """Windows with entries that are no calls, and how many."""
+    """Windows with entries that could not be read as calls, each with their number."""
     unreadable: dict[str, Window] = field(default_factory=dict)
-    """Objects of the archive that are damaged or cannot be read, a line each, with the window that
-    needed them first."""
+    """A line for each object of the archive that is damaged or cannot be read → the first window
+    that needed it."""
     filter: str = "null"
-    """What the source was asked for (`filter_text`)."""
+    """The filter of this reconciliation (`filter_text`)."""
     other_filters: Counter[str] = field(default_factory=Counter)
-    """What it was asked for when the archive listed, where that differs: in how many windows."""
+    """Other filters that windows were archived with → number of windows."""
 
     def row(self, window: Window) -> Counter[str]:
-        """The counts of the day that the window starts on."""
+        """Return the counts of the day on which the window starts."""
         return self.days.setdefault(window.start.date().isoformat(), Counter())
 
     def add(self, difference: Difference) -> None:
@@ -607,7 +611,7 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether there is nothing to complain about."""
+        """Whether the reconciliation found no problem; see `_complaints`."""
         return not list(_complaints(self))
 
     @property
@@ -650,12 +654,13 @@ class Result:
 
 
 def as_json(result: Result) -> str:
-    """`Result.document` as one line of JSON, keys sorted; ASCII, because the ids are another's."""
+    """`Result.document` as one line of JSON with sorted keys. ASCII, because ids come from the
+    source and may contain any character, lone surrogates included."""
     return json.dumps(result.document(), sort_keys=True, separators=(",", ":")) + "\n"
 
 
 def as_text(result: Result) -> str:
-    """Table, calls, notes and verdict, in this order; ends with a newline."""
+    """Return table, calls, notes and verdict, in this order. Ends with a newline."""
     lines = [*_table(result), *_rows(result), *_notes(result), _verdict(result)]
     return "\n".join(lines) + "\n"
 
@@ -673,7 +678,7 @@ def _table(result: Result) -> Iterator[str]:
 
 
 def _rows(result: Result) -> Iterator[str]:
-    """The calls of each class, then the windows and objects that something is wrong with; of each
+    """Yield rows for the calls of each class, then for windows and objects with a problem; of each
     kind at most `SHOWN`."""
     kinds: dict[str, list[tuple[Window, str]]] = {
         name: [(one.window, printable(one.call_id) + _detail(one, result)) for one in found]
@@ -699,7 +704,7 @@ def _rows(result: Result) -> Iterator[str]:
 
 
 def _detail(one: Difference, result: Result) -> str:
-    """What stands behind a call's id, in brackets; nothing where there is nothing to say."""
+    """Return the text in brackets behind a call's id; empty if there is none."""
     fields, text = one.fields, ""
     match one.name:
         case "missing":
@@ -754,14 +759,15 @@ def _verdict(result: Result) -> str:
 
 
 def _complaints(result: Result) -> Iterator[str]:
-    """What keeps a reconciliation from being a success."""
+    """Yield the problems for which a reconciliation exits with 1."""
     total = result.total
     if result.archive is None:
         yield "there is no archive here yet (no seal 0)"
     if lacking := sum(len(result.differences.get(name, ())) for name in LACKING):
         counts = ", ".join(f"{total[name]:,} {name}" for name in LACKING if total[name])
         yield f"the archive lacks the recordings of {counted(lacking, 'call')} ({counts})"
-    # These calls are gone, or were not asked for: nobody can tell.
+    # Either the source no longer has these calls, or the filter excludes them. With another filter
+    # nobody can tell.
     gone = result.differences.get("gone", ())
     if unasked := sum(not one.fields["asked_for"] for one in gone):
         were = "were" if unasked != 1 else "was"

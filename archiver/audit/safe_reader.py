@@ -1,17 +1,16 @@
 """Reads an archive whose objects may be damaged, missing, huge or hostile.
 
-`Reader` is the port that the auditor reads through. Two readers over it tell an object that cannot
-be read from a store that cannot be used:
+`Reader` is the port that the auditor reads through. Two readers on top of it distinguish an object
+that cannot be read from a store that cannot be used:
 
-- `ItemReader` raises `Unreadable`, and its caller goes on with the next object.
-- `ReportingReader` makes a finding of that: `unreadable`, `too_large`, `unlistable`. `verify` uses
-  it.
+- `ItemReader` raises `Unreadable` for one object, and its caller continues with the next.
+- `ReportingReader`, for `verify`, adds a finding instead: `unreadable`, `too_large`, `unlistable`.
 
-Both raise `StoreError` for an outage, or a refusal of everything. A control request tells the one
-from the other: after a failure the same kind of request is sent for another object, first for seal
-0, then for its neighbours. Where one is answered, the store is up and the credentials hold for this
-kind of request, so the failure belongs to the object alone, however many of them fail, and be it
-the first that was asked for.
+Both raise `StoreError` for an outage, or if the store refuses everything. A control request decides
+between the two: after a failure, a request of the same kind is sent for another object, first
+seal 0, then others (`CONTROL_KEYS`). If one is answered, the store is up and the credentials allow
+this kind of request, so only the object is at fault. This holds for any number of failures, and for
+the first request too.
 """
 
 from __future__ import annotations
@@ -32,43 +31,44 @@ from archiver.store.types import ListedObject, ObjectHead, ObjectVersion
 T = TypeVar("T")
 
 RequestKind = Literal["get", "get_version", "head", "head_version", "list", "versions"]
-"""What a policy of the store may permit or refuse by itself."""
+"""Kinds of requests that a bucket policy can allow or deny separately."""
 
 REQUEST_TRIES = 2
 STREAM_TRIES = 3
-"""The store's client tries a request again, but not a stream that breaks."""
+"""More than for requests: the store's client retries a request, but not a stream that breaks."""
 LATE_TRIES = 4
-"""How often an object is asked for again that a writer may be about to write."""
+"""Retries for a missing object that a writer may be about to write."""
 SPOOL_BYTES = 8 << 20
-"""What a spooled object may take of memory; beyond it goes to a temporary file."""
+"""Largest object that is spooled in memory; a larger one goes to a temporary file."""
 CONTROL_KEYS = (
     layout.seal_key(0),
     layout.signature_key(0),
     layout.seal_key(1),
     layout.VERIFY_PAGE,
 )
-"""Small objects that nearly every archive has. That there is none is an answer too."""
+"""Small objects that nearly every archive has. "Not found" counts as an answer too."""
 OUTAGES = {"unreachable", "credentials", "tls", "settings", "clock", "no_bucket"}
-"""Reasons that hardly ever are about one object. Two control requests that fail so are enough,
-because each of them may take the store's client many seconds."""
+"""Reasons that rarely concern one object. After two control requests that fail with one of them no
+more are sent, because the store's client may spend many seconds on each."""
 CONTROL_BYTES = 1 << 20
 CONTROL_ITEMS = 1000
 
 
 class Reader(Protocol):
-    """An archive, read only. `store/bucket.py` satisfies it.
+    """An archive, read only. `store/bucket.py` implements it.
 
-    - Keys are relative to the archive's prefix, in both directions.
-    - Many threads call at once. Nothing is written, ever.
-    - `read`, `stream` and `head` return None where there is no such object, version or key. Without
-      a `version_id` they mean the newest version. Any other refusal raises `StoreError`.
-    - `read` holds at most `max_bytes`; a larger object raises `StoreError` with reason `too_large`.
-    - `stream` yields chunks of bounded size, and raises `StoreError` where the body ends early. A
-      `retryable` error may be tried again with a new stream.
-    - `list` and `versions` yield everything below a prefix in any order. `versions` yields nothing
-      where the store keeps none, or one version `null` a key.
-    - `folders` are the names right below a prefix that a slash ends; with `hidden` also those where
-      delete markers hide all that lies below.
+    - Keys are relative to the archive's prefix, in arguments and results.
+    - Threads share it. It writes nothing.
+    - `read`, `stream` and `head` return None if the key or version does not exist. Without a
+      `version_id` they read the newest version. Any other failure raises `StoreError`.
+    - `read` returns at most `max_bytes`; a larger object raises `StoreError` with reason
+      `too_large`.
+    - `stream` yields chunks of bounded size, and raises `StoreError` if the body ends early. After
+      a `retryable` error the caller may open a new stream.
+    - `list` and `versions` yield everything below a prefix, in any order. If the store keeps no
+      versions, `versions` yields nothing, or one version `null` for each key.
+    - `folders` returns the names of the folders directly below a prefix, without the slash. With
+      `hidden` it includes folders whose objects are all hidden by delete markers.
     """
 
     def read(
@@ -87,8 +87,8 @@ class Reader(Protocol):
 
 
 class Unreadable(FormatError):
-    """One object, or one listing, that the store does not hand out while it answers others. `why`
-    is the store's reason in words."""
+    """The store does not return one object or one listing, while it returns others. `why` is the
+    message of the store's error."""
 
     def __init__(self, what: str, error: StoreError) -> None:
         super().__init__(f"{what} ({error})", retryable=error.retryable, reason=error.reason)
@@ -96,7 +96,7 @@ class Unreadable(FormatError):
 
 
 class TooLarge(StoreError):
-    """More bytes came than were allowed."""
+    """An object has more bytes than allowed."""
 
     def __init__(self) -> None:
         super().__init__("more bytes than it may have", reason="too_large")
@@ -104,7 +104,7 @@ class TooLarge(StoreError):
 
 @dataclass(frozen=True)
 class Spooled:
-    """An object on our side, at its start. Close `file` after use."""
+    """A local copy of an object. `file` is at its start; close it after use."""
 
     file: IO[bytes]
     bytes: int
@@ -112,19 +112,20 @@ class Spooled:
 
 
 def lists_no_versions(error: StoreError) -> bool:
-    """Whether the store says that it does not list versions at all."""
+    """Whether an error means that the store cannot list versions at all. A missing permission has
+    the reason `denied`, and does not count."""
     return error.reason == "refused" or error.status in (405, 501)
 
 
 class ItemReader:
-    """Reads as `Reader` does, and raises `Unreadable` for one object or listing that cannot be had,
-    `StoreError` only for an outage or a refusal of everything. Threads share it."""
+    """Reads as `Reader` does. Raises `Unreadable` if one object or listing cannot be read, and
+    `StoreError` only for an outage or if the store refuses everything. Threads share it."""
 
     def __init__(self, reader: Reader, pause: Callable[[float], None] = sleep) -> None:
         self._reader = reader
         self._pause = pause
         self._answered: set[RequestKind] = set()
-        """Kinds that were answered at least once: the credentials hold for them."""
+        """Kinds that were answered at least once, so the credentials allow them."""
 
     def read(
         self, key: str, version_id: str | None = None, max_bytes: int = 64 << 20
@@ -144,12 +145,12 @@ class ItemReader:
         return self._each("list", prefix, self._reader.list(prefix))
 
     def versions(self, prefix: str) -> Iterator[ObjectVersion]:
-        """Where the store says that it does not list versions, this raises `StoreError`."""
+        """Raises `StoreError` if the store does not list versions at all."""
         return self._each("versions", prefix, self._reader.versions(prefix))
 
     def spool(self, key: str, limit: int, *, hashed: bool = True) -> Spooled | None:
-        """An object of any size up to `limit`, in bounded memory; None where there is none. Its
-        digest is that of nothing unless it is to be `hashed`."""
+        """Download an object of at most `limit` bytes, in bounded memory; None if there is none.
+        With `hashed=False` the digest is that of the empty string."""
 
         def spool() -> Spooled | None:
             chunks = self._reader.stream(key)
@@ -174,8 +175,8 @@ class ItemReader:
         return self._ask("get", key, spool, STREAM_TRIES)
 
     def sha256(self, key: str, version_id: str | None, size: int) -> str | None:
-        """Hex digest of an object's bytes; words that are no digest where it has more than `size`
-        bytes."""
+        """Return the hex SHA-256 of an object; None if there is none. If it has more than `size`
+        bytes, return a text that is not a digest, so that it differs from any."""
 
         def digest() -> str | None:
             chunks = self._reader.stream(key, version_id)
@@ -195,8 +196,8 @@ class ItemReader:
     def _ask(
         self, kind: RequestKind, key: str, ask: Callable[[], T], tries: int = REQUEST_TRIES
     ) -> T:
-        """Ask. The last try comes after a control request was answered: an outage that has just
-        ended harms no object."""
+        """Send a request at most `tries` times. Before the last try a control request must be
+        answered, so that an outage that has just ended is not reported as an unreadable object."""
         for left in range(tries - 1, -1, -1):
             try:
                 answer = ask()
@@ -224,10 +225,10 @@ class ItemReader:
         self._answered.add(kind)
 
     def _is_answered(self, kind: RequestKind, failed: str) -> bool:
-        """Send control requests: whether the store answers now, and has answered this kind of
-        request at least once.
+        """Send control requests. Returns whether the store answers now and has answered this kind
+        of request at least once.
 
-        `failed` is the key or the prefix that was asked for: it is no control for itself.
+        `failed` is the key or prefix of the failed request; it cannot serve as its own control.
         """
         outages = 0
         for key in CONTROL_KEYS:
@@ -254,7 +255,7 @@ class ItemReader:
             case "head" | "get_version" | "head_version":
                 head = self._reader.head(key)
                 if kind == "head" or kind in self._answered:
-                    return  # a HEAD is cheaper, and it shows as well that the store is up
+                    return  # the kind was answered before; this HEAD shows that the store is up
                 if head is None or head.version_id is None:
                     raise StoreError("no version to ask for")
                 if kind == "get_version":
@@ -264,10 +265,10 @@ class ItemReader:
 
 
 class ReportingReader:
-    """Reads for `verify`: where it returns None, a finding says why, or the caller asked for none.
+    """Reads for `verify`, and adds a finding for each object that is missing or cannot be read.
 
-    `missing` is the code to report where there is no such object; None reports nothing. Raises
-    `StoreError` only for an outage or a refusal of everything. Threads share it.
+    `missing` is the code for an object that does not exist; with None that is not reported. Raises
+    `StoreError` only for an outage or if the store refuses everything. Threads share it.
     """
 
     def __init__(
@@ -282,8 +283,8 @@ class ReportingReader:
     def read(
         self, key: str, limit: int, missing: str | None, *, late: bool = False
     ) -> bytes | None:
-        """An object's bytes. With `late` we wait for it a little: a writer may be about to write
-        it."""
+        """Return an object's bytes. With `late` a missing object is retried for two seconds,
+        because a writer may be about to write it."""
 
         def read() -> bytes | None:
             data = self.items.read(key, None, limit)
@@ -297,13 +298,12 @@ class ReportingReader:
         return self._reported(key, missing, read)
 
     def head(self, key: str, version_id: str | None, missing: str | None) -> ObjectHead | None:
-        """What the store says of an object, or of a version of it."""
+        """Send a HEAD for an object, or for one of its versions."""
         detail = "there is none" if version_id is None else "not in the version that is recorded"
         return self._reported(key, missing, lambda: self.items.head(key, version_id), detail)
 
     def is_there(self, key: str) -> bool | None:
-        """Whether there is such an object; None where the store does not say, and that has been
-        reported."""
+        """Whether an object exists; None if the store does not answer, which is reported."""
         return self._reported(key, None, lambda: self.items.head(key) is not None)
 
     def spool(
@@ -317,12 +317,12 @@ class ReportingReader:
         return self._reported(key, missing, lambda: self.items.sha256(key, version_id, size))
 
     def list(self, prefix: str) -> Iterator[ListedObject]:
-        """Every object below a prefix, as far as it can be listed: else that is reported."""
+        """Yield the objects below a prefix. An error in the middle ends it, and is reported."""
         return self._each(prefix, self.items.list(prefix))
 
     def versions(self, prefix: str) -> Iterator[ObjectVersion]:
-        """Every version below a prefix, likewise. Raises `StoreError` also where the store does not
-        list versions at all."""
+        """Yield the versions below a prefix, as `list` does. Raises `StoreError` also if the store
+        does not list versions at all."""
         return self._each(prefix, self.items.versions(prefix))
 
     def _reported(

@@ -1,11 +1,11 @@
-"""What stands in a segment, line by line, and which keys it may name. Reads files, and no store.
+"""Parses segments line by line, and checks the keys that they name. Reads local files only.
 
 - A line ends with a newline and has at most `MAX_LINE_BYTES`; a record has at most 1 MiB.
-- A record names files of its own call alone. One that says `archived` names a recording.
+- A record names files of its own call only. A record with outcome `archived` names a recording.
 - The last line of a window's segment is its window line.
 
-Most lines are as this release writes them: `read_records` reads many at a time. Any other line, for
-instance one with an unknown field, is read by itself (`read_record`).
+Most lines have exactly the fields that this release writes; `read_records` parses many of them at a
+time. `read_record` parses any other line, for example one with an unknown field.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from archiver.manifest.record import FILE_KINDS, FileRef, Outcome, Record
 MAX_SEGMENT_BYTES = 1 << 30
 MAX_RECORD_BYTES = 1 << 20
 MAX_LINE_BYTES = 16 << 20
-"""The window line is the long one: it may have to name every id of a window as pending."""
+"""Far more than a record, because a window line may name every id of its window as pending."""
 BLOCK_BYTES = 256 << 10
-"""What is read at a time to find lines in."""
+"""Size of the blocks in which a file is read."""
 
 Report = Callable[[str, str, str], None]
-"""Code, key, detail."""
+"""Reports a finding: code, key, detail."""
 
 _DAY_AND_CALL = r"recordings/dt=[0-9]{4}-[0-9]{2}-[0-9]{2}/(?P<call>[A-Za-z0-9_.-]+)/"
 FILE_KEY = re.compile(_DAY_AND_CALL + r"(?P<name>[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254})")
-"""A file of a call, of whatever kind."""
+"""The key of a file of any kind."""
 _VERSION = re.compile("[!-~]{1,1024}")
 
 
 _KEYS = {
-    # A recording's extension says what it is; a document's says that it is JSON, or `bad`.
+    # A recording may have any extension; that of a document is fixed: `json` or `bad`.
     kind: re.compile(
         f"{_DAY_AND_CALL}{row.stem}(-[0-9a-f]{{16}})?"
         + (r"\.[a-z0-9]{1,8}" if kind == "recording" else re.escape(row.suffix))
@@ -55,7 +55,7 @@ _KEYS = {
 
 
 def segment_name(key: str) -> SegmentName | None:
-    """The name of a window's segment; None for any other key."""
+    """Return the name of a window's segment; None for any other key."""
     parsed = layout.parse_segment_key(key)
     return parsed[0] if parsed is not None and parsed[1] == "jsonl" else None
 
@@ -66,7 +66,7 @@ def is_event_segment(key: str) -> bool:
 
 
 def is_held_object(call_id: str, one: ObjectRef) -> bool:
-    """Whether a hold on a call may name this: a file or a record of the call."""
+    """Whether an object is a file or a record of the call, so that a hold on it may name it."""
     file, own = FILE_KEY.fullmatch(one.key), layout.parse_record_key(one.key)
     named = file["call"] if file is not None else own[1] if own is not None else None
     return named == layout.call_dir(call_id)
@@ -76,16 +76,17 @@ def is_held_object(call_id: str, one: ObjectRef) -> bool:
 
 
 def lines_of(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines of a file that may be large or hostile, newline included, in bounded memory; raises
-    `FormatError` for one too long or without its newline."""
+    """Yield the lines of a file, newline included, in bounded memory; the file may be large or
+    hostile. Raises `FormatError` for a line that is too long or has no newline."""
     return chain.from_iterable(blocks_of(file))
 
 
 def blocks_of(file: IO[bytes]) -> Iterator[list[bytes]]:
-    """The same, some lines at a time: asking a file for each of them takes longer than hashing it.
+    """Yield the lines of a file, some at a time: reading each line from the file by itself takes
+    longer than hashing it.
 
-    Never an empty list. A line longer than a block is read in pieces that grow with it, so that it
-    is not copied again and again.
+    Never yields an empty list. A line longer than a block is read in pieces that grow with it, so
+    that the time stays linear.
     """
     rest = b""
     while len(rest) <= MAX_LINE_BYTES and (block := file.read(max(BLOCK_BYTES, len(rest)))):
@@ -103,8 +104,8 @@ def blocks_of(file: IO[bytes]) -> Iterator[list[bytes]]:
 
 
 class RecordLine(msgspec.Struct, kw_only=True, gc=False):
-    """A record, with the fields that this release writes. What an audit relies on has a type; the
-    rest may be anything."""
+    """A record with exactly the fields that this release writes. Fields that the audit uses have a
+    type; the others may have any."""
 
     call_id: str
     files: list[FileRef]
@@ -139,12 +140,12 @@ class SegmentRecord(NamedTuple):
     line: bytes
     record: RecordLine
     files: list[FileRef]
-    """Those that a store can be asked for."""
+    """Those of its files whose key and version are valid (`sound_files`)."""
 
 
 def read_records(lines: Sequence[bytes]) -> list[RecordLine] | None:
-    """The records in lines, in a tenth of the time that `read_record` takes. None where one is to
-    be read by itself, because it has an unknown field or a fault."""
+    """Parse lines in a tenth of the time that `read_record` takes. Returns None if a line has an
+    unknown field or is invalid; the caller parses the lines one by one then."""
     if max(map(len, lines)) > MAX_RECORD_BYTES:
         return None
     found = canonical.decode_lines(lines, _DECODER)
@@ -154,13 +155,13 @@ def read_records(lines: Sequence[bytes]) -> list[RecordLine] | None:
 
 
 def read_record(line: bytes) -> RecordLine:
-    """Any record; raises `FormatError` for what is none."""
+    """Parse any record. Raises `FormatError`."""
     found = parse_record(line)
     return msgspec.convert({**found.document, "revision": found.revision, "v": 1}, RecordLine)
 
 
 def parse_record(line: bytes) -> Record:
-    """A record with its whole document; raises `FormatError` for what is none."""
+    """Parse any record, and keep its whole document. Raises `FormatError`."""
     if len(line) > MAX_RECORD_BYTES:
         raise FormatError("a record over 1 MiB")
     return record.parse(line)
@@ -172,7 +173,8 @@ def _has_its_key(found: RecordLine) -> bool:
 
 
 def sound_files(found: RecordLine, report: Report) -> list[FileRef]:
-    """The files that a store can be asked for; what is wrong with the others is reported."""
+    """Return the files whose key and version are valid; report the others, and a record with
+    outcome `archived` and without a recording."""
     if found.outcome == "archived" and all(file.kind != "recording" for file in found.files):
         report("record_incomplete", found.key, "")
     sound, call_dir = [], layout.call_dir(found.call_id)
@@ -191,10 +193,12 @@ def sound_files(found: RecordLine, report: Report) -> list[FileRef]:
 
 
 def binds_covers(found: RecordLine) -> bool:
-    """Whether what covers a record, its segment and seal, must be locked for as long as the record
-    promises: not where the lock counts from an end over a day after the record was written.
-    Releases before the finding `time_implausible` believed every end, and a lock that is too long
-    cannot be taken back."""
+    """Whether the segment and the seal of a record must be locked as long as the record promises.
+
+    That is not required if the call's end lies over a day after the record was written. Releases
+    before the finding `time_implausible` computed the lock from any end that the source sent, and
+    a lock that is too long cannot be shortened.
+    """
     if isinstance(found.findings, list) and "time_implausible" in found.findings:
         return True  # it counts from the window's end
     ended = parse_time(found.ended_at or found.started_at)
@@ -203,7 +207,7 @@ def binds_covers(found: RecordLine) -> bool:
 
 
 def record_key_in(line: bytes) -> str | None:
-    """The key of the record in a line that cannot be read, where the line says it all the same."""
+    """Return the `record` key in a line that is not a valid record; None if it has none."""
     try:
         key = canonical.load_object(line).get("record")
     except FormatError:
@@ -215,7 +219,7 @@ def record_key_in(line: bytes) -> str | None:
 
 
 def load_window_line(line: bytes) -> tuple[dict[str, Any], Window]:
-    """A window line whose fields all have their type, and its window; raises `FormatError`."""
+    """Parse a window line strictly. Returns the line and its window. Raises `FormatError`."""
     document, is_canonical = canonical.load_line(line)
     record.refuse_newer(document)
     if document.get("type") != "window" or document.get("v") != 1:

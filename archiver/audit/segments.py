@@ -1,8 +1,8 @@
-"""One segment: checked against its seal, its seal pointer and its checksum list, and line by line.
+"""Checks one segment against its seal, its seal pointer and its checksum list, and line by line.
 
-A segment is spooled once and gone through once, some lines at a time: the Merkle tree takes the
-lines while they are read as records. Of a window's records only `CallState`s are kept, of events
-only who is held.
+A segment is downloaded once and read once, some lines at a time: each line goes into the Merkle
+tree and is parsed in the same pass. Of a window's records only a `CallState` each is kept, of
+events only call id and action.
 """
 
 from __future__ import annotations
@@ -41,29 +41,28 @@ from archiver.manifest.layout import SegmentName
 _WITHOUT_NEWLINE = itemgetter(slice(None, -1))
 
 OnRecords = Callable[[Sequence[SegmentRecord]], None]
-"""What is done with the records of a segment, some at a time."""
+"""Called with the records of a segment, some at a time."""
 
 
 class CallState(NamedTuple):
-    """What is kept of a record."""
+    """The fields of a record that are kept."""
 
     revision: int
     outcome: str
 
 
 def keep_newer(calls: dict[str, CallState], call_id: str, new: CallState) -> None:
-    """Keep the record with the highest revision, whichever comes first."""
+    """Keep the record with the highest revision, in whatever order they come."""
     old = calls.get(call_id)
     if old is None or new.revision >= old.revision:
         calls[call_id] = new
 
 
 class ChecksumList:
-    """What the `.sha256` beside a segment must hold: a row for the segment, then those of its
-    records, then those of their files.
+    """The expected content of a segment's checksum list: a row for the segment, then the rows of
+    its records, then those of their files.
 
-    Of the rows only digests are kept, because the files' rows come after all records, and both may
-    be many.
+    Keeps running digests of the rows, not the rows, because there may be very many.
     """
 
     def __init__(self, segment_sha256: str, key: str) -> None:
@@ -72,7 +71,7 @@ class ChecksumList:
         self._sizes = [0, 0]
 
     def add(self, records: Sequence[SegmentRecord]) -> None:
-        """The next records."""
+        """Add the rows of the next records and of their files."""
         sha256 = hashlib.sha256
         rows = [f"{sha256(line).hexdigest()}  {r.key}\n" for line, r, _ in records]
         files = [f"{f.sha256}  {f.key}\n" for _, r, _ in records for f in r.files]
@@ -82,7 +81,8 @@ class ChecksumList:
             self._sizes[at] += len(data)
 
     def equals(self, file: IO[bytes], records_known: bool) -> bool:
-        """Compare with a file at its start; only the first row where the records are not known."""
+        """Compare with a file at its start. If not all records are known, compare only the first
+        row."""
         if file.read(len(self._head)) != self._head:
             return False
         for part, size in zip((self._records, self._files), self._sizes, strict=True):
@@ -97,65 +97,67 @@ class ChecksumList:
 
 @dataclass
 class WindowSegment:
-    """What is kept of a window's segment. `window` and `line` only where its last line is a window
-    line."""
+    """The result of checking a window's segment. `window` and `line` are None if its last line is
+    not a valid window line."""
 
     name: SegmentName
     as_sealed: bool
-    """Whether its bytes are those that the seal names."""
+    """Whether its size and SHA-256 are those in the seal."""
     window: Window | None = None
     line: Mapping[str, Any] | None = None
     calls: dict[str, CallState] = field(default_factory=dict)
     intact: bool = True
     """Whether every line could be read."""
     newer_lines: int = 0
-    """Lines that a newer release wrote."""
+    """Number of lines that a newer release wrote."""
     unread_keys: list[str] = field(default_factory=list)
-    """The keys of the records in lines that could not be read, as far as the lines say them."""
+    """The `record` keys in lines that are not valid records."""
     last_key: str = ""
     """The key of the last record that was read."""
 
 
 @dataclass
 class EventSegment:
-    """What is kept of a segment of events."""
+    """The result of checking a segment of events."""
 
     count: int = 0
     holds: list[tuple[str, Action]] = field(default_factory=list)
-    """The calls that were put on hold, or taken off, in order."""
+    """`(call id, action)` of each `hold` event, in order."""
     is_whole: bool = True
-    """Whether it is as it was sealed, and every line could be read."""
+    """Whether it is as it was sealed and every line could be read."""
 
 
 class Damage(NamedTuple):
-    """What is wrong with an object, as a finding says it."""
+    """Code and detail of a finding that is not reported yet."""
 
     code: str
     detail: str = ""
 
 
 class SegmentCheck:
-    """Reads segments. Threads share it."""
+    """Checks segments, and reports what is wrong. Threads share it."""
 
     def __init__(self, reader: ReportingReader, newest_seal: int) -> None:
         self._reader = reader
         self._report = reader.findings.add
         self._newest_seal = newest_seal
-        # Where files are hashed, threads fetch side by side. Parsing holds the interpreter, and
-        # threads that take it from one another need a fifth more time, so one parses at a time.
+        # Several threads download at a time. Parsing holds the interpreter lock, and threads that
+        # compete for it need a fifth more time, so only one parses at a time.
         self._parsing = threading.Lock()
-        # A taken key is asked for by its window and again by `leftovers`: it is reported once.
+        # Cached, because `windows` and `leftovers` read the same unsealed segment: an object that
+        # cannot be read is reported once.
         self.unsealed = lru_cache(1024)(self._read_unsealed)
 
     def window_segment(
         self, sealed: SealedEntry, name: SegmentName, on_records: OnRecords
     ) -> WindowSegment | None:
-        """Check the segment of a window; None where it is not there or not to be had.
+        """Check the segment of a window. Returns None if it is missing or cannot be read.
 
         1. Its seal pointer names its seal.
-        2. Its lines are records in order, which `on_records` is called with, and the window line.
-        3. Its bytes, Merkle root and number of records are those of the seal.
-        4. Its checksum list is the one of these lines, as far as they are known.
+        2. Its lines are records in order, then the window line. Calls `on_records` with them.
+        3. Its bytes, Merkle root and number of records are those in the seal.
+        4. Its checksum list matches the lines. If a line could not be read, only the first row of
+           the list is compared.
         """
         spooled = self._reader.spool(name.jsonl, MAX_SEGMENT_BYTES, "segment_missing")
         # 1. The seal pointer.
@@ -167,7 +169,7 @@ class SegmentCheck:
             checksums = ChecksumList(sealed.entry.sha256, name.jsonl)
 
             def lines() -> Iterator[bytes]:
-                # 2. Lines; the last one that came waits, for it may be the window line.
+                # 2. The lines. The last line so far waits, because it may be the window line.
                 number, waiting = 1, list[bytes]()
                 for block in blocks_of(spooled.file):
                     if ready := [*waiting, *block[:-1]]:
@@ -190,7 +192,7 @@ class SegmentCheck:
             return found
 
     def event_segment(self, sealed: SealedEntry) -> EventSegment:
-        """Check a segment of events likewise, and collect which calls they hold or release."""
+        """Check a segment of events in the same way, and collect its `hold` events."""
         key, newer = sealed.entry.key, 0
         spooled = self._reader.spool(key, MAX_SEGMENT_BYTES, "segment_missing")
         self._check_pointer(sealed)
@@ -233,7 +235,7 @@ class SegmentCheck:
     def _check_against_seal(
         self, sealed: SealedEntry, spooled: Spooled, lines: Iterable[bytes], window_lines: int
     ) -> int | None:
-        """Compare with the seal's entry. Returns the number of lines; None where one is too long or
+        """Compare with the seal's entry. Returns the number of lines; None if a line is too long or
         cut off."""
         entry, key = sealed.entry, sealed.entry.key
         same = _is_as_sealed(sealed, spooled)
@@ -261,11 +263,12 @@ class SegmentCheck:
     def _read_records(
         self, found: WindowSegment, lines: Sequence[bytes], first: int
     ) -> list[SegmentRecord]:
-        """The next records; `first` is the number of the first line, counted from 1."""
+        """Parse the next records, and report invalid lines. `first` is the number of the first
+        line, counted from 1."""
         read, records = read_records(lines), list[SegmentRecord]()
         for at, line in enumerate(lines):
             try:
-                # Of a block with one odd line, the others are read in the fast way too.
+                # If the fast way failed for the block, it is tried for each line by itself.
                 fast = read[at : at + 1] if read is not None else read_records([line])
                 one = fast[0] if fast else read_record(line)
             except FormatError as error:
@@ -283,7 +286,7 @@ class SegmentCheck:
         return records
 
     def _read_window_line(self, found: WindowSegment, line: bytes) -> None:
-        """The last line: a window line of the window and revision that the key names."""
+        """Parse the last line, and check that it has the window and revision of the key."""
         try:
             found.line, found.window = load_window_line(line)
         except FormatError as error:
@@ -293,7 +296,8 @@ class SegmentCheck:
                 self._report("window_mismatch", found.name.jsonl)
 
     def _unread(self, found: WindowSegment, line: bytes, error: FormatError, where: str) -> None:
-        """Note a line that could not be read; those of a newer release are reported together."""
+        """Record that a line could not be read. Lines of a newer release are only counted, and
+        reported together."""
         found.intact = False
         if (key := record_key_in(line)) is not None:
             found.unread_keys.append(key)
@@ -305,14 +309,15 @@ class SegmentCheck:
     # --- segments that no seal names
 
     def is_taken(self, name: SegmentName) -> bool:
-        """Whether a revision that no seal names has its key taken by what is not ours."""
+        """Whether the key of a revision that no seal names is taken by an object that is not a
+        segment of this archive."""
         found = self.unsealed(name.jsonl)
         if isinstance(found, Damage):
             return True
         return found is None and any(self._reader.is_there(key) for key in (name.sha256, name.seal))
 
     def check_unsealed_checksums(self, key: str, expected: ChecksumList) -> None:
-        """Compare the `.sha256` beside a segment that no seal names, where it is there by now."""
+        """Check the checksum list of a segment that no seal names, if it exists already."""
         beside = layout.companion_key(key)
         spooled = self._reader.spool(beside, MAX_SEGMENT_BYTES, None, hashed=False)
         if spooled is not None:
@@ -321,8 +326,9 @@ class SegmentCheck:
                     self._report("companion_mismatch", beside, "no seal names its segment")
 
     def _read_unsealed(self, key: str) -> ChecksumList | Damage | None:
-        """What lies at the key of a segment that no seal names: the checksum list of a segment of
-        ours, or what is wrong with it. Nothing is reported but that it cannot be read."""
+        """Read the object at the key of a segment that no seal names. Returns its expected checksum
+        list if it is a valid segment, else the damage; None if it does not exist. Reports only an
+        object that cannot be read: a damaged one may not be ours, and the caller decides."""
         is_there = self._reader.is_there(key)
         spooled = self._reader.spool(key, MAX_SEGMENT_BYTES, None) if is_there else None
         if is_there is False:
@@ -356,7 +362,7 @@ class SegmentCheck:
 
 
 def _is_named(name: SegmentName, window: Window, line: Mapping[str, Any]) -> bool:
-    """Whether a window line is of the window and revision that its segment's key names."""
+    """Whether a window line has the window start and the revision that the key names."""
     return window.start == name.start and line["revision"] == name.revision
 
 

@@ -1,8 +1,8 @@
-"""What the auditor's commands print: text for people, JSON and CSV for programs.
+"""Formats the output of the auditor's commands: text for people, JSON and CSV for programs.
 
-Keys and texts come from a bucket and a source that may be hostile. In text, what could move a
-terminal's cursor or turn text around is shown as an escape (`printable`); in CSV, what a
-spreadsheet would take for a formula is quoted (`safe_cell`).
+Keys and texts come from a bucket and a source that may be hostile. In text, characters that could
+move a terminal's cursor or reverse the direction of text are shown as escapes (`printable`). In
+CSV, a `'` precedes values that a spreadsheet would run as a formula (`safe_cell`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from archiver.manifest.record import Record
 Format = Literal["table", "jsonl", "csv"]
 
 SHOWN = 100
-"""Findings that the text of `verify` shows; `--json` has all that were kept."""
+"""Findings that the text of `verify` shows; `--json` has all kept ones."""
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 COLUMNS = (
@@ -60,14 +60,15 @@ TABLE = {
 }
 """The columns of the table form, each with its title and width."""
 NUMBERS = ("duration_seconds", "recording_bytes", "revision")
-"""Columns whose titles stand on the right, as the numbers do."""
+"""Columns whose titles are right-aligned, like their values."""
 WIDEST = 40
-"""What a column of the held calls takes before it only pushes the next one along."""
+"""Maximum width of a column in the table of held calls. A longer value shifts the rest of its
+line."""
 INDENT = " " * 16
 
 
 def printable(text: str) -> str:
-    """The text with everything that is not printable as its escape."""
+    """Return the text with each unprintable character as its escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -75,12 +76,12 @@ def printable(text: str) -> str:
 
 
 def report_json(report: Report) -> str:
-    """`Report.document` as one line of JSON, keys sorted."""
+    """`Report.document` as one line of JSON with sorted keys."""
     return canonical.dump(report.document()).decode()
 
 
 def report_text(report: Report) -> str:
-    """Summary, findings, notes and the verdict, in this order; ends with a newline."""
+    """Return summary, findings, notes and verdict, in this order. Ends with a newline."""
     counts, head, calls = report.counts, report.head, report.counts.calls
     origin = "the key that you gave" if report.key_given else "the key of seal 0"
     lines = [
@@ -151,7 +152,7 @@ def _size(count: int) -> str:
 
 
 def records_text(rows: Iterable[Row], form: Format) -> Iterator[str]:
-    """The rows as text, piece by piece, each piece with its newline. Of `jsonl`, each line is the
+    """Yield the rows as text, in pieces that end with a newline. In `jsonl` each line is the
     record's exact bytes."""
     match form:
         case "table":
@@ -163,7 +164,7 @@ def records_text(rows: Iterable[Row], form: Format) -> Iterator[str]:
 
 
 def cells(row: Row) -> dict[str, Any]:
-    """What each of `COLUMNS` holds for a record."""
+    """Return the values of a record by column. A column without a value may be absent."""
     document = row.record.document
     files: Iterable[Mapping[str, Any]] = document["files"]
     recording = next((file for file in files if file["kind"] == "recording"), {})
@@ -179,7 +180,7 @@ def cells(row: Row) -> dict[str, Any]:
 
 
 def safe_cell(value: object) -> str:
-    """A value as a spreadsheet may have it: a `'` before what it would take for a formula."""
+    """Return a value for CSV, with a `'` in front if a spreadsheet would run it as a formula."""
     text = "" if value is None else str(value)
     if text.lstrip().startswith(("=", "+", "-", "@")) or text.startswith(("\t", "\r")):
         return "'" + text
@@ -216,7 +217,7 @@ def _table(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def history_text(history: CallHistory) -> str:
-    """One call: its holds, then each revision with its files, segment and seal."""
+    """Return the text about one call: its holds, then each revision with files, segment, seal."""
     lines = [f"call {printable(history.call_id)}"]
     if (holds := history.holds) is not None:
         lines.append(f"legal hold      {_state(holds)}")
@@ -250,7 +251,7 @@ def history_text(history: CallHistory) -> str:
 
 
 def _in_the_store(history: CallHistory, one: ObjectRef) -> Iterator[str]:
-    """What the store says of an object's lock and hold."""
+    """Yield a line about an object's lock and hold in the store; nothing if they were not read."""
     holds = history.holds
     if holds is None:
         return
@@ -265,8 +266,8 @@ def _in_the_store(history: CallHistory, one: ObjectRef) -> Iterator[str]:
 
 
 def _sealed(history: CallHistory, record: Record) -> str:
-    """Where a record is sealed. One that was amended before its window was closed never will be:
-    a segment has the newest record of a call."""
+    """Return the seal and segment of a record. A record that was amended before its window was
+    closed is never sealed, because a segment has only the newest record of a call."""
     if record.key in history.sealed:
         segment, number = history.sealed[record.key]
         return f"seal {number}, {segment}"
@@ -285,9 +286,9 @@ def holds_json(
     unsealed: Sequence[str],
     damaged: Sequence[str] = (),
 ) -> str:
-    """`type` holds, `v` 1, `calls` [{call_id, held, acts}], oldest act first, the keys of what is
-    not sealed, and `damaged`, what could not be read, one line each. Without `call_ids` the calls
-    that are held now."""
+    """Return the JSON of `hold list`: `type` holds, `v` 1, `calls` [{call_id, held, acts}] with the
+    oldest act first, `unsealed` with the keys of segments that no seal names, and `damaged` with a
+    line for each object that could not be read. Without `call_ids`, the calls that are held now."""
     wanted = call_ids or [call_id for call_id, holds in by_call.items() if holds.is_held]
     calls = [
         {"call_id": call_id, **by_call.get(call_id, CallHolds(())).document()}
@@ -298,7 +299,7 @@ def holds_json(
 
 
 def held_calls(by_call: Mapping[str, CallHolds], damaged: Sequence[str] = ()) -> str:
-    """The calls that are held now, longest held first: a line for each act that holds one."""
+    """Return the calls that are held now, longest held first, with a line for each act."""
     held = [holds.last for holds in by_call.values() if holds.is_held]
     if not held:
         unsure = ", as far as the acts can be read" if damaged else ""
@@ -317,7 +318,7 @@ def held_calls(by_call: Mapping[str, CallHolds], damaged: Sequence[str] = ()) ->
 
 
 def acts_text(by_call: Mapping[str, CallHolds], call_ids: Sequence[str]) -> str:
-    """All acts about each of these calls, oldest first, and whether it is held."""
+    """Return, for each of these calls, whether it is held, and all acts, oldest first."""
     lines = []
     for call_id in dict.fromkeys(call_ids):
         holds = by_call.get(call_id, CallHolds(()))
@@ -345,9 +346,9 @@ def _act_line(act: Act) -> str:
 def done_json(
     rows: Iterable[tuple[Hold, int, Collection[str], bool]], left: Sequence[str] = ()
 ) -> str:
-    """`type` hold_done, `v` 1, `calls`: of each call its act, the number of the seal, the keys of
-    what is gone, and whether another command has reversed it. `left`: the ids of calls that are not
-    done."""
+    """Return the JSON of `hold add` and `hold remove`: `type` hold_done, `v` 1, `calls` with each
+    call's act, number of the seal, keys of missing objects (`gone`), and whether another command
+    has reversed the act; `left` with the ids of calls that are not done."""
     calls = [
         {"call_id": hold.call_id, "gone": sorted(gone), "reversed": undone, "seal": seal}
         | hold_document(hold)
@@ -358,7 +359,7 @@ def done_json(
 
 
 def done_line(hold: Hold, seal: int, *, undone: bool) -> str:
-    """What a command did about a call."""
+    """Return a line about what a command did to a call."""
     verb = "held" if hold.action == "add" else "hold taken off"
     objects = counted(len(hold.objects), "object")
     reversed_since = ", and REVERSED since by another command" if undone else ""

@@ -1,15 +1,16 @@
-"""The audit: what the seals promise, against what the bucket holds.
+"""The audit: compares the bucket with what the seals state.
 
-Shares the formats with the writer, never its code paths: it takes nothing from the pipeline or the
-source, and reads through the `Reader` port alone. Levels, each with all of the one before:
+It shares the formats with the writer, and never its code paths: it imports nothing from the
+pipeline or the source, and reads through the `Reader` port only. Each level includes the one
+before:
 
-- `manifest`: the chain, and every segment: hashes, roots, balances, revisions, no gap in time;
-  sightings; what is not ours or cannot be read, be it a record that no segment names.
-- `objects`: every record equals its line; every file is there in its version, size, lock, hold;
-  what covers records is locked as they are; what nothing names is counted.
-- `bytes`: every file's SHA-256, or those of a random sample.
+- `manifest`: the chain; every segment: hashes, Merkle roots, balances, revisions, gaps in time;
+  sightings; foreign objects, and objects at the key of a record that are no records.
+- `objects`: every record equals its line; every file exists with its version, size, lock and hold;
+  segments and seals are locked as long as their records; orphans.
+- `bytes`: the SHA-256 of every file, or of a random sample.
 
-The chain and all events are always read whole; a range restricts which windows are looked into.
+The chain and all events are always read completely. A range only limits the windows.
 """
 
 from __future__ import annotations
@@ -48,18 +49,18 @@ from archiver.manifest.signing import PublicKey
 Level = Literal["manifest", "objects", "bytes"]
 
 WINDOWS_AT_ONCE = 4
-"""Windows read at a time: each may keep a segment in memory and the states of its calls."""
+"""Windows read at a time. Few, because each keeps the state of its calls in memory."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to verify, and what the auditor knows from outside the bucket."""
+    """What to verify; and the key and head that the auditor knows from outside the bucket."""
 
     level: Level = "objects"
     start: datetime | None = None
     end: datetime | None = None
     sample: int | None = None
-    """At level `bytes`: hash so many files, chosen at random, instead of all."""
+    """At level `bytes`: the number of files to hash, chosen at random; None for all."""
     public_key: PublicKey | None = None
     head: KnownHead | None = None
     workers: int = 8
@@ -67,7 +68,7 @@ class Options:
 
 
 class Progress(Protocol):
-    """Somebody who watches. `hashed` is called from many threads."""
+    """Receives progress. `hashed` is called with sizes in bytes, from many threads."""
 
     def windows(self, done: int, total: int) -> None: ...
 
@@ -75,7 +76,7 @@ class Progress(Protocol):
 
 
 def read_public_key(pem: bytes) -> PublicKey:
-    """The key for `Options.public_key`; raises `UsageError`."""
+    """Parse the key for `Options.public_key`. Raises `UsageError`."""
     try:
         return PublicKey.from_pem(pem)
     except FormatError as error:
@@ -88,26 +89,27 @@ Revisions = Sequence[tuple[SegmentName, SealedEntry]]
 
 @dataclass
 class _Window:
-    """What comes of reading a window."""
+    """The result of reading a window."""
 
     revisions: Revisions
     counts: Counts = field(default_factory=lambda: Counts(windows=1))
     files: WindowFiles = field(default_factory=WindowFiles)
-    """A file that several of its records name counts once."""
+    """Counts a file once that several records of the window name."""
     named: set[int] = field(default_factory=set)
-    """Hashes of the keys of its records, and of those that they name."""
+    """Hashes of the keys of its records and of their files."""
     days: set[str] = field(default_factory=set)
     """The `dt=…` of its records and files."""
     covered: dict[str, datetime] = field(default_factory=dict)
-    """The latest date that the records of a segment promise, by the segment's key."""
+    """Segment key → the latest lock date that its records promise."""
     is_whole: bool = True
-    """Whether all of its segments are as they were sealed."""
+    """Whether all of its segments are as they were sealed and could be read."""
     end: datetime | None = None
     listed_at: datetime | None = None
     counted: list[int] = field(default_factory=list)
     """Hashes of the calls that its newest revision counts."""
     ids: list[int] = field(default_factory=list)
-    """Hashes of all calls that it ever named; empty where there are no sightings."""
+    """Hashes of all calls that any revision named; empty if the archive has no sightings, which
+    alone need them."""
 
     def count(self, records: int, files: Iterable[FileRef]) -> None:
         self.counts.records += records
@@ -126,24 +128,25 @@ def verify(
 ) -> Report:
     """Audit the archive behind `reader`.
 
-    Raises `StoreError` where the store itself cannot be used; whatever is wrong with what it
-    holds is in the report. `now` decides which retentions must still hold.
+    Raises `StoreError` if the store cannot be used. Everything else that is wrong is in the report.
+    Locks that records promise until `now` or earlier are not checked.
 
     1. Read the chain.
-    2. List the sightings, and read all events: who is held does not depend on a range.
-    3. Read the windows in range; their records and files are checked beside.
-    4. Check the locks of what covers records, wait for all objects, and hash the sample.
+    2. List the sightings, and read all events: whether a call is held does not depend on the range.
+    3. Read the windows in range, and start the checks of their records and files.
+    4. Check the locks of segments and seals, wait for all objects, and hash the sample.
     5. Compare the windows with each other: calls that two of them count, gaps in time.
-    6. Look for what stands in no seal: in the manifest, among versions, orphans, lost calls.
-    7. Report what disagrees about holds, now that no more objects are checked.
+    6. Check what no seal names: segments, versions, foreign objects, orphans, sightings.
+    7. Report mismatches of holds, after all objects were checked.
     """
     findings, counts, notes = Findings(options.max_findings), Counts(), list[str]()
     reporting = ReportingReader(reader, findings, pause)
     workers = max(1, options.workers)
     ahead = 4 * workers
     with ExitStack() as stack:
-        # Two pools, so that a window that waits for its objects never holds one up. What has begun
-        # is waited for at the end.
+        # Two pools: a window's task waits for object tasks, and in one pool waiting windows could
+        # take all threads, so that no object is ever checked. Callbacks run in reverse order: first
+        # no new windows, then no new objects, then wait for windows that have begun.
         object_pool = ThreadPoolExecutor(workers)
         window_pool = ThreadPoolExecutor(min(WINDOWS_AT_ONCE, workers))
         stack.callback(window_pool.shutdown, wait=True)
@@ -191,7 +194,7 @@ def verify(
                 covered |= window.covered
                 if progress is not None:
                     progress.windows(done, len(windows))
-            # 4. What covers them; the rest of the objects.
+            # 4. The objects that cover records; the remaining objects.
             seals = dict[int, datetime]()
             for segment, until in covered.items():
                 for make in (str, layout.companion_key, layout.pointer_key):
@@ -203,11 +206,11 @@ def verify(
                 objects.add_covering(layout.signature_key(seq), until)
             objects.finish([sealed.entry.key for sealed in events] if audit.checks_objects else [])
             counts.files_hashed, counts.bytes_hashed = objects.files_hashed, objects.bytes_hashed
-            # 5. Windows among each other.
+            # 5. The windows compared with each other.
             counted.check(findings.add)
             if chain.is_whole:
                 check_spans(spans, chain.advances, findings.add, options.start, options.end)
-            # 6. What stands in no seal.
+            # 6. The objects that no seal names.
             leftovers.check_manifest(reporting, chain, segments)
             orphans = leftovers.Orphans(named if audit.is_everything else None)
             prefixes = ["manifest/"]
@@ -228,7 +231,7 @@ def verify(
                     "seals or segments are damaged, or of a newer release: what nothing names was "
                     "not looked for"
                 )
-            # An id may stand in any window, so sightings count only where all windows were read.
+            # Any window may name an id, so lost ids can be told only if all windows were read.
             unknown = ""
             if not audit.is_everything:
                 unknown = "a range was given: sightings were not held against the windows"
@@ -240,7 +243,7 @@ def verify(
             notes.append(unknown if sightings else "")
             known = None if unknown else lambda one: one in ids or orphans.has_record(one)
             leftovers.check_sightings(reporting, object_pool, sightings, listed_at, known)
-            # 7. Holds.
+            # 7. The holds.
             objects.report_holds()
     if chain.key is None:
         notes.append("no key: seal 0 has none and none was given: no signature was checked")
@@ -273,7 +276,7 @@ def verify(
 
 
 class _Audit:
-    """What the steps of `verify` share: which windows are in range, and how one is read."""
+    """Selects and reads the windows in range, for the steps of `verify`."""
 
     def __init__(
         self,
@@ -291,8 +294,8 @@ class _Audit:
         self.segments = SegmentCheck(reader, chain.last)
         self.checks_objects = options.level != "manifest"
         self.is_everything = options.start is None and options.end is None
-        """Windows out of range may name objects of any day, so with a range nobody knows what
-        nothing names."""
+        """Whether no range was given. Windows outside a range may name objects of any day, so
+        orphans are searched only without one."""
         self.sightings = [
             listed.key
             for listed in reader.list(layout.SIGHTINGS)
@@ -300,11 +303,11 @@ class _Audit:
             and (self._start is None or start.date() >= self._start.date())
             and (self._end is None or start < self._end)
         ]
-        """The keys of those of windows that are in range, or may be."""
+        """The keys of the sightings of windows that are or may be in range."""
 
     def select(self) -> tuple[list[Revisions], list[SealedEntry]]:
-        """The windows in range, and all segments of events in the order of the chain; keys that are
-        neither are reported."""
+        """Return the windows in range, and all segments of events in the order of the chain. Report
+        keys that are neither."""
         names: dict[datetime, list[tuple[SegmentName, SealedEntry]]] = {}
         events = []
         for key, sealed in self._chain.segments.items():
@@ -317,15 +320,15 @@ class _Audit:
         starts, first = sorted(names), 0
         if self._start is not None:
             first = bisect_right(starts, self._start)
-            # The window before may reach into the range, but not from another day: windows are
-            # aligned to midnight.
+            # The previous window may reach into the range, unless it is of another day: windows
+            # never cross midnight.
             if first and starts[first - 1].date() == self._start.date():
                 first -= 1
         in_range = (one for one in starts[first:] if self._end is None or one < self._end)
         return [sorted(names[start]) for start in in_range], events
 
     def read_window(self, revisions: Revisions) -> _Window:
-        """Read all revisions of a window. Threads call it."""
+        """Read all revisions of a window. Threads share it."""
         report, window = self._reader.findings.add, _Window(revisions)
         state = WindowState(report, self._chain.is_whole, self.segments.is_taken)
         for name, sealed in revisions:
@@ -364,7 +367,7 @@ class _Audit:
     def _check_records(
         self, window: _Window, segment: str, records: Sequence[SegmentRecord]
     ) -> None:
-        """Count records of a segment, and have them and their files checked."""
+        """Count records of a segment, and start the checks of them and their files."""
         for found in records:
             record, promise = found.record, promise_of(found.record, self._now)
             new, again = window.files.add(found.files, promise)

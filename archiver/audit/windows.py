@@ -1,9 +1,8 @@
-"""What the revisions of one window say together, and what all windows say of time and of calls.
+"""Checks the revisions of a window against each other, and all windows for gaps and double calls.
 
-State after revision n: the newest record of each call over revisions 1 to n; the ids that revision
-n calls pending. Of all ids that any revision named, those that revision n calls vanished are not
-listed. So `listed` is all that was ever named but the vanished, and each of it has a record or is
-pending.
+The state of a window after revision n is the newest record of each call in revisions 1 to n, and
+the ids in `pending` of revision n. The listed ids are all ids that revisions 1 to n name, without
+those in `vanished` of revision n. Each listed id has a record or is pending.
 """
 
 from __future__ import annotations
@@ -27,51 +26,50 @@ from archiver.manifest.record import OUTCOMES
 from archiver.manifest.segment import ids_sha256
 
 MAX_SKIPPED = 100
-"""Revisions in a row whose keys are looked at, where they are in no seal."""
+"""Limit of unsealed revisions in a row whose keys are read."""
 
 
 @dataclass
 class WindowState:
-    """The state of a window, revision after revision. One thread adds the revisions of one window,
-    in order."""
+    """The state of one window. For one thread, which adds its revisions in order."""
 
     report: Report
     chain_is_whole: bool
-    """Else a missing revision is a missing seal's, and that was said."""
+    """If not, a missing revision may be in a missing seal, which was reported."""
     is_taken: Callable[[SegmentName], bool]
-    """Whether a revision's key holds what is not ours, so that a writer had to skip it."""
+    """Whether a foreign object has a revision's key, so that the writer had to skip it."""
     calls: dict[str, CallState] = field(default_factory=dict)
     pending: set[str] = field(default_factory=set)
-    """What the newest revision calls pending."""
+    """The ids in `pending` of the newest revision."""
     listed: Set[str] = frozenset()
-    """What the newest revision counts; empty where it cannot be recomputed."""
+    """The ids that the newest revision counts; empty if they cannot be recomputed."""
     unreadable: int = 0
-    """Entries of the newest listing that were unreadable."""
+    """Number of unreadable entries of the newest listing."""
     listed_at: datetime | None = None
-    """When the newest listing began; None where its line could not be read."""
+    """Start of the newest listing; None if its window line could not be read."""
     _ever_pending: set[str] = field(default_factory=set)
-    """These ids must not fall silent."""
+    """All ids that were ever pending. Each must have a record later, or be pending or vanished."""
     _revision: int = 0
     _window: Window | None = None
     _sound: bool = True
-    """Whether all revisions so far could be read: else nothing can be recomputed."""
+    """Whether all revisions so far could be read. If not, counts cannot be recomputed."""
 
     @property
     def ids(self) -> Set[str]:
-        """Every id that any revision has named: recorded, or pending."""
+        """All ids that any revision named, with a record or as pending."""
         return self.calls.keys() | self._ever_pending
 
     def add(self, name: SegmentName, found: WindowSegment | None) -> None:
-        """Add the next revision, and check what it says of itself and of those before. `found` is
-        None where it could not be read, and that was said.
+        """Add the next revision, and check it against the earlier ones. `found` is None if it could
+        not be read, which was reported.
 
-        1. The revisions before it are there, or their keys are taken.
-        2. Its records are newer than those before.
-        3. Its window line is of the same window, and adds up.
-        4. It counts all calls that were ever named, but the vanished.
+        1. Earlier revisions exist, or foreign objects have their keys.
+        2. Add its records.
+        3. Its window line is of the same window, and its counts add up.
+        4. It counts all calls that were ever named, except the vanished ones.
         """
         self.listed, self.listed_at, self.unreadable = frozenset(), None, 0
-        # 1. The revisions before.
+        # 1. The earlier revisions.
         self._revision += 1
         if name.revision != self._revision:
             self._check_gap(name)
@@ -95,14 +93,14 @@ class WindowState:
         if line["listed"] != sum(line[outcome] for outcome in OUTCOMES) + len(self.pending):
             self.report("window_balance", name.jsonl, "")
         self._ever_pending |= self.pending
-        # 4. What it counts.
+        # 4. The counted calls.
         if self._sound:
             self._check_counts(name.jsonl, line)
 
     def _check_gap(self, name: SegmentName) -> None:
-        """Revisions before this one are in no seal. Where each of their keys is taken by what is
-        not ours, a writer had to skip them, and nothing is missing: a first revision carries all
-        calls of its window, whatever its number."""
+        """Report a gap before this revision. If a foreign object has each key in the gap, the
+        writer had to skip them and nothing is missing: the first revision that a writer seals has
+        all calls of the window, whatever its number."""
         missing = range(self._revision, name.revision)
         shown = ", ".join(map(str, missing[:3])) + ("…" if len(missing) > 3 else "")
         if all(self.is_taken(SegmentName(name.start, number)) for number in missing[:MAX_SKIPPED]):
@@ -132,8 +130,8 @@ class WindowState:
 
 
 class Span(NamedTuple):
-    """A window that is sealed: where it starts, where it ends if that could be read, and the seal
-    of its first revision."""
+    """A sealed window: its start; its end, None if that could not be read; the number of the first
+    seal that names a revision of it; and the key of its first revision."""
 
     start: datetime
     end: datetime | None
@@ -148,8 +146,8 @@ def check_spans(
     start: datetime | None,
     end: datetime | None,
 ) -> None:
-    """Windows must not overlap, and each advance of the watermark must be covered by windows that
-    were sealed by then. `spans` are in order. Only between `start` and `end`, where given."""
+    """Report overlapping windows, and times that the watermark passed without a window sealed by
+    then. `spans` are in order. Gaps are reported only between `start` and `end`, if given."""
     for before, after in pairwise(spans):
         if before.end is not None and before.end > after.start:
             report("window_overlap", after.key, f"with {before.key}")
@@ -173,22 +171,23 @@ def check_spans(
 
 
 class CountedCalls:
-    """Finds calls that two windows count: each balance is right by itself, and their sum is one too
-    many. One thread uses it.
+    """Finds calls that two windows count. The balance of each window is right, but the sum over all
+    windows has such a call twice. For one thread.
 
-    A hash of each call is kept, 8 bytes. By chance two of a million calls have the same hash once
-    in tens of millions of audits, and then a person looks for nothing.
+    Keeps a hash of 8 bytes for each call. With a million calls, two have the same hash in one of
+    tens of millions of audits; that causes a false warning.
     """
 
     def __init__(self) -> None:
         self._windows: list[tuple[str, array[int]]] = []
 
     def add(self, window: str, calls: Iterable[int]) -> None:
-        """Hashes of the calls that a window counts, each once; `window` is the key to show."""
+        """Add the hashes of the calls that a window counts, each once. `window` is the key that a
+        finding shows."""
         self._windows.append((window, array("q", calls)))
 
     def check(self, report: Report) -> None:
-        """A finding for each two windows that count the same calls."""
+        """Report each pair of windows that count the same calls."""
         ordered = sorted(chain.from_iterable(calls for _, calls in self._windows))
         twice = {call for call, next_one in pairwise(ordered) if call == next_one}
         last: dict[int, str] = {}

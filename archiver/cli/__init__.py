@@ -1,7 +1,7 @@
-"""The command line: verbs, options, exit codes.
+"""The command line: commands, options, exit codes.
 
-Each verb imports what it needs when it runs, so that `--help` and `verify` start fast. Results go
-to stdout, progress and logs to stderr; every error is one line.
+Each command imports its modules when it runs, so that `--help` and `verify` start fast. Results go
+to stdout, progress and logs to stderr. Every error is one line.
 """
 
 from __future__ import annotations
@@ -57,12 +57,13 @@ def main() -> NoReturn:
 
 
 def _stop_early(_number: int, _frame: object) -> None:
-    """SIGTERM while a verb is still being loaded: nothing has begun, so nothing is left to end."""
+    """Exit on a SIGTERM while a command's modules are being imported: it has done nothing yet.
+    Later `stopping` handles it. For `run` a SIGTERM is the normal end, so the exit code is 0."""
     raise SystemExit(0 if sys.argv[1:2] == ["run"] else INTERRUPTED)
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Run one command line; returns its exit code and prints every error as one line."""
+    """Run one command line. Returns its exit code, and prints every error as one line."""
     try:
         code = cli.main(list(arguments), prog_name="archiver", standalone_mode=False)
         sys.stdout.flush()
@@ -79,7 +80,8 @@ def run_command(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read our output has seen enough; Python must not complain at its end.
+        # The reader closed the pipe, as `head` does. Without this, Python would flush stdout at its
+        # exit and print a second BrokenPipeError.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -92,7 +94,7 @@ def _complain(message: str, code: int) -> int:
 
 
 def _internal_error(error: Exception) -> str:
-    """One line about a mistake of ours; at log level debug the traceback before it."""
+    """Return one line about a bug. At log level debug, print the traceback first."""
     import traceback
 
     from archiver.observability.logs import redact

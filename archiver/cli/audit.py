@@ -1,4 +1,7 @@
-"""The verbs that only read an archive. None needs the private key; `reconcile` asks the source."""
+"""The commands that only read an archive: `verify`, `reconcile`, `manifest list`, `manifest show`.
+
+None of them needs the private key. Only `reconcile` needs the source.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def _reading() -> Iterator[tuple[Bucket, int]]:
-    """The bucket, for reading, and how many requests may be under way at a time."""
+    """Yield the bucket, for reading, and the number of concurrent requests (ARCHIVER_WORKERS)."""
     from archiver.settings import StoreSettings, load
     from archiver.wiring import reader
 
@@ -162,7 +165,7 @@ def list_records(start: datetime, end: datetime, outcome: str | None, form: str)
 
 
 def _left_out(damages: Iterable[str]) -> int:
-    """Name what could not be read; the exit code."""
+    """Print what could not be read. Returns the exit code: 1 if there is anything, else 0."""
     from archiver.audit.tables import printable
 
     code = 0

@@ -1,4 +1,4 @@
-"""The verb for a date range, in one process or in several."""
+"""The command `backfill`: archives a date range, in one process or several."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def backfill(
     windows = range_windows(start, end, settings.window, shard)
     if dry_run:
         return _dry_run(settings, clock, windows)
-    if report:  # no metrics: there is one port, and several of us
+    if report:  # no metrics: the processes would share one port
         reporter = Reporter()
         try:
             with stopping(clock):
@@ -95,13 +95,14 @@ def backfill(
     count = min(processes, len(windows))
     with stopping(clock) as came, backfill_progress(len(windows)) as progress:
         if count > 1:
-            # Done once, because two processes that begin an archive at the same moment only hinder
-            # each other.
+            # The parent runs preflight and begins the archive, so that the processes do not
+            # compete for seal 0.
             with open_app(settings, clock) as app:
                 app.preflight()
                 app.ensure_archive()
             clock.check()
             span = ["--from", format_time(start), "--to", format_time(end)]
+            # Shard I/N is the union of the shards I/NC, (I+N)/NC, … of C processes.
             names = [f"{index + of * number}/{of * count}" for number in range(count)]
             summary, seal = run_shares(
                 names,
@@ -124,7 +125,7 @@ def _archive(
     progress: BackfillProgress,
     single_writer: bool = False,
 ) -> tuple[Summary, int]:
-    """What was done, and the chain's newest seal."""
+    """Archive the windows. Returns the summary, and the number of the chain's newest seal."""
     from archiver.wiring import open_app
 
     with open_app(settings, clock, progress) as app:
@@ -134,7 +135,7 @@ def _archive(
 
 
 def _print_result(summary: Summary, seal: int) -> int:
-    """Returns the exit code."""
+    """Print the result. Returns the exit code."""
     click.echo(told(summary, seal))
     young = summary.unsettled - summary.clock_wrong
     if young > 0:
@@ -150,7 +151,8 @@ def _exit_code(summary: Summary) -> int:
 
 
 def share_environment(settings: Settings, count: int) -> dict[str, str]:
-    """Our own, secrets and all, but for what `count` processes share or cannot see themselves."""
+    """Return the environment for one of `count` processes: our own, secrets included, with its
+    share of ARCHIVER_API_RATE, and the log level, which depends on our terminal."""
     changes = {"ARCHIVER_LOG_LEVEL": log_level(settings)}
     if settings.api_rate is not None:
         changes["ARCHIVER_API_RATE"] = repr(settings.api_rate / count)
@@ -158,8 +160,8 @@ def share_environment(settings: Settings, count: int) -> dict[str, str]:
 
 
 def _dry_run(settings: Settings, clock: SystemClock, windows: Sequence[Window]) -> int:
-    """What a backfill would do, a line a day; writes nothing, so the chain is not opened: that
-    would complete what a crash left."""
+    """Print what a backfill would do, a line a day. Writes nothing; so it does not open the chain,
+    which would complete a seal that a crash left incomplete."""
     from archiver.wiring import open_app
 
     days: dict[str, Counter[str]] = {}
@@ -195,7 +197,8 @@ def _job_shard() -> tuple[int, int]:
 
 
 def _serve_metrics(port: int, stack: ExitStack) -> None:
-    """Until the stack closes. A backfill beside a running loop goes on without its own metrics."""
+    """Serve metrics until the stack closes. If the port is taken, for example by a running loop,
+    the backfill continues without metrics."""
     import structlog
 
     from archiver.observability.server import Telemetry

@@ -1,4 +1,4 @@
-"""What the verbs share: the types of their options, the start of a run, its end by a signal."""
+"""Shared by the commands: types of options, the start of a run, and its end by a signal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INTERRUPTED = 130
 
 
 class Moment(click.ParamType[datetime]):
-    """A date or an RFC 3339 time, UTC unless it says otherwise."""
+    """A date or an RFC 3339 time; UTC if it has no offset."""
 
     name = "T"
 
@@ -76,7 +76,7 @@ def check_range(start: datetime | None, end: datetime | None) -> None:
 
 
 def start_run(settings: LogSettings) -> SystemClock:
-    """Set up the logs; a clock that SIGTERM and SIGINT stop."""
+    """Set up the logs. Returns the clock of the run, which `stopping` stops on a signal."""
     from archiver.core.clock import SystemClock
     from archiver.observability.logs import configure
 
@@ -86,26 +86,27 @@ def start_run(settings: LogSettings) -> SystemClock:
 
 def log_level(settings: LogSettings) -> str:
     if sys.stderr.isatty() and "ARCHIVER_LOG_LEVEL" not in os.environ:
-        return "warning"  # a person watches the bar; a line for each call would hide it
+        return "warning"  # a line for each call would push the progress bar off the screen
     return settings.log_level
 
 
 ABORT_SECONDS = float(os.environ.get("_ARCHIVER_ABORT_SECONDS", "20"))
-"""So long after the first signal requests that are under way are aborted, whatever they wait for: a
-pod is killed after 30 s, and a server may be silent for longer. The variable is for tests."""
+"""Seconds from the first signal until requests in progress are aborted. Kubernetes kills a pod
+after 30 s, and a server may not answer for longer than that. The variable is for tests."""
 KILL_SECONDS = 5.0
-"""So long after that the process ends by the signal itself: a request of boto3's on another thread
-cannot be aborted. A crash anywhere leaves what the next run mends."""
+"""Seconds from then until the process kills itself with the signal, because a boto3 request on
+another thread cannot be aborted. The next run repairs what a crash at any point leaves."""
 
 
 @contextmanager
 def stopping(clock: SystemClock) -> Iterator[list[int]]:
-    """While inside, SIGTERM and SIGINT ask for a clean end; the list has those that came.
+    """Handle SIGTERM and SIGINT as requests for a clean end. Yields the list of received signals.
 
-    1. The first signal stops the clock: nothing new begins, what is under way is finished.
-    2. `ABORT_SECONDS` after it, however often it is repeated, requests are aborted, and what the
-       main thread waits for.
-    3. `KILL_SECONDS` later the process ends by the signal.
+    1. The first signal stops the clock: no new work begins, and work in progress is finished. From
+       then on a Ctrl-C kills the process at once.
+    2. `ABORT_SECONDS` after the first signal, requests are aborted, and `Interrupted` is raised in
+       the main thread. Further SIGTERMs change nothing.
+    3. `KILL_SECONDS` later the process kills itself with the first signal.
     """
     from archiver.core.clock import Interrupted
     from archiver.core.http import abort_requests
@@ -143,7 +144,7 @@ def stopping(clock: SystemClock) -> Iterator[list[int]]:
 
 
 def told(summary: Summary, seal: int) -> str:
-    """A run's result in a line."""
+    """Return the result of a run as one line. `seal` is the number of the newest seal."""
     clock = (
         "WINDOWS STAY OPEN because this machine's clock is wrong: set it (NTP) and run this again"
     )

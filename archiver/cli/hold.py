@@ -1,4 +1,4 @@
-"""The verb for legal holds. It needs no source; `hold list` needs no signing key either."""
+"""The commands for legal holds. They need no source; `hold list` needs no signing key either."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Line(click.ParamType[str]):
-    """One line of printable characters: it goes onto the ledger as it is, for good."""
+    """One line of printable characters. It becomes part of an event, which cannot be changed."""
 
     name = "TEXT"
 
@@ -39,7 +39,7 @@ def hold() -> None:
 
 
 def _options_of_acts(function: F) -> F:
-    """What the two acts take."""
+    """Add the options of `hold add` and `hold remove`."""
     text = _Line()
     for decorate in (
         click.option("--json", "as_json", is_flag=True, help="a stable format for programs"),
@@ -84,8 +84,8 @@ def _act(
     as_json: bool,
     every: bool = False,
 ) -> int:
-    """Do it, and report each call. Exits with 1 where an object is missing, hidden or damaged, or
-    refused by the store: the other calls are done."""
+    """Set or remove the holds, and print the result of each call. Returns 1 if an object is
+    missing, hidden or damaged, or if a call failed; the other calls are done all the same."""
     from archiver.audit import tables
     from archiver.audit.tables import printable
     from archiver.settings import WriterSettings, load

@@ -1,4 +1,4 @@
-"""The verbs that begin an archive and keep it filled."""
+"""The commands that begin an archive and keep it up to date, and `demo`."""
 
 from __future__ import annotations
 

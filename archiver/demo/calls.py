@@ -1,4 +1,5 @@
-"""The calls of the demo: documents, surveys and recordings, the same for the same arguments.
+"""Generates the calls of the demo: documents, surveys and recordings. Deterministic: the same
+arguments give the same calls.
 
 Most calls have a survey, a few have neither survey nor recording, a few are still in progress, some
 are long. A recording sounds like two voices that take turns.
@@ -16,7 +17,7 @@ from typing import Any
 
 SAMPLE_RATE_HZ = 8000
 _SLOT_SAMPLES = SAMPLE_RATE_HZ // 4
-"""Sound is laid out in slots of a quarter of a second, about one syllable long."""
+"""A recording consists of slots of a quarter of a second, about one syllable each."""
 _TURN_SLOTS = 14
 _VOICES_HZ = (104.0, 188.0)
 
@@ -51,8 +52,8 @@ _CAMPAIGNS = ("camp_meter_reading", "camp_delivery", "camp_renewal")
 
 @dataclass(frozen=True)
 class Call:
-    """`document` is what `GET /voice-calls/{id}` answers, `survey` is None where the campaign has
-    none, and a call of 0 `audio_seconds` has no recording."""
+    """A simulated call. `document` is the response of `GET /voice-calls/{id}`. `survey` is None for
+    a call without one. With 0 `audio_seconds` the call has no recording."""
 
     id: str
     start: datetime
@@ -66,11 +67,11 @@ class Call:
 
 
 def make_calls(count: int, start: datetime, end: datetime) -> list[Call]:
-    """`count` calls whose start times lie in `[start, end)`, in the order of those.
+    """Return `count` calls with start times in `[start, end)`, ordered by start time.
 
-    Of each 30 calls one is still in progress, two have no recording, two no survey, three are of
-    200 to 400 s (3 to 6 MB), the others of 8 to 90 s. Every 60th is of 10 min: such a recording is
-    over 8 MiB and goes to the store in parts.
+    Of each 30 calls, one is still in progress, two have neither recording nor survey, two have a
+    recording and no survey, and three last 200 to 400 s (3 to 6 MB). Others last 8 to 90 s. One of
+    each 60 lasts about 10 min: its recording is over 8 MiB, and is uploaded in parts.
     """
     chance = random.Random("1")
     step = (end - start) / count
@@ -141,12 +142,12 @@ def _survey(chance: random.Random) -> dict[str, Any]:
 
 
 def _format(moment: datetime) -> str:
-    """RFC 3339 to the millisecond, as such platforms write it."""
+    """Format a time as RFC 3339 with milliseconds, as such platforms do."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def make_recording(call: Call) -> bytes:
-    """A WAV file of telephony: 8 kHz, 16 bit, mono."""
+    """Generate a telephony WAV file: 8 kHz, 16 bit, mono. Depends on the call's id and length."""
     chance = random.Random(call.id)
     pause = bytes(2 * _SLOT_SAMPLES)
     slots = []
@@ -165,7 +166,7 @@ def make_recording(call: Call) -> bytes:
 
 @cache
 def _syllables(voice_hz: float) -> list[bytes]:
-    """The sounds of a voice, a slot each: a tone with overtones that swells and fades."""
+    """Return the sounds of a voice, one slot each: tones with overtones that swell and fade."""
     syllables = []
     for pitch in (0.9, 0.95, 1.0, 1.07, 1.15):
         step = 2 * math.pi * voice_hz * pitch / SAMPLE_RATE_HZ

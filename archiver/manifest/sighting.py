@@ -1,12 +1,12 @@
-"""The sighting: ids that a listing showed and that had no record yet (docs/manifest-format.md).
+"""The sighting: ids that were listed and had no record then (docs/manifest-format.md).
 
 Rules:
-- A sighting lies at `manifest/sightings/dt=<day>/<HHMM>-<16 hex>.json`; day and time are those of
-  the start of its window, the digits are random.
-- It is created once, is not sealed and has no lock: it only lets a later process know what was
-  listed before. Its ids are sorted and do not repeat.
-- Once a listing of the window that began after `at` is sealed, each id of the sighting has a record
-  in one of the window's segments or stands in `pending`.
+- A sighting lies at `manifest/sightings/dt=<day>/<HHMM>-<16 hex>.json`. Day and time are those of
+  the start of its window; the digits are random.
+- It is created once, is not sealed and has no lock: it only tells a later process what was listed
+  before. Its ids are sorted and do not repeat.
+- Once a listing of the window that began at `at` or later is sealed, each id of the sighting has a
+  record, in this window or another one, or is in `pending`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from archiver.manifest import canonical
 from archiver.manifest.record import refuse_newer
 
 MAX_BYTES = 256 << 20
-"""No sighting is larger: a million ids of the longest kind that a key takes."""
+"""Maximum size of a sighting: room for a million of the longest ids that a key may have."""
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """Ids that were listed in a window and had no record at that time."""
+    """Ids that were listed in a window and had no record at the time `at`."""
 
     window: Window
     at: datetime
@@ -48,7 +48,7 @@ def build(window: Window, at: datetime, ids: Iterable[str]) -> bytes:
 
 
 def parse(data: bytes) -> Sighting:
-    """Raises `FormatError`."""
+    """Parse a sighting. Raises `FormatError`."""
     document = canonical.load_object(data)
     refuse_newer(document)
     start, end = parse_time(document.get("from")), parse_time(document.get("to"))

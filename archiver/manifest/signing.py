@@ -12,7 +12,7 @@ from archiver.core.errors import FormatError
 
 
 class PublicKey:
-    """A public key; `key_id` is the first 16 hex digits of the SHA-256 of its DER form."""
+    """A public key. `key_id` is the first 16 hex digits of the SHA-256 of its DER form (SPKI)."""
 
     def __init__(self, key: Ed25519PublicKey) -> None:
         self._key = key
@@ -22,10 +22,10 @@ class PublicKey:
 
     @classmethod
     def from_pem(cls, pem: bytes) -> PublicKey:
-        """Raises `FormatError` where `pem` is no Ed25519 public key."""
+        """Load a public key. Raises `FormatError` unless `pem` is an Ed25519 public key."""
         try:
             key = ser.load_pem_public_key(pem)
-        except Exception:
+        except Exception:  # the library raises several types for malformed input
             raise FormatError("not a PEM public key") from None
         if not isinstance(key, Ed25519PublicKey):
             raise FormatError("not an Ed25519 public key")
@@ -40,7 +40,7 @@ class PublicKey:
 
 
 class SigningKey:
-    """A private key. Signing is deterministic: the same bytes always get the same signature."""
+    """A private key. Ed25519 is deterministic: the same bytes always have the same signature."""
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
@@ -52,7 +52,8 @@ class SigningKey:
 
     @classmethod
     def from_pem(cls, pem: bytes) -> SigningKey:
-        """Raises `FormatError` where `pem` is no unencrypted Ed25519 private key."""
+        """Load a private key. Raises `FormatError` unless `pem` is an unencrypted Ed25519 private
+        key."""
         try:
             key = ser.load_pem_private_key(pem, password=None)
         except Exception:

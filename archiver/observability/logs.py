@@ -1,7 +1,8 @@
-"""Logs: one JSON object a line on stderr, or lines for people; never a secret.
+"""Logs: one JSON object a line on stderr, or plain lines for people.
 
-Two nets under the rule that no URL's query, token or transcript text is ever logged: libraries
-that log URLs are kept at WARNING, and every string of every line passes `redact`.
+The archiver never logs the query of a URL, a token or the text of a transcript. Two safeguards
+catch URLs and tokens that reach a log line all the same: libraries that log URLs are limited to
+WARNING, and every string of every line passes through `redact`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ _CHATTY = ("urllib3", "boto3", "botocore", "s3transfer", "httpx", "httpcore")
 
 
 def redact(text: str) -> str:
-    """`text` without URL queries, bearer tokens, signatures and API keys."""
+    """Return `text` without URL queries, bearer tokens, signatures and API keys."""
     return _TOKEN.sub(r"\1…", _WORD.sub(_without_query, text))
 
 
 def _without_query(word: re.Match[str]) -> str:
-    """A word that looks like a path or URL, up to its `?`. Linear in whatever is logged."""
+    """Cut a word that looks like a path or URL at its `?`. Takes linear time on any input, which a
+    regular expression for URLs would not."""
     path, _, query = word[0].partition("?")
     return f"{path}?…" if query and "/" in path else word[0]
 
@@ -40,7 +42,8 @@ def _redact_event(
 
 
 def _redacted(value: Any) -> Any:
-    """`value` with every string in it redacted; what JSON does not know becomes its `repr`."""
+    """Return `value` with every string in it redacted. A value that JSON has no type for becomes
+    its `repr`."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, dict):
@@ -51,7 +54,7 @@ def _redacted(value: Any) -> Any:
 
 
 class _ToStderr(logging.StreamHandler[TextIO]):
-    """Asks for stderr at each line, as structlog's logger below does."""
+    """Writes to the `sys.stderr` of the moment, as structlog's logger in `configure` does."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.setStream(sys.stderr)
@@ -77,8 +80,9 @@ def configure(level: str = "info", form: str = "json") -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        # Asked for at each line, so that a progress bar may put itself in stderr's place. It writes
-        # a line with its end; PrintLogger writes them apart, and other lines came in between.
+        # Looks sys.stderr up for each line, because a progress bar replaces it. WriteLogger writes
+        # a line and its newline in one call; PrintLogger writes them separately, and lines of other
+        # threads came in between.
         logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
@@ -92,7 +96,7 @@ def configure(level: str = "info", form: str = "json") -> None:
     logging.basicConfig(handlers=[handler], level=max(number, logging.INFO), force=True)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
-    # It warns of each connection that a full pool gives up: the store is tried out by a crowd.
+    # It warns about each connection that a full pool discards, and the probe races many writers.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    # It warns of a head that cannot be parsed, and quotes it.
+    # It warns about response headers that it cannot parse, and quotes them.
     logging.getLogger("urllib3.connection").setLevel(logging.ERROR)

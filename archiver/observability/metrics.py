@@ -1,7 +1,6 @@
-"""Every metric, declared once with its help text. A metric is one row; docs/metrics.md is made from
-this file.
+"""Every metric, declared once with its help text. docs/metrics.md is generated from this file.
 
-Labels come from closed sets only: no id, no host, no URL.
+Labels have values from closed sets only: never an id, a host or a URL.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from structlog.contextvars import bound_contextvars
 from archiver import __version__
 from archiver.core.errors import ArchiverError
 
-# The `…_created` series that the library would add are no names of the contract.
+# The library adds a `…_created` series to each counter and histogram. They are not documented.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 REGISTRY = CollectorRegistry(auto_describe=True)
@@ -119,7 +118,8 @@ BUILD_INFO.labels(__version__).set(1)
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Time one pass through a stage, and name it in the log lines and the error it ends with."""
+    """Measure one pass through a stage. Adds the stage to the log lines within, and to an
+    `ArchiverError` that leaves it and names no stage yet."""
     start = perf_counter()
     try:
         with bound_contextvars(stage=name):

@@ -1,7 +1,8 @@
-"""Progress for people: a bar on a terminal; elsewhere log lines of a backfill, nothing of an audit.
+"""Shows progress: a bar on a terminal; elsewhere log lines for a backfill, nothing for an audit.
 
 rich draws the bar. It is imported on a terminal only, so that commands start fast elsewhere. The
-classes here are the `Progress` of a backfill (`pipeline/ports.py`) or an audit (`audit/verify.py`).
+classes implement the progress port of a backfill (`pipeline/backfill_progress.py`) or of an audit
+(`audit/verify.py`, `audit/reconcile.py`).
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ log = structlog.get_logger()
 LOG_EVERY_SECONDS = 30.0
 REDRAWS_PER_SECOND = 5
 SPEED_SECONDS = 3600.0
-"""The time left is estimated from what was done in so many seconds. In rich's default of 30 not one
-window may be done, and then it shows no time at all."""
+"""The remaining time is estimated from the windows of the last so many seconds. rich's default is
+30; if no window ends in that time, it shows no estimate."""
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def backfill_progress(windows: int) -> Iterator[LogProgress | BackfillBar]:
 
 @contextmanager
 def audit_progress(label: str) -> Iterator[AuditBar | None]:
-    """None where stderr is no terminal: the report is the result."""
+    """Yield a bar, or None if stderr is not a terminal."""
     if not _on_terminal():
         yield None
         return
@@ -55,7 +56,7 @@ def _on_terminal() -> bool:
 
 
 class LogProgress:
-    """A log line every 30 seconds, and one at the end."""
+    """Logs `backfill.progress` at most every 30 seconds, and once after the last window."""
 
     def __init__(self, windows: int) -> None:
         self._lock = threading.Lock()
@@ -95,9 +96,9 @@ class LogProgress:
 
 
 class _Bar:
-    """The terminal's last two lines: windows and times, and below them `_note`.
+    """The last two lines of the terminal: windows and times, and below them `_note`.
 
-    While it is shown, lines that are written to stderr go above it.
+    Lines that are written to stderr meanwhile appear above the bar.
     """
 
     def __init__(self, label: str, windows: int | None) -> None:
@@ -115,11 +116,11 @@ class _Bar:
 
         self._lock = threading.Lock()
         self._bytes = 0
-        # soft_wrap: the terminal breaks a long log line, so that it is still copied as one.
+        # With soft_wrap the terminal wraps long log lines, and they are copied as one line.
         console = Console(file=cast("TextIO", _Terminal(sys.stderr)), soft_wrap=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=30, complete_style="cyan"),  # by default it is red, like an error
+            BarColumn(bar_width=30, complete_style="cyan"),  # the default is red, like an error
             MofNCompleteColumn(),
             TextColumn("windows"),
             TimeElapsedColumn(),
@@ -140,7 +141,7 @@ class _Bar:
 
     def __enter__(self) -> Self:
         self._live.start(refresh=True)
-        # rich hides the cursor until the end. A process that is killed would leave it hidden.
+        # rich hides the cursor until `stop`. A process that is killed would leave it hidden.
         self._live.console.show_cursor()
         return self
 
@@ -148,12 +149,12 @@ class _Bar:
         self._live.stop()
 
     def _note(self) -> str:
-        """The second line, in rich's markup. Asked for at each redraw, on any thread."""
+        """Return the second line in rich's markup. Called at each redraw, on any thread."""
         raise NotImplementedError
 
 
 class BackfillBar(_Bar):
-    """Counts windows; the note tells calls and bytes."""
+    """Counts windows. The second line shows calls and bytes."""
 
     def __init__(self, windows: int) -> None:
         self._calls: Counter[str] = Counter()
@@ -180,8 +181,8 @@ class BackfillBar(_Bar):
 
 
 class AuditBar(_Bar):
-    """Counts windows, whose number is known only once the audit is under way; the note tells what
-    was hashed, if anything."""
+    """Counts windows; their number is known only once the audit is under way. The second line shows
+    how much was hashed, if anything."""
 
     def __init__(self, label: str) -> None:
         super().__init__(label, None)
@@ -198,7 +199,8 @@ class AuditBar(_Bar):
 
 
 class _Terminal:
-    """stderr. Once the terminal is gone, what is written is lost, and the work goes on."""
+    """stderr whose errors are ignored: after the terminal is closed, output is lost and the command
+    continues."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""`/metrics`, `/healthz` and `/readyz` on one port, on threads of their own."""
+"""Serves `/metrics`, `/healthz` and `/readyz` on one port, in threads of its own."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ Check = Callable[[], bool]
 
 
 class Telemetry:
-    """The server; `alive` and `ready` answer for the process."""
+    """The server. `/healthz` returns 200 if `alive()` is true, else 503; `/readyz` and `ready()`
+    likewise. Both are called on the server's threads."""
 
     def __init__(self, port: int, alive: Check, ready: Check) -> None:
-        """Raises `UsageError` where the port is taken."""
+        """Listen on all addresses. Raises `UsageError` if the port cannot be listened on."""
         try:
             self._server = ThreadingHTTPServer(("", port), _handler(alive, ready))
         except OSError as error:
@@ -27,7 +28,7 @@ class Telemetry:
             ) from None
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
-        # Its poll is how long the end of a command waits for it.
+        # `shutdown` waits for one poll interval, and each command would end so much later.
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.05,), name="telemetry", daemon=True
         )
@@ -40,7 +41,7 @@ class Telemetry:
 
 def _handler(alive: Check, ready: Check) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        timeout = 10
+        timeout = 10  # seconds: a client that sends nothing must not keep its thread
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
@@ -60,6 +61,6 @@ def _handler(alive: Check, ready: Check) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            pass  # probes and scrapes would drown the log
+            pass  # a line for each probe and scrape would fill the log
 
     return Handler
