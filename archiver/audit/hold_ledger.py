@@ -175,8 +175,14 @@ class HoldLedger:
         return found
 
     def _read_pointers(self, segment: _EventSegment) -> None:
-        named = (parse_pointer(self._read(ref, POINTER_BYTES) or b"") for ref in segment.pointers)
-        segment.seals |= {number for number in named if number is not None}
+        for ref in segment.pointers:
+            try:
+                number = parse_pointer(self._read(ref, POINTER_BYTES) or b"")
+            except Unreadable as error:
+                self.damaged.append(str(error))
+                continue
+            if number is not None:
+                segment.seals.add(number)
 
     def _read_seals(self, executor: ThreadPoolExecutor, segments: Iterable[_EventSegment]) -> None:
         new = sorted(set().union(*(segment.seals for segment in segments)) - self._seals.keys())
@@ -185,10 +191,12 @@ class HoldLedger:
     def _read_seal(self, number: int) -> None:
         """Read a seal's entries for segments of events. Ignores a number without a seal: anybody
         with write access may write a pointer."""
-        key, before = layout.seal_key(number), len(self.damaged)
-        data = self._read(ObjectRef(key, None), MAX_SEAL_BYTES)
-        if len(self.damaged) > before:
-            return  # it cannot be read, and `damaged` has a line about it
+        key = layout.seal_key(number)
+        try:
+            data = self._read(ObjectRef(key, None), MAX_SEAL_BYTES)
+        except Unreadable as error:
+            self.damaged.append(str(error))
+            return
         # Without a seal and without its signature, the number was never used. A signature without
         # its seal shows that the seal was removed or hidden: that is damage.
         if data is None and next(iter(self._versions.below(key + ".sig")), None) is None:
@@ -210,17 +218,24 @@ class HoldLedger:
         return next((entries[segment.key] for entries in seals if segment.key in entries), None)
 
     def _read_acts(self, segment: _EventSegment) -> None:
-        key, sealed, before = segment.key, self._entry(segment), len(self.damaged)
+        key, sealed = segment.key, self._entry(segment)
         if sealed is None:
             self.unsealed += [key] if segment.jsonl else []
             return
         place, entry = sealed
-        read = (self._read(ref, entry.bytes) or b"" for ref in segment.jsonl)
-        data = next((d for d in read if hashlib.sha256(d).hexdigest() == entry.sha256), None)
-        if data is None and len(self.damaged) > before:
-            return  # a version cannot be read, and `damaged` has a line about it
+        data, unreadable = None, list[str]()
+        for ref in segment.jsonl:
+            try:
+                version = self._read(ref, entry.bytes) or b""
+            except Unreadable as error:
+                unreadable.append(str(error))
+                continue
+            if hashlib.sha256(version).hexdigest() == entry.sha256:
+                data = version
+                break
         if data is None:
-            self.damaged.append(f"{key} is not there as seal {place[0]} tells of it")
+            missing = f"{key} is not there as seal {place[0]} tells of it"
+            self.damaged += unreadable or [missing]
             return
         try:
             self._acts[key] = place, [Act(one, key, place[0]) for one in event.parse_segment(data)]
@@ -228,13 +243,12 @@ class HoldLedger:
             self.damaged.append(f"{key}: {error}")
 
     def _read(self, ref: ObjectRef, max_bytes: int) -> bytes | None:
-        """Return None if the object is missing, larger than `max_bytes`, or cannot be read. Only
-        the last case adds to `damaged`."""
+        """Return None if the object is missing or larger than `max_bytes`. Raises `Unreadable`."""
         try:
             return self._reader.read(ref.key, ref.version_id, max_bytes)
         except Unreadable as error:
             if error.reason != "too_large":
-                self.damaged.append(str(error))
+                raise
             return None
 
 

@@ -67,7 +67,8 @@ class Reporter:
         self._send("ended", vars(summary), seal)
 
     def failed(self, error: ArchiverError) -> None:
-        self._send("failed", " ".join(str(error).split())[:1000])
+        # JSON writes a character as up to 12 bytes.
+        self._send("failed", " ".join(str(error).split())[:300])
 
     def _send(self, *message: object) -> None:
         with suppress(OSError):
