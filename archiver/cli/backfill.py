@@ -18,7 +18,7 @@ from archiver.cli.common import (
     range_options,
     start_run,
     stopping,
-    told,
+    summary_line,
 )
 from archiver.core.errors import ArchiverError, UsageError
 
@@ -136,7 +136,7 @@ def _archive(
 
 def _print_result(summary: Summary, seal: int) -> int:
     """Print the result. Returns the exit code."""
-    click.echo(told(summary, seal))
+    click.echo(summary_line(summary, seal))
     young = summary.unsettled - summary.clock_wrong
     if young > 0:
         click.echo(

@@ -143,7 +143,7 @@ def stopping(clock: SystemClock) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def told(summary: Summary, seal: int) -> str:
+def summary_line(summary: Summary, seal: int) -> str:
     """Return the result of a run as one line. `seal` is the number of the newest seal."""
     clock = (
         "WINDOWS STAY OPEN because this machine's clock is wrong: set it (NTP) and run this again"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from archiver.cli.common import start_run, stopping, told
+from archiver.cli.common import start_run, stopping, summary_line
 from archiver.core.errors import UsageError
 
 
@@ -134,5 +134,5 @@ def run(once: bool, single_writer: bool) -> int:
             raise
         finally:
             telemetry.close()
-    click.echo(told(summary, app.chain.head.seq))
+    click.echo(summary_line(summary, app.chain.head.seq))
     return 1 if summary.needs_a_person else 0
