@@ -408,7 +408,7 @@ class CallHolds:
     @property
     def last(self) -> list[Act]:
         """The acts that decide whether the call is held now, oldest first."""
-        return event.standing(self.acts)
+        return event.deciding_acts(self.acts)
 
     def document(self) -> dict[str, Any]:
         """Return `{"acts", "held"}`, a part of `hold list --json` and `manifest show --json`."""

@@ -101,7 +101,7 @@ def by_call(acts: Iterable[Act]) -> dict[str, list[Act]]:
     return found
 
 
-def standing(acts: Sequence[Act]) -> list[Act]:
+def deciding_acts(acts: Sequence[Act]) -> list[Act]:
     """Return the acts that decide whether a call is held: the last ones with the same action.
 
     `acts` are those of one call, oldest first. A call may be held several times, and one removal

@@ -144,7 +144,7 @@ class Holds:
         if not wanted:
             raise next(iter(left.values()))
         by_call = event.by_call(self._acts(action))
-        in_force = {call_id: event.standing(by_call.get(call_id, ())) for call_id in wanted}
+        in_force = {call_id: event.deciding_acts(by_call.get(call_id, ())) for call_id in wanted}
         if action == "remove":
             _refuse_removal(calls, in_force, every=every)
         own = [Hold(action, i, by, reason, now, event.in_order(calls[i].named)) for i in wanted]

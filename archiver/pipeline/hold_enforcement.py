@@ -74,7 +74,7 @@ class _EventSegment:
 
 
 @dataclass(frozen=True)
-class HoldEvent:
+class SealedEventSegment:
     """A sealed segment of events. `at` is its last act; `holds`: one of its calls is held now."""
 
     key: str
@@ -124,12 +124,12 @@ class HeldCalls:
         self.refresh(REFRESH_SECONDS)
         return self._ids
 
-    def events(self) -> list[HoldEvent]:
+    def events(self) -> list[SealedEventSegment]:
         """The sealed segments of events, as of the last refresh."""
         with self._mutex:
             ids, segments = self._ids, list(self._segments.values())
         return [
-            HoldEvent(
+            SealedEventSegment(
                 one.key,
                 one.seal,
                 max(act.at for act in one.acts),

@@ -50,7 +50,7 @@ from archiver.store.types import ObjectHead
 
 if TYPE_CHECKING:  # these modules import this one
     from archiver.pipeline.bucket_state import LatestRecord, SegmentIndex, WindowState
-    from archiver.pipeline.hold_enforcement import HeldCalls, HoldEvent
+    from archiver.pipeline.hold_enforcement import HeldCalls, SealedEventSegment
 
 log = structlog.get_logger()
 
@@ -228,7 +228,7 @@ class RetentionKeeper:
             log.error("holds.objects_gone", objects=counts["gone"])
         self._checked_at = now
 
-    def _keep_event(self, event: HoldEvent) -> Counts:
+    def _keep_event(self, event: SealedEventSegment) -> Counts:
         now = self._clock.now()
         until = self._retention.until(now if event.holds else event.at)
         if until is None or until <= now:
