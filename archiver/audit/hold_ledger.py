@@ -32,7 +32,7 @@ from archiver.core.errors import FormatError, Reach, StoreError
 from archiver.core.model import format_second, format_time
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import Act, Hold, ObjectRef
-from archiver.manifest.seal import POINTER_BYTES, SegmentEntry, parse_pointer
+from archiver.manifest.seal import POINTER_BYTES, SegmentEntry, parse_seal_pointer
 from archiver.store.types import CallObjects, ObjectHead
 
 AT_ONCE = 8
@@ -152,7 +152,7 @@ class HoldLedger:
             if unplaced:
                 newest = SealedSegments(self._reader).newest().seq
                 for segment in unplaced:
-                    again = self._list(layout.pointer_key(segment.key)).get(segment.key)
+                    again = self._list(layout.seal_pointer_key(segment.key)).get(segment.key)
                     segment.pointers = again.pointers if again is not None else []
                     self._read_pointers(segment)
                     segment.seals.add(newest)
@@ -175,7 +175,9 @@ class HoldLedger:
         return found
 
     def _read_pointers(self, segment: _EventSegment) -> None:
-        named = (parse_pointer(self._read(ref, POINTER_BYTES) or b"") for ref in segment.pointers)
+        named = (
+            parse_seal_pointer(self._read(ref, POINTER_BYTES) or b"") for ref in segment.pointers
+        )
         segment.seals |= {number for number in named if number is not None}
 
     def _read_seals(self, executor: ThreadPoolExecutor, segments: Iterable[_EventSegment]) -> None:

@@ -101,7 +101,7 @@ def check_manifest(reader: ReportingReader, chain: ChainView, segments: SegmentC
             elif extension == "sha256":
                 if reader.is_there(segment) is False:
                     add("segment_missing", segment, "its .sha256 is there")
-            elif reader.is_there(layout.pointer_key(segment)) is False:
+            elif reader.is_there(layout.seal_pointer_key(segment)) is False:
                 # A segment without a pointer: it waits for its seal, or it is not a segment.
                 unsealed += 1
                 found = segments.unsealed(key) if unsealed <= MAX_SEGMENTS_READ else None
@@ -127,7 +127,7 @@ def _check_pointer(reader: ReportingReader, chain: ChainView, key: str) -> None:
     data = reader.read(key, seal.POINTER_BYTES, "pointer_missing")
     if data is None:
         return
-    if (seq := seal.parse_pointer(data)) is not None:
+    if (seq := seal.parse_seal_pointer(data)) is not None:
         is_newer = seq > chain.last and reader.is_there(layout.seal_key(seq))
         is_unread = seq <= chain.last and seq not in chain.read
         if is_newer or is_unread:

@@ -227,9 +227,9 @@ class SegmentCheck:
             return found
 
     def _check_pointer(self, sealed: SealedEntry) -> None:
-        key, late = layout.pointer_key(sealed.entry.key), sealed.seq == self._newest_seal
+        key, late = layout.seal_pointer_key(sealed.entry.key), sealed.seq == self._newest_seal
         data = self._reader.read(key, seal.POINTER_BYTES, "pointer_missing", late=late)
-        if data is not None and data != seal.pointer(sealed.seq):
+        if data is not None and data != seal.seal_pointer(sealed.seq):
             self._report("pointer_mismatch", key, f"not {sealed.seq}")
 
     def _check_against_seal(
@@ -253,7 +253,7 @@ class SegmentCheck:
         return count
 
     def _check_checksums(self, segment_key: str, expected: ChecksumList, known: bool) -> None:
-        key = layout.companion_key(segment_key)
+        key = layout.checksum_list_key(segment_key)
         spooled = self._reader.spool(key, MAX_SEGMENT_BYTES, "companion_missing", hashed=False)
         if spooled is not None:
             with spooled.file:
@@ -318,7 +318,7 @@ class SegmentCheck:
 
     def check_unsealed_checksums(self, key: str, expected: ChecksumList) -> None:
         """Check the checksum list of a segment that no seal names, if it exists already."""
-        beside = layout.companion_key(key)
+        beside = layout.checksum_list_key(key)
         spooled = self._reader.spool(beside, MAX_SEGMENT_BYTES, None, hashed=False)
         if spooled is not None:
             with spooled.file:

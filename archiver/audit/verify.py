@@ -197,7 +197,7 @@ def verify(
             # 4. The objects that cover records; the remaining objects.
             seals = dict[int, datetime]()
             for segment, until in covered.items():
-                for make in (str, layout.companion_key, layout.pointer_key):
+                for make in (str, layout.checksum_list_key, layout.seal_pointer_key):
                     objects.add_covering(make(segment), until)
                 seq = chain.segments[segment].seq
                 seals[seq] = max(until, seals.get(seq, until))

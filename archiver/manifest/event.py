@@ -141,7 +141,7 @@ def parse_segment(data: bytes) -> list[Hold]:
     return [event for event in events if event is not None]
 
 
-def companion(key: str, data: bytes) -> bytes:
+def checksum_list(key: str, data: bytes) -> bytes:
     """Return the checksum list of a segment of events: one line for `sha256sum -c`."""
     return f"{hashlib.sha256(data).hexdigest()}  {key}\n".encode()
 

@@ -210,7 +210,7 @@ class Holds:
         for number in range(KEY_TRIES):
             own = [replace(one, id=event.random_id()) for one in acts]
             key, data = event.segment(own)
-            sha256 = (layout.companion_key(key), event.companion(key, data), "text/plain")
+            sha256 = (layout.checksum_list_key(key), event.checksum_list(key, data), "text/plain")
             try:
                 for at, content, kind in ((key, data, "application/x-ndjson"), sha256):
                     self._store.put_once(at, content, content_type=kind, retain_until=until)
@@ -218,7 +218,7 @@ class Holds:
             except KeyTaken:
                 if number == KEY_TRIES - 1:
                     raise
-        return own, UnsealedSegment(seal.describe(key, BytesIO(data), window_lines=0), until)
+        return own, UnsealedSegment(seal.segment_entry(key, BytesIO(data), window_lines=0), until)
 
     def _newest(self, own: Sequence[Hold]) -> list[Hold]:
         """The newest act about each call of ours; our own act if the ledger is unreadable now."""

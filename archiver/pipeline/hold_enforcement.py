@@ -153,10 +153,10 @@ class HeldCalls:
                 with self._passing_over(key):
                     found[key] = self._read(key)
             if key in found and found[key].seal is None and "seal" in there:
-                pointer = layout.pointer_key(key)
+                pointer = layout.seal_pointer_key(key)
                 with self._passing_over(pointer):
                     data = self._store.read(pointer, max_bytes=seal.POINTER_BYTES)
-                    if (number := seal.parse_pointer(data or b"")) is None:
+                    if (number := seal.parse_seal_pointer(data or b"")) is None:
                         raise FormatError("no number of a seal")
                     found[key] = replace(found[key], seal=number)
         return found

@@ -240,7 +240,7 @@ class RetentionKeeper:
             return Counts()
         # The segment comes last, as a window's does.
         counts = self._extend_seal(event.seal, until, timedelta(0))
-        keys = (layout.pointer_key(event.key), layout.companion_key(event.key), event.key)
+        keys = (layout.seal_pointer_key(event.key), layout.checksum_list_key(event.key), event.key)
         return counts + self._extend(until, *((key, None) for key in keys))
 
     def _keep_call(self, window: Window, latest: LatestRecord) -> Counts:
@@ -276,7 +276,7 @@ class RetentionKeeper:
             if error.reach is not Reach.ITEM:
                 raise
             pointer = b""  # the store refuses it: treat it as damaged
-        number = seal.parse_pointer(pointer) if pointer is not None else None
+        number = seal.parse_seal_pointer(pointer) if pointer is not None else None
         counts = Counts(gone=int(pointer is not None and number is None))
         if number is not None:
             counts += self._extend_seal(number, until, window.end - window.start)

@@ -175,7 +175,7 @@ class Builder:
 
     def _put_events(self, key: str, data: bytes) -> tuple[str, bytes]:
         self.put(key, data)
-        self.put(layout.companion_key(key), event.companion(key, data))
+        self.put(layout.checksum_list_key(key), event.checksum_list(key, data))
         return key, data
 
     def seal(
@@ -185,11 +185,13 @@ class Builder:
         events: Sequence[tuple[str, bytes]] = (),
     ) -> Seal:
         """Append to the chain; the watermark goes to the end of the last window unless told."""
-        entries = [seal.describe(s.name.jsonl, io.BytesIO(s.data)) for s in segments]
-        entries += [seal.describe(key, io.BytesIO(data), window_lines=0) for key, data in events]
+        entries = [seal.segment_entry(s.name.jsonl, io.BytesIO(s.data)) for s in segments]
+        entries += [
+            seal.segment_entry(key, io.BytesIO(data), window_lines=0) for key, data in events
+        ]
         carried = self.seals[-1].watermark
         mark = watermark or max((s.window.end for s in segments), default=carried)
-        data = seal.following(
+        data = seal.next_seal(
             self.seals[-1],
             entries,
             key_id=self.key.public.key_id,
@@ -200,7 +202,7 @@ class Builder:
         for one in segments:
             self.put(one.name.seal, f"{sealed.seq}\n".encode())
         for key, _ in events:
-            self.put(layout.pointer_key(key), f"{sealed.seq}\n".encode())
+            self.put(layout.seal_pointer_key(key), f"{sealed.seq}\n".encode())
         return sealed
 
     def put_seal(self, data: bytes, *, at: int | None = None) -> Seal:

@@ -33,7 +33,7 @@ BUGS = (
     Bug(
         "a multipart recording under the plain key",
         "pipeline/recording.py",
-        "key = layout.beside(key, self._tag())",
+        "key = layout.alternative_key(key, self._tag())",
         "key = key",
         "tests/unit/test_transfer.py tests/model",
     ),

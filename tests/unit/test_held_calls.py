@@ -46,8 +46,8 @@ class Officer:
         at, store = SETTLED + self.minutes * MINUTE, self.store
         key, data = event.segment(Hold(action, i, BY, WHY, at, ()) for i in call_ids)
         store.put_once(key, data)
-        store.put_once(layout.companion_key(key), event.companion(key, data))
-        return UnsealedSegment(seal.describe(key, io.BytesIO(data), window_lines=0), None)
+        store.put_once(layout.checksum_list_key(key), event.checksum_list(key, data))
+        return UnsealedSegment(seal.segment_entry(key, io.BytesIO(data), window_lines=0), None)
 
     def seals(self, *entries: UnsealedSegment) -> None:
         chain = Chain(self.store, self.world.key, self.world.clock, Retention())
@@ -274,7 +274,7 @@ def test_a_segment_is_read_once_and_its_pointer_when_it_comes(
     for _ in range(3):
         known.refresh()
     keys = [sealed, waiting.entry.key]
-    assert asked == Counter([*keys, *map(layout.pointer_key, keys)])
+    assert asked == Counter([*keys, *map(layout.seal_pointer_key, keys)])
 
 
 @pytest.mark.parametrize("data", [b"{}\n", b"", b"no json", b'{"type":"hold"}\n'])

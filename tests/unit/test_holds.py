@@ -467,10 +467,10 @@ def seal_events(world: World, data: bytes) -> None:
     digest = hashlib.sha256(data).hexdigest()
     key = f"{EVENT}{digest[:8]}.jsonl"
     anybody(world).put_once(key, data)
-    anybody(world).put_once(layout.companion_key(key), event.companion(key, data))
+    anybody(world).put_once(layout.checksum_list_key(key), event.checksum_list(key, data))
     chain = Chain(world.store, world.key, world.clock, Retention())
     assert chain.open()
-    chain.append([UnsealedSegment(seal.describe(key, BytesIO(data), window_lines=0), None)])
+    chain.append([UnsealedSegment(seal.segment_entry(key, BytesIO(data), window_lines=0), None)])
 
 
 # --- beside others

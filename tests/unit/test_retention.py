@@ -389,12 +389,12 @@ def put_act(rig: Rig, action: Action, call_id: str) -> list[str]:
     until = rig.retention.until(at)
     key, data = event.segment([Hold(action, call_id, "J. Doe", "Case 1", at, ())])
     bucket.put_once(key, data, retain_until=until)
-    companion = event.companion(key, data)
-    bucket.put_once(layout.companion_key(key), companion, retain_until=until)
-    entry = seal.describe(key, io.BytesIO(data), window_lines=0)
+    checksum_list = event.checksum_list(key, data)
+    bucket.put_once(layout.checksum_list_key(key), checksum_list, retain_until=until)
+    entry = seal.segment_entry(key, io.BytesIO(data), window_lines=0)
     rig.chain.append([UnsealedSegment(entry, until)])
     own = rig.chain.head.seq
-    beside = [layout.companion_key(key), layout.pointer_key(key)]
+    beside = [layout.checksum_list_key(key), layout.seal_pointer_key(key)]
     return [key, *beside, layout.seal_key(own), layout.signature_key(own)]
 
 
