@@ -11,7 +11,7 @@ from typing import Any
 
 from archiver.core.model import Call, Window, format_time
 from archiver.manifest import canonical, event, layout, record, seal
-from archiver.manifest.event import Hold, ObjectRef
+from archiver.manifest.event import HoldEvent, ObjectRef
 from archiver.manifest.record import FILE_KINDS, File, FileKind, Record
 from archiver.manifest.seal import Seal
 from archiver.manifest.segment import Balance, Listing
@@ -170,7 +170,7 @@ class Builder:
                 self.store.entry(key).held = held
             objects = tuple(ObjectRef(key, self.store.entry(key).version_id) for key in keys)
             at = self.now + timedelta(seconds=len(self.seals))
-            acts.append(Hold(action, call_id, "Ada", "case 7", at, objects))  # type: ignore[arg-type]
+            acts.append(HoldEvent(action, call_id, "Ada", "case 7", at, objects))  # type: ignore[arg-type]
         return self._put_events(*event.segment(acts))
 
     def _put_events(self, key: str, data: bytes) -> tuple[str, bytes]:

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from archiver.core.errors import StoreError
 from archiver.core.model import Retention
 from archiver.manifest import event, layout, seal
-from archiver.manifest.event import Action, Hold
+from archiver.manifest.event import Action, HoldEvent
 from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.hold_enforcement import HeldCalls
@@ -44,7 +44,7 @@ class Officer:
         """A segment and its companion, without a seal."""
         self.minutes += 1
         at, store = SETTLED + self.minutes * MINUTE, self.store
-        key, data = event.segment(Hold(action, i, BY, WHY, at, ()) for i in call_ids)
+        key, data = event.segment(HoldEvent(action, i, BY, WHY, at, ()) for i in call_ids)
         store.put_once(key, data)
         store.put_once(layout.checksum_list_key(key), event.checksum_list(key, data))
         return UnsealedSegment(seal.segment_entry(key, io.BytesIO(data), window_lines=0), None)

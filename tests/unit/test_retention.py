@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from archiver.audit.verify import Options, verify
 from archiver.core.model import Retention, parse_time, windows_between
 from archiver.manifest import event, layout, seal
-from archiver.manifest.event import Action, Hold
+from archiver.manifest.event import Action, HoldEvent
 from archiver.manifest.signing import SigningKey
 from archiver.pipeline.backfill import Backfill
 from archiver.pipeline.bucket_state import UnsealedSegment
@@ -387,7 +387,7 @@ def put_act(rig: Rig, action: Action, call_id: str) -> list[str]:
     """An act on the ledger, as the rig's policy locks it; the keys of all that tells of it."""
     at, bucket = rig.clock.now(), rig.bucket
     until = rig.retention.until(at)
-    key, data = event.segment([Hold(action, call_id, "J. Doe", "Case 1", at, ())])
+    key, data = event.segment([HoldEvent(action, call_id, "J. Doe", "Case 1", at, ())])
     bucket.put_once(key, data, retain_until=until)
     checksum_list = event.checksum_list(key, data)
     bucket.put_once(layout.checksum_list_key(key), checksum_list, retain_until=until)
