@@ -55,7 +55,7 @@ ID_CHARACTERS = 64
 RESERVED = "manifest/log/"
 """The prefix where a later release will keep a transparency log."""
 LISTED_ELSEWHERE = (layout.SEALS, layout.SEGMENTS, layout.EVENTS, layout.KEYS)
-"""Prefixes whose keys `check_chain` and `check_manifest` check one by one."""
+"""Prefixes whose keys `check_chain` and `check_unsealed_segments` check one by one."""
 _CALL_DIR = re.compile(r"[A-Za-z0-9_-]{1,128}|id\.[0-9a-f]{64}")
 
 
@@ -84,7 +84,9 @@ class StringSet:
 # --- segments that no seal names
 
 
-def check_manifest(reader: ReportingReader, chain: ChainView, segments: SegmentCheck) -> None:
+def check_unsealed_segments(
+    reader: ReportingReader, chain: ChainView, segments: SegmentCheck
+) -> None:
     """List the segments and the public keys, and report objects that no seal explains."""
     add, unsealed = reader.findings.add, 0
     for prefix in (layout.SEGMENTS, layout.EVENTS):

@@ -127,7 +127,7 @@ class EventSegment:
     """Whether it is as it was sealed and every line could be read."""
 
 
-class Damage(NamedTuple):
+class UnreportedFinding(NamedTuple):
     """Code and detail of a finding that is not reported yet."""
 
     code: str
@@ -308,11 +308,11 @@ class SegmentCheck:
 
     # --- segments that no seal names
 
-    def is_taken(self, name: SegmentName) -> bool:
+    def is_foreign(self, name: SegmentName) -> bool:
         """Whether the key of a revision that no seal names is taken by an object that is not a
         segment of this archive."""
         found = self.unsealed(name.jsonl)
-        if isinstance(found, Damage):
+        if isinstance(found, UnreportedFinding):
             return True
         return found is None and any(self._reader.is_there(key) for key in (name.sha256, name.seal))
 
@@ -325,7 +325,7 @@ class SegmentCheck:
                 if not expected.equals(spooled.file, records_known=True):
                     self._report("companion_mismatch", beside, "no seal names its segment")
 
-    def _read_unsealed(self, key: str) -> ChecksumList | Damage | None:
+    def _read_unsealed(self, key: str) -> ChecksumList | UnreportedFinding | None:
         """Read the object at the key of a segment that no seal names. Returns its expected checksum
         list if it is a valid segment, else the damage; None if it does not exist. Reports only an
         object that cannot be read: a damaged one may not be ours, and the caller decides."""
@@ -334,7 +334,7 @@ class SegmentCheck:
         if is_there is False:
             return None
         if spooled is None:
-            return Damage("unreadable")
+            return UnreportedFinding("unreadable")
         name, checksums = segment_name(key), ChecksumList(spooled.sha256, key)
         before, waiting = "", b""
         with spooled.file:
@@ -354,10 +354,10 @@ class SegmentCheck:
                     if not _is_named(name, window, document):
                         raise FormatError("a segment of another window or revision")
             except NewerFormat as error:
-                return Damage("newer_format", str(error))
+                return UnreportedFinding("newer_format", str(error))
             except FormatError as error:
                 code = "segment_invalid" if name is not None else "event_invalid"
-                return Damage(code, f"no seal names it; {error}")
+                return UnreportedFinding(code, f"no seal names it; {error}")
         return checksums
 
 

@@ -433,7 +433,7 @@ BUGS = (
     Bug(
         "the audit wants what covers an older record to be locked as long as it promises",
         "audit/verify.py",
-        "if promise is not None and binds_covers(record):",
+        "if promise is not None and must_lock_segment(record):",
         "if promise is not None:",
         "tests/unit/test_bounded_times.py",
     ),
