@@ -118,7 +118,7 @@ def run(once: bool, single_writer: bool) -> int:
     settings = load(Settings)
     clock = start_run(settings)
     ready = threading.Event()
-    with stopping(clock) as came, open_app(settings, clock) as app:
+    with stopping(clock) as signals, open_app(settings, clock) as app:
         telemetry = Telemetry(settings.metrics_port, app.is_alive, ready.is_set)
         try:
             app.preflight()
@@ -129,7 +129,7 @@ def run(once: bool, single_writer: bool) -> int:
                 loop.run_forever()
             summary = loop.round()
         except Interrupted:
-            if signal.SIGTERM in came:
+            if signal.SIGTERM in signals:
                 return 0
             raise
         finally:

@@ -83,7 +83,7 @@ class Summary:
     """Windows that are open as expected."""
     stuck: int = 0
     """Windows that have settled and stay open: their listing kept changing, or they failed."""
-    harmed: int = 0
+    failed_open: int = 0
     """Windows that are open as expected, and failed."""
     segments: int = 0
     committed: Counter[str] = field(default_factory=Counter)
@@ -106,7 +106,7 @@ class Summary:
     def needs_a_person(self) -> bool:
         """Whether a person has to act. Calls that wait in open windows do not count here."""
         left = self.failed or self.pending or self.incomplete or self.unreadable
-        return bool(left or self.stuck or self.harmed or self.clock_wrong)
+        return bool(left or self.stuck or self.failed_open or self.clock_wrong)
 
     def __iadd__(self, other: Summary) -> Self:
         for name in (each.name for each in fields(self)):
@@ -127,7 +127,7 @@ class WindowResult:
     """Calls without a record."""
     listed_at: datetime | None = None
     """When the newest revision was listed, as far as this run knows."""
-    worked: bool = False
+    processed: bool = False
     """Whether the window was listed and its calls processed. If not, their state is unknown."""
     unrefreshed: bool = False
     """Whether it was first closed after it had reached an age, with calls archived earlier. These
@@ -152,7 +152,7 @@ class WindowResult:
             closed=int(is_closed),
             unsettled=int(rightly_open),
             stuck=int(status is WindowStatus.STUCK),
-            harmed=int(rightly_open and self.error is not None),
+            failed_open=int(rightly_open and self.error is not None),
             segments=len(self.segments),
             pending=left if is_closed else 0,
             waiting=0 if is_closed else left,
@@ -329,7 +329,7 @@ class WindowArchiver:
             if new_bytes is not None:
                 result.done.committed[done.outcome] += 1
                 result.done.bytes += new_bytes
-        result.worked = True
+        result.processed = True
         result.unarchived = [one for one in failures if one.call.id not in plan.latest]
         # The window may stay open. Records that no segment names are kept until one does.
         self.records.add_orphans(window, _unnamed(plan, state))

@@ -164,7 +164,7 @@ def test_a_day_that_the_store_does_not_list_keeps_no_other_from_being_archived(w
     with capture_logs() as logs:
         summary = writer.round()
     assert world.archived == {"older"}
-    assert summary.harmed == 24, "each window of that day, and it alone"
+    assert summary.failed_open == 24, "each window of that day, and it alone"
     assert ("window.failed", "error") in events(logs, "window.failed")
     writer.store.hooks.remove(refuses)
     writer.round()
