@@ -263,7 +263,7 @@ class App:
             count = sum(self.bucket.abort_uploads(prefix, before) for prefix in prefixes)
         except StoreError as error:
             if error.reason != "not_implemented":
-                log.warning("uploads.unknown", error=str(error))
+                log.warning("uploads.list_failed", error=str(error))
             return
         if count:
             log.info("uploads.aborted", count=count)

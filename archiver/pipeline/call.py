@@ -480,7 +480,7 @@ class CallArchiver:
         reason, stage, undecided = error.reason, error.stage, False
         if isinstance(error, CallError):
             undecided = error.undecided
-            log.warning("call.unarchived", stage=stage, reason=reason, status=error.status)
+            log.warning("call.pending", stage=stage, reason=reason, status=error.status)
         else:
             if self.store_health.is_outage(attempt.listed.id, error):
                 raise error

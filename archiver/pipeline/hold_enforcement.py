@@ -108,7 +108,7 @@ class HeldCalls:
                 if error.reach is not Reach.ITEM:
                     raise
                 # A store that refuses to list events must not stop the archiving of calls.
-                log.error("holds.unknown", error=str(error))
+                log.error("holds.list_failed", error=str(error))
             self._ids = _held_by(self._segments.values())
             self._refreshed_at = now
 
@@ -234,7 +234,7 @@ class HoldEnforcement:
             loose += len(todo)
             gone += sum(count for _, _, count in checked)
         if loose:
-            log.warning("window.held_again", window=str(window), objects=loose)
+            log.warning("window.holds_set", window=str(window), objects=loose)
         if gone:
             log.error("window.objects_gone", window=str(window), objects=gone)
 

@@ -330,7 +330,7 @@ class RetentionKeeper:
         except StoreError as error:
             if error.reach is not Reach.ITEM:
                 raise
-            log.error("lock.unknown", key=key, error=str(error))
+            log.error("lock.head_failed", key=key, error=str(error))
             return None
 
     def _is_short(self, head: ObjectHead, until: datetime) -> bool:

@@ -76,7 +76,7 @@ class SegmentWriter:
                     name.sha256, file, content_type="text/plain", retain_until=written.retain_until
                 )
             except KeyTaken:  # by other bytes: `verify` reports it; no seal needs it
-                log.error("segment.companion_foreign", key=name.sha256)
+                log.error("segment.checksum_list_conflict", key=name.sha256)
 
 
 def balance_of(

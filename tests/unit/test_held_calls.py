@@ -135,11 +135,11 @@ def test_a_hold_that_a_crash_lost_is_set_at_the_next_touch(world: World, officer
         world.writer("next").backfill(TEN, TEN + HOUR)
     assert loose(world, "vc_1") == []
     assert held(world) == {"vc_1"}
-    told = [one for one in logs if one["event"] == "window.held_again"]
+    told = [one for one in logs if one["event"] == "window.holds_set"]
     assert [(one["objects"], one["log_level"]) for one in told] == [(1, "warning")]
     with capture_logs() as logs:
         world.writer("last").backfill(TEN, TEN + HOUR)
-    assert "window.held_again" not in {one["event"] for one in logs}
+    assert "window.holds_set" not in {one["event"] for one in logs}
 
 
 def test_a_hold_that_somebody_took_off_beside_the_ledger_is_set_again(
