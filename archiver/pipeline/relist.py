@@ -127,7 +127,7 @@ class Relisting:
         seen = line.listed_at is not None and age is not None and line.listed_at >= age
         if age is not None and (not seen or known.unrefreshed):
             return True
-        waits = bool(line.pending) and not self._windows.backoff.all_resting(line.pending)
+        waits = bool(line.pending) and not self._windows.backoff.all_waiting(line.pending)
         return waits or not known.complete or known.lacks_sighted or line.window in unnamed
 
     def _may_wait(self, known: _Sealed) -> bool:

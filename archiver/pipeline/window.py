@@ -37,7 +37,7 @@ from archiver.pipeline.bucket_state import (
     WindowReader,
     WindowState,
 )
-from archiver.pipeline.call import SOURCE_SILENT, CallArchiver, Unarchived
+from archiver.pipeline.call import SOURCE_SILENT, CallArchiver, FailedTry
 from archiver.pipeline.call_records import CallRecords
 from archiver.pipeline.health import ClockCheck
 from archiver.pipeline.hold_enforcement import HoldEnforcement
@@ -123,7 +123,7 @@ class WindowResult:
     segments: list[UnsealedSegment] = field(default_factory=list)
     done: Summary = field(default_factory=Summary)
     """What this run has counted so far; `summary` adds the rest."""
-    unarchived: list[Unarchived] = field(default_factory=list)
+    unarchived: list[FailedTry] = field(default_factory=list)
     """Calls without a record."""
     listed_at: datetime | None = None
     """When the newest revision was listed, as far as this run knows."""
@@ -314,11 +314,11 @@ class WindowArchiver:
         # 8. A crash here leaves files without a record, which the next try adopts, and records that
         #    no segment names, which the next process finds by their keys.
         work = partial(self._archive_call, window, settled, listed.listing.listed_at)
-        failures = list(plan.resting)
+        failures = list(plan.waiting)
         for task, (done, new_bytes) in zip(
             plan.todo, self._workers.map(work, plan.todo), strict=True
         ):
-            if isinstance(done, Unarchived):
+            if isinstance(done, FailedTry):
                 failures.append(done)
                 if done.amended is not None:
                     plan.latest[task.call.id] = LatestRecord.of(done.amended)
@@ -403,19 +403,19 @@ class WindowArchiver:
             purpose=purpose,
             age=age,
             refreshed=refreshed if for_age == age else frozenset(),
-            resting=self.backoff.resting if rests else lambda call_id: None,
+            waiting=self.backoff.waiting if rests else lambda call_id: None,
         )
 
     def _archive_call(
         self, window: Window, settled: bool, listed_at: datetime, task: Task
-    ) -> tuple[LatestRecord | Unarchived, int | None]:
+    ) -> tuple[LatestRecord | FailedTry, int | None]:
         """Archive or refresh one call. Returns its latest record, and the bytes that a new record
         added, None if there is no new record.
 
         An exception that one call's data provokes (a bug of ours) leaves only that call pending.
         """
         call, previous = task.call, task.previous.record() if task.previous else None
-        result: Record | Unarchived
+        result: Record | FailedTry
         try:
             result = self._calls.archive(
                 call,
@@ -436,9 +436,9 @@ class WindowArchiver:
                 error=type(error).__name__,
                 place=f"{place.name}, line {place.lineno} of {Path(place.filename).name}",
             )
-            result = Unarchived(call, "internal_error", 1, None)
+            result = FailedTry(call, "internal_error", 1, None)
             self.backoff.failed(result)
-        if isinstance(result, Unarchived):
+        if isinstance(result, FailedTry):
             self._progress.call_done("pending", 0)
             if result.amended is not None:
                 self._record_index.add(result.amended.key)
