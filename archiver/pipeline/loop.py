@@ -109,8 +109,8 @@ class Loop:
         head = self._chain.refresh()
         self._relisting.round_began(head.sealed_at)
         self._windows.held.refresh()
-        if self._windows.sightings.begins is None:
-            self._windows.sightings.begins = self._chain.genesis().watermark
+        if self._windows.sightings.first_window_start is None:
+            self._windows.sightings.first_window_start = self._chain.genesis().watermark
         now, mark = self._clock.now(), head.watermark
         settled_until = now - self._schedule.settle
         due = [w for w in windows_between(mark, settled_until, length) if w.end <= settled_until]

@@ -303,9 +303,9 @@ class WindowArchiver:
         result.error, result.done.unreadable = listed.error, listed.listing.unreadable
         # 6. From here on a crash leaves no listed call unknown: the next process reads the
         #    sighting.
-        sighted = self.sightings.note(listed, state.records, afresh=settled)
+        sighted = self.sightings.note(listed, state.records, reload=settled)
         # 7.
-        self.records.load_orphans(listed, few=purpose is Purpose.BACKFILL)
+        self.records.load_orphans(listed, skip_crowded_days=purpose is Purpose.BACKFILL)
         is_first_close = settled and not state.revision
         plan = self._plan(listed, state, sighted, purpose, age, is_first_close=is_first_close)
         had_archived = any(one.outcome == "archived" for one in plan.latest.values())

@@ -312,7 +312,7 @@ BUGS = (
     Bug(
         "what other processes wrote down is not asked for before a window is closed",
         "pipeline/sightings.py",
-        "self.read(at, afresh=True)",
+        "self.read(at, reload=True)",
         "self.read(at)",
         "tests/unit/test_sightings.py",
     ),
