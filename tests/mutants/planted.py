@@ -340,8 +340,8 @@ BUGS = (
     Bug(
         "a lost sidecar takes the old one with it",
         "pipeline/call.py",
-        "elif before is not None:\n                attempt.files.append(before)  # the source",
-        "elif False:\n                attempt.files.append(before)  # the source",
+        "elif before is not None:\n                attempt.files.append(before)  # kept",
+        "elif False:\n                attempt.files.append(before)  # kept",
         "tests/unit/test_relisting.py",
     ),
     # --- the chain
