@@ -85,7 +85,7 @@ def retention(settings: WriterSettings) -> Retention:
     return Retention(settings.object_lock_mode, settings.retention_days or 0)
 
 
-def trust_store(
+def apply_capabilities(
     found: Capabilities,
     bucket: Bucket,
     chain: Chain,
@@ -235,7 +235,7 @@ class App:
         elif settings.start is not None and settings.start > self.clock.now():
             raise UsageError("ARCHIVER_START lies in the future: the loop would do nothing")
         found = probe_again(self.bucket, self.chain) if is_there else probe(self.bucket)  # 2
-        trust_store(  # 3
+        apply_capabilities(  # 3
             found,
             self.bucket,
             self.chain,
@@ -263,7 +263,7 @@ class App:
             count = sum(self.bucket.abort_uploads(prefix, before) for prefix in prefixes)
         except StoreError as error:
             if error.reason != "not_implemented":
-                log.warning("uploads.unknown", error=str(error))
+                log.warning("uploads.list_failed", error=str(error))
             return
         if count:
             log.info("uploads.aborted", count=count)
@@ -311,7 +311,7 @@ def open_app(
         clock,
         retention=keep,
         give_up=settings.give_up,
-        first_rest_seconds=settings.poll_interval.total_seconds(),
+        first_wait_seconds=settings.poll_interval.total_seconds(),
         concurrency_limit=concurrency_limit,
     )
     windows = WindowArchiver(
@@ -369,7 +369,7 @@ def open_holds(
             "ARCHIVER_OBJECT_LOCK_MODE: the seals of this archive are locked "
             f"({locked_mode}), so set it, and ARCHIVER_RETENTION_DAYS, as the archiver has them"
         )
-    trust_store(probe_again(bucket, chain), bucket, chain, single_writer=single_writer)
+    apply_capabilities(probe_again(bucket, chain), bucket, chain, single_writer=single_writer)
     workers, ledger = Workers(settings.workers), ArchivedHolds(bucket, settings.workers)
     try:
         yield Holds(bucket, chain, ledger, workers, clock, keep)

@@ -27,7 +27,7 @@ from archiver.core.errors import ArchiverError, FormatError, NewerFormat, UsageE
 from archiver.manifest import canonical, layout, seal
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import refuse_newer
-from archiver.manifest.seal import POINTER_BYTES, Seal, SegmentEntry, parse_pointer
+from archiver.manifest.seal import POINTER_BYTES, Seal, SegmentEntry, parse_seal_pointer
 from archiver.manifest.signing import PublicKey
 
 MAX_SEAL_BYTES = 16 << 20
@@ -305,11 +305,11 @@ class SealedSegments:
 
     def entry(self, name: SegmentName) -> SealedEntry | None:
         """Return the seal's entry for a segment; None while no seal names it."""
-        key = layout.pointer_key(name.jsonl)
+        key = layout.seal_pointer_key(name.jsonl)
         pointer = self._reader.read(key, None, POINTER_BYTES)
         # A writer completes a seal, pointers included, before it writes the next one. So only the
         # newest seal can lack pointers.
-        number = parse_pointer(pointer) if pointer is not None else self.newest().seq
+        number = parse_seal_pointer(pointer) if pointer is not None else self.newest().seq
         for entry in self._seal(number).segments if number is not None else ():
             if entry.key == name.jsonl:
                 return SealedEntry(entry, number or 0)

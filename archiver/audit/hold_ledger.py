@@ -31,8 +31,8 @@ from archiver.core.concurrency import ordered
 from archiver.core.errors import FormatError, Reach, StoreError
 from archiver.core.model import format_second, format_time
 from archiver.manifest import event, layout, seal
-from archiver.manifest.event import Act, Hold, ObjectRef
-from archiver.manifest.seal import POINTER_BYTES, SegmentEntry, parse_pointer
+from archiver.manifest.event import HoldEvent, ObjectRef, SealedHold
+from archiver.manifest.seal import POINTER_BYTES, SegmentEntry, parse_seal_pointer
 from archiver.store.types import CallObjects, ObjectHead
 
 AT_ONCE = 8
@@ -98,13 +98,13 @@ class _EventSegment:
     seals: set[int] = field(default_factory=set)
 
 
-class HoldLedger:
+class HoldEvents:
     """Reads the acts of an archive. For one thread."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = ItemReader(reader)
         self._versions = AllVersions(self._reader)
-        self._acts: dict[str, tuple[ChainPlace, list[Act]]] = {}
+        self._acts: dict[str, tuple[ChainPlace, list[SealedHold]]] = {}
         """The acts read so far, by the key of the segment."""
         self._seals: dict[int, Mapping[str, tuple[ChainPlace, SegmentEntry]]] = {}
         """Seal number → its entries for segments of events, by their keys."""
@@ -113,7 +113,7 @@ class HoldLedger:
         self.damaged: list[str] = []
         """A line for each object that is damaged or cannot be read, as of the last reading."""
 
-    def acts(self) -> list[Act]:
+    def acts(self) -> list[SealedHold]:
         """Return all sealed acts, oldest first. Raises `StoreError`, also if an act is damaged or
         cannot be read: without it nobody can tell which calls are held."""
         try:
@@ -128,7 +128,7 @@ class HoldLedger:
             )
         return found
 
-    def readable(self) -> list[Act]:
+    def readable(self) -> list[SealedHold]:
         """Return the acts that can be read, and set `unsealed` and `damaged`. Raises `Unreadable`
         if the events cannot be listed.
 
@@ -152,7 +152,7 @@ class HoldLedger:
             if unplaced:
                 newest = SealedSegments(self._reader).newest().seq
                 for segment in unplaced:
-                    again = self._list(layout.pointer_key(segment.key)).get(segment.key)
+                    again = self._list(layout.seal_pointer_key(segment.key)).get(segment.key)
                     segment.pointers = again.pointers if again is not None else []
                     self._read_pointers(segment)
                     segment.seals.add(newest)
@@ -177,7 +177,7 @@ class HoldLedger:
     def _read_pointers(self, segment: _EventSegment) -> None:
         for ref in segment.pointers:
             try:
-                number = parse_pointer(self._read(ref, POINTER_BYTES) or b"")
+                number = parse_seal_pointer(self._read(ref, POINTER_BYTES) or b"")
             except Unreadable as error:
                 self.damaged.append(str(error))
                 continue
@@ -238,7 +238,10 @@ class HoldLedger:
             self.damaged += unreadable or [missing]
             return
         try:
-            self._acts[key] = place, [Act(one, key, place[0]) for one in event.parse_segment(data)]
+            self._acts[key] = (
+                place,
+                [SealedHold(one, key, place[0]) for one in event.parse_segment(data)],
+            )
         except FormatError as error:
             self.damaged.append(f"{key}: {error}")
 
@@ -256,7 +259,7 @@ class HoldLedger:
 
 
 class CallFinder:
-    """Finds the objects of calls. For one thread, except `beside`. Close it after use."""
+    """Finds the objects of calls. For one thread, except `current_objects`. Close it after use."""
 
     def __init__(self, reader: Reader, at_once: int, *, page: int = LIST_PAGE) -> None:
         self._reader = ItemReader(reader)
@@ -301,7 +304,7 @@ class CallFinder:
                 calls[call_id] = one
         return calls, left
 
-    def beside(self, hold: Hold) -> CallObjects:
+    def current_objects(self, hold: HoldEvent) -> CallObjects:
         """Return the objects that exist now in the directories of a hold's objects: later revisions
         of a call stay on the day of the first one. Threads share it. Raises `StoreError`."""
         return self._objects(hold.call_id, {one.key.split("/")[1] for one in hold.objects})
@@ -379,13 +382,17 @@ class CallFinder:
 
 class ArchivedHolds:
     """The acts and the objects of calls: the reading side of `pipeline/hold_acts.py`. For one
-    thread, except `beside`. Close it after use."""
+    thread, except `current_objects`. Close it after use."""
 
     def __init__(self, reader: Reader, at_once: int) -> None:
-        self._ledger = HoldLedger(reader)
+        self._ledger = HoldEvents(reader)
         finder = CallFinder(reader, at_once)
         self.acts, self.readable = self._ledger.acts, self._ledger.readable
-        self.find, self.beside, self.close = finder.find, finder.beside, finder.close
+        self.find, self.current_objects, self.close = (
+            finder.find,
+            finder.current_objects,
+            finder.close,
+        )
 
     @property
     def damaged(self) -> Sequence[str]:
@@ -412,7 +419,7 @@ class CallHolds:
     """The acts about a call, oldest first, and the HEAD responses for its objects; None for an
     object that is missing or cannot be read."""
 
-    acts: Sequence[Act]
+    acts: Sequence[SealedHold]
     heads: Mapping[ObjectRef, ObjectHead | None] = field(default_factory=dict)
 
     @property
@@ -420,9 +427,9 @@ class CallHolds:
         return bool(self.acts) and self.acts[-1].hold.action == "add"
 
     @property
-    def last(self) -> list[Act]:
+    def last(self) -> list[SealedHold]:
         """The acts that decide whether the call is held now, oldest first."""
-        return event.standing(self.acts)
+        return event.deciding_acts(self.acts)
 
     def document(self) -> dict[str, Any]:
         """Return `{"acts", "held"}`, a part of `hold list --json` and `manifest show --json`."""
@@ -433,7 +440,7 @@ class CallHolds:
         return {"acts": acts, "held": self.is_held}
 
 
-def holds_by_call(acts: Sequence[Act]) -> dict[str, CallHolds]:
+def holds_by_call(acts: Sequence[SealedHold]) -> dict[str, CallHolds]:
     """Group acts by call id. The calls are in the order of their first acts."""
     return {call_id: CallHolds(own) for call_id, own in event.by_call(acts).items()}
 
@@ -445,7 +452,7 @@ def holds_of(
 
     `objects` are those that the call's records name; the objects of its newest act are added.
     """
-    ledger, items = HoldLedger(reader), ItemReader(reader)
+    ledger, items = HoldEvents(reader), ItemReader(reader)
     acts = [act for act in ledger.readable() if act.hold.call_id == call_id]
     wanted = {*objects, *(acts[-1].hold.objects if acts else ())}
     damages = list(ledger.damaged)
@@ -462,7 +469,7 @@ def holds_of(
         return CallHolds(acts, dict(zip(wanted, heads, strict=True))), damages
 
 
-def hold_document(hold: Hold) -> dict[str, Any]:
+def hold_document(hold: HoldEvent) -> dict[str, Any]:
     return {
         "action": hold.action,
         "at": format_second(hold.at),

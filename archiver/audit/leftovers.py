@@ -55,7 +55,7 @@ ID_CHARACTERS = 64
 RESERVED = "manifest/log/"
 """The prefix where a later release will keep a transparency log."""
 LISTED_ELSEWHERE = (layout.SEALS, layout.SEGMENTS, layout.EVENTS, layout.KEYS)
-"""Prefixes whose keys `check_chain` and `check_manifest` check one by one."""
+"""Prefixes whose keys `check_chain` and `check_unsealed_segments` check one by one."""
 _CALL_DIR = re.compile(r"[A-Za-z0-9_-]{1,128}|id\.[0-9a-f]{64}")
 
 
@@ -84,7 +84,9 @@ class StringSet:
 # --- segments that no seal names
 
 
-def check_manifest(reader: ReportingReader, chain: ChainView, segments: SegmentCheck) -> None:
+def check_unsealed_segments(
+    reader: ReportingReader, chain: ChainView, segments: SegmentCheck
+) -> None:
     """List the segments and the public keys, and report objects that no seal explains."""
     add, unsealed = reader.findings.add, 0
     for prefix in (layout.SEGMENTS, layout.EVENTS):
@@ -101,7 +103,7 @@ def check_manifest(reader: ReportingReader, chain: ChainView, segments: SegmentC
             elif extension == "sha256":
                 if reader.is_there(segment) is False:
                     add("segment_missing", segment, "its .sha256 is there")
-            elif reader.is_there(layout.pointer_key(segment)) is False:
+            elif reader.is_there(layout.seal_pointer_key(segment)) is False:
                 # A segment without a pointer: it waits for its seal, or it is not a segment.
                 unsealed += 1
                 found = segments.unsealed(key) if unsealed <= MAX_SEGMENTS_READ else None
@@ -127,7 +129,7 @@ def _check_pointer(reader: ReportingReader, chain: ChainView, key: str) -> None:
     data = reader.read(key, seal.POINTER_BYTES, "pointer_missing")
     if data is None:
         return
-    if (seq := seal.parse_pointer(data)) is not None:
+    if (seq := seal.parse_seal_pointer(data)) is not None:
         is_newer = seq > chain.last and reader.is_there(layout.seal_key(seq))
         is_unread = seq <= chain.last and seq not in chain.read
         if is_newer or is_unread:

@@ -36,7 +36,7 @@ from archiver.core.concurrency import Backlog
 from archiver.core.errors import FormatError
 from archiver.core.model import format_time, parse_time
 from archiver.manifest import event, layout, seal
-from archiver.manifest.event import Hold, ObjectRef
+from archiver.manifest.event import HoldEvent, ObjectRef
 from archiver.manifest.record import FileRef
 from archiver.store.types import ObjectHead
 
@@ -342,7 +342,7 @@ class ObjectCheck:
                     yield from (hold.call_id for hold in self._holds_in(entry.key))
             number += 1
 
-    def _holds_in(self, key: str) -> Iterator[Hold]:
+    def _holds_in(self, key: str) -> Iterator[HoldEvent]:
         """Yield the hold events of a segment up to the first damaged line. Damage was reported."""
         spooled = self._reader.spool(key, MAX_SEGMENT_BYTES, None)
         if spooled is None:

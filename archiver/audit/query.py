@@ -109,7 +109,7 @@ class Query:
         self.damages: dict[str, None] = {}
         """A line for each object that could not be read so far. A dict, to keep their order."""
 
-    def _tried(self, ask: Callable[[], T], otherwise: T) -> T:
+    def _or_note_damage(self, ask: Callable[[], T], otherwise: T) -> T:
         """Return what `ask` returns. If it raises `FormatError`, add that to `damages` and return
         `otherwise`."""
         try:
@@ -120,11 +120,11 @@ class Query:
 
     def _names(self, prefix: str = layout.SEGMENTS) -> list[SegmentName]:
         """Return the segments below a prefix; none if they cannot be listed."""
-        return self._tried(lambda: self._sealed.names(prefix), [])
+        return self._or_note_damage(lambda: self._sealed.names(prefix), [])
 
     def _entry(self, name: SegmentName) -> SealedEntry | None:
         """Return `SealedSegments.entry`; None also if the seal cannot be read."""
-        return self._tried(lambda: self._sealed.entry(name), None)
+        return self._or_note_damage(lambda: self._sealed.entry(name), None)
 
     # --- the records of a range
 
@@ -216,7 +216,7 @@ class Query:
 
         def keys_of(day: date) -> list[str]:
             listed = self._reader.list(f"{layout.record_prefix(day)}{call_dir}/")
-            return self._tried(
+            return self._or_note_damage(
                 lambda: [one.key for one in listed if layout.parse_record_key(one.key)], []
             )
 
@@ -266,7 +266,7 @@ class Query:
 
     def _may_be_sealed(self, records: Iterable[Record]) -> bool:
         """Whether one of the records is older than the newest seal, or this is not known."""
-        newest = self._tried(self._sealed.newest, None)
+        newest = self._or_note_damage(self._sealed.newest, None)
         times = [parse_time(record.document.get("archived_at")) for record in records]
         return newest is None or any(time is None or time <= newest.sealed_at for time in times)
 

@@ -57,9 +57,9 @@ ASKED_ONE_BY_ONE = 100
 """Up to so many calls of a day are searched with a LIST each; for more, the whole day is listed."""
 FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)
 
-Class = Literal["missing", "pending", "failed", "differs", "unsealed", "gone"]
-CLASSES: tuple[Class, ...] = get_args(Class)
-LACKING: tuple[Class, ...] = ("missing", "pending", "failed")
+DifferenceKind = Literal["missing", "pending", "failed", "differs", "unsealed", "gone"]
+CLASSES: tuple[DifferenceKind, ...] = get_args(DifferenceKind)
+LACKING: tuple[DifferenceKind, ...] = ("missing", "pending", "failed")
 """The classes of calls whose recording the archive lacks."""
 COUNTS = (
     "source", "archived", "no_recording", "failed", "pending", "missing", "unsealed", "gone",
@@ -558,7 +558,7 @@ class Difference:
               was listed with another filter, and the present filter may not match the call
     """
 
-    name: Class
+    name: DifferenceKind
     call_id: str
     window: Window
     fields: Mapping[str, Any]
@@ -580,7 +580,7 @@ class Result:
     span: Window
     archive: str | None
     days: dict[str, Counter[str]] = field(default_factory=dict)
-    differences: dict[Class, list[Difference]] = field(default_factory=dict)
+    differences: dict[DifferenceKind, list[Difference]] = field(default_factory=dict)
     unstable: list[Window] = field(default_factory=list)
     """Windows whose listing kept changing, so that their differences are uncertain."""
     unlisted: list[tuple[Window, str]] = field(default_factory=list)

@@ -192,7 +192,7 @@ def sound_files(found: RecordLine, report: Report) -> list[FileRef]:
     return sound
 
 
-def binds_covers(found: RecordLine) -> bool:
+def must_lock_segment(found: RecordLine) -> bool:
     """Whether the segment and the seal of a record must be locked as long as the record promises.
 
     That is not required if the call's end lies over a day after the record was written. Releases

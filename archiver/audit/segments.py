@@ -127,7 +127,7 @@ class EventSegment:
     """Whether it is as it was sealed and every line could be read."""
 
 
-class Damage(NamedTuple):
+class UnreportedFinding(NamedTuple):
     """Code and detail of a finding that is not reported yet."""
 
     code: str
@@ -227,9 +227,9 @@ class SegmentCheck:
             return found
 
     def _check_pointer(self, sealed: SealedEntry) -> None:
-        key, late = layout.pointer_key(sealed.entry.key), sealed.seq == self._newest_seal
+        key, late = layout.seal_pointer_key(sealed.entry.key), sealed.seq == self._newest_seal
         data = self._reader.read(key, seal.POINTER_BYTES, "pointer_missing", late=late)
-        if data is not None and data != seal.pointer(sealed.seq):
+        if data is not None and data != seal.seal_pointer(sealed.seq):
             self._report("pointer_mismatch", key, f"not {sealed.seq}")
 
     def _check_against_seal(
@@ -253,7 +253,7 @@ class SegmentCheck:
         return count
 
     def _check_checksums(self, segment_key: str, expected: ChecksumList, known: bool) -> None:
-        key = layout.companion_key(segment_key)
+        key = layout.checksum_list_key(segment_key)
         spooled = self._reader.spool(key, MAX_SEGMENT_BYTES, "companion_missing", hashed=False)
         if spooled is not None:
             with spooled.file:
@@ -308,24 +308,24 @@ class SegmentCheck:
 
     # --- segments that no seal names
 
-    def is_taken(self, name: SegmentName) -> bool:
+    def is_foreign(self, name: SegmentName) -> bool:
         """Whether the key of a revision that no seal names is taken by an object that is not a
         segment of this archive."""
         found = self.unsealed(name.jsonl)
-        if isinstance(found, Damage):
+        if isinstance(found, UnreportedFinding):
             return True
         return found is None and any(self._reader.is_there(key) for key in (name.sha256, name.seal))
 
     def check_unsealed_checksums(self, key: str, expected: ChecksumList) -> None:
         """Check the checksum list of a segment that no seal names, if it exists already."""
-        beside = layout.companion_key(key)
+        beside = layout.checksum_list_key(key)
         spooled = self._reader.spool(beside, MAX_SEGMENT_BYTES, None, hashed=False)
         if spooled is not None:
             with spooled.file:
                 if not expected.equals(spooled.file, records_known=True):
                     self._report("companion_mismatch", beside, "no seal names its segment")
 
-    def _read_unsealed(self, key: str) -> ChecksumList | Damage | None:
+    def _read_unsealed(self, key: str) -> ChecksumList | UnreportedFinding | None:
         """Read the object at the key of a segment that no seal names. Returns its expected checksum
         list if it is a valid segment, else the damage; None if it does not exist. Reports only an
         object that cannot be read: a damaged one may not be ours, and the caller decides."""
@@ -334,7 +334,7 @@ class SegmentCheck:
         if is_there is False:
             return None
         if spooled is None:
-            return Damage("unreadable")
+            return UnreportedFinding("unreadable")
         name, checksums = segment_name(key), ChecksumList(spooled.sha256, key)
         before, waiting = "", b""
         with spooled.file:
@@ -354,10 +354,10 @@ class SegmentCheck:
                     if not _is_named(name, window, document):
                         raise FormatError("a segment of another window or revision")
             except NewerFormat as error:
-                return Damage("newer_format", str(error))
+                return UnreportedFinding("newer_format", str(error))
             except FormatError as error:
                 code = "segment_invalid" if name is not None else "event_invalid"
-                return Damage(code, f"no seal names it; {error}")
+                return UnreportedFinding(code, f"no seal names it; {error}")
         return checksums
 
 

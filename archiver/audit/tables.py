@@ -19,7 +19,7 @@ from archiver.audit.hold_ledger import CallHolds, hold_document
 from archiver.audit.query import CallHistory, Row
 from archiver.core.model import format_second, format_time
 from archiver.manifest import canonical
-from archiver.manifest.event import Act, Hold, ObjectRef
+from archiver.manifest.event import HoldEvent, ObjectRef, SealedHold
 from archiver.manifest.record import Record
 
 Format = Literal["table", "jsonl", "csv"]
@@ -334,7 +334,7 @@ def _state(holds: CallHolds) -> str:
     return f"{word} since {format_second(holds.last[0].hold.at)}"
 
 
-def _act_line(act: Act) -> str:
+def _act_line(act: SealedHold) -> str:
     hold = act.hold
     by, reason = printable(hold.by), printable(hold.reason)
     return (
@@ -344,7 +344,7 @@ def _act_line(act: Act) -> str:
 
 
 def done_json(
-    rows: Iterable[tuple[Hold, int, Collection[str], bool]], left: Sequence[str] = ()
+    rows: Iterable[tuple[HoldEvent, int, Collection[str], bool]], left: Sequence[str] = ()
 ) -> str:
     """Return the JSON of `hold add` and `hold remove`: `type` hold_done, `v` 1, `calls` with each
     call's act, number of the seal, keys of missing objects (`gone`), and whether another command
@@ -358,7 +358,7 @@ def done_json(
     return canonical.dump(document).decode()
 
 
-def done_line(hold: Hold, seal: int, *, undone: bool) -> str:
+def done_line(hold: HoldEvent, seal: int, *, undone: bool) -> str:
     """Return a line about what a command did to a call."""
     verb = "held" if hold.action == "add" else "hold taken off"
     objects = counted(len(hold.objects), "object")

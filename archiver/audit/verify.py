@@ -32,8 +32,8 @@ from archiver.audit.objects import ObjectCheck, Sample, WindowFiles, promise_of
 from archiver.audit.safe_reader import Reader, ReportingReader
 from archiver.audit.segment_lines import (
     SegmentRecord,
-    binds_covers,
     is_event_segment,
+    must_lock_segment,
     segment_name,
 )
 from archiver.audit.segments import SegmentCheck
@@ -197,7 +197,7 @@ def verify(
             # 4. The objects that cover records; the remaining objects.
             seals = dict[int, datetime]()
             for segment, until in covered.items():
-                for make in (str, layout.companion_key, layout.pointer_key):
+                for make in (str, layout.checksum_list_key, layout.seal_pointer_key):
                     objects.add_covering(make(segment), until)
                 seq = chain.segments[segment].seq
                 seals[seq] = max(until, seals.get(seq, until))
@@ -211,7 +211,7 @@ def verify(
             if chain.is_whole:
                 check_spans(spans, chain.advances, findings.add, options.start, options.end)
             # 6. The objects that no seal names.
-            leftovers.check_manifest(reporting, chain, segments)
+            leftovers.check_unsealed_segments(reporting, chain, segments)
             orphans = leftovers.Orphans(named if audit.is_everything else None)
             prefixes = ["manifest/"]
             if audit.checks_objects:
@@ -330,7 +330,7 @@ class _Audit:
     def read_window(self, revisions: Revisions) -> _Window:
         """Read all revisions of a window. Threads share it."""
         report, window = self._reader.findings.add, _Window(revisions)
-        state = WindowState(report, self._chain.is_whole, self.segments.is_taken)
+        state = WindowState(report, self._chain.is_whole, self.segments.is_foreign)
         for name, sealed in revisions:
 
             def take(records: Sequence[SegmentRecord], segment: str = name.jsonl) -> None:
@@ -374,7 +374,7 @@ class _Audit:
             window.count(1, new)
             window.days.update(key.split("/")[1] for key in (record.key, *(f.key for f in new)))
             self._objects.add(found, promise, new, again)
-            if promise is not None and binds_covers(record):
+            if promise is not None and must_lock_segment(record):
                 until = max(promise.until, window.covered.get(segment, promise.until))
                 window.covered[segment] = until
             if self.is_everything:

@@ -36,7 +36,7 @@ class WindowState:
     report: Report
     chain_is_whole: bool
     """If not, a missing revision may be in a missing seal, which was reported."""
-    is_taken: Callable[[SegmentName], bool]
+    is_foreign: Callable[[SegmentName], bool]
     """Whether a foreign object has a revision's key, so that the writer had to skip it."""
     calls: dict[str, CallState] = field(default_factory=dict)
     pending: set[str] = field(default_factory=set)
@@ -51,7 +51,7 @@ class WindowState:
     """All ids that were ever pending. Each must have a record later, or be pending or vanished."""
     _revision: int = 0
     _window: Window | None = None
-    _sound: bool = True
+    _all_read: bool = True
     """Whether all revisions so far could be read. If not, counts cannot be recomputed."""
 
     @property
@@ -74,12 +74,12 @@ class WindowState:
         if name.revision != self._revision:
             self._check_gap(name)
         if found is None:
-            self._sound = False
+            self._all_read = False
             return
         # 2. The records.
         for call_id, state in found.calls.items():
             keep_newer(self.calls, call_id, state)
-        self._sound = self._sound and found.intact
+        self._all_read = self._all_read and found.intact
         # 3. The window line.
         line = found.line
         if line is None:
@@ -94,7 +94,7 @@ class WindowState:
             self.report("window_balance", name.jsonl, "")
         self._ever_pending |= self.pending
         # 4. The counted calls.
-        if self._sound:
+        if self._all_read:
             self._check_counts(name.jsonl, line)
 
     def _check_gap(self, name: SegmentName) -> None:
@@ -103,13 +103,15 @@ class WindowState:
         all calls of the window, whatever its number."""
         missing = range(self._revision, name.revision)
         shown = ", ".join(map(str, missing[:3])) + ("…" if len(missing) > 3 else "")
-        if all(self.is_taken(SegmentName(name.start, number)) for number in missing[:MAX_SKIPPED]):
+        if all(
+            self.is_foreign(SegmentName(name.start, number)) for number in missing[:MAX_SKIPPED]
+        ):
             detail = f"revision {shown} is not ours: its key was taken, so the next one was used"
             self.report("revision_skipped", name.jsonl, detail)
         else:
             if self.chain_is_whole:
                 self.report("window_revision", name.jsonl, f"revision {shown} is in no seal")
-            self._sound = False
+            self._all_read = False
         self._revision = name.revision
 
     def _check_counts(self, key: str, line: Mapping[str, Any]) -> None:

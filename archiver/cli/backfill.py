@@ -18,7 +18,7 @@ from archiver.cli.common import (
     range_options,
     start_run,
     stopping,
-    told,
+    summary_line,
 )
 from archiver.core.errors import ArchiverError, UsageError
 
@@ -93,7 +93,7 @@ def backfill(
         reporter.ended(summary, seal)
         return _exit_code(summary)
     count = min(processes, len(windows))
-    with stopping(clock) as came, backfill_progress(len(windows)) as progress:
+    with stopping(clock) as signals, backfill_progress(len(windows)) as progress:
         if count > 1:
             # The parent runs preflight and begins the archive, so that the processes do not
             # compete for seal 0.
@@ -109,7 +109,7 @@ def backfill(
                 ["backfill", *span, "--report"],
                 share_environment(settings, count),
                 progress,
-                lambda: came,
+                lambda: signals,
             )
         else:
             with ExitStack() as stack:
@@ -136,7 +136,7 @@ def _archive(
 
 def _print_result(summary: Summary, seal: int) -> int:
     """Print the result. Returns the exit code."""
-    click.echo(told(summary, seal))
+    click.echo(summary_line(summary, seal))
     young = summary.unsettled - summary.clock_wrong
     if young > 0:
         click.echo(
@@ -165,11 +165,11 @@ def _dry_run(settings: Settings, clock: SystemClock, windows: Sequence[Window]) 
     from archiver.wiring import open_app
 
     days: dict[str, Counter[str]] = {}
-    harmed = 0
+    windows_with_errors = 0
     with stopping(clock), open_app(settings, clock) as app:
         app.preflight()
         for plan in app.backfill(None).plan(windows):
-            harmed += plan is None or not plan.listed.complete
+            windows_with_errors += plan is None or not plan.listed.complete
             if plan is not None:
                 day = days.setdefault(plan.listed.window.start.date().isoformat(), Counter())
                 day.update(windows=1, listed=len(plan.listed.calls), todo=plan.lacking)
@@ -179,9 +179,11 @@ def _dry_run(settings: Settings, clock: SystemClock, windows: Sequence[Window]) 
         total.update(counts)
     for day_name, row in [*days.items(), ("total", total)]:
         click.echo(f"{day_name:10}  {row['windows']:7}  {row['listed']:6}  {row['todo']:10}")
-    if harmed:
-        click.echo(f"{harmed} windows could not be listed, or not wholly: the log says why")
-    return 1 if harmed else 0
+    if windows_with_errors:
+        click.echo(
+            f"{windows_with_errors} windows could not be listed, or not wholly: the log says why"
+        )
+    return 1 if windows_with_errors else 0
 
 
 def _job_shard() -> tuple[int, int]:

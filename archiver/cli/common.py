@@ -111,14 +111,14 @@ def stopping(clock: SystemClock) -> Iterator[list[int]]:
     from archiver.core.clock import Interrupted
     from archiver.core.http import abort_requests
 
-    came: list[int] = []
+    signals: list[int] = []
     has_aborted = False
 
     def handle(number: int, _frame: object) -> None:
         nonlocal has_aborted
         if number != signal.SIGALRM:
-            came.append(number)
-            if len(came) == 1:  # 1
+            signals.append(number)
+            if len(signals) == 1:  # 1
                 clock.stop()
                 signal.setitimer(signal.ITIMER_REAL, ABORT_SECONDS)
                 signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
@@ -130,20 +130,20 @@ def stopping(clock: SystemClock) -> Iterator[list[int]]:
         else:  # 3
             seconds = ABORT_SECONDS + KILL_SECONDS
             os.write(2, f"archiver: ended after {seconds:g} s with work under way\n".encode())
-            signal.signal(came[0], signal.SIG_DFL)
-            signal.raise_signal(came[0])
+            signal.signal(signals[0], signal.SIG_DFL)
+            signal.raise_signal(signals[0])
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield came
+        yield signals
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def told(summary: Summary, seal: int) -> str:
+def summary_line(summary: Summary, seal: int) -> str:
     """Return the result of a run as one line. `seal` is the number of the newest seal."""
     clock = (
         "WINDOWS STAY OPEN because this machine's clock is wrong: set it (NTP) and run this again"
@@ -159,7 +159,7 @@ def told(summary: Summary, seal: int) -> str:
         "pending": summary.pending,
         "waiting in open windows": summary.waiting,
         "WINDOWS STAY OPEN (see the log)": summary.stuck,
-        "OPEN WINDOWS HAD ERRORS (see the log)": summary.harmed,
+        "OPEN WINDOWS HAD ERRORS (see the log)": summary.failed_open,
         clock: summary.clock_wrong,
     }
     shown = [f"{count} {what}" for what, count in counts.items() if count or what in always]

@@ -123,7 +123,7 @@ def list_holds(call_ids: tuple[str, ...], as_json: bool) -> int:
     and named on stderr; then it exits with 1.
     """
     from archiver.audit import tables
-    from archiver.audit.hold_ledger import HoldLedger, have_records, holds_by_call
+    from archiver.audit.hold_ledger import HoldEvents, have_records, holds_by_call
     from archiver.settings import StoreSettings, load
     from archiver.wiring import reader
 
@@ -132,7 +132,7 @@ def list_holds(call_ids: tuple[str, ...], as_json: bool) -> int:
     with stopping(clock):
         bucket = reader(settings, clock)
         bucket.check_access()
-        ledger = HoldLedger(bucket)
+        ledger = HoldEvents(bucket)
         by_call = holds_by_call(ledger.readable())
         new = [one for one in call_ids if one not in by_call]
         unknown = set(new) - have_records(bucket, new)

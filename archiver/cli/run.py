@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from archiver.cli.common import start_run, stopping, told
+from archiver.cli.common import start_run, stopping, summary_line
 from archiver.core.errors import UsageError
 
 
@@ -118,7 +118,7 @@ def run(once: bool, single_writer: bool) -> int:
     settings = load(Settings)
     clock = start_run(settings)
     ready = threading.Event()
-    with stopping(clock) as came, open_app(settings, clock) as app:
+    with stopping(clock) as signals, open_app(settings, clock) as app:
         telemetry = Telemetry(settings.metrics_port, app.is_alive, ready.is_set)
         try:
             app.preflight()
@@ -129,10 +129,10 @@ def run(once: bool, single_writer: bool) -> int:
                 loop.run_forever()
             summary = loop.round()
         except Interrupted:
-            if signal.SIGTERM in came:
+            if signal.SIGTERM in signals:
                 return 0
             raise
         finally:
             telemetry.close()
-    click.echo(told(summary, app.chain.head.seq))
+    click.echo(summary_line(summary, app.chain.head.seq))
     return 1 if summary.needs_a_person else 0

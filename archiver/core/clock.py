@@ -81,7 +81,7 @@ class RemoteClock:
         self._latest: tuple[str, float] | None = None
         """The `Date` of the latest answer, and our monotonic clock when it came."""
 
-    def tells(self, date: str | None) -> None:
+    def note_date(self, date: str | None) -> None:
         """Note the `Date` of an answer that has just come, if it has one."""
         if date is not None:
             self._latest = date, self._clock.monotonic()

@@ -50,7 +50,7 @@ class ConcurrencyLimit:
             if now - self._halved_at < HALVED_EVERY_SECONDS or self.limit == 1:
                 return
             if self.limit == self._most:
-                log.warning("workers.fewer", reason="throttled")
+                log.warning("concurrency.lowered", reason="throttled")
             self._halved_at, self._limit = now, max(1.0, self._limit / 2)
 
     @contextmanager
@@ -67,7 +67,7 @@ class ConcurrencyLimit:
                 if self.limit < self._most:
                     self._limit = min(float(self._most), self._limit + 1 / self._limit)
                     if self.limit == self._most:
-                        log.info("workers.all")
+                        log.info("concurrency.restored")
                 self._changed.notify_all()
 
 

@@ -498,8 +498,8 @@ class _Alarm:
 
     def __init__(self, seconds: float) -> None:
         self._connection: socket.socket | None = None
-        self._rang = False
-        self._timer = threading.Timer(seconds, self._ring)
+        self._expired = False
+        self._timer = threading.Timer(seconds, self._expire)
         self._timer.daemon = True
 
     def __enter__(self) -> _Alarm:
@@ -513,11 +513,11 @@ class _Alarm:
         """httpx's `trace` extension: receives the events of a request."""
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             self._connection = info["return_value"].get_extra_info("socket")
-            if self._rang:
-                self._ring()
+            if self._expired:
+                self._expire()
 
-    def _ring(self) -> None:
-        self._rang = True
+    def _expire(self) -> None:
+        self._expired = True
         if self._connection is not None:
             # A TLS socket's own `shutdown` must not run while another thread reads from it.
             with suppress(OSError):

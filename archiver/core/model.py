@@ -134,12 +134,12 @@ class Call:
         return value if isinstance(value, str) else None
 
 
-def is_too_late(told: datetime, known_at: datetime) -> bool:
+def is_too_late(moment: datetime, known_at: datetime) -> bool:
     """Whether a time from the source is over a day later than `known_at`, when we received it.
 
     Records and window lines store our own times to the second, so `known_at` is rounded down.
     """
-    return told - known_at.replace(microsecond=0) > DAY
+    return moment - known_at.replace(microsecond=0) > DAY
 
 
 def placing_time(call: Call, window: Window, listed_at: datetime) -> datetime:

@@ -52,7 +52,7 @@ class ObjectRef:
 
 
 @dataclass(frozen=True)
-class Hold:
+class HoldEvent:
     """An event: a legal hold was set on a call, or removed."""
 
     action: Action
@@ -85,29 +85,29 @@ class Hold:
 
 
 @dataclass(frozen=True)
-class Act:
-    """A sealed `Hold`: the event, the key of its segment, and the number of its seal."""
+class SealedHold:
+    """A sealed `HoldEvent`: the event, the key of its segment, and the number of its seal."""
 
-    hold: Hold
+    hold: HoldEvent
     segment: str
     seal: int
 
 
-def by_call(acts: Iterable[Act]) -> dict[str, list[Act]]:
+def by_call(acts: Iterable[SealedHold]) -> dict[str, list[SealedHold]]:
     """Group acts by call id. The calls are in the order of their first acts."""
-    found: dict[str, list[Act]] = {}
+    found: dict[str, list[SealedHold]] = {}
     for act in acts:
         found.setdefault(act.hold.call_id, []).append(act)
     return found
 
 
-def standing(acts: Sequence[Act]) -> list[Act]:
+def deciding_acts(acts: Sequence[SealedHold]) -> list[SealedHold]:
     """Return the acts that decide whether a call is held: the last ones with the same action.
 
     `acts` are those of one call, oldest first. A call may be held several times, and one removal
     ends all of these holds.
     """
-    found = list[Act]()
+    found = list[SealedHold]()
     for act in reversed(acts):
         if act.hold.action != acts[-1].hold.action:
             break
@@ -125,7 +125,7 @@ def random_id() -> str:
     return secrets.token_hex(8)
 
 
-def segment(events: Iterable[Hold]) -> tuple[str, bytes]:
+def segment(events: Iterable[HoldEvent]) -> tuple[str, bytes]:
     """Build a segment of at least one event. Returns `(key, bytes)`."""
     held = list(events)
     data = b"".join(event.line for event in held)
@@ -133,7 +133,7 @@ def segment(events: Iterable[Hold]) -> tuple[str, bytes]:
     return layout.event_key(held[0].at.astimezone(UTC), tag), data
 
 
-def parse_segment(data: bytes) -> list[Hold]:
+def parse_segment(data: bytes) -> list[HoldEvent]:
     """Return the `hold` events of a segment, in order. Raises `FormatError`."""
     if not data.endswith(b"\n"):
         raise FormatError("a segment of events without a newline at its end")
@@ -141,12 +141,12 @@ def parse_segment(data: bytes) -> list[Hold]:
     return [event for event in events if event is not None]
 
 
-def companion(key: str, data: bytes) -> bytes:
+def checksum_list(key: str, data: bytes) -> bytes:
     """Return the checksum list of a segment of events: one line for `sha256sum -c`."""
     return f"{hashlib.sha256(data).hexdigest()}  {key}\n".encode()
 
 
-def parse(line: bytes) -> Hold | None:
+def parse(line: bytes) -> HoldEvent | None:
     """Parse one line. Returns None for an event of an unknown type. Raises `FormatError`."""
     document, is_canonical = canonical.load_line(line)
     refuse_newer(document)
@@ -161,7 +161,7 @@ def parse(line: bytes) -> Hold | None:
     return _hold(document, at) if document["type"] == "hold" else None
 
 
-def _hold(document: Mapping[str, Any], at: datetime) -> Hold:
+def _hold(document: Mapping[str, Any], at: datetime) -> HoldEvent:
     call_id, by, reason = (document.get(name) for name in ("call_id", "by", "reason"))
     action, objects = document.get("action"), document.get("objects")
     if not (isinstance(call_id, str) and isinstance(by, str) and isinstance(reason, str)):
@@ -173,7 +173,7 @@ def _hold(document: Mapping[str, Any], at: datetime) -> Hold:
     refs = tuple(map(_object, objects))
     if any(one.key.split("/")[2] != layout.call_dir(call_id) for one in refs):
         raise FormatError("an object of another call")
-    return Hold(action, call_id, by, reason, at, refs, document.get("id"))
+    return HoldEvent(action, call_id, by, reason, at, refs, document.get("id"))
 
 
 def _object(one: object) -> ObjectRef:
@@ -188,5 +188,5 @@ def _object(one: object) -> ObjectRef:
 
 
 def in_order(objects: Iterable[ObjectRef]) -> tuple[ObjectRef, ...]:
-    """Sort objects as `Hold.objects` has them."""
+    """Sort objects as `HoldEvent.objects` has them."""
     return tuple(sorted(objects, key=lambda one: (one.key, one.version_id or "")))

@@ -80,7 +80,7 @@ def recording_dir(day: date, call_id: str) -> str:
     return f"{RECORDINGS}{day_dir(day)}/{call_dir(call_id)}/"
 
 
-def beside(key: str, tag: str) -> str:
+def alternative_key(key: str, tag: str) -> str:
     """Return another key for a key that is taken: `<name>-<tag>.<ext>`; `tag` has 16 hex digits."""
     stem, dot, extension = key.rpartition(".")
     return f"{stem}-{tag}{dot}{extension}"
@@ -165,12 +165,12 @@ def parse_sighting_key(key: str) -> datetime | None:
     return _moment(match[1], match[2], match[3]) if match is not None else None
 
 
-def companion_key(segment_key: str) -> str:
+def checksum_list_key(segment_key: str) -> str:
     """The key of a segment's checksum list, `.sha256`; the segment is of a window or of events."""
     return segment_key.removesuffix(".jsonl") + ".sha256"
 
 
-def pointer_key(segment_key: str) -> str:
+def seal_pointer_key(segment_key: str) -> str:
     """The key of a segment's seal pointer, `.seal`; the segment is of a window or of events."""
     return segment_key.removesuffix(".jsonl") + ".seal"
 

@@ -43,7 +43,7 @@ class SegmentEntry:
     sha256: str
 
 
-def describe(key: str, lines: Iterable[bytes], *, window_lines: int = 1) -> SegmentEntry:
+def segment_entry(key: str, lines: Iterable[bytes], *, window_lines: int = 1) -> SegmentEntry:
     """Build the entry for a segment. Reads `lines` once; each includes its newline. A segment of
     events has no window line: pass `window_lines=0`."""
     digest, size = hashlib.sha256(), 0
@@ -106,7 +106,7 @@ def genesis(
     )
 
 
-def following(
+def next_seal(
     previous: Seal,
     segments: Sequence[SegmentEntry],
     *,
@@ -158,12 +158,12 @@ def parse_seal(data: bytes) -> Seal:
     return Seal(data, archive, key_id, prev, records, sealed_at, segments, seq, watermark, document)
 
 
-def pointer(seq: int) -> bytes:
+def seal_pointer(seq: int) -> bytes:
     """The bytes of a seal pointer, the `.seal` beside each segment that the seal names."""
     return f"{seq}\n".encode()
 
 
-def parse_pointer(data: bytes) -> int | None:
+def parse_seal_pointer(data: bytes) -> int | None:
     """Return the number in a seal pointer; None if the pointer is malformed."""
     match = _POINTER.fullmatch(data)
     return int(match[1]) if match else None

@@ -54,7 +54,7 @@ class Balance:
     vanished: Sequence[str] = ()
 
 
-class Line(Protocol):
+class RecordBytes(Protocol):
     """A record's key, and its bytes with the newline."""
 
     @property
@@ -64,15 +64,19 @@ class Line(Protocol):
     def data(self) -> bytes: ...
 
 
-class Summed(Line, Protocol):
-    """A `Line` and the files that its record names."""
+class RecordWithFiles(RecordBytes, Protocol):
+    """A `RecordBytes` and the files that its record names."""
 
     @property
     def files(self) -> Sequence[Mapping[str, Any]]: ...
 
 
 def lines(
-    window: Window, revision: int, records: Iterable[Line], balance: Balance, listing: Listing
+    window: Window,
+    revision: int,
+    records: Iterable[RecordBytes],
+    balance: Balance,
+    listing: Listing,
 ) -> Iterator[bytes]:
     """Yield the segment line by line. `records` are those of this revision, in any order.
 
@@ -109,8 +113,8 @@ def _line(window: Window, revision: int, balance: Balance, listing: Listing) -> 
     }
 
 
-def companion(
-    sha256: str, name: layout.SegmentName, records: Iterable[Summed], files: IO[bytes]
+def checksum_list(
+    sha256: str, name: layout.SegmentName, records: Iterable[RecordWithFiles], files: IO[bytes]
 ) -> Iterator[bytes]:
     """Yield the checksum list of a segment, in the form of `sha256sum -c`: the segment with its
     digest `sha256`, its records in their order, then their files. `files` is an empty temporary
@@ -165,7 +169,7 @@ class Segment:
         return parse_time(self.line.get("listed_at"))
 
 
-def parse_tail(data: bytes) -> Segment:
+def parse_window_line(data: bytes) -> Segment:
     """Parse only the window line, the last line of `data`, and none of the records. Raises
     `FormatError`."""
     if not data.endswith(b"\n"):

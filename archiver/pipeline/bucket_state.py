@@ -335,7 +335,7 @@ class WindowReader:
                     continue
                 if not sealed:
                     file.seek(0)
-                    entry = seal.describe(name.jsonl, file)
+                    entry = seal.segment_entry(name.jsonl, file)
                     state.unsealed.append(UnsealedSegment(entry, until, state.listed_at))
         return state
 
@@ -347,7 +347,7 @@ class WindowReader:
             # The last line may be longer than the tail.
             if len(data) == TAIL_BYTES and data.count(b"\n") < 2:
                 data = self._store.read(name.jsonl, max_bytes=MAX_SEGMENT_BYTES) or b""
-            found = segment.parse_tail(data)
+            found = segment.parse_window_line(data)
         except (FormatError, StoreError) as error:
             if error.reach is not Reach.ITEM:
                 raise
@@ -360,7 +360,7 @@ class WindowReader:
         `FormatError`, with the state unchanged."""
         file.seek(0)
         last = deque(file, maxlen=1)
-        found = segment.parse_tail(last[0] if last else b"")
+        found = segment.parse_window_line(last[0] if last else b"")
         if found.window != window:
             raise FormatError(f"it is of the window {found.window}, not of {window}")
         until, records, behind = self._retention.until(window.end), dict[str, LatestRecord](), False

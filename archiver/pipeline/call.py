@@ -53,7 +53,7 @@ MISMATCH_SECONDS = 2.0
 MISMATCH_SHARE = 0.02
 """The recording's length may differ from the source's by the larger of the two; else a finding."""
 MAX_SIDECAR_BYTES = 64 << 20
-LONGEST_REST_SECONDS = 900.0
+LONGEST_WAIT_SECONDS = 900.0
 FORGOTTEN_AFTER_SECONDS = 86_400.0
 """A call that was not tried for so long after its backoff was archived by another writer, or its
 window was closed without it."""
@@ -75,7 +75,7 @@ _RECORD_FIELDS = {
 
 
 @dataclass(frozen=True)
-class Unarchived:
+class FailedTry:
     """The outcome of a try that failed: a call without a record, or an archived call for one of
     whose documents the source did not answer."""
 
@@ -101,7 +101,7 @@ class CallArchiver:
         *,
         retention: Retention,
         give_up: timedelta,
-        first_rest_seconds: float = 60.0,
+        first_wait_seconds: float = 60.0,
         part_bytes: int = PART_BYTES,
         concurrency_limit: ConcurrencyLimit | None = None,
         tag: Callable[[], str] = random_tag,
@@ -117,7 +117,7 @@ class CallArchiver:
         self._retry = Retry(clock, attempts=DOWNLOADS)
         self.store_health = StoreHealth(store.is_answering)
         self.held = HeldCalls(store, clock)
-        self.backoff = Backoff(clock, first_rest_seconds)
+        self.backoff = Backoff(clock, first_wait_seconds)
 
     def archive(
         self,
@@ -129,7 +129,7 @@ class CallArchiver:
         previous: Record | None = None,
         was_pending: bool = False,
         taken: int = 0,
-    ) -> Record | Unarchived:
+    ) -> Record | FailedTry:
         """Archive one listed call: as revision 1, or as the revision after `previous`.
 
         1. Fetch the call's own document and its survey.
@@ -141,8 +141,8 @@ class CallArchiver:
         7. If one of these fails, the call stays pending.
         8. After `give_up`, write a record that says `failed` (steps 3 to 6).
 
-        Returns the new record; `previous` itself if nothing changed; `Unarchived` if the call stays
-        pending. For an archived call `Unarchived` means that the source did not answer for a
+        Returns the new record; `previous` itself if nothing changed; `FailedTry` if the call stays
+        pending. For an archived call `FailedTry` means that the source did not answer for a
         document; the answers that came are written all the same. A document that is unavailable for
         the same reason as in `previous` counts as answered.
 
@@ -340,7 +340,7 @@ class CallArchiver:
                     made.key, made.data, retain_until=until, held=held, verify=False
                 )
             except KeyTaken:
-                attempt.was_second = True
+                attempt.lost_to_concurrent_writer = True
                 return self._adopt(made.key, held)
         if attempt.outcome == "archived":
             self._writer.forget(attempt.recording_key)
@@ -463,30 +463,30 @@ class CallArchiver:
         """Archive again if a concurrent writer's record was written before this try began: the
         source may have changed the call since."""
         made_at = parse_time(found.document.get("archived_at"))
-        if not attempt.was_second or found.outcome != "archived":
+        if not attempt.lost_to_concurrent_writer or found.outcome != "archived":
             return found
         if made_at is None or made_at >= attempt.began:
             return found
         call, window, listed_at = attempt.listed, attempt.window, attempt.listed_at
         again = self.archive(call, window, settled=True, listed_at=listed_at, previous=found)
-        return (again.amended or found) if isinstance(again, Unarchived) else again
+        return (again.amended or found) if isinstance(again, FailedTry) else again
 
     # --- 7. and 8. failures
 
     def _wait(
         self, attempt: Attempt, error: CallError | StoreError, amended: Record | None = None
-    ) -> Unarchived:
+    ) -> FailedTry:
         """Leave the call pending, in backoff. Raises `error` if it is about the whole store."""
         reason, stage, undecided = error.reason, error.stage, False
         if isinstance(error, CallError):
             undecided = error.undecided
-            log.warning("call.unarchived", stage=stage, reason=reason, status=error.status)
+            log.warning("call.pending", stage=stage, reason=reason, status=error.status)
         else:
             if self.store_health.is_outage(attempt.listed.id, error):
                 raise error
             reason = reason if reason == "record_unreadable" else "store_refused"
             log.error("call.store_refused", stage=stage, status=error.status, error=str(error))
-        unarchived = Unarchived(
+        unarchived = FailedTry(
             attempt.listed, reason, attempt.number, error.status, undecided, amended
         )
         self.backoff.failed(unarchived)
@@ -530,7 +530,7 @@ class Attempt:
     """Findings about documents."""
     lock_modes: set[str] = field(default_factory=set)
     """The modes in which the files of this try are locked."""
-    was_second: bool = False
+    lost_to_concurrent_writer: bool = False
     """Whether a concurrent writer has written the record first."""
 
     def __post_init__(self) -> None:
@@ -619,7 +619,7 @@ class Attempt:
         self.recording_findings = set(before["findings"]) - _REFRESHED_FINDINGS
         self.source = {**before["source"], **self.source}
 
-    def fail(self, why: Unarchived) -> None:
+    def fail(self, why: FailedTry) -> None:
         """Set the outcome `failed`, keeping what is known of the call."""
         self.outcome, self.reason, self.status = "failed", why.reason, why.status
         self.recording, self.audio, self.recording_findings = None, None, ()
@@ -641,8 +641,8 @@ class Attempt:
 @dataclass
 class _Tries:
     count: int = 0
-    last: Unarchived | None = None
-    rests_until: float = 0.0
+    last: FailedTry | None = None
+    waits_until: float = 0.0
 
 
 class Backoff:
@@ -652,10 +652,10 @@ class Backoff:
     that are archived or given up are dropped. Thread-safe.
     """
 
-    def __init__(self, clock: Clock, first_rest_seconds: float = 60.0) -> None:
-        """The first wait is `first_rest_seconds`. Each is twice the one before, up to 15 min."""
+    def __init__(self, clock: Clock, first_wait_seconds: float = 60.0) -> None:
+        """The first wait is `first_wait_seconds`. Each is twice the one before, up to 15 min."""
         self._clock = clock
-        self._first_rest_seconds = first_rest_seconds
+        self._first_wait_seconds = first_wait_seconds
         self._tries: dict[str, _Tries] = {}
         self._mutex = threading.Lock()
         self._swept_at = clock.monotonic()
@@ -666,37 +666,37 @@ class Backoff:
         with self._mutex:
             if now >= self._swept_at + SWEEP_SECONDS:
                 oldest = now - FORGOTTEN_AFTER_SECONDS
-                self._tries = {i: t for i, t in self._tries.items() if t.rests_until >= oldest}
+                self._tries = {i: t for i, t in self._tries.items() if t.waits_until >= oldest}
                 self._swept_at = now
             tries = self._tries.setdefault(call_id, _Tries())
             tries.count += 1
-            tries.rests_until = max(tries.rests_until, now)
+            tries.waits_until = max(tries.waits_until, now)
             return tries.count
 
-    def failed(self, unarchived: Unarchived) -> None:
+    def failed(self, unarchived: FailedTry) -> None:
         """Start the wait after a failed try."""
         # The exponent is bounded, because a float overflows beyond 2**1023.
         growth = 2.0 ** min(unarchived.attempts - 1, 20)
-        rest = min(LONGEST_REST_SECONDS, self._first_rest_seconds * growth)
+        wait = min(LONGEST_WAIT_SECONDS, self._first_wait_seconds * growth)
         with self._mutex:
             tries = self._tries.setdefault(unarchived.call.id, _Tries(unarchived.attempts))
             tries.last = unarchived
-            tries.rests_until = self._clock.monotonic() + rest
+            tries.waits_until = self._clock.monotonic() + wait
 
     def succeeded(self, call_id: str) -> None:
         with self._mutex:
             self._tries.pop(call_id, None)
 
-    def resting(self, call_id: str) -> Unarchived | None:
+    def waiting(self, call_id: str) -> FailedTry | None:
         """How the last try ended, while the call waits; None if it may be tried."""
         with self._mutex:
             tries = self._tries.get(call_id)
-            if tries is None or self._clock.monotonic() >= tries.rests_until:
+            if tries is None or self._clock.monotonic() >= tries.waits_until:
                 return None
             return tries.last
 
-    def all_resting(self, call_ids: Iterable[str]) -> bool:
-        return all(self.resting(call_id) for call_id in call_ids)
+    def all_waiting(self, call_ids: Iterable[str]) -> bool:
+        return all(self.waiting(call_id) for call_id in call_ids)
 
 
 def _count(made: Record, previous: Record | None) -> None:

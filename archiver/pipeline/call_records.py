@@ -38,9 +38,9 @@ from archiver.store.bucket import Bucket
 
 log = structlog.get_logger()
 
-NEAR = timedelta(hours=3)
+MIDNIGHT_MARGIN = timedelta(hours=3)
 """A window may list calls of the day before or after its own, this close to midnight."""
-MANY = 10_000
+MAX_ORPHANS = 10_000
 """With more orphan records on a day, a backfill does not load them; also the most records of other
 windows' segments that are kept in memory."""
 
@@ -167,7 +167,7 @@ class CallRecords:
             if not self._orphans.get(window):
                 self._orphans.pop(window, None)
 
-    def load_orphans(self, listed: WindowListing, *, few: bool) -> None:
+    def load_orphans(self, listed: WindowListing, *, skip_crowded_days: bool) -> None:
         """Find the orphan records that an earlier process left. Raises `StoreError`, and what
         listing a neighbour raises.
 
@@ -175,12 +175,13 @@ class CallRecords:
         2. Hand those that this listing lacks to a neighbouring window that lists them.
         3. Keep the rest, unless another window has the same record.
 
-        `few`: skip a day with more than `MANY` orphans, because other processes are working on it.
+        `skip_crowded_days`: skip a day with more than `MAX_ORPHANS` orphans, because other
+        processes are working on it.
         """
         window, day = listed.window, listed.window.start.date()
         # 1.
         with self._loading:
-            if day not in self._loaded_days and self._load_day(day, window, few):
+            if day not in self._loaded_days and self._load_day(day, window, skip_crowded_days):
                 self._loaded_days.add(day)
             found = self._unclaimed.pop(window, {}) if day in self._loaded_days else {}
         # 2.
@@ -221,7 +222,7 @@ class CallRecords:
                 if there:
                     self.add_orphans(neighbour, {call_id: found.pop(call_id) for call_id in there})
 
-    def _load_day(self, day: date, window: Window, few: bool) -> bool:
+    def _load_day(self, day: date, window: Window, skip_crowded_days: bool) -> bool:
         """Load the orphans of a day by the window of their call. False if it was skipped."""
         orphans = self._index.revisions(day)
         if orphans:
@@ -229,7 +230,7 @@ class CallRecords:
                 for named_day, call_dir in keys:
                     if named_day == day:
                         orphans.pop(call_dir, None)
-        if few and len(orphans) > MANY:
+        if skip_crowded_days and len(orphans) > MAX_ORPHANS:
             log.info("records.orphaned", day=day.isoformat(), count=len(orphans))
             return False
         keys_of = [f"{layout.record_prefix(day)}{name}/r{n}.json" for name, n in orphans.items()]
@@ -263,7 +264,7 @@ class CallRecords:
         with self._loading:
             left = wanted - self._named
             if left:
-                if len(self._named) > MANY:
+                if len(self._named) > MAX_ORPHANS:
                     self._named.clear()
                 names = self._segments_near(window.start.date())
                 for keys in self._workers.map(self._keys_named_by, names):
@@ -283,7 +284,7 @@ class CallRecords:
                 log.error("day.unlistable", day=str(other), error=str(error))
                 continue
             for name in names:
-                if midnight - NEAR <= name.start < midnight + DAY + NEAR:
+                if midnight - MIDNIGHT_MARGIN <= name.start < midnight + DAY + MIDNIGHT_MARGIN:
                     yield name
 
     def _keys_named_by(self, name: SegmentName) -> list[tuple[date, str]]:
@@ -348,5 +349,5 @@ def _days_of_calls(
 def _days_near(window: Window) -> list[date]:
     """The days of a window's calls: its own first, then those of calls that the source filters by
     another time than their start."""
-    moments = (window.start, window.start - NEAR, window.end + NEAR)
+    moments = (window.start, window.start - MIDNIGHT_MARGIN, window.end + MIDNIGHT_MARGIN)
     return list(dict.fromkeys(moment.date() for moment in moments))

@@ -220,7 +220,7 @@ class Chain:
                     return
                 if check is not None:
                     check()
-                data = seal.following(
+                data = seal.next_seal(
                     head,
                     [segment.entry for segment in todo],
                     key_id=self._key.public.key_id,
@@ -264,7 +264,7 @@ class Chain:
                 f"ARCHIVER_SIGNING_KEY_FILE holds key {self._key.public.key_id}, but this archive "
                 f"is signed with {sealed.key_id}: use that key"
             )
-        keys = [layout.pointer_key(entry.key) for entry in sealed.segments]
+        keys = [layout.seal_pointer_key(entry.key) for entry in sealed.segments]
         keys.append(layout.signature_key(sealed.seq))
         if not all(self._store.head(key) is not None for key in keys):
             self._complete(sealed, self._lock_until([]))
@@ -280,8 +280,8 @@ class Chain:
         signature = layout.signature_key(sealed.seq)
         objects = [(signature, self._key.sign(sealed.data), "application/octet-stream")]
         for entry in sealed.segments:
-            pointer = layout.pointer_key(entry.key)
-            objects.append((pointer, seal.pointer(sealed.seq), "text/plain"))
+            pointer = layout.seal_pointer_key(entry.key)
+            objects.append((pointer, seal.seal_pointer(sealed.seq), "text/plain"))
         for key, data, content_type in objects:
             try:
                 self._store.put_once(key, data, content_type=content_type, retain_until=until)
@@ -299,7 +299,7 @@ class Chain:
         key = segment.entry.key
         if key in self._newly_sealed:
             return True
-        if self._has_forgotten and self._store.head(layout.pointer_key(key)) is not None:
+        if self._has_forgotten and self._store.head(layout.seal_pointer_key(key)) is not None:
             return True
         if segment.found_since is None:
             return False

@@ -28,9 +28,9 @@ from archiver.observability import metrics
 
 log = structlog.get_logger()
 
-SUSPICIOUS = 10
+REFUSALS_BEFORE_CONTROL = 10
 """So many refused items in a row, without a successful write, trigger the control request."""
-HOPELESS = 100
+REFUSALS_OF_OUTAGE = 100
 """So many in a row are an outage, even if the control is answered: a full store may answer it."""
 MAX_SKEW_SECONDS = 300.0
 """The limit that S3 and signed requests commonly use. No network delays an answer for so long."""
@@ -65,10 +65,10 @@ class StoreHealth:
         with self._lock:
             self._refused.add(item)
             count = len(self._refused)
-            if count >= HOPELESS:
+            if count >= REFUSALS_OF_OUTAGE:
                 self._refused.clear()  # start again: else each later refusal would be an outage
                 return True
-        return count % SUSPICIOUS == 0 and not self._is_answering()
+        return count % REFUSALS_BEFORE_CONTROL == 0 and not self._is_answering()
 
 
 class ClockCheck:

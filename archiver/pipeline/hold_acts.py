@@ -30,7 +30,7 @@ from archiver.core.concurrency import Workers
 from archiver.core.errors import ArchiverError, KeyTaken, StoreError, UsageError
 from archiver.core.model import Retention, format_second
 from archiver.manifest import event, layout, seal
-from archiver.manifest.event import Act, Action, Hold
+from archiver.manifest.event import Action, HoldEvent, SealedHold
 from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.retention import latest_date
@@ -53,10 +53,10 @@ class HoldLedger(Protocol):
     def damaged(self) -> Sequence[str]:
         """What was wrong with unreadable acts at the last reading."""
 
-    def acts(self) -> Sequence[Act]:
+    def acts(self) -> Sequence[SealedHold]:
         """Every sealed act, oldest first, read now. Raises `StoreError` if one is damaged."""
 
-    def readable(self) -> Sequence[Act]:
+    def readable(self) -> Sequence[SealedHold]:
         """As `acts`, without the damaged ones."""
 
     def find(
@@ -65,7 +65,7 @@ class HoldLedger(Protocol):
         """The objects of each call that has a record, and the calls whose objects cannot be
         read."""
 
-    def beside(self, hold: Hold) -> CallObjects:
+    def current_objects(self, hold: HoldEvent) -> CallObjects:
         """What lies now in the directories of an act's call. Thread-safe."""
 
 
@@ -73,7 +73,7 @@ class HoldLedger(Protocol):
 class Done:
     """One call of an act that is done, with the number of its seal."""
 
-    hold: Hold
+    hold: HoldEvent
     seal: int
     gone: frozenset[str]
     """Keys of objects that are missing, hidden or damaged."""
@@ -144,11 +144,13 @@ class Holds:
         if not wanted:
             raise next(iter(left.values()))
         by_call = event.by_call(self._acts(action))
-        in_force = {call_id: event.standing(by_call.get(call_id, ())) for call_id in wanted}
+        in_force = {call_id: event.deciding_acts(by_call.get(call_id, ())) for call_id in wanted}
         if action == "remove":
             _refuse_removal(calls, in_force, every=every)
-        own = [Hold(action, i, by, reason, now, event.in_order(calls[i].named)) for i in wanted]
-        with _saying_what_to_do():
+        own = [
+            HoldEvent(action, i, by, reason, now, event.in_order(calls[i].named)) for i in wanted
+        ]
+        with _with_retry_hint():
             # The act is locked at least as long as the objects that it covers and as the newest
             # seal, whatever the settings of this command.
             head = self._store.head(layout.seal_key(self._chain.head.seq))
@@ -172,7 +174,7 @@ class Holds:
             self._chain.append([unsealed], check=check)
             number = self._chain.head.seq
             # 5.
-            newest, before = self._newest(own), list[Hold]()
+            newest, before = self._newest(own), list[HoldEvent]()
             while newest != before:
                 outcomes = self._carry_out_all(newest)
                 before, newest = newest, self._newest(own)
@@ -186,12 +188,12 @@ class Holds:
                 done.append(Done(one, number, gone, undone=last.action != one.action))
         return ActResult(done, self._ledger.damaged, left)
 
-    def _acts(self, action: Action) -> Sequence[Act]:
+    def _acts(self, action: Action) -> Sequence[SealedHold]:
         """Read the ledger. `add` tolerates damage, because a second hold is harmless. `remove` does
         not: an unreadable act may be a hold that must stay."""
         return self._ledger.readable() if action == "add" else self._ledger.acts()
 
-    def _refuse_if_outdated(self, in_force: Mapping[str, Sequence[Act]]) -> None:
+    def _refuse_if_outdated(self, in_force: Mapping[str, Sequence[SealedHold]]) -> None:
         """Raise `UsageError` if the ledger has an act about the calls that this removal did not
         see."""
         by_call = event.by_call(self._ledger.acts())
@@ -204,13 +206,13 @@ class Holds:
                 )
 
     def _write(
-        self, acts: Sequence[Hold], until: datetime | None
-    ) -> tuple[list[Hold], UnsealedSegment]:
+        self, acts: Sequence[HoldEvent], until: datetime | None
+    ) -> tuple[list[HoldEvent], UnsealedSegment]:
         """Make a segment with the acts durable, with its checksum list. Adds ids to the acts."""
         for number in range(KEY_TRIES):
             own = [replace(one, id=event.random_id()) for one in acts]
             key, data = event.segment(own)
-            sha256 = (layout.companion_key(key), event.companion(key, data), "text/plain")
+            sha256 = (layout.checksum_list_key(key), event.checksum_list(key, data), "text/plain")
             try:
                 for at, content, kind in ((key, data, "application/x-ndjson"), sha256):
                     self._store.put_once(at, content, content_type=kind, retain_until=until)
@@ -218,24 +220,24 @@ class Holds:
             except KeyTaken:
                 if number == KEY_TRIES - 1:
                     raise
-        return own, UnsealedSegment(seal.describe(key, BytesIO(data), window_lines=0), until)
+        return own, UnsealedSegment(seal.segment_entry(key, BytesIO(data), window_lines=0), until)
 
-    def _newest(self, own: Sequence[Hold]) -> list[Hold]:
+    def _newest(self, own: Sequence[HoldEvent]) -> list[HoldEvent]:
         """The newest act about each call of ours; our own act if the ledger is unreadable now."""
         by_call = event.by_call(self._acts(own[0].action))
         return [by_call[one.call_id][-1].hold if one.call_id in by_call else one for one in own]
 
-    def _carry_out_all(self, acts: Sequence[Hold]) -> dict[str, frozenset[str] | StoreError]:
+    def _carry_out_all(self, acts: Sequence[HoldEvent]) -> dict[str, frozenset[str] | StoreError]:
         """For each call, the keys of the missing objects, or the error that stopped it."""
         outcomes = self._workers.map(self._carry_out, acts)
         return {act.call_id: outcome for act, outcome in zip(acts, outcomes, strict=True)}
 
-    def _carry_out(self, hold: Hold) -> frozenset[str] | StoreError:
+    def _carry_out(self, hold: HoldEvent) -> frozenset[str] | StoreError:
         """Set the holds on all objects of a call, or remove them. Returns the keys of missing
         objects, or the error if the store refuses one; raises `StoreError` if the store is out."""
         refused, adds = list[StoreError](), hold.action == "add"
         try:
-            found = self._ledger.beside(hold)
+            found = self._ledger.current_objects(hold)
         except StoreError as error:
             return self._about_one_call(error)
         for one in sorted(found.loose if adds else found.held, key=lambda one: one.key):
@@ -252,7 +254,7 @@ class Holds:
 
 
 @contextmanager
-def _saying_what_to_do() -> Iterator[None]:
+def _with_retry_hint() -> Iterator[None]:
     """Add to an error that the same command must be run again."""
     try:
         yield
@@ -267,7 +269,7 @@ def _refused(outcomes: Mapping[str, frozenset[str] | StoreError]) -> dict[str, S
     return {i: outcome for i, outcome in outcomes.items() if isinstance(outcome, StoreError)}
 
 
-def _is_held(in_force: Sequence[Act]) -> bool:
+def _is_held(in_force: Sequence[SealedHold]) -> bool:
     return bool(in_force) and in_force[-1].hold.action == "add"
 
 
@@ -280,7 +282,7 @@ def _refuse_unknown(wanted: Sequence[str], found: Collection[str]) -> None:
 
 
 def _refuse_removal(
-    found: Mapping[str, CallObjects], in_force: Mapping[str, Sequence[Act]], *, every: bool
+    found: Mapping[str, CallObjects], in_force: Mapping[str, Sequence[SealedHold]], *, every: bool
 ) -> None:
     free = [i for i, acts in in_force.items() if not found[i].held and not _is_held(acts)]
     # An interrupted run of this command may have removed some holds; that must not block the rest.
@@ -295,7 +297,7 @@ def _refuse_removal(
             )
 
 
-def _who(acts: Sequence[Act]) -> str:
+def _who(acts: Sequence[SealedHold]) -> str:
     """Who acted, why and when, for people."""
     named = [
         f"{_plain(act.hold.by)} ({_plain(act.hold.reason)}, {format_second(act.hold.at)})"

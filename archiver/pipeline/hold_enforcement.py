@@ -74,7 +74,7 @@ class _EventSegment:
 
 
 @dataclass(frozen=True)
-class HoldEvent:
+class SealedEventSegment:
     """A sealed segment of events. `at` is its last act; `holds`: one of its calls is held now."""
 
     key: str
@@ -108,7 +108,7 @@ class HeldCalls:
                 if error.reach is not Reach.ITEM:
                     raise
                 # A store that refuses to list events must not stop the archiving of calls.
-                log.error("holds.unknown", error=str(error))
+                log.error("holds.list_failed", error=str(error))
             self._ids = _held_by(self._segments.values())
             self._refreshed_at = now
 
@@ -124,12 +124,12 @@ class HeldCalls:
         self.refresh(REFRESH_SECONDS)
         return self._ids
 
-    def events(self) -> list[HoldEvent]:
+    def events(self) -> list[SealedEventSegment]:
         """The sealed segments of events, as of the last refresh."""
         with self._mutex:
             ids, segments = self._ids, list(self._segments.values())
         return [
-            HoldEvent(
+            SealedEventSegment(
                 one.key,
                 one.seal,
                 max(act.at for act in one.acts),
@@ -153,10 +153,10 @@ class HeldCalls:
                 with self._passing_over(key):
                     found[key] = self._read(key)
             if key in found and found[key].seal is None and "seal" in there:
-                pointer = layout.pointer_key(key)
+                pointer = layout.seal_pointer_key(key)
                 with self._passing_over(pointer):
                     data = self._store.read(pointer, max_bytes=seal.POINTER_BYTES)
-                    if (number := seal.parse_pointer(data or b"")) is None:
+                    if (number := seal.parse_seal_pointer(data or b"")) is None:
                         raise FormatError("no number of a seal")
                     found[key] = replace(found[key], seal=number)
         return found
@@ -234,7 +234,7 @@ class HoldEnforcement:
             loose += len(todo)
             gone += sum(count for _, _, count in checked)
         if loose:
-            log.warning("window.held_again", window=str(window), objects=loose)
+            log.warning("window.holds_set", window=str(window), objects=loose)
         if gone:
             log.error("window.objects_gone", window=str(window), objects=gone)
 

@@ -109,8 +109,8 @@ class Loop:
         head = self._chain.refresh()
         self._relisting.round_began(head.sealed_at)
         self._windows.held.refresh()
-        if self._windows.sightings.begins is None:
-            self._windows.sightings.begins = self._chain.genesis().watermark
+        if self._windows.sightings.first_window_start is None:
+            self._windows.sightings.first_window_start = self._chain.genesis().watermark
         now, mark = self._clock.now(), head.watermark
         settled_until = now - self._schedule.settle
         due = [w for w in windows_between(mark, settled_until, length) if w.end <= settled_until]
@@ -233,14 +233,14 @@ class OldestUnarchived:
         stay. A failed listing of a sealed window shows nothing new about its calls."""
         window = result.window
         with self._lock:
-            if result.worked:
+            if result.processed:
                 now = self._clock.now()
                 self._waiting.pop(window, None)
                 if times := [placing_time(one.call, window, now) for one in result.unarchived]:
                     self._waiting[window] = times
             # The listing of such a window kept changing or failed, so it may have missed calls.
             is_stuck = result.status is WindowStatus.STUCK or result.error is not None
-            is_unlisted = (not result.worked or is_stuck) and not result.is_closed
+            is_unlisted = (not result.processed or is_stuck) and not result.is_closed
             if is_unlisted and window.start >= watermark:
                 self._unlisted.add(window)
             else:

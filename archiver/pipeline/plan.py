@@ -14,7 +14,7 @@ from enum import Enum, auto
 
 from archiver.core.model import Call
 from archiver.pipeline.bucket_state import LatestRecord, UnreadableRecord
-from archiver.pipeline.call import Unarchived
+from archiver.pipeline.call import FailedTry
 from archiver.source.listing import WindowListing
 
 
@@ -53,12 +53,12 @@ class Task:
 @dataclass
 class Plan:
     """What the calls of a window need. `latest` has the latest record of each call that has one,
-    `todo` the calls to process, `resting` the calls in backoff or with an unreadable record."""
+    `todo` the calls to process, `waiting` the calls in backoff or with an unreadable record."""
 
     listed: WindowListing
     latest: dict[str, LatestRecord] = field(default_factory=dict)
     todo: list[Task] = field(default_factory=list)
-    resting: list[Unarchived] = field(default_factory=list)
+    waiting: list[FailedTry] = field(default_factory=list)
 
     @property
     def lacking(self) -> int:
@@ -77,7 +77,7 @@ def make_plan(
     purpose: Purpose,
     age: datetime | None,
     refreshed: Set[str],
-    resting: Callable[[str], Unarchived | None],
+    waiting: Callable[[str], FailedTry | None],
 ) -> Plan:
     """Sort the listed calls and the `missing` ones, which were listed before and have no record.
 
@@ -85,7 +85,7 @@ def make_plan(
     - `pending`: the ids that the newest segment names as pending.
     - `age`: the age of `RELIST` that this listing is for, if any.
     - `refreshed`: calls that were already refreshed for this age.
-    - `resting`: returns how the last try of a call ended while the call is in backoff, else None.
+    - `waiting`: returns how the last try of a call ended while the call is in backoff, else None.
     """
     plan = Plan(listed, latest)
     for call in [*missing.values(), *listed.calls.values()]:
@@ -93,7 +93,7 @@ def make_plan(
         # Another process may be able to read it, so it is not superseded here.
         if bad is not None and not bad.foreign:
             if known is None:
-                plan.resting.append(Unarchived(call, "record_unreadable", 1, None))
+                plan.waiting.append(FailedTry(call, "record_unreadable", 1, None))
             continue
         if known is not None:
             lacks = known.outcome != "archived" or known.incomplete
@@ -101,8 +101,8 @@ def make_plan(
             # A missing call is processed only if it has no record.
             if not is_due or call.id in refreshed or call.id in missing:
                 continue
-        if (last := resting(call.id)) is not None:
-            plan.resting.append(last)
+        if (last := waiting(call.id)) is not None:
+            plan.waiting.append(last)
         else:
             plan.todo.append(Task(call, known, call.id in pending, bad.revision if bad else 0))
     return plan

@@ -184,7 +184,7 @@ class RecordingWriter:
         takes longer than `GIVEN_UP_AFTER` is given up: other processes would treat it as orphaned
         and abort it."""
         # Some stores ignore `If-None-Match` on CompleteMultipartUpload, so the key must be unique.
-        key = layout.beside(key, self._tag())
+        key = layout.alternative_key(key, self._tag())
         end = self._monotonic() + GIVEN_UP_AFTER.total_seconds()
         upload = self._store.begin(key, content_type=WAV, retain_until=retain_until)
         try:
@@ -240,10 +240,10 @@ def put_or_beside(
         sha256=sha256,
         verify=verify,
     )
-    for at in (key, layout.beside(key, sha256[:16])):
+    for at in (key, layout.alternative_key(key, sha256[:16])):
         with suppress(KeyTaken):
             return put(at, data)
-    return put(layout.beside(key, random_tag()), data)
+    return put(layout.alternative_key(key, random_tag()), data)
 
 
 def _fill(view: memoryview, recording: ResumableDownload, *digests: checksums.Digests) -> int:

@@ -109,8 +109,8 @@ class Relisting:
                 # After a restart no scan finds it, so its pending calls are not tried again.
                 pending = len(line.pending)
                 log.warning("window.beyond_reach", window=str(window), pending=pending)
-        elif result.worked or result.listed_at != known.line.listed_at:
-            pending_ids = result.pending if result.worked else known.line.pending
+        elif result.processed or result.listed_at != known.line.listed_at:
+            pending_ids = result.pending if result.processed else known.line.pending
             known.line = WindowLine(known.line.name, window, result.listed_at, pending_ids)
         if result.status is WindowStatus.CLOSED:
             known.lacks_sighted = False
@@ -127,7 +127,7 @@ class Relisting:
         seen = line.listed_at is not None and age is not None and line.listed_at >= age
         if age is not None and (not seen or known.unrefreshed):
             return True
-        waits = bool(line.pending) and not self._windows.backoff.all_resting(line.pending)
+        waits = bool(line.pending) and not self._windows.backoff.all_waiting(line.pending)
         return waits or not known.complete or known.lacks_sighted or line.window in unnamed
 
     def _may_wait(self, known: _Sealed) -> bool:

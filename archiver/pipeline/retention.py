@@ -50,7 +50,7 @@ from archiver.store.types import ObjectHead
 
 if TYPE_CHECKING:  # these modules import this one
     from archiver.pipeline.bucket_state import LatestRecord, SegmentIndex, WindowState
-    from archiver.pipeline.hold_enforcement import HeldCalls, HoldEvent
+    from archiver.pipeline.hold_enforcement import HeldCalls, SealedEventSegment
 
 log = structlog.get_logger()
 
@@ -228,7 +228,7 @@ class RetentionKeeper:
             log.error("holds.objects_gone", objects=counts["gone"])
         self._checked_at = now
 
-    def _keep_event(self, event: HoldEvent) -> Counts:
+    def _keep_event(self, event: SealedEventSegment) -> Counts:
         now = self._clock.now()
         until = self._retention.until(now if event.holds else event.at)
         if until is None or until <= now:
@@ -240,7 +240,7 @@ class RetentionKeeper:
             return Counts()
         # The segment comes last, as a window's does.
         counts = self._extend_seal(event.seal, until, timedelta(0))
-        keys = (layout.pointer_key(event.key), layout.companion_key(event.key), event.key)
+        keys = (layout.seal_pointer_key(event.key), layout.checksum_list_key(event.key), event.key)
         return counts + self._extend(until, *((key, None) for key in keys))
 
     def _keep_call(self, window: Window, latest: LatestRecord) -> Counts:
@@ -276,7 +276,7 @@ class RetentionKeeper:
             if error.reach is not Reach.ITEM:
                 raise
             pointer = b""  # the store refuses it: treat it as damaged
-        number = seal.parse_pointer(pointer) if pointer is not None else None
+        number = seal.parse_seal_pointer(pointer) if pointer is not None else None
         counts = Counts(gone=int(pointer is not None and number is None))
         if number is not None:
             counts += self._extend_seal(number, until, window.end - window.start)
@@ -330,7 +330,7 @@ class RetentionKeeper:
         except StoreError as error:
             if error.reach is not Reach.ITEM:
                 raise
-            log.error("lock.unknown", key=key, error=str(error))
+            log.error("lock.head_failed", key=key, error=str(error))
             return None
 
     def _is_short(self, head: ObjectHead, until: datetime) -> bool:

@@ -15,7 +15,7 @@ from archiver.core.errors import KeyTaken
 from archiver.core.model import Window
 from archiver.manifest import seal, segment
 from archiver.manifest.layout import SegmentName
-from archiver.manifest.segment import Balance, Listing, Summed
+from archiver.manifest.segment import Balance, Listing, RecordWithFiles
 from archiver.pipeline.bucket_state import (
     MAX_SEGMENT_BYTES,
     LatestRecord,
@@ -51,7 +51,7 @@ class SegmentWriter:
         `retain_until`. Raises `KeyTaken` if a concurrent writer has written this revision."""
         lines = segment.lines(window, name.revision, records, balance, listing)
         with spool(lines) as file:
-            entry = seal.describe(name.jsonl, file)
+            entry = seal.segment_entry(name.jsonl, file)
             # A crash before this write leaves nothing of the segment. A crash after it leaves a
             # segment that the next process reads back, completes and seals unchanged.
             self._store.put_once(
@@ -68,15 +68,15 @@ class SegmentWriter:
             self._store.read_into(found.name.jsonl, file, MAX_SEGMENT_BYTES)
             self._write_sha256(found, records_in(file))
 
-    def _write_sha256(self, written: UnsealedSegment, records: Iterable[Summed]) -> None:
+    def _write_sha256(self, written: UnsealedSegment, records: Iterable[RecordWithFiles]) -> None:
         name, digest = written.name, written.entry.sha256
-        with spool() as files, spool(segment.companion(digest, name, records, files)) as file:
+        with spool() as files, spool(segment.checksum_list(digest, name, records, files)) as file:
             try:
                 self._store.put_once(
                     name.sha256, file, content_type="text/plain", retain_until=written.retain_until
                 )
             except KeyTaken:  # by other bytes: `verify` reports it; no seal needs it
-                log.error("segment.companion_foreign", key=name.sha256)
+                log.error("segment.checksum_list_conflict", key=name.sha256)
 
 
 def balance_of(

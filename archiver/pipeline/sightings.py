@@ -84,27 +84,27 @@ class Sightings:
         self._unreadable: set[str] = set()
         self._lock = threading.RLock()
         self._writing = threading.RLock()  # else two threads would write the same ids
-        self.begins: datetime | None = None
+        self.first_window_start: datetime | None = None
         """The archive's first window. Calls of earlier windows that other listings show are not
         written. None: there is no such limit."""
 
     def is_ours(self, window: Window) -> bool:
-        return self.begins is None or window.start >= self.begins
+        return self.first_window_start is None or window.start >= self.first_window_start
 
     # --- writing sightings
 
-    def note(self, listed: WindowListing, named: Collection[str], *, afresh: bool) -> Sighted:
+    def note(self, listed: WindowListing, named: Collection[str], *, reload: bool) -> Sighted:
         """Write the calls of a listing that have no record: the window's own, and those of other
         windows.
 
         After this call a process that ends leaves no listed call unknown. `named`: calls with a
-        record in a segment. `afresh`: first read what other processes wrote. Returns all ids
+        record in a segment. `reload`: first read what other processes wrote. Returns all ids
         sighted for the window. Raises `StoreError` if the store is out.
         """
         own = [*listed.calls.values(), *listed.seen_once.values()]
         others = {w: i.values() for w, i in listed.other_windows.items() if self.is_ours(w)}
         shown = {listed.window: own, **others}
-        self.add(listed.window, shown, listed.listing.listed_at, named, afresh=afresh)
+        self.add(listed.window, shown, listed.listing.listed_at, named, reload=reload)
         return self.read(listed.window)
 
     def note_cut_short(
@@ -139,7 +139,7 @@ class Sightings:
         listed_at: datetime,
         named: Collection[str] = (),
         *,
-        afresh: bool = False,
+        reload: bool = False,
     ) -> None:
         """Write those of these calls, by window, that have no record; `at` is the window being
         processed. If the bucket does not show which calls have one, all of them stay in memory.
@@ -147,8 +147,8 @@ class Sightings:
         revision = self._records.tolerant(at)
         missing = {window: [call.id for call in calls] for window, calls in shown.items()}
         try:
-            if afresh:
-                self.read(at, afresh=True)
+            if reload:
+                self.read(at, reload=True)
             for window, calls in shown.items():
                 missing[window] = [
                     call.id
@@ -192,15 +192,15 @@ class Sightings:
 
     # --- the sightings of a window
 
-    def read(self, window: Window, *, afresh: bool = False) -> Sighted:
-        """Return all ids sighted for a window. `afresh` lists its objects again to find those of
+    def read(self, window: Window, *, reload: bool = False) -> Sighted:
+        """Return all ids sighted for a window. `reload` lists its objects again to find those of
         other processes. Raises `StoreError` if the store is out."""
         with self._lock:
             known = self._known.get(window) or _Known()
             # The count before the LIST: `closed` must not cover ids added during it.
             count, loaded = known.count, set(known.keys)
         added: dict[str, frozenset[str]] = {}
-        if not known.loaded or afresh:
+        if not known.loaded or reload:
             prefix = layout.sighting_prefix(window.start.date()) + f"{window.start:%H%M}-"
             listed = [item.key for item in self._list(prefix)]
             keys = [key for key in listed if layout.parse_sighting_key(key) and key not in loaded]

@@ -37,7 +37,7 @@ from archiver.pipeline.bucket_state import (
     WindowReader,
     WindowState,
 )
-from archiver.pipeline.call import SOURCE_SILENT, CallArchiver, Unarchived
+from archiver.pipeline.call import SOURCE_SILENT, CallArchiver, FailedTry
 from archiver.pipeline.call_records import CallRecords
 from archiver.pipeline.health import ClockCheck
 from archiver.pipeline.hold_enforcement import HoldEnforcement
@@ -83,7 +83,7 @@ class Summary:
     """Windows that are open as expected."""
     stuck: int = 0
     """Windows that have settled and stay open: their listing kept changing, or they failed."""
-    harmed: int = 0
+    failed_open: int = 0
     """Windows that are open as expected, and failed."""
     segments: int = 0
     committed: Counter[str] = field(default_factory=Counter)
@@ -106,7 +106,7 @@ class Summary:
     def needs_a_person(self) -> bool:
         """Whether a person has to act. Calls that wait in open windows do not count here."""
         left = self.failed or self.pending or self.incomplete or self.unreadable
-        return bool(left or self.stuck or self.harmed or self.clock_wrong)
+        return bool(left or self.stuck or self.failed_open or self.clock_wrong)
 
     def __iadd__(self, other: Summary) -> Self:
         for name in (each.name for each in fields(self)):
@@ -123,11 +123,11 @@ class WindowResult:
     segments: list[UnsealedSegment] = field(default_factory=list)
     done: Summary = field(default_factory=Summary)
     """What this run has counted so far; `summary` adds the rest."""
-    unarchived: list[Unarchived] = field(default_factory=list)
+    unarchived: list[FailedTry] = field(default_factory=list)
     """Calls without a record."""
     listed_at: datetime | None = None
     """When the newest revision was listed, as far as this run knows."""
-    worked: bool = False
+    processed: bool = False
     """Whether the window was listed and its calls processed. If not, their state is unknown."""
     unrefreshed: bool = False
     """Whether it was first closed after it had reached an age, with calls archived earlier. These
@@ -152,7 +152,7 @@ class WindowResult:
             closed=int(is_closed),
             unsettled=int(rightly_open),
             stuck=int(status is WindowStatus.STUCK),
-            harmed=int(rightly_open and self.error is not None),
+            failed_open=int(rightly_open and self.error is not None),
             segments=len(self.segments),
             pending=left if is_closed else 0,
             waiting=0 if is_closed else left,
@@ -303,9 +303,9 @@ class WindowArchiver:
         result.error, result.done.unreadable = listed.error, listed.listing.unreadable
         # 6. From here on a crash leaves no listed call unknown: the next process reads the
         #    sighting.
-        sighted = self.sightings.note(listed, state.records, afresh=settled)
+        sighted = self.sightings.note(listed, state.records, reload=settled)
         # 7.
-        self.records.load_orphans(listed, few=purpose is Purpose.BACKFILL)
+        self.records.load_orphans(listed, skip_crowded_days=purpose is Purpose.BACKFILL)
         is_first_close = settled and not state.revision
         plan = self._plan(listed, state, sighted, purpose, age, is_first_close=is_first_close)
         had_archived = any(one.outcome == "archived" for one in plan.latest.values())
@@ -314,11 +314,11 @@ class WindowArchiver:
         # 8. A crash here leaves files without a record, which the next try adopts, and records that
         #    no segment names, which the next process finds by their keys.
         work = partial(self._archive_call, window, settled, listed.listing.listed_at)
-        failures = list(plan.resting)
+        failures = list(plan.waiting)
         for task, (done, new_bytes) in zip(
             plan.todo, self._workers.map(work, plan.todo), strict=True
         ):
-            if isinstance(done, Unarchived):
+            if isinstance(done, FailedTry):
                 failures.append(done)
                 if done.amended is not None:
                     plan.latest[task.call.id] = LatestRecord.of(done.amended)
@@ -329,7 +329,7 @@ class WindowArchiver:
             if new_bytes is not None:
                 result.done.committed[done.outcome] += 1
                 result.done.bytes += new_bytes
-        result.worked = True
+        result.processed = True
         result.unarchived = [one for one in failures if one.call.id not in plan.latest]
         # The window may stay open. Records that no segment names are kept until one does.
         self.records.add_orphans(window, _unnamed(plan, state))
@@ -403,19 +403,19 @@ class WindowArchiver:
             purpose=purpose,
             age=age,
             refreshed=refreshed if for_age == age else frozenset(),
-            resting=self.backoff.resting if rests else lambda call_id: None,
+            waiting=self.backoff.waiting if rests else lambda call_id: None,
         )
 
     def _archive_call(
         self, window: Window, settled: bool, listed_at: datetime, task: Task
-    ) -> tuple[LatestRecord | Unarchived, int | None]:
+    ) -> tuple[LatestRecord | FailedTry, int | None]:
         """Archive or refresh one call. Returns its latest record, and the bytes that a new record
         added, None if there is no new record.
 
         An exception that one call's data provokes (a bug of ours) leaves only that call pending.
         """
         call, previous = task.call, task.previous.record() if task.previous else None
-        result: Record | Unarchived
+        result: Record | FailedTry
         try:
             result = self._calls.archive(
                 call,
@@ -436,9 +436,9 @@ class WindowArchiver:
                 error=type(error).__name__,
                 place=f"{place.name}, line {place.lineno} of {Path(place.filename).name}",
             )
-            result = Unarchived(call, "internal_error", 1, None)
+            result = FailedTry(call, "internal_error", 1, None)
             self.backoff.failed(result)
-        if isinstance(result, Unarchived):
+        if isinstance(result, FailedTry):
             self._progress.call_done("pending", 0)
             if result.amended is not None:
                 self._record_index.add(result.amended.key)

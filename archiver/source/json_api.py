@@ -331,7 +331,7 @@ class JsonApi:
             )
         except TransportError as error:
             raise self._no_answer(error, max_bytes) from None
-        self._remote.tells(response.headers.get("date"))
+        self._remote.note_date(response.headers.get("date"))
         if response.status != 200:
             raise _refusal(response, scope)
         if response.headers.get("content-encoding", "identity").lower() != "identity":

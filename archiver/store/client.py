@@ -209,7 +209,7 @@ class StoreClient:
     def _note_date(self, answer: Any) -> None:
         if isinstance(answer, dict):
             headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-            self.remote.tells(headers.get("date"))
+            self.remote.note_date(headers.get("date"))
 
 
 def etag_of(answer: dict[str, Any]) -> str:

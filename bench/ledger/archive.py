@@ -46,9 +46,9 @@ def _window(number: int, calls: int) -> tuple[SegmentEntry, int]:
     """Write a window's segment and companion: what its seal will say, and their bytes."""
     closed = material.close(number, calls)
     put(closed.name.jsonl, closed.data)
-    put(closed.name.sha256, closed.companion)
-    entry = seal.describe(closed.name.jsonl, io.BytesIO(closed.data))
-    return entry, len(closed.data) + len(closed.companion)
+    put(closed.name.sha256, closed.checksum_list)
+    entry = seal.segment_entry(closed.name.jsonl, io.BytesIO(closed.data))
+    return entry, len(closed.data) + len(closed.checksum_list)
 
 
 class Chain:
@@ -67,7 +67,7 @@ class Chain:
 
     def append(self, number: int, entry: SegmentEntry, size: int) -> int:
         end = material.window(number).end
-        data = seal.following(
+        data = seal.next_seal(
             self._head,
             [entry],
             key_id=self._key.public.key_id,
@@ -75,7 +75,7 @@ class Chain:
             watermark=end,
         )
         self._head = self._seal(data)
-        self._put(layout.pointer_key(entry.key), seal.pointer(self._head.seq))
+        self._put(layout.seal_pointer_key(entry.key), seal.seal_pointer(self._head.seq))
         return size
 
     def finish(self) -> None:

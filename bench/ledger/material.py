@@ -112,7 +112,7 @@ class Closed:
 
     name: layout.SegmentName
     data: bytes
-    companion: bytes
+    checksum_list: bytes
 
 
 def close(number: int, count: int) -> Closed:
@@ -129,4 +129,4 @@ def close_records(within: Window, records: list[Record]) -> Closed:
     listing = Listing(within.end + LATER, 10, 2, len(records), {"state": ["Completed"]})
     data = b"".join(segment.lines(within, 1, records, balance, listing))
     name, digest = layout.SegmentName(within.start, 1), hashlib.sha256(data).hexdigest()
-    return Closed(name, data, b"".join(segment.companion(digest, name, records, io.BytesIO())))
+    return Closed(name, data, b"".join(segment.checksum_list(digest, name, records, io.BytesIO())))

@@ -27,9 +27,9 @@ def make(count: int, size: int) -> None:
         records = list(uploads.map(_call, ids, blobs))
         closed = material.close_records(material.window(0), records)
         archive.put(closed.name.jsonl, closed.data)
-        archive.put(closed.name.sha256, closed.companion)
+        archive.put(closed.name.sha256, closed.checksum_list)
         chain = archive.Chain(uploads)
-        chain.append(0, seal.describe(closed.name.jsonl, io.BytesIO(closed.data)), 0)
+        chain.append(0, seal.segment_entry(closed.name.jsonl, io.BytesIO(closed.data)), 0)
         chain.finish()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from archiver.core.model import Call, Window, format_time
 from archiver.manifest import canonical, event, layout, record, seal
-from archiver.manifest.event import Hold, ObjectRef
+from archiver.manifest.event import HoldEvent, ObjectRef
 from archiver.manifest.record import FILE_KINDS, File, FileKind, Record
 from archiver.manifest.seal import Seal
 from archiver.manifest.segment import Balance, Listing
@@ -170,12 +170,12 @@ class Builder:
                 self.store.entry(key).held = held
             objects = tuple(ObjectRef(key, self.store.entry(key).version_id) for key in keys)
             at = self.now + timedelta(seconds=len(self.seals))
-            acts.append(Hold(action, call_id, "Ada", "case 7", at, objects))  # type: ignore[arg-type]
+            acts.append(HoldEvent(action, call_id, "Ada", "case 7", at, objects))  # type: ignore[arg-type]
         return self._put_events(*event.segment(acts))
 
     def _put_events(self, key: str, data: bytes) -> tuple[str, bytes]:
         self.put(key, data)
-        self.put(layout.companion_key(key), event.companion(key, data))
+        self.put(layout.checksum_list_key(key), event.checksum_list(key, data))
         return key, data
 
     def seal(
@@ -185,11 +185,13 @@ class Builder:
         events: Sequence[tuple[str, bytes]] = (),
     ) -> Seal:
         """Append to the chain; the watermark goes to the end of the last window unless told."""
-        entries = [seal.describe(s.name.jsonl, io.BytesIO(s.data)) for s in segments]
-        entries += [seal.describe(key, io.BytesIO(data), window_lines=0) for key, data in events]
+        entries = [seal.segment_entry(s.name.jsonl, io.BytesIO(s.data)) for s in segments]
+        entries += [
+            seal.segment_entry(key, io.BytesIO(data), window_lines=0) for key, data in events
+        ]
         carried = self.seals[-1].watermark
         mark = watermark or max((s.window.end for s in segments), default=carried)
-        data = seal.following(
+        data = seal.next_seal(
             self.seals[-1],
             entries,
             key_id=self.key.public.key_id,
@@ -200,7 +202,7 @@ class Builder:
         for one in segments:
             self.put(one.name.seal, f"{sealed.seq}\n".encode())
         for key, _ in events:
-            self.put(layout.pointer_key(key), f"{sealed.seq}\n".encode())
+            self.put(layout.seal_pointer_key(key), f"{sealed.seq}\n".encode())
         return sealed
 
     def put_seal(self, data: bytes, *, at: int | None = None) -> Seal:

@@ -79,7 +79,7 @@ def dropped_and_rehashed(builder: Builder) -> None:
 def dropped_and_resealed(builder: Builder) -> None:
     """As above, and the seal rewritten to fit, without the key to sign it."""
     dropped_and_rehashed(builder)
-    entry = seal.describe(THIRD + ".jsonl", io.BytesIO(builder.store.data(THIRD + ".jsonl")))
+    entry = seal.segment_entry(THIRD + ".jsonl", io.BytesIO(builder.store.data(THIRD + ".jsonl")))
     edit_seal(builder, 3, segments=[vars(entry)])
 
 
@@ -157,7 +157,7 @@ def wrong_lines(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[Build
 
 def seal_bytes(builder: Builder, stem: str, data: bytes, watermark: Any, **entry: Any) -> None:
     """Seal any bytes as a segment; its companion lists what can be told of them."""
-    described = seal.describe(stem + ".jsonl", io.BytesIO(data))
+    described = seal.segment_entry(stem + ".jsonl", io.BytesIO(data))
     before = builder.seals[-1]
     builder.put(stem + ".jsonl", data)
     digest = hashlib.sha256(data).hexdigest()
@@ -168,7 +168,7 @@ def seal_bytes(builder: Builder, stem: str, data: bytes, watermark: Any, **entry
         files += [f"{file['sha256']}  {file['key']}" for file in document["files"]]
     builder.put(stem + ".sha256", "".join(row + "\n" for row in rows + files).encode())
     made = canonical.load_object(
-        seal.following(
+        seal.next_seal(
             before,
             [described],
             key_id=builder.key.public.key_id,

@@ -56,7 +56,7 @@ def unsealed_segment(
 
 
 def events(change: Callable[[bytes], bytes]) -> bytes:
-    held = event.Hold("add", "vc_c", "Ada", "case 7", DAY, ())
+    held = event.HoldEvent("add", "vc_c", "Ada", "case 7", DAY, ())
     return change(held.line)
 
 

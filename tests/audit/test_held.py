@@ -8,7 +8,7 @@ import pytest
 
 from archiver.audit.verify import Options, verify
 from archiver.manifest import canonical
-from archiver.manifest.event import Hold, ObjectRef
+from archiver.manifest.event import HoldEvent, ObjectRef
 from tests.audit.builder import Builder, hour, small_archive
 from tests.audit.damage import RECORD, WAV, lose_seal
 from tests.audit.store import MemoryStore
@@ -54,7 +54,7 @@ def test_the_order_is_that_of_the_chain_and_not_of_time_or_name() -> None:
     builder.seal(events=[later, earlier])
     assert found(builder) == []
 
-    lines = [Hold(a, "vc_d", "Ada", "", builder.now, ()).line for a in ("add", "remove")]
+    lines = [HoldEvent(a, "vc_d", "Ada", "", builder.now, ()).line for a in ("add", "remove")]
     documents = [canonical.load_object(line) for line in lines]
     builder.seal(events=[builder.event("000000-00000000", *documents)])
     assert ("hold_unrecorded", WAV) in found(builder)
@@ -149,7 +149,7 @@ def test_without_all_events_it_cannot_be_told_who_is_held(lost: str) -> None:
 def test_a_hold_with_an_odd_version_is_no_question_to_the_store() -> None:
     builder = small_archive()
     for odd in ("", "\x00", "v" * 2000):
-        act = Hold("add", "vc_d", "Ada", "x", builder.now, (ObjectRef(WAV, odd),))
+        act = HoldEvent("add", "vc_d", "Ada", "x", builder.now, (ObjectRef(WAV, odd),))
         document = canonical.load_object(act.line)
         builder.seal(events=[builder.event(f"00000{len(builder.seals)}-00000000", document)])
 

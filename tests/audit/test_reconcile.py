@@ -852,7 +852,7 @@ def test_a_sealed_segment_without_its_window_line(run: Run, content: bytes) -> N
         built.name.jsonl, len(content), 0, "0" * 64, hashlib.sha256(content).hexdigest()
     )
     builder.put(built.name.jsonl, content)
-    data = seal.following(
+    data = seal.next_seal(
         builder.seals[-1], [entry], key_id=builder.key.public.key_id,
         sealed_at=builder.now, watermark=DAY,
     )  # fmt: skip

@@ -144,7 +144,7 @@ class Writer:
         transfer = CallArchiver(
             self._api, world.blobs_of(name), store, clock,
             retention=keep, give_up=times.give_up, part_bytes=part_bytes,
-            first_rest_seconds=times.poll_interval_seconds,
+            first_wait_seconds=times.poll_interval_seconds,
             tag=lambda: _tag(name, next(tags)),
         )  # fmt: skip
         self.windows = WindowArchiver(

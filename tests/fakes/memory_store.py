@@ -347,7 +347,7 @@ class MemoryStore:
         if moment == "before":
             self._clock.check()
         elif self._shelf.now is not None:
-            self._remote.tells(format_datetime(self._shelf.now(), usegmt=True))
+            self._remote.note_date(format_datetime(self._shelf.now(), usegmt=True))
         for hook in tuple(self.hooks):
             hook(Request(operation, key, moment, self.writer))  # type: ignore[arg-type]
 

@@ -199,7 +199,7 @@ class Archive:
             for entry in one.segments:
                 assert entry.key not in covered, f"{entry.key} stands in two seals"
                 covered[entry.key] = one.seq
-                assert entry == seal.describe(entry.key, io.BytesIO(self.read(entry.key)))
+                assert entry == seal.segment_entry(entry.key, io.BytesIO(self.read(entry.key)))
         assert covered.keys() == self.segments.keys(), "segments without a seal"
         for name, number in covered.items():
             stem = name.removesuffix(".jsonl")

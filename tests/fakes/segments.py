@@ -11,7 +11,7 @@ from archiver.core.model import Window
 from archiver.manifest import segment
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
-from archiver.manifest.segment import Balance, Line, Listing
+from archiver.manifest.segment import Balance, Listing, RecordBytes
 
 
 class Segment(NamedTuple):
@@ -25,17 +25,21 @@ class Segment(NamedTuple):
 
     def sha256_file(self) -> bytes:
         digest = hashlib.sha256(self.data).hexdigest()
-        return b"".join(segment.companion(digest, self.name, self.records, io.BytesIO()))
+        return b"".join(segment.checksum_list(digest, self.name, self.records, io.BytesIO()))
 
 
 def build_segment(
-    window: Window, revision: int, records: Iterable[Line], balance: Balance, listing: Listing
+    window: Window,
+    revision: int,
+    records: Iterable[RecordBytes],
+    balance: Balance,
+    listing: Listing,
 ) -> Segment:
     return parse_segment(b"".join(segment.lines(window, revision, records, balance, listing)))
 
 
 def parse_segment(data: bytes) -> Segment:
     """Raises `FormatError`."""
-    tail = segment.parse_tail(data)
+    tail = segment.parse_window_line(data)
     records = list(segment.records_of(io.BytesIO(data)))
     return Segment(data, tail.name, tail.window, tail.line, records)

@@ -33,7 +33,7 @@ BUGS = (
     Bug(
         "a multipart recording under the plain key",
         "pipeline/recording.py",
-        "key = layout.beside(key, self._tag())",
+        "key = layout.alternative_key(key, self._tag())",
         "key = key",
         "tests/unit/test_transfer.py tests/model",
     ),
@@ -312,7 +312,7 @@ BUGS = (
     Bug(
         "what other processes wrote down is not asked for before a window is closed",
         "pipeline/sightings.py",
-        "self.read(at, afresh=True)",
+        "self.read(at, reload=True)",
         "self.read(at)",
         "tests/unit/test_sightings.py",
     ),
@@ -340,8 +340,8 @@ BUGS = (
     Bug(
         "a lost sidecar takes the old one with it",
         "pipeline/call.py",
-        "elif before is not None:\n                attempt.files.append(before)  # the source",
-        "elif False:\n                attempt.files.append(before)  # the source",
+        "elif before is not None:\n                attempt.files.append(before)  # kept",
+        "elif False:\n                attempt.files.append(before)  # kept",
         "tests/unit/test_relisting.py",
     ),
     # --- the chain
@@ -433,7 +433,7 @@ BUGS = (
     Bug(
         "the audit wants what covers an older record to be locked as long as it promises",
         "audit/verify.py",
-        "if promise is not None and binds_covers(record):",
+        "if promise is not None and must_lock_segment(record):",
         "if promise is not None:",
         "tests/unit/test_bounded_times.py",
     ),

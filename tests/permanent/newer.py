@@ -67,22 +67,22 @@ def sealed_events(world: PlaceWorld) -> list[str]:
     unsealed_events(world)
     seals = seals_of(world)
     before = seal.parse_seal(world.store.object(layout.seal_key(len(seals) - 1)).data)
-    made = seal.following(
+    made = seal.next_seal(
         before,
-        [seal.describe(EVENTS, io.BytesIO(HOLD), window_lines=0)],
+        [seal.segment_entry(EVENTS, io.BytesIO(HOLD), window_lines=0)],
         key_id=world.key.public.key_id,
         sealed_at=world.clock.now(),
         watermark=before.watermark,
     )
     put_there(world.store, layout.seal_key(len(seals)), made)
     put_there(world.store, layout.signature_key(len(seals)), world.key.sign(made))
-    put_there(world.store, layout.pointer_key(EVENTS), f"{len(seals)}\n".encode())
+    put_there(world.store, layout.seal_pointer_key(EVENTS), f"{len(seals)}\n".encode())
     return [EVENTS]
 
 
 def unsealed_events(world: PlaceWorld) -> list[str]:
     put_there(world.store, EVENTS, HOLD)
-    put_there(world.store, layout.companion_key(EVENTS), event.companion(EVENTS, HOLD))
+    put_there(world.store, layout.checksum_list_key(EVENTS), event.checksum_list(EVENTS, HOLD))
     return [EVENTS]
 
 
@@ -96,7 +96,7 @@ def _seal_anew(world: PlaceWorld) -> None:
     for document in seals_of(world):
         number = document["seq"]
         entries = [
-            vars(seal.describe(one["key"], io.BytesIO(world.store.object(one["key"]).data)))
+            vars(seal.segment_entry(one["key"], io.BytesIO(world.store.object(one["key"]).data)))
             for one in document["segments"]
         ]
         made = canonical.dump({**document, "prev": before, "segments": entries})

@@ -166,7 +166,7 @@ class Run:
                 if parsed is None or parsed[1]:
                     continue
                 entries = json.loads(one.data)["segments"]
-                if key in {layout.pointer_key(entry["key"]) for entry in entries}:
+                if key in {layout.seal_pointer_key(entry["key"]) for entry in entries}:
                     put_there(store, key, f"{parsed[0]}\n".encode())
 
     # --- the loop

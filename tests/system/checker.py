@@ -186,13 +186,13 @@ class _Check:
         names = [record["record"] for record in records]
         assert names == sorted(set(names)), f"{key} is not sorted"
         self.window_line(key, window)
-        companion = [f"{sha256(data)}  {key}"]
-        companion += [
+        checksum_list = [f"{sha256(data)}  {key}"]
+        checksum_list += [
             f"{sha256(line)}  {r['record']}" for line, r in zip(lines, records, strict=False)
         ]
-        companion += [f"{f['sha256']}  {f['key']}" for r in records for f in r["files"]]
+        checksum_list += [f"{f['sha256']}  {f['key']}" for r in records for f in r["files"]]
         written = self.read(key.replace(".jsonl", ".sha256")).decode()
-        assert written == "".join(f"{row}\n" for row in companion), f"the companion of {key}"
+        assert written == "".join(f"{row}\n" for row in checksum_list), f"the companion of {key}"
 
     def window_line(self, key: str, line: dict[str, Any]) -> None:
         start, end = (datetime.fromisoformat(line[name]) for name in ("from", "to"))

@@ -159,11 +159,11 @@ def drop_a_record(*, reseal: bool, rechain: bool) -> Callable[[Objects], None]:
         dropped = json.loads(objects.get(key).split(b"\n")[0])
         gone = {dropped["record"], *(file["key"] for file in dropped["files"])}
         data = without_a_record(objects, key)
-        companion = key.replace(".jsonl", ".sha256")
-        rows = objects.get(companion).decode().splitlines()[1:]
+        checksum_list = key.replace(".jsonl", ".sha256")
+        rows = objects.get(checksum_list).decode().splitlines()[1:]
         rows = [row for row in rows if row.split("  ", 1)[1] not in gone]
         rows.insert(0, f"{hashlib.sha256(data).hexdigest()}  {key}")
-        objects.put(companion, "".join(f"{row}\n" for row in rows).encode())
+        objects.put(checksum_list, "".join(f"{row}\n" for row in rows).encode())
         objects.put(key, data)
         if reseal:
             number = int(objects.get(key.replace(".jsonl", ".seal")))

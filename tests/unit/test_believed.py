@@ -14,7 +14,7 @@ from archiver.core import checksums
 from archiver.core.errors import KeyTaken
 from archiver.core.retry import Retry
 from archiver.store.bucket import Bucket, proves_write
-from archiver.wiring import trust_store
+from archiver.wiring import apply_capabilities
 from tests.contract.stores import KNOWN
 from tests.fakes.clock import HandClock
 from tests.fakes.proxy import FaultProxy
@@ -110,7 +110,7 @@ def test_what_an_answer_must_say(asked: dict[str, str], answer: dict[str, str], 
 def test_only_a_proved_store_is_believed(setting: str, checksums: bool, believed: bool) -> None:
     found = replace(KNOWN["weed-locked"].proved, whole_checksums=checksums)
     bucket, chain = SimpleNamespace(), SimpleNamespace()
-    trust_store(found, bucket, chain, single_writer=False, verify_writes=setting)  # type: ignore[arg-type]
+    apply_capabilities(found, bucket, chain, single_writer=False, verify_writes=setting)  # type: ignore[arg-type]
     assert bucket.trust_put_checksum is believed
     assert bucket.read_back is (setting == "full")
 

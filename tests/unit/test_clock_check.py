@@ -164,7 +164,7 @@ def test_a_day_that_the_store_does_not_list_keeps_no_other_from_being_archived(w
     with capture_logs() as logs:
         summary = writer.round()
     assert world.archived == {"older"}
-    assert summary.harmed == 24, "each window of that day, and it alone"
+    assert summary.failed_open == 24, "each window of that day, and it alone"
     assert ("window.failed", "error") in events(logs, "window.failed")
     writer.store.hooks.remove(refuses)
     writer.round()
@@ -366,7 +366,7 @@ def test_the_log_tells_of_changes_alone_unless_it_is_to_remind():
 )
 def test_a_remote_clock(date, skew):
     remote = RemoteClock(HandClock())
-    remote.tells(date)
+    remote.note_date(date)
     assert remote.skew_seconds() == skew
 
 
@@ -375,12 +375,12 @@ def test_a_remote_clock_goes_on_while_nobody_asks():
     world = HandClock()
     ours = TurnedClock(world)
     remote = RemoteClock(ours)
-    remote.tells("Mon, 15 Jan 2024 12:00:00 GMT")
+    remote.note_date("Mon, 15 Jan 2024 12:00:00 GMT")
     world.forward(DAY)
     assert remote.skew_seconds() == 0
     ours.by = -HOUR
     assert remote.skew_seconds() == 3600
-    remote.tells(None)
+    remote.note_date(None)
     assert remote.skew_seconds() == 3600, "an answer without a date says nothing"
 
 

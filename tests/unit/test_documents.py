@@ -13,7 +13,7 @@ import pytest
 from archiver.core.errors import CallError
 from archiver.core.model import Call, Retention
 from archiver.manifest.record import FAILED_REASONS, FILE_KINDS, FINDINGS, INCOMPLETE, Record
-from archiver.pipeline.call import CallArchiver, Unarchived
+from archiver.pipeline.call import CallArchiver, FailedTry
 from archiver.source.api import VoiceCallsClient
 from archiver.store.bucket import Bucket
 from tests.fakes.calls import SimulatedCall
@@ -99,7 +99,7 @@ def harm(platform: Platform, harms: dict[str, Reply]) -> None:
     platform.hooks[:] = [lambda request: replies.get(request.path.removeprefix("/api/v1"))]
 
 
-def archive(made: Rig, call_id: str = "vc_1", **options: Any) -> Record | Unarchived:
+def archive(made: Rig, call_id: str = "vc_1", **options: Any) -> Record | FailedTry:
     listed = Call(call_id, {"id": call_id, "startTime": "2024-01-15T10:00:00Z", "state": "Listed"})
     return made.transfer.archive(listed, WINDOW, **{"settled": True, **options})
 
@@ -110,7 +110,7 @@ def archived(made: Rig, call_id: str = "vc_1", **options: Any) -> Record:
     return found
 
 
-def refresh(made: Rig, previous: Record) -> Record | Unarchived:
+def refresh(made: Rig, previous: Record) -> Record | FailedTry:
     call = Call("vc_1", {"id": "vc_1"})
     return made.transfer.archive(call, WINDOW, settled=True, previous=previous)
 
@@ -124,7 +124,7 @@ def refreshed(made: Rig, previous: Record) -> Record:
 def amended(made: Rig, previous: Record) -> Record:
     """The next revision, though the source may not have answered for all of it."""
     found = refresh(made, previous)
-    record = found.amended if isinstance(found, Unarchived) else found
+    record = found.amended if isinstance(found, FailedTry) else found
     assert record is not None
     return record
 
@@ -220,7 +220,7 @@ def test_while_its_window_is_open_a_call_waits_for_its_documents(
     harm(platform, {kind: ALL[bad]})
     for _ in range(3):
         found = archive(made, settled=False)
-        assert isinstance(found, Unarchived)
+        assert isinstance(found, FailedTry)
         assert found.reason in FAILED_REASONS
     assert platform.served("blob") == [], "a recording is not downloaded for nothing"
     assert [item.key for item in bucket.list("recordings/") if "/vc_1/" in item.key] == []
@@ -247,7 +247,7 @@ def test_a_call_that_is_not_known_and_has_no_recording_is_missing(
     platform.add(a_call("vc_1", audio=None))
     harm(platform, {"transcript": NONE["404"]})
     found = archive(rig())
-    assert isinstance(found, Unarchived)
+    assert isinstance(found, FailedTry)
     assert found.reason == "call_missing"
 
 
@@ -309,7 +309,7 @@ def test_what_may_be_an_outage_never_fails_a_call(
     made = transfer(recording_url=undecided)
     for _ in range(3):
         found = made.archive(Call("vc_1", {}), WINDOW, settled=True, was_pending=True)
-        assert isinstance(found, Unarchived)
+        assert isinstance(found, FailedTry)
 
 
 def test_a_document_that_has_no_json_form_is_unavailable(
@@ -434,7 +434,7 @@ def test_other_malformed_bytes_are_kept_beside(
     assert bucket.read(DIR + "epa.bad") == MALFORMED["nan"].body
     harm(platform, {"epa": ALL["400"]})
     third = refresh(made, second)
-    assert isinstance(third, Unarchived), "another reason than before: it may pass"
+    assert isinstance(third, FailedTry), "another reason than before: it may pass"
 
 
 def test_an_open_window_closes_with_the_finding(

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from archiver.core.errors import StoreError
 from archiver.core.model import Retention
 from archiver.manifest import event, layout, seal
-from archiver.manifest.event import Action, Hold
+from archiver.manifest.event import Action, HoldEvent
 from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.hold_enforcement import HeldCalls
@@ -44,10 +44,10 @@ class Officer:
         """A segment and its companion, without a seal."""
         self.minutes += 1
         at, store = SETTLED + self.minutes * MINUTE, self.store
-        key, data = event.segment(Hold(action, i, BY, WHY, at, ()) for i in call_ids)
+        key, data = event.segment(HoldEvent(action, i, BY, WHY, at, ()) for i in call_ids)
         store.put_once(key, data)
-        store.put_once(layout.companion_key(key), event.companion(key, data))
-        return UnsealedSegment(seal.describe(key, io.BytesIO(data), window_lines=0), None)
+        store.put_once(layout.checksum_list_key(key), event.checksum_list(key, data))
+        return UnsealedSegment(seal.segment_entry(key, io.BytesIO(data), window_lines=0), None)
 
     def seals(self, *entries: UnsealedSegment) -> None:
         chain = Chain(self.store, self.world.key, self.world.clock, Retention())
@@ -135,11 +135,11 @@ def test_a_hold_that_a_crash_lost_is_set_at_the_next_touch(world: World, officer
         world.writer("next").backfill(TEN, TEN + HOUR)
     assert loose(world, "vc_1") == []
     assert held(world) == {"vc_1"}
-    told = [one for one in logs if one["event"] == "window.held_again"]
+    told = [one for one in logs if one["event"] == "window.holds_set"]
     assert [(one["objects"], one["log_level"]) for one in told] == [(1, "warning")]
     with capture_logs() as logs:
         world.writer("last").backfill(TEN, TEN + HOUR)
-    assert "window.held_again" not in {one["event"] for one in logs}
+    assert "window.holds_set" not in {one["event"] for one in logs}
 
 
 def test_a_hold_that_somebody_took_off_beside_the_ledger_is_set_again(
@@ -274,7 +274,7 @@ def test_a_segment_is_read_once_and_its_pointer_when_it_comes(
     for _ in range(3):
         known.refresh()
     keys = [sealed, waiting.entry.key]
-    assert asked == Counter([*keys, *map(layout.pointer_key, keys)])
+    assert asked == Counter([*keys, *map(layout.seal_pointer_key, keys)])
 
 
 @pytest.mark.parametrize("data", [b"{}\n", b"", b"no json", b'{"type":"hold"}\n'])

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 
-from archiver.audit.hold_ledger import ArchivedHolds, CallFinder, HoldLedger, holds_by_call
+from archiver.audit.hold_ledger import ArchivedHolds, CallFinder, HoldEvents, holds_by_call
 from archiver.audit.verify import Options, verify
 from archiver.core.clock import Interrupted
 from archiver.core.errors import FormatError, StoreError, UsageError
@@ -78,12 +78,12 @@ class Officer:
     @property
     def ledger(self) -> dict[str, list[str]]:
         """Call id → its acts in the chain's order."""
-        found = holds_by_call(HoldLedger(self.world.store).acts())
+        found = holds_by_call(HoldEvents(self.world.store).acts())
         return {i: [act.hold.action for act in one.acts] for i, one in found.items()}
 
     @property
     def unsealed(self) -> list[str]:
-        ledger = HoldLedger(self.world.store)
+        ledger = HoldEvents(self.world.store)
         ledger.acts()
         return ledger.unsealed
 
@@ -467,10 +467,10 @@ def seal_events(world: World, data: bytes) -> None:
     digest = hashlib.sha256(data).hexdigest()
     key = f"{EVENT}{digest[:8]}.jsonl"
     anybody(world).put_once(key, data)
-    anybody(world).put_once(layout.companion_key(key), event.companion(key, data))
+    anybody(world).put_once(layout.checksum_list_key(key), event.checksum_list(key, data))
     chain = Chain(world.store, world.key, world.clock, Retention())
     assert chain.open()
-    chain.append([UnsealedSegment(seal.describe(key, BytesIO(data), window_lines=0), None)])
+    chain.append([UnsealedSegment(seal.segment_entry(key, BytesIO(data), window_lines=0), None)])
 
 
 # --- beside others
@@ -599,7 +599,7 @@ def test_each_seal_and_each_act_is_read_once(world: World, officer: Officer) -> 
         officer.add("vc_1", "vc_2")
     asked: list[Request] = []
     world.store.hooks.append(asked.append)
-    ledger = HoldLedger(world.store)
+    ledger = HoldEvents(world.store)
     assert len(ledger.acts()) == 6
     read = [one.key for one in asked if one.operation == "get" and one.moment == "before"]
     assert len(read) == len(set(read)) == 3 + 3 + 3
@@ -618,7 +618,7 @@ def test_a_damaged_ledger_is_one_clear_line(world: World, officer: Officer) -> N
 
     damaged = Damaged(officer.clock, shelf=world.store._shelf)
     with pytest.raises(StoreError, match="run archiver verify"):
-        HoldLedger(damaged).acts()
+        HoldEvents(damaged).acts()
 
 
 @pytest.mark.parametrize(

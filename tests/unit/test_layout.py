@@ -29,7 +29,7 @@ def test_the_keys_of_the_contract() -> None:
     assert layout.seal_key(41) == "manifest/seals/000000000041.json"
     assert layout.signature_key(41) == "manifest/seals/000000000041.json.sig"
     assert layout.public_key_key("0123456789abcdef") == "manifest/keys/0123456789abcdef.pem"
-    assert layout.beside("a/recording.wav", "f" * 16) == "a/recording-ffffffffffffffff.wav"
+    assert layout.alternative_key("a/recording.wav", "f" * 16) == "a/recording-ffffffffffffffff.wav"
 
 
 @given(DAYS, st.text(max_size=40), REVISIONS)
@@ -122,7 +122,7 @@ def test_what_is_no_key_of_ours_parses_as_none(key: str) -> None:
 def test_what_lies_beside_a_segment_of_events() -> None:
     key = layout.event_key(datetime(2024, 1, 15, 10, 11, 12, tzinfo=UTC), "0123abcd")
     stem = "manifest/events/dt=2024-01-15/101112-0123abcd"
-    beside = [key, layout.companion_key(key), layout.pointer_key(key)]
+    beside = [key, layout.checksum_list_key(key), layout.seal_pointer_key(key)]
     assert [layout.parse_event_key(one) for one in beside] == [
         (stem, "jsonl"), (stem, "sha256"), (stem, "seal")
     ]  # fmt: skip

@@ -226,7 +226,7 @@ def test_the_sha256_file_is_what_sha256sum_reads() -> None:
 
 def test_a_segment_reads_back() -> None:
     made = a_segment(a_record("vc_1"), a_record("vc_2"), revision=3, vanished=["vc_9"])
-    again = segment.parse_tail(made.data)
+    again = segment.parse_window_line(made.data)
     assert (again.revision, again.window, again.vanished) == (3, WINDOW, ["vc_9"])
     again = parse_segment(made.data)
     assert [one.call_id for one in again.records] == ["vc_1", "vc_2"]
@@ -285,9 +285,9 @@ def a_genesis() -> seal.Seal:
 
 
 def a_following(previous: seal.Seal, *made: Segment, **changes: Any) -> seal.Seal:
-    entries = [seal.describe(one.name.jsonl, io.BytesIO(one.data)) for one in made]
+    entries = [seal.segment_entry(one.name.jsonl, io.BytesIO(one.data)) for one in made]
     given_fields = {"sealed_at": NOW, "watermark": TEN, "key_id": KEY.public.key_id, **changes}
-    return seal.parse_seal(seal.following(previous, entries, **given_fields))
+    return seal.parse_seal(seal.next_seal(previous, entries, **given_fields))
 
 
 def test_seal_0_has_exactly_these_fields() -> None:

@@ -69,7 +69,7 @@ def a_chain(store: MemoryStore) -> dict[str, Any]:
     return {**first, "seq": 1, "prev": zero.sha256, "segments": [entry]}
 
 
-def companion(store: MemoryStore) -> None:
+def checksum_list(store: MemoryStore) -> None:
     digest = store.object(SEGMENT).sha256
     store.put_once(SEGMENT.replace("jsonl", "sha256"), f"{digest}  {SEGMENT}\n".encode())
 
@@ -205,7 +205,7 @@ def test_a_companion_is_right_about_its_segment(store: MemoryStore) -> None:
     refused(store, key, b"x", "before its segment")
     store.put_once(SEGMENT, a_segment(store))
     refused(store, key, f"{'0' * 64}  {SEGMENT}\n".encode(), "wrong about")
-    companion(store)
+    checksum_list(store)
 
 
 def test_a_chain_begins_with_its_key(store: MemoryStore) -> None:
@@ -231,7 +231,7 @@ def test_a_seal_its_signature_and_its_pointers_come_in_their_order(store: Memory
     pointer = SEGMENT.replace("jsonl", "seal")
     seal = a_chain(store)
     refused(store, one, dump(seal), "companion")
-    companion(store)
+    checksum_list(store)
     refused(store, two, dump({**seal, "seq": 2}), "gap")
     refused(store, pointer, b"1\n", "before its seal")
     refused(store, layout.signature_key(1), bytes(64), "before its seal")

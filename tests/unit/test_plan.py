@@ -10,7 +10,7 @@ from archiver.core.model import Call
 from archiver.manifest.record import Outcome
 from archiver.manifest.segment import Listing
 from archiver.pipeline.bucket_state import LatestRecord, UnreadableRecord
-from archiver.pipeline.call import Unarchived
+from archiver.pipeline.call import FailedTry
 from archiver.pipeline.plan import Plan, Purpose, make_plan
 from archiver.source.listing import WindowListing
 from tests.fakes.population import TEN
@@ -41,7 +41,7 @@ def planned(**changes: Any) -> Plan:
         "purpose": Purpose.CLOSE,
         "age": None,
         "refreshed": frozenset(),
-        "resting": lambda call_id: None,
+        "waiting": lambda call_id: None,
     }
     return make_plan(**{**options, **changes})
 
@@ -67,9 +67,9 @@ def test_who_is_worked_at(changes, wanted):
 
 
 def test_who_failed_a_short_while_ago_rests():
-    last = Unarchived(Call("new", {}), "not_found", 1, 404)
-    plan = planned(resting={"new": last}.get)
-    assert plan.resting == [last]
+    last = FailedTry(Call("new", {}), "not_found", 1, 404)
+    plan = planned(waiting={"new": last}.get)
+    assert plan.waiting == [last]
     assert todo(plan) == {"lost"}
 
 
@@ -82,7 +82,7 @@ def test_foreign_bytes_leave_their_revision_and_what_may_be_a_record_is_left_alo
     foreign, newer = UnreadableRecord(3, foreign=True), UnreadableRecord(1, foreign=False)
     plan = planned(unreadable={"new": foreign, "lost": newer})
     assert [(task.call.id, task.taken) for task in plan.todo] == [("new", 3)]
-    assert [one.reason for one in plan.resting] == ["record_unreadable"]
+    assert [one.reason for one in plan.waiting] == ["record_unreadable"]
 
 
 def test_what_is_lacking_is_what_has_no_record_or_one_that_says_failed():

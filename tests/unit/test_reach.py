@@ -12,7 +12,7 @@ from archiver.audit.verify import Options, verify
 from archiver.core.errors import Reach, StoreError
 from archiver.core.model import Window
 from archiver.manifest import layout
-from archiver.pipeline.health import HOPELESS, SUSPICIOUS, StoreHealth
+from archiver.pipeline.health import REFUSALS_BEFORE_CONTROL, REFUSALS_OF_OUTAGE, StoreHealth
 from archiver.pipeline.loop import CLOSED_AT_A_TIME
 from tests.fakes import harm
 from tests.fakes.audio import wav
@@ -129,7 +129,7 @@ def test_an_upload_that_the_store_does_not_show_is_done_anew(world, status):
 def test_calls_that_are_given_up_are_no_outage_however_many(world):
     """Their records are stored, so the store is well. Before that, so many refusals in a row end a
     round, and the next one goes on."""
-    for number in range(HOPELESS + 10):
+    for number in range(REFUSALS_OF_OUTAGE + 10):
         world.platform.add(a_call(f"bad_{number:03}", TEN))
     world.platform.add(a_call("zz_last", TEN))
     writer = world.writer("a")
@@ -207,18 +207,18 @@ def refused(reason: str = "refused") -> StoreError:
 
 def test_refusals_of_many_items_are_an_outage_where_the_control_fails():
     health = StoreHealth(lambda: False)
-    found = [health.is_outage(f"vc_{n}", refused()) for n in range(SUSPICIOUS)]
-    assert found == [False] * (SUSPICIOUS - 1) + [True]
+    found = [health.is_outage(f"vc_{n}", refused()) for n in range(REFUSALS_BEFORE_CONTROL)]
+    assert found == [False] * (REFUSALS_BEFORE_CONTROL - 1) + [True]
 
 
 def test_one_item_that_is_refused_again_and_again_is_no_outage():
     health = StoreHealth(lambda: False)
-    assert not any(health.is_outage("vc_1", refused()) for _ in range(HOPELESS * 2))
+    assert not any(health.is_outage("vc_1", refused()) for _ in range(REFUSALS_OF_OUTAGE * 2))
 
 
 def test_what_is_stored_in_between_clears_the_count():
     health = StoreHealth(lambda: False)
-    for number in range(SUSPICIOUS * 2):
+    for number in range(REFUSALS_BEFORE_CONTROL * 2):
         assert not health.is_outage(f"vc_{number}", refused())
         if number % 5 == 0:
             health.succeeded()
@@ -226,8 +226,8 @@ def test_what_is_stored_in_between_clears_the_count():
 
 def test_a_store_that_answers_the_control_and_stores_nothing_is_out_in_the_end():
     health = StoreHealth(lambda: True)
-    found = [health.is_outage(f"vc_{n}", refused()) for n in range(HOPELESS)]
-    assert found == [False] * (HOPELESS - 1) + [True]
+    found = [health.is_outage(f"vc_{n}", refused()) for n in range(REFUSALS_OF_OUTAGE)]
+    assert found == [False] * (REFUSALS_OF_OUTAGE - 1) + [True]
 
 
 def test_a_store_that_cannot_be_reached_is_out_where_the_control_fails_too():

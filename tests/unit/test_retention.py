@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from archiver.audit.verify import Options, verify
 from archiver.core.model import Retention, parse_time, windows_between
 from archiver.manifest import event, layout, seal
-from archiver.manifest.event import Action, Hold
+from archiver.manifest.event import Action, HoldEvent
 from archiver.manifest.signing import SigningKey
 from archiver.pipeline.backfill import Backfill
 from archiver.pipeline.bucket_state import UnsealedSegment
@@ -387,14 +387,14 @@ def put_act(rig: Rig, action: Action, call_id: str) -> list[str]:
     """An act on the ledger, as the rig's policy locks it; the keys of all that tells of it."""
     at, bucket = rig.clock.now(), rig.bucket
     until = rig.retention.until(at)
-    key, data = event.segment([Hold(action, call_id, "J. Doe", "Case 1", at, ())])
+    key, data = event.segment([HoldEvent(action, call_id, "J. Doe", "Case 1", at, ())])
     bucket.put_once(key, data, retain_until=until)
-    companion = event.companion(key, data)
-    bucket.put_once(layout.companion_key(key), companion, retain_until=until)
-    entry = seal.describe(key, io.BytesIO(data), window_lines=0)
+    checksum_list = event.checksum_list(key, data)
+    bucket.put_once(layout.checksum_list_key(key), checksum_list, retain_until=until)
+    entry = seal.segment_entry(key, io.BytesIO(data), window_lines=0)
     rig.chain.append([UnsealedSegment(entry, until)])
     own = rig.chain.head.seq
-    beside = [layout.companion_key(key), layout.pointer_key(key)]
+    beside = [layout.checksum_list_key(key), layout.seal_pointer_key(key)]
     return [key, *beside, layout.seal_key(own), layout.signature_key(own)]
 
 

@@ -55,7 +55,7 @@ def write_segment(bucket: Bucket, start: datetime, revision: int = 1) -> Unseale
     made = build_segment(window, revision, [], Balance({}), listing)
     bucket.put_once(made.name.jsonl, made.data)
     bucket.put_once(made.name.sha256, made.sha256_file())
-    return UnsealedSegment(seal.describe(made.name.jsonl, io.BytesIO(made.data)), None)
+    return UnsealedSegment(seal.segment_entry(made.name.jsonl, io.BytesIO(made.data)), None)
 
 
 @pytest.mark.parametrize("count", [*range(12), 100, 1000])
@@ -216,7 +216,7 @@ def test_a_seal_that_does_not_follow_stops_the_writer(rig, bucket, key, clock):
     stranger = seal.parse_seal(
         seal.genesis("other", key.public, {}, sealed_at=clock.now(), watermark=TEN)
     )
-    data = seal.following(
+    data = seal.next_seal(
         stranger, [], key_id=key.public.key_id, sealed_at=clock.now(), watermark=TEN
     )
     bucket.put_once(layout.seal_key(1), data)

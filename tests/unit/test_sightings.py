@@ -285,7 +285,7 @@ def test_an_id_is_written_down_once(store, clock):
     assert all(made.lock_until is None and not made.held for made in store.objects)
 
 
-def test_each_object_is_read_once_and_what_others_add_when_asked_afresh(store, clock):
+def test_each_object_is_read_once_and_what_others_add_when_asked_to_reload(store, clock):
     reading = store.by("other")
     one, other = opened(store, clock), opened(reading, clock)
     add_ids(one, ["vc_1"])
@@ -296,7 +296,7 @@ def test_each_object_is_read_once_and_what_others_add_when_asked_afresh(store, c
     assert asked == ["list", "get"]
     add_ids(one, ["vc_2"])
     assert other.read(WINDOW).ids == {"vc_1"}
-    assert other.read(WINDOW, afresh=True).ids == {"vc_1", "vc_2"}
+    assert other.read(WINDOW, reload=True).ids == {"vc_1", "vc_2"}
     assert asked == ["list", "get", "list", "get"]
 
 
@@ -318,8 +318,8 @@ def test_one_that_cannot_be_read_is_told_once_and_stops_nothing(store, clock, da
     add_ids(opened(store, clock), ["vc_1"])
     sightings = opened(store, clock)
     with capture_logs() as logs:
-        for afresh in (False, True, True):
-            assert sightings.read(WINDOW, afresh=afresh).ids == {"vc_1"}
+        for reload in (False, True, True):
+            assert sightings.read(WINDOW, reload=reload).ids == {"vc_1"}
     assert [line["event"] for line in logs] == ["sighting.unreadable"]
     assert logs[0]["log_level"] == "error"
 

@@ -16,7 +16,7 @@ from archiver.core.model import Call
 from archiver.manifest import canonical
 from archiver.manifest.record import FAILED_REASONS, Record
 from archiver.observability.metrics import REGISTRY
-from archiver.pipeline.call import Unarchived
+from archiver.pipeline.call import FailedTry
 from archiver.store.bucket import Bucket
 from tests.fakes.audio import MULAW, chunk, fmt, noise, riff, wav
 from tests.fakes.clock import HandClock
@@ -39,9 +39,9 @@ def archived(made: Rig, call_id: str = "vc_1", *, settled: bool = True, **option
     return found
 
 
-def unarchived(made: Rig, call_id: str = "vc_1", *, settled: bool = True) -> Unarchived:
+def unarchived(made: Rig, call_id: str = "vc_1", *, settled: bool = True) -> FailedTry:
     found = made.transfer.archive(Call(call_id, {"id": call_id}), WINDOW, settled=settled)
-    assert isinstance(found, Unarchived), found
+    assert isinstance(found, FailedTry), found
     return found
 
 
