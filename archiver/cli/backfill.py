@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from archiver.core.clock import SystemClock
     from archiver.core.model import Window
     from archiver.pipeline.backfill_progress import BackfillProgress
-    from archiver.pipeline.window import Summary
+    from archiver.pipeline.window import Totals
     from archiver.settings import Settings
 
 MAX_PROCESSES = 64
@@ -86,12 +86,12 @@ def backfill(
         try:
             with stopping(clock):
                 end_with_parent()
-                summary, seal = _archive(settings, clock, windows, reporter)
+                totals, seal = _archive(settings, clock, windows, reporter)
         except ArchiverError as error:
             reporter.failed(error)
             return error.exit_code
-        reporter.ended(summary, seal)
-        return _exit_code(summary)
+        reporter.ended(totals, seal)
+        return _exit_code(totals)
     count = min(processes, len(windows))
     with stopping(clock) as signals, backfill_progress(len(windows)) as progress:
         if count > 1:
@@ -104,7 +104,7 @@ def backfill(
             span = ["--from", format_time(start), "--to", format_time(end)]
             # Shard I/N is the union of the shards I/NC, (I+N)/NC, … of C processes.
             names = [f"{index + of * number}/{of * count}" for number in range(count)]
-            summary, seal = run_shares(
+            totals, seal = run_shares(
                 names,
                 ["backfill", *span, "--report"],
                 share_environment(settings, count),
@@ -114,8 +114,8 @@ def backfill(
         else:
             with ExitStack() as stack:
                 _serve_metrics(settings.metrics_port, stack)
-                summary, seal = _archive(settings, clock, windows, progress, single_writer)
-    return _print_result(summary, seal)
+                totals, seal = _archive(settings, clock, windows, progress, single_writer)
+    return _print_result(totals, seal)
 
 
 def _archive(
@@ -124,8 +124,8 @@ def _archive(
     windows: Sequence[Window],
     progress: BackfillProgress,
     single_writer: bool = False,
-) -> tuple[Summary, int]:
-    """Archive the windows. Returns the summary, and the number of the chain's newest seal."""
+) -> tuple[Totals, int]:
+    """Archive the windows. Returns the totals, and the number of the chain's newest seal."""
     from archiver.wiring import open_app
 
     with open_app(settings, clock, progress) as app:
@@ -134,20 +134,20 @@ def _archive(
         return app.backfill(progress).run(windows), app.chain.head.seq
 
 
-def _print_result(summary: Summary, seal: int) -> int:
+def _print_result(totals: Totals, seal: int) -> int:
     """Print the result. Returns the exit code."""
-    click.echo(summary_line(summary, seal))
-    young = summary.unsettled - summary.clock_wrong
+    click.echo(summary_line(totals, seal))
+    young = totals.unsettled - totals.clock_wrong
     if young > 0:
         click.echo(
             f"{young} windows are not sealed yet: they end less than ARCHIVER_SETTLE "
             "ago. The loop seals them, or this command run again later."
         )
-    return _exit_code(summary)
+    return _exit_code(totals)
 
 
-def _exit_code(summary: Summary) -> int:
-    return 1 if summary.needs_a_person or summary.waiting else 0
+def _exit_code(totals: Totals) -> int:
+    return 1 if totals.needs_a_person or totals.waiting else 0
 
 
 def share_environment(settings: Settings, count: int) -> dict[str, str]:

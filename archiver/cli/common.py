@@ -17,7 +17,7 @@ from archiver.core.errors import UsageError
 
 if TYPE_CHECKING:
     from archiver.core.clock import SystemClock
-    from archiver.pipeline.window import Summary
+    from archiver.pipeline.window import Totals
     from archiver.settings import LogSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -143,27 +143,27 @@ def stopping(clock: SystemClock) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def summary_line(summary: Summary, seal: int) -> str:
+def summary_line(totals: Totals, seal: int) -> str:
     """Return the result of a run as one line. `seal` is the number of the newest seal."""
     clock = (
         "WINDOWS STAY OPEN because this machine's clock is wrong: set it (NTP) and run this again"
     )
     always = ("archived", "no recording", "failed", "pending")
     counts = {
-        "archived": summary.committed.get("archived", 0),
-        "no recording": summary.committed.get("no_recording", 0),
-        "failed": summary.committed.get("failed", 0),
-        "failed as before": summary.failed - summary.committed.get("failed", 0),
-        "without transcript or survey": summary.incomplete,
-        "entries of listings that are no calls": summary.unreadable,
-        "pending": summary.pending,
-        "waiting in open windows": summary.waiting,
-        "WINDOWS STAY OPEN (see the log)": summary.stuck,
-        "OPEN WINDOWS HAD ERRORS (see the log)": summary.failed_open,
-        clock: summary.clock_wrong,
+        "archived": totals.committed.get("archived", 0),
+        "no recording": totals.committed.get("no_recording", 0),
+        "failed": totals.committed.get("failed", 0),
+        "failed as before": totals.failed - totals.committed.get("failed", 0),
+        "without transcript or survey": totals.incomplete,
+        "entries of listings that are no calls": totals.unreadable,
+        "pending": totals.pending,
+        "waiting in open windows": totals.waiting,
+        "WINDOWS STAY OPEN (see the log)": totals.stuck,
+        "OPEN WINDOWS HAD ERRORS (see the log)": totals.failed_open,
+        clock: totals.clock_wrong,
     }
     shown = [f"{count} {what}" for what, count in counts.items() if count or what in always]
     return (
-        f"{summary.windows} windows, {summary.closed} closed: {', '.join(shown)}; "
-        f"{summary.bytes / 1e6:,.1f} MB written; the chain stands at seal {seal}"
+        f"{totals.windows} windows, {totals.closed} closed: {', '.join(shown)}; "
+        f"{totals.bytes / 1e6:,.1f} MB written; the chain stands at seal {seal}"
     )

@@ -127,12 +127,12 @@ def run(once: bool, single_writer: bool) -> int:
             loop = app.loop()
             if not once:
                 loop.run_forever()
-            summary = loop.round()
+            totals = loop.round()
         except Interrupted:
             if signal.SIGTERM in signals:
                 return 0
             raise
         finally:
             telemetry.close()
-    click.echo(summary_line(summary, app.chain.head.seq))
-    return 1 if summary.needs_a_person else 0
+    click.echo(summary_line(totals, app.chain.head.seq))
+    return 1 if totals.needs_a_person else 0

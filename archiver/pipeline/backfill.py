@@ -21,7 +21,7 @@ from archiver.pipeline.backfill_progress import BackfillProgress, NoProgress
 from archiver.pipeline.bucket_state import SegmentIndex
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.plan import Plan, Purpose
-from archiver.pipeline.window import Summary, WindowArchiver, WindowResult, WindowStatus
+from archiver.pipeline.window import Totals, WindowArchiver, WindowResult, WindowStatus
 
 log = structlog.get_logger()
 
@@ -59,7 +59,7 @@ class Backfill:
         self._segments = segments
         self._progress = progress or NoProgress()
 
-    def run(self, todo: Iterable[Window], purpose: Purpose = Purpose.BACKFILL) -> Summary:
+    def run(self, todo: Iterable[Window], purpose: Purpose = Purpose.BACKFILL) -> Totals:
         """Archive the calls of the windows, close the windows and seal them. While our clock is
         wrong, only archive.
 
@@ -72,7 +72,7 @@ class Backfill:
         self._windows.held.refresh()
         if self._windows.may_close(remind=True):
             self._windows.retention.keep_archive(self._chain.head.key_id)
-        summary, done, again = Summary(), set[Window](), set[Window]()
+        totals, done, again = Totals(), set[Window](), set[Window]()
         for batch in self.batches((window, purpose, True) for window in todo):
             self.seal(batch, None)
             for result in batch:
@@ -80,16 +80,16 @@ class Backfill:
                 if result.status is WindowStatus.STUCK or undecided:
                     again.add(result.window)
                     # How the window ends is counted after the second try, what is committed now.
-                    summary += Summary(committed=result.done.committed, bytes=result.done.bytes)
+                    totals += Totals(committed=result.done.committed, bytes=result.done.bytes)
                 else:
                     done.add(result.window)
-                    self._finish(result, summary)
+                    self._finish(result, totals)
         late = {w for w in self._windows.with_unnamed_calls - done if self.is_sealed(w)}
         for batch in self.batches((window, purpose, True) for window in sorted(again | late)):
             self.seal(batch, None)
             for result in batch:
-                self._finish(result, summary)
-        return summary
+                self._finish(result, totals)
+        return totals
 
     def plan(self, todo: Iterable[Window]) -> Iterator[Plan | None]:
         """Yield the plan of each window that `run` would process; writes nothing. None for
@@ -145,6 +145,6 @@ class Backfill:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _finish(self, result: WindowResult, summary: Summary) -> None:
-        summary += result.summary()
+    def _finish(self, result: WindowResult, totals: Totals) -> None:
+        totals += result.totals()
         self._progress.window_done(result.window)

@@ -26,7 +26,7 @@ from archiver.pipeline.bucket_state import SegmentIndex
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.plan import Purpose
 from archiver.pipeline.relist import Relisting
-from archiver.pipeline.window import Summary, WindowArchiver, WindowResult, WindowStatus
+from archiver.pipeline.window import Totals, WindowArchiver, WindowResult, WindowStatus
 
 log = structlog.get_logger()
 
@@ -91,7 +91,7 @@ class Loop:
                 self._oldest.round_failed()
             self._clock.sleep(self._schedule.poll_interval_seconds)
 
-    def round(self) -> Summary:
+    def round(self) -> Totals:
         """List the windows that are not sealed, archive new calls, seal the settled windows.
 
         1. Read the chain up to its newest seal. Its watermark is the loop's position.
@@ -102,7 +102,7 @@ class Loop:
         4. Close and seal the due windows, oldest first.
         5. List sealed windows again, oldest first, until the time is up.
         """
-        summary, length = Summary(), self._schedule.window
+        totals, length = Totals(), self._schedule.window
         self._oldest.round_began()
         self._segments.forget()
         # 1.
@@ -118,20 +118,20 @@ class Loop:
             log.error("clock.behind", watermark=format_time(mark), now=format_time(now))
         first_open = due[-1].end if due else mark
         # 2.
-        self._archive_open(first_open, summary)
+        self._archive_open(first_open, totals)
         # 3.
         if not self._windows.may_close(remind=True):
-            summary.clock_wrong += len(due)
+            totals.clock_wrong += len(due)
             for window in reversed(due):
                 if not self._backfill.is_sealed(window):
-                    self._note(self._windows.process(window, Purpose.OPEN), summary)
+                    self._note(self._windows.process(window, Purpose.OPEN), totals)
             self._report(now)
-            return summary
+            return totals
         # 4.
         self._windows.retention.keep_archive(head.key_id)
         for batch in _batches(due, CLOSED_AT_A_TIME):
-            mark = self._close(batch, mark, first_open, summary)
-            self._archive_open_in_time(first_open, summary)
+            mark = self._close(batch, mark, first_open, totals)
+            self._archive_open_in_time(first_open, totals)
         # 5.
         longest = max(RELIST_SECONDS, self._schedule.poll_interval_seconds)
         end = self._clock.monotonic() + longest
@@ -141,28 +141,28 @@ class Loop:
             for results in self._backfill.batches(tasks):
                 self._backfill.seal(results, None)
                 for result in results:
-                    self._note(result, summary)
+                    self._note(result, totals)
                     self._relisting.note(result)
-            self._archive_open_in_time(first_open, summary)
+            self._archive_open_in_time(first_open, totals)
         self._report(now)
-        return summary
+        return totals
 
-    def _archive_open(self, start: datetime, summary: Summary) -> None:
+    def _archive_open(self, start: datetime, totals: Totals) -> None:
         """Archive new calls in the windows that have not settled, newest first. Never closes a
         window: a window closed in this step would not be sealed. One that settles meanwhile is due
         in the next round."""
         self._open_listed_at = self._clock.monotonic()
         windows = windows_between(start, self._clock.now(), self._schedule.window)
         for window in reversed(list(windows)):
-            self._note(self._windows.process(window, Purpose.OPEN), summary)
+            self._note(self._windows.process(window, Purpose.OPEN), totals)
 
-    def _archive_open_in_time(self, start: datetime, summary: Summary) -> None:
+    def _archive_open_in_time(self, start: datetime, totals: Totals) -> None:
         """Call `_archive_open` between other work, unless it ran within the last poll interval."""
         if self._clock.monotonic() >= self._open_listed_at + self._schedule.poll_interval_seconds:
-            self._archive_open(start, summary)
+            self._archive_open(start, totals)
 
     def _close(
-        self, batch: list[Window], mark: datetime, end: datetime, summary: Summary
+        self, batch: list[Window], mark: datetime, end: datetime, totals: Totals
     ) -> datetime:
         """Close and seal due windows, oldest first. Returns the new watermark: the end of the
         unbroken run of sealed windows, which may lie beyond the batch, up to `end`."""
@@ -180,12 +180,12 @@ class Loop:
             mark = next((w.start for w in later if not self._backfill.is_sealed(w)), end)
         self._backfill.seal(list(results.values()), mark)
         for result in results.values():
-            self._note(result, summary)
+            self._note(result, totals)
             self._relisting.note(result)
         return mark
 
-    def _note(self, result: WindowResult, summary: Summary) -> None:
-        summary += result.summary()
+    def _note(self, result: WindowResult, totals: Totals) -> None:
+        totals += result.totals()
         self._oldest.note(result, self._chain.head.watermark)
 
     def _report(self, started: datetime) -> None:

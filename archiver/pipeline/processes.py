@@ -29,7 +29,7 @@ from archiver.core.clock import Interrupted
 from archiver.core.errors import ArchiverError
 from archiver.core.model import Window
 from archiver.pipeline.backfill_progress import BackfillProgress
-from archiver.pipeline.window import Summary
+from archiver.pipeline.window import Totals
 
 log = structlog.get_logger()
 
@@ -62,9 +62,9 @@ class Reporter:
     def window_done(self, window: Window) -> None:
         self._send("window_done", window.start.isoformat(), window.end.isoformat())
 
-    def ended(self, summary: Summary, seal: int) -> None:
+    def ended(self, totals: Totals, seal: int) -> None:
         """Report that the share is done, what it did, and the newest seal that it saw."""
-        self._send("ended", vars(summary), seal)
+        self._send("ended", vars(totals), seal)
 
     def failed(self, error: ArchiverError) -> None:
         # JSON writes a character as up to 12 bytes.
@@ -100,7 +100,7 @@ class Share:
         progress: BackfillProgress,
     ) -> None:
         self.name = name
-        self.summary: Summary | None = None
+        self.totals: Totals | None = None
         self.seal = 0
         self._complaint = ""
         self._progress = progress
@@ -133,7 +133,7 @@ class Share:
         """The exit code and a one-line reason if the share did not finish its windows; else None. A
         share that a signal killed counts as interrupted, as one that handled the signal does."""
         code: int = self.process.returncode
-        if self.summary is not None and code in (0, 1):
+        if self.totals is not None and code in (0, 1):
             return None
         shard = f"the process of shard {self.name}"
         if code >= 0:
@@ -149,7 +149,7 @@ class Share:
                 what, *values = json.loads(line)
                 if what == "ended":
                     counts, self.seal = values
-                    self.summary = Summary(**{**counts, "committed": Counter(counts["committed"])})
+                    self.totals = Totals(**{**counts, "committed": Counter(counts["committed"])})
                 elif what == "failed":
                     [self._complaint] = values
                 elif what == "call_done":
@@ -173,7 +173,7 @@ def run_shares(
     environment: Mapping[str, str],
     progress: BackfillProgress,
     must_end: Callable[[], object],
-) -> tuple[Summary, int]:
+) -> tuple[Totals, int]:
     """Run `archiver ARGUMENTS --shard NAME` for each name, at the same time. Returns the sum of
     what the shares did, and the newest seal.
 
@@ -215,9 +215,9 @@ def run_shares(
             error = ArchiverError(f"{why} ({len(failures)} of {len(shares)} processes ended early)")
             error.exit_code = code
             raise error
-        total = Summary()
+        total = Totals()
         for share in shares:
-            total += share.summary or Summary()
+            total += share.totals or Totals()
         return total, max(share.seal for share in shares)
     finally:
         # 4.

@@ -74,7 +74,7 @@ class WindowStatus(Enum):
 
 
 @dataclass
-class Summary:
+class Totals:
     """Counts of a run over some windows: a backfill, or a round of the loop."""
 
     windows: int = 0
@@ -108,7 +108,7 @@ class Summary:
         left = self.failed or self.pending or self.incomplete or self.unreadable
         return bool(left or self.stuck or self.failed_open or self.clock_wrong)
 
-    def __iadd__(self, other: Summary) -> Self:
+    def __iadd__(self, other: Totals) -> Self:
         for name in (each.name for each in fields(self)):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         return self
@@ -121,8 +121,8 @@ class WindowResult:
     window: Window
     status: WindowStatus = WindowStatus.OPEN
     segments: list[UnsealedSegment] = field(default_factory=list)
-    done: Summary = field(default_factory=Summary)
-    """What this run has counted so far; `summary` adds the rest."""
+    done: Totals = field(default_factory=Totals)
+    """What this run has counted so far; `totals` adds the rest."""
     unarchived: list[FailedTry] = field(default_factory=list)
     """Calls without a record."""
     listed_at: datetime | None = None
@@ -143,7 +143,7 @@ class WindowResult:
     def pending(self) -> frozenset[str]:
         return frozenset(one.call.id for one in self.unarchived)
 
-    def summary(self) -> Summary:
+    def totals(self) -> Totals:
         status, is_closed, left = self.status, self.is_closed, len(self.unarchived)
         rightly_open = status in (WindowStatus.OPEN, WindowStatus.CLOCK_WRONG)
         return replace(

@@ -26,7 +26,7 @@ from archiver.pipeline.call import CallArchiver
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.health import ClockCheck
 from archiver.pipeline.loop import Loop, Schedule
-from archiver.pipeline.window import Summary, WindowArchiver
+from archiver.pipeline.window import Totals, WindowArchiver
 from archiver.source.api import Filter, VoiceCallsClient
 from archiver.source.listing import Lister
 from archiver.source.recordings import RecordingClient
@@ -173,11 +173,11 @@ class Writer:
                 capabilities={"create_once": True}, pages=pages, watermark=world.watermark
             )
 
-    def round(self) -> Summary:
+    def round(self) -> Totals:
         """One round of the loop."""
         return self.loop.round()
 
-    def backfill(self, start: datetime, end: datetime) -> Summary:
+    def backfill(self, start: datetime, end: datetime) -> Totals:
         windows: list[Window] = list(windows_between(start, end, self._world.times.window))
         return self.backfiller.run(windows)
 

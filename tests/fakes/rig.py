@@ -24,7 +24,7 @@ from archiver.pipeline.bucket_state import SegmentIndex
 from archiver.pipeline.call import CallArchiver
 from archiver.pipeline.chain import Chain
 from archiver.pipeline.loop import Loop, Schedule
-from archiver.pipeline.window import Summary, WindowArchiver
+from archiver.pipeline.window import Totals, WindowArchiver
 from archiver.source.api import Filter, VoiceCallsClient
 from archiver.source.json_api import BearerAuth, JsonApi
 from archiver.source.listing import Lister
@@ -96,7 +96,7 @@ class Rig:
                 watermark=watermark,
             )
 
-    def backfill(self, start: datetime = TEN, hours: int = 1, **options: Any) -> Summary:
+    def backfill(self, start: datetime = TEN, hours: int = 1, **options: Any) -> Totals:
         self.found()
         todo = windows_between(start, start + timedelta(hours=hours), HOUR)
         return Backfill(self.windows, self.chain, self.segments).run(todo, **options)

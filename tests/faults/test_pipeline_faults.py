@@ -102,10 +102,10 @@ def test_faults_that_end_leave_no_trace(
     for _ in range(12):
         with wired(platform, open_bucket(endpoint_url=proxy.url), clock, key) as stormy:
             try:
-                summary = stormy.backfill(hours=2)
+                totals = stormy.backfill(hours=2)
             except ArchiverError:
                 continue
-        if not summary.needs_a_person and not summary.waiting:
+        if not totals.needs_a_person and not totals.waiting:
             break
     look = Archive(open_bucket())
     look.check(key)

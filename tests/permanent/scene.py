@@ -20,7 +20,7 @@ from archiver.core.errors import ArchiverError
 from archiver.core.model import Window
 from archiver.manifest import layout
 from archiver.manifest.layout import SegmentName
-from archiver.pipeline.window import Summary
+from archiver.pipeline.window import Totals
 from archiver.wiring import check_hosts
 from tests.fakes.calls import SimulatedCall
 from tests.fakes.harm import Harm, put_there
@@ -207,8 +207,8 @@ class Run:
         """One of a range, by a process of its own, as the command has it."""
         try:
             self._writer = self._start()
-            summary = self._writer.backfill(start, end)
-            self.exits.append(exit_code(summary))
+            totals = self._writer.backfill(start, end)
+            self.exits.append(exit_code(totals))
         except ArchiverError as error:
             self.failed.append(f"backfill: exit {error.exit_code}: {error}")
             self.exits.append(error.exit_code)
@@ -246,6 +246,6 @@ class Run:
         return {parsed[1] for parsed in found if parsed is not None}
 
 
-def exit_code(summary: Summary) -> int:
+def exit_code(totals: Totals) -> int:
     """As `archiver backfill` has it."""
-    return 1 if summary.needs_a_person or summary.waiting else 0
+    return 1 if totals.needs_a_person or totals.waiting else 0

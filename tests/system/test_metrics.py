@@ -17,7 +17,7 @@ from tests.system.servers import Source, free_port
 
 DATES = ("--from", "2024-05-01", "--to", "2024-05-02")
 
-# SPEC section 7: every metric, its type and its labels.
+# Every metric, its type and its labels; people build dashboards and alerts on them.
 METRICS = {
     "archiver_calls_total": ("counter", {"outcome"}),
     "archiver_bytes_total": ("counter", {"kind"}),
@@ -132,7 +132,7 @@ def test_the_scrape_tells_of_the_work(scrape: str) -> None:
 
 
 def test_a_taken_port(source: Source, make_archive: MakeArchive) -> None:
-    """SPEC section 7: `run` fails; a backfill goes on without metrics, with a warning."""
+    """`run` fails; a backfill goes on without metrics, with a warning."""
     archiver, bucket = make_archive(source.settings())
     with socket.create_server(("", 0)) as taken:
         archiver = archiver.having(METRICS_PORT=str(taken.getsockname()[1]))

@@ -19,7 +19,7 @@ from archiver.core.model import Retention, parse_time
 from archiver.manifest import layout
 from archiver.observability.metrics import REGISTRY
 from archiver.pipeline.health import MAX_SKEW_SECONDS, ClockCheck
-from archiver.pipeline.window import Summary
+from archiver.pipeline.window import Totals
 from tests.fakes.clock import NOON, HandClock, TurnedClock
 from tests.fakes.memory_rig import HOUR, World, Writer
 from tests.fakes.memory_store import MemoryStore
@@ -162,9 +162,9 @@ def test_a_day_that_the_store_does_not_list_keeps_no_other_from_being_archived(w
     refuses = writer.store.refuse("list", newest)
     world.ours.by = AHEAD
     with capture_logs() as logs:
-        summary = writer.round()
+        totals = writer.round()
     assert world.archived == {"older"}
-    assert summary.failed_open == 24, "each window of that day, and it alone"
+    assert totals.failed_open == 24, "each window of that day, and it alone"
     assert ("window.failed", "error") in events(logs, "window.failed")
     writer.store.hooks.remove(refuses)
     writer.round()
@@ -178,11 +178,11 @@ def test_seventy_two_windows_are_not_sealed_into_the_future(world):
     week for its window to be listed again."""
     writer = world.writer("main")
     world.ours.by = AHEAD
-    summary = writer.round()
+    totals = writer.round()
     assert world.windows == []
-    assert summary.closed == 0
-    assert summary.clock_wrong > 70
-    assert summary.needs_a_person
+    assert totals.closed == 0
+    assert totals.clock_wrong > 70
+    assert totals.needs_a_person
     world.ours.by = timedelta(0)
     goes_on(world, writer)
 
@@ -273,15 +273,15 @@ def test_a_backfill_with_a_wrong_clock_archives_and_closes_nothing(world, by):
     writer = world.writer("main")
     world.ours.by = by
     with capture_logs() as logs:
-        summary = writer.backfill(TEN, TEN + 4 * HOUR)
+        totals = writer.backfill(TEN, TEN + 4 * HOUR)
     assert world.archived == {"vc_0", "vc_1", "vc_2", "vc_3"}
     assert world.windows == []
-    assert (summary.closed, summary.unsettled, summary.clock_wrong) == (0, 4, 4)
-    assert summary.needs_a_person
+    assert (totals.closed, totals.unsettled, totals.clock_wrong) == (0, 4, 4)
+    assert totals.needs_a_person
     assert ("clock.wrong", "error") in events(logs, *CLOCK)
     world.ours.by = timedelta(0)
-    summary = writer.backfill(TEN, TEN + 4 * HOUR)
-    assert (summary.closed, summary.clock_wrong, summary.needs_a_person) == (4, 0, False)
+    totals = writer.backfill(TEN, TEN + 4 * HOUR)
+    assert (totals.closed, totals.clock_wrong, totals.needs_a_person) == (4, 0, False)
 
 
 def test_a_clock_that_goes_wrong_within_a_backfill(world):
@@ -294,21 +294,21 @@ def test_a_clock_that_goes_wrong_within_a_backfill(world):
             world.ours.by = AHEAD
 
     writer.store.hooks.append(turns)
-    summary = writer.backfill(TEN, TEN + 4 * HOUR)
-    assert (summary.closed, summary.clock_wrong) == (2, 2)
+    totals = writer.backfill(TEN, TEN + 4 * HOUR)
+    assert (totals.closed, totals.clock_wrong) == (2, 2)
     assert world.archived == {"vc_0", "vc_1", "vc_2", "vc_3"}
     assert len(world.seals) == 3
     world.ours.by = timedelta(0)
 
 
 def test_a_backfill_that_our_clock_kept_open_says_why(capsys):
-    summary = Summary(windows=4, unsettled=4, clock_wrong=4, committed={"archived": 4})
-    assert _print_result(summary, 0) == 1
+    totals = Totals(windows=4, unsettled=4, clock_wrong=4, committed={"archived": 4})
+    assert _print_result(totals, 0) == 1
     (line,) = capsys.readouterr().out.splitlines()
     assert "4 archived" in line
     assert "4 WINDOWS STAY OPEN because this machine's clock is wrong" in line
     assert "NTP" in line
-    assert _print_result(Summary(windows=1, unsettled=1), 0) == 0
+    assert _print_result(Totals(windows=1, unsettled=1), 0) == 0
     assert "clock" not in capsys.readouterr().out
 
 

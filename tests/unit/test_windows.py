@@ -47,10 +47,10 @@ def test_a_backfill_archives_closes_and_seals(platform, rig, clock, archive, key
     clock.turn_to(SETTLED + HOUR)
     platform.add(*[a_call(f"vc_{n}", TEN + n * 10 * MINUTE) for n in range(12)])
     platform.add(a_call("none", audio=None), a_call("open", state="InProgress"))
-    summary = rig().backfill(hours=2)
-    assert summary.committed == {"archived": 12, "no_recording": 1}
-    assert (summary.windows, summary.closed, summary.stuck) == (2, 2, 0)
-    assert not summary.needs_a_person
+    totals = rig().backfill(hours=2)
+    assert totals.committed == {"archived": 12, "no_recording": 1}
+    assert (totals.windows, totals.closed, totals.stuck) == (2, 2, 0)
+    assert not totals.needs_a_person
     look = archive()
     look.check(key)
     assert look.line()["listed"] == 7
@@ -64,16 +64,16 @@ def test_the_same_again_writes_nothing(platform, rig, clock, bucket):
     rig().backfill()
     before = sorted((v.key, v.version_id) for v in bucket.versions(""))
     clock.forward(HOUR)
-    summary = rig().backfill()
-    assert summary.committed == {}
+    totals = rig().backfill()
+    assert totals.committed == {}
     assert sorted((v.key, v.version_id) for v in bucket.versions("")) == before
 
 
 def test_a_window_that_has_not_settled_is_archived_but_left_open(platform, rig, clock, archive):
     clock.turn_to(SETTLED - timedelta(seconds=1))
     platform.add(a_call(), a_call("none", audio=None))
-    summary = rig().backfill()
-    assert (summary.closed, summary.unsettled, summary.waiting) == (0, 1, 1)
+    totals = rig().backfill()
+    assert (totals.closed, totals.unsettled, totals.waiting) == (0, 1, 1)
     assert archive().segments == {}
     assert archive().records.keys() == {"vc_1"}
 
@@ -84,8 +84,8 @@ def test_what_is_missing_is_pending_then_archived_in_the_next_revision(
     clock.turn_to(SETTLED)
     platform.add(a_call(), a_call("late"))
     missing(platform, "late")
-    summary = rig().backfill()
-    assert summary.needs_a_person
+    totals = rig().backfill()
+    assert totals.needs_a_person
     assert archive().line()["pending"] == ["late"]
     missing(platform, "late", gone=False)
     assert not rig().backfill().needs_a_person
@@ -146,8 +146,8 @@ def test_foreign_bytes_in_the_place_of_a_segment_stop_nothing(
     rig().backfill(TEN - HOUR)
     platform.add(a_call())
     bucket.put_once(layout.SegmentName(TEN, 1).jsonl, b"{}\n")
-    summary = rig().backfill()
-    assert (summary.closed, summary.committed) == (1, {"archived": 1})
+    totals = rig().backfill()
+    assert (totals.closed, totals.committed) == (1, {"archived": 1})
     assert layout.SegmentName(TEN, 2).seal in archive().keys
     assert bucket.read(layout.SegmentName(TEN, 1).jsonl) == b"{}\n"
 
@@ -227,8 +227,8 @@ def test_the_loop_archives_at_once_and_seals_when_settled(platform, rig, clock, 
     loop = made.loop()
     platform.add(a_call(), a_call("none", audio=None))
     clock.turn_to(SETTLED - MINUTE)
-    summary = loop.round()
-    assert summary.committed == {"archived": 1}
+    totals = loop.round()
+    assert totals.committed == {"archived": 1}
     assert archive().segments == {}
     assert value("archiver_pending_calls") == 1
     assert value("archiver_oldest_unarchived_seconds") == (clock.now() - TEN).total_seconds()
