@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -94,53 +97,81 @@ ABORT_SECONDS = float(os.environ.get("_ARCHIVER_ABORT_SECONDS", "20"))
 """Seconds from the first signal until requests in progress are aborted. Kubernetes kills a pod
 after 30 s, and a server may not answer for longer than that. The variable is for tests."""
 KILL_SECONDS = 5.0
-"""Seconds from then until the process kills itself with the signal, because a boto3 request on
-another thread cannot be aborted. The next run repairs what a crash at any point leaves."""
+"""Seconds from then until the process kills itself, because a boto3 request on another thread
+cannot be aborted. The next run repairs what a crash at any point leaves."""
 
 
 @contextmanager
 def stopping(clock: SystemClock) -> Iterator[list[int]]:
-    """Handle SIGTERM and SIGINT as requests for a clean end. Yields the list of received signals.
+    """Handle SIGTERM and SIGINT as requests for a clean end. Yields a list, which the first signal
+    is added to.
 
     1. The first signal stops the clock: no new work begins, and work in progress is finished. From
        then on a Ctrl-C kills the process at once.
     2. `ABORT_SECONDS` after the first signal, requests are aborted, and `Interrupted` is raised in
        the main thread. Further SIGTERMs change nothing.
-    3. `KILL_SECONDS` later the process kills itself with the first signal.
+    3. `KILL_SECONDS` later the process kills itself.
+
+    A thread does this. Python runs signal handlers in the main thread only, and not while that
+    waits inside pyreqwest for an answer; the wakeup descriptor is written to at once.
     """
     from archiver.core.clock import Interrupted
     from archiver.core.http import abort_requests
 
     signals: list[int] = []
-    has_aborted = False
+    incoming, wakeup = socket.socketpair()
+    wakeup.setblocking(False)
+    main_thread = threading.get_ident()
 
     def handle(number: int, _frame: object) -> None:
-        nonlocal has_aborted
-        if number != signal.SIGALRM:
-            signals.append(number)
-            if len(signals) == 1:  # 1
-                clock.stop()
-                signal.setitimer(signal.ITIMER_REAL, ABORT_SECONDS)
-                signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
-        elif not has_aborted:  # 2
-            has_aborted = True
-            signal.setitimer(signal.ITIMER_REAL, KILL_SECONDS)
-            abort_requests()
+        if number == signal.SIGALRM:  # 2
             raise Interrupted
-        else:  # 3
-            seconds = ABORT_SECONDS + KILL_SECONDS
-            os.write(2, f"archiver: ended after {seconds:g} s with work under way\n".encode())
-            signal.signal(signals[0], signal.SIG_DFL)
-            signal.raise_signal(signals[0])
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C kills at once
 
+    def watch() -> None:
+        # 1.
+        if not (first := incoming.recv(1)):
+            return
+        signals.append(first[0])
+        clock.stop()
+        # 2.
+        if has_ended_within(ABORT_SECONDS):
+            return
+        abort_requests()
+        signal.pthread_kill(main_thread, signal.SIGALRM)
+        # 3.
+        if has_ended_within(KILL_SECONDS):
+            return
+        seconds = ABORT_SECONDS + KILL_SECONDS
+        os.write(2, f"archiver: ended after {seconds:g} s with work under way\n".encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def has_ended_within(seconds: float) -> bool:
+        """Wait for the end of the `with` block."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            incoming.settimeout(left)
+            with suppress(TimeoutError):
+                if not (number := incoming.recv(1)):
+                    return True
+                if number[0] == signal.SIGINT:  # `handle` has not run: the main thread is stuck
+                    os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+    watcher = threading.Thread(target=watch, name="signals", daemon=True)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
     before = {number: signal.signal(number, handle) for number in numbers}
+    wakeup_before = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+    watcher.start()
     try:
         yield signals
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.set_wakeup_fd(wakeup_before)
+        wakeup.close()
+        watcher.join()  # a SIGALRM of its own would end the process below
         for number, handler in before.items():
             signal.signal(number, handler)
+        incoming.close()
 
 
 def summary_line(totals: Totals, seal: int) -> str:

@@ -6,8 +6,10 @@ processes the window calls `complete`.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import datetime
+from typing import IO
 
 import structlog
 
@@ -54,9 +56,7 @@ class SegmentWriter:
             entry = seal.segment_entry(name.jsonl, file)
             # A crash before this write leaves nothing of the segment. A crash after it leaves a
             # segment that the next process reads back, completes and seals unchanged.
-            self._store.put_once(
-                name.jsonl, file, content_type="application/x-ndjson", retain_until=retain_until
-            )
+            self._put(name.jsonl, file, "application/x-ndjson", retain_until)
         self._segments.add(name, sealed=False)
         written = UnsealedSegment(entry, retain_until)
         self._write_sha256(written, sorted(records, key=lambda one: one.key))
@@ -72,11 +72,20 @@ class SegmentWriter:
         name, digest = written.name, written.entry.sha256
         with spool() as files, spool(segment.checksum_list(digest, name, records, files)) as file:
             try:
-                self._store.put_once(
-                    name.sha256, file, content_type="text/plain", retain_until=written.retain_until
-                )
+                self._put(name.sha256, file, "text/plain", written.retain_until)
             except KeyTaken:  # by other bytes: `verify` reports it; no seal needs it
                 log.error("segment.checksum_list_conflict", key=name.sha256)
+
+    def _put(
+        self, key: str, file: IO[bytes], content_type: str, retain_until: datetime | None
+    ) -> None:
+        """Create an object from a temporary file. The file is mapped, because a segment may be
+        larger than the memory that this process may use."""
+        with (
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as data,
+        ):
+            self._store.put_once(key, data, content_type=content_type, retain_until=retain_until)
 
 
 def balance_of(

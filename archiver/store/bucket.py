@@ -261,7 +261,7 @@ class Bucket:
     def put_once(
         self,
         key: str,
-        data: Buffer | IO[bytes],
+        data: Buffer,
         *,
         content_type: str = JSON,
         retain_until: datetime | None = None,
@@ -272,29 +272,21 @@ class Bucket:
         """Create an object, or adopt the same bytes already there. Raises `KeyTaken` for other
         bytes.
 
-        `data` may be a seekable file: all of it is sent, and it stays open. `held` puts a legal
-        hold on the object in the same request. `sha256` (hex) is the hash of bytes in memory, if it
-        is known; the store refuses other bytes. With `verify=False` the answer to the write
-        replaces the HEAD, if it proves as much.
+        `held` puts a legal hold on the object in the same request. `sha256` (hex) is the hash of
+        the bytes, if it is known; the store refuses other bytes. With `verify=False` the answer to
+        the write replaces the HEAD, if it proves as much.
         """
-        if sha256 is not None and isinstance(data, Buffer):
-            size = len(data)
-        else:
-            sha256, size = _measured(data)
+        sha256 = sha256 or checksums.sha256_hex(data)
         arguments = {
             "ContentType": content_type,
             "ChecksumSHA256": checksums.hex_to_base64(sha256),
             "IfNoneMatch": "*",
             **self.write_arguments(retain_until, held),
         }
-        wanted = Stored(key, None, size, sha256)
+        wanted = Stored(key, None, len(data), sha256)
 
         def put() -> dict[str, Any]:
-            body: Any = data
-            if not isinstance(data, Buffer):
-                data.seek(0)
-                body = _LivelyFile(data)
-            answer = self.client.call_once("put_object", key, **arguments, Body=body)
+            answer = self.client.call_once("put_object", key, **arguments, Body=data)
             etag_of(answer)
             return answer
 
@@ -578,33 +570,8 @@ class MultipartUpload:
         return client.call_once(method, self._key, UploadId=self.upload_id, **arguments)
 
 
-class _LivelyFile:
-    """A file that boto3 sends. Each block read shows that this process is alive (`liveness.py`)."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
-    def read(self, size: int = -1) -> bytes:
-        liveness.note()
-        return self._file.read(size)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
 def proves_write(answer: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     """Whether the answer to a write proves as much as a HEAD: it names the checksum, and `asked`
     has no argument that a store may ignore."""
     same = answer.get("ChecksumSHA256") == asked["ChecksumSHA256"]
     return same and asked.keys().isdisjoint(_DROPPED_IN_SILENCE)
-
-
-def _measured(data: Buffer | IO[bytes]) -> tuple[str, int]:
-    """The SHA-256 (hex) and the size in bytes."""
-    if isinstance(data, Buffer):
-        return checksums.sha256_hex(data), len(data)
-    data.seek(0)
-    digests = checksums.Digests()
-    while chunk := data.read(READ_BYTES):
-        digests.update(chunk)
-    return digests.sha256, digests.bytes

@@ -233,7 +233,7 @@ class MemoryStore:
     def put_once(
         self,
         key: str,
-        data: Buffer | IO[bytes],
+        data: Buffer,
         *,
         content_type: str = "application/json",
         retain_until: datetime | None = None,
@@ -243,7 +243,7 @@ class MemoryStore:
     ) -> Stored:
         """Create an object, or adopt the same bytes already there; `KeyTaken` for other bytes."""
         self._say("put", key, "before")
-        body = _whole(data)
+        body = bytes(data)
         assert sha256 in (None, hashlib.sha256(body).hexdigest())
         with self._shelf.lock:
             stored = self._put(key, body, content_type, retain_until)
@@ -449,14 +449,6 @@ class MemoryUpload:
 
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
-
-
-def _whole(data: Buffer | IO[bytes]) -> bytes:
-    """The bytes; of a file all of them, wherever it stands."""
-    if isinstance(data, Buffer):
-        return bytes(data)
-    data.seek(0)
-    return data.read()
 
 
 def _second(moment: datetime | None) -> datetime:

@@ -87,10 +87,13 @@ class Blobs:
 @dataclass
 class _State:
     calls: dict[str, AzureCall]
-    blobs: Blobs
+    blobs: Blobs | None
     key: str = field(default_factory=lambda: f"ak_live_{uuid4().hex}")
     secret: str = field(default_factory=lambda: uuid4().hex)
     urls: Counter[str] = field(default_factory=Counter)
+    hidden: set[str] = field(default_factory=set)
+    asked: Counter[str] = field(default_factory=Counter)
+    answers: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -104,8 +107,12 @@ class _Server(ThreadingHTTPServer):
 class AzureApi:
     """The API, from the start of the `with` block to its end."""
 
-    def __init__(self, calls: list[AzureCall], blobs: Blobs, tls: Tls | None = None) -> None:
+    def __init__(
+        self, calls: list[AzureCall], blobs: Blobs | None = None, tls: Tls | None = None
+    ) -> None:
+        """`blobs` may be missing where no call has a recording."""
         self._state = _State({call.document["id"]: call for call in calls}, blobs)
+        self._state.answers.set()
         self._server = _Server(("127.0.0.1", 0), _handler(self._state))
         self._scheme = "http"
         if tls is not None:
@@ -126,16 +133,40 @@ class AzureApi:
         """How many signed URLs each call has been asked for."""
         return self._state.urls
 
+    @property
+    def asked(self) -> Counter[str]:
+        """How often each call was asked for by its id."""
+        return self._state.asked
+
+    def stall(self) -> None:
+        """List as before, and answer for no single call until `go_on`."""
+        self._state.answers.clear()
+
+    def go_on(self) -> None:
+        self._state.answers.set()
+
+    def hide(self, *call_ids: str) -> None:
+        """Do not list these any more; who asks for one by its id is answered."""
+        with self._state.lock:
+            self._state.hidden.update(call_ids)
+
+    def forget(self, *call_ids: str) -> None:
+        """Know nothing of these any more."""
+        with self._state.lock:
+            for call_id in call_ids:
+                del self._state.calls[call_id]
+
     def add(self, call: AzureCall) -> None:
         """Have one more call listed from now on."""
-        self._state.calls = {**self._state.calls, call.document["id"]: call}
+        with self._state.lock:
+            self._state.calls[call.document["id"]] = call
 
-    def settings(self, azurite: Azurite) -> dict[str, str]:
+    def settings(self, azurite: Azurite | None = None) -> dict[str, str]:
         return {
             "API_BASE_URL": self.url,
             "API_KEY": self._state.key,
             "API_HMAC_SECRET": self._state.secret,
-            "RECORDING_HOSTS": azurite.host,
+            "RECORDING_HOSTS": azurite.host if azurite else "127.0.0.1:9",
             "ALLOW_HTTP": "false" if self._scheme == "https" else "true",
         }
 
@@ -144,6 +175,7 @@ class AzureApi:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.go_on()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -204,6 +236,10 @@ def _answer(state: _State, target: str) -> dict[str, Any]:
         return _listing(state, query)
     if path[0] != "voice-calls" or query:
         raise _Refused(404, "not_found")
+    if len(path) == 2:
+        with state.lock:
+            state.asked[path[1]] += 1
+        state.answers.wait()
     call = state.calls.get(path[1])
     if call is None:
         raise _Refused(404, "call_not_found")
@@ -220,7 +256,7 @@ def _answer(state: _State, target: str) -> dict[str, Any]:
 
 
 def _recording_url(state: _State, call: AzureCall) -> dict[str, str]:
-    if call.blob is None:
+    if call.blob is None or state.blobs is None:
         raise _Refused(404, "recording_not_found")
     with state.lock:
         state.urls[call.document["id"]] += 1
@@ -235,10 +271,13 @@ def _listing(state: _State, query: dict[str, str]) -> dict[str, Any]:
     size, page = int(query.get("pageSize", "25")), int(query.get("page", "1"))
     if not query.keys() <= known or not 1 <= size <= 100 or page < 1:
         raise _Refused(400, "validation_error")
+    with state.lock:
+        listed = [call for call_id, call in state.calls.items() if call_id not in state.hidden]
+        documents = [call.document for call in listed]
     found = [
-        {name: value for name, value in call.document.items() if name != "transcript"}
-        for call in state.calls.values()
-        if _listed(call.document, query)
+        {name: value for name, value in document.items() if name != "transcript"}
+        for document in documents
+        if _listed(document, query)
     ]
     found.sort(key=lambda document: document["startTime"], reverse=True)
     pagination = {"page": page, "pageSize": size, "totalCount": len(found)}

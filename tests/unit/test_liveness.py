@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 import urllib.error
@@ -130,5 +129,5 @@ def test_so_is_a_file_that_boto3_sends(clock: HandClock, monkeypatch: pytest.Mon
         options = StoreOptions("bucket", endpoint_url=server.url, region="us-east-1")
         bucket = Bucket(options, clock, Retry(clock, attempts=1))
         with pytest.raises(StoreError, match="PutObject"):
-            bucket.put_once("k", io.BytesIO(bytes(1_000_000)))
+            bucket.put_once("k", bytes(1_000_000))
     assert most() < LONGEST_IDLE_SECONDS
