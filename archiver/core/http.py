@@ -273,7 +273,7 @@ class _FastClient:
         max_bytes: int,
         seconds: float = ANSWER_SECONDS,
     ) -> HttpResponse:
-        seconds = _with_upload(seconds, body)
+        seconds = with_upload_seconds(seconds, body)
         view = None if body is None else memoryview(body)
         try:
             with liveness.waiting(seconds):
@@ -427,7 +427,7 @@ class _HttpxClient:
     ) -> HttpResponse:
         import httpx
 
-        whole = _with_upload(seconds, body)
+        whole = with_upload_seconds(seconds, body)
         deadline = time.monotonic() + whole
         timeout: httpx.Timeout | None = None
         if self._is_fast:
@@ -596,7 +596,7 @@ def _certificates(roots: Path) -> str:
     return pem
 
 
-def _with_upload(seconds: float, body: Buffer | None) -> float:
+def with_upload_seconds(seconds: float, body: Buffer | None) -> float:
     """How long a request may take, including the time to send `body`."""
     return seconds + (len(body) / LEAST_BYTES_PER_SECOND if body is not None else 0.0)
 

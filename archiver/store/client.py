@@ -22,7 +22,7 @@ from urllib3.exceptions import HTTPError
 from archiver.core import checksums, liveness
 from archiver.core.clock import Clock, RemoteClock
 from archiver.core.errors import StoreError
-from archiver.core.http import Transport, TransportError
+from archiver.core.http import ANSWER_SECONDS, Transport, TransportError, with_upload_seconds
 from archiver.core.http import make_client as make_http_client
 from archiver.core.retry import Retry
 from archiver.store.errors import odd, translate
@@ -170,7 +170,9 @@ class StoreClient:
         send = getattr(self.signed, method, None) or getattr(self.s3, method)
         where = {"Bucket": self.options.bucket} if key is None else self.at(key, version_id)
         operation = "".join(word.capitalize() for word in method.split("_"))
-        return self.attempt(operation, partial(send, **where, **arguments))
+        # boto3 does not report progress on a body.
+        with liveness.waiting(with_upload_seconds(ANSWER_SECONDS, arguments.get("Body"))):
+            return self.attempt(operation, partial(send, **where, **arguments))
 
     def find_once(
         self, method: str, key: str, version_id: str | None = None, **arguments: Any

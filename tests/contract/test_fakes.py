@@ -166,11 +166,9 @@ def use(store: Any, clock: HandClock) -> Answers:
         answers.append((method, answer))
 
     answers, versions = Answers(), dict[str, Any]()
-    with io.BytesIO(b"from a file") as file:
-        ask("put_once", "file", file, content_type="text/plain")
-        ask("put_once", "file", file)
-        file.seek(3)
-        ask("put_once", "file", file)
+    with memoryview(b"a view") as view:
+        ask("put_once", "view", view, content_type="text/plain")
+        ask("put_once", "view", view)
     ask("put_once", "k", b"0123456789", retain_until=near, held=True)
     ask("put_once", "k", bytearray(b"0123456789"), retain_until=far)
     ask("put_once", "k", b"0123456789", retain_until=near)
