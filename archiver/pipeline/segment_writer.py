@@ -7,8 +7,10 @@ processes the window calls `complete`.
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import datetime
+from functools import partial
 from typing import IO
 
 import structlog
@@ -19,6 +21,7 @@ from archiver.manifest import seal, segment
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.segment import Balance, Listing, RecordWithFiles
 from archiver.pipeline.bucket_state import (
+    IN_MEMORY_BYTES,
     MAX_SEGMENT_BYTES,
     LatestRecord,
     SegmentIndex,
@@ -79,13 +82,18 @@ class SegmentWriter:
     def _put(
         self, key: str, file: IO[bytes], content_type: str, retain_until: datetime | None
     ) -> None:
-        """Create an object from a temporary file. The file is mapped, because a segment may be
-        larger than the memory that this process may use."""
+        """Create an object from what `spool` yields. A file on disk is mapped, because a segment
+        may be larger than the memory that this process may use."""
+        put = partial(self._store.put_once, content_type=content_type, retain_until=retain_until)
+        if file.seek(0, os.SEEK_END) <= IN_MEMORY_BYTES:
+            file.seek(0)
+            put(key, file.read())
+            return
         with (
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
             memoryview(mapped) as data,
         ):
-            self._store.put_once(key, data, content_type=content_type, retain_until=retain_until)
+            put(key, data)
 
 
 def balance_of(
