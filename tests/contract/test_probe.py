@@ -241,7 +241,8 @@ def test_a_race_in_which_answers_are_lost_is_judged_fairly(
     """S3 itself answers 409 to some of the racers."""
     with FaultProxy(server.endpoint_url) as proxy:
         bucket = open_bucket(endpoint_url=proxy.url)
-        with proxy.harming(harm, r"^PUT \S*/probe if-none-match$", 8):
+        # As many as one racer can take: the last of its six tries succeeds.
+        with proxy.harming(harm, r"^PUT \S*/probe if-none-match$", 5):
             found = probe(bucket)
         assert left(bucket) == 1
     assert found.create_once
