@@ -73,7 +73,7 @@ FILTER_CHARACTERS = 200
 """The text shows at most so many characters of a filter."""
 
 
-class WindowListing(Protocol):
+class ListedWindow(Protocol):
     """A window's listing: a part of `source.listing.WindowListing`."""
 
     @property
@@ -94,19 +94,19 @@ class WindowListing(Protocol):
     def error(self) -> Exception | None: ...
 
 
-class Lister(Protocol):
+class WindowLister(Protocol):
     """Lists windows. Threads share it. Raises `ListingError` if the listing of one window fails,
     and `SourceRefused` or `SourceError` if the source refuses everything or is unreachable."""
 
-    def list(self, window: Window) -> WindowListing: ...
+    def list(self, window: Window) -> ListedWindow: ...
 
 
-class Progress(Protocol):
+class ReconcileProgress(Protocol):
     def windows(self, done: int, total: int) -> None: ...
 
 
 @dataclass(frozen=True)
-class Options:
+class ReconcileOptions:
     """The range, which is extended to whole windows of `length`; and the number of concurrent
     requests to the store."""
 
@@ -117,7 +117,10 @@ class Options:
 
 
 def reconcile(
-    lister: Lister, reader: Reader, options: Options, progress: Progress | None = None
+    lister: WindowLister,
+    reader: Reader,
+    options: ReconcileOptions,
+    progress: ReconcileProgress | None = None,
 ) -> Result:
     """Compare the source with the archive, window by window, in order.
 
@@ -147,7 +150,7 @@ def reconcile(
     before: AbstractSet[str] = frozenset()
     """The calls that the previous window lists."""
 
-    def list_window(window: Window) -> WindowListing | tuple[Window, str]:
+    def list_window(window: Window) -> ListedWindow | tuple[Window, str]:
         """Return the listing; or the window and the error, if the error concerns only this
         window."""
         try:
@@ -218,7 +221,7 @@ def reconcile(
 
 
 def _difference(
-    call: Call, record: LatestRecord | None, window: Window, view: WindowView
+    call: Call, record: ArchivedRecord | None, window: Window, view: WindowView
 ) -> Difference | None:
     """Classify a call that the source lists; None if the archive agrees with the source."""
     if record is None and call.id in view.pending:
@@ -282,7 +285,7 @@ def asks_for(filter_now: Mapping[str, Any], call: Mapping[str, Any]) -> bool:
 # --- the archive's side
 
 
-class LatestRecord(NamedTuple):
+class ArchivedRecord(NamedTuple):
     """The fields of a call's latest record that are compared. `is_sealed`: a sealed segment names
     the record."""
 
@@ -297,7 +300,7 @@ class LatestRecord(NamedTuple):
     is_sealed: bool
 
     @classmethod
-    def of(cls, record: Record, *, is_sealed: bool) -> LatestRecord:
+    def of(cls, record: Record, *, is_sealed: bool) -> ArchivedRecord:
         def text(name: str) -> str | None:
             value = record.document.get(name)
             return sys.intern(value) if isinstance(value, str) else None  # saves memory
@@ -327,7 +330,7 @@ class WindowView:
 
     revision: int = 0
     """The newest sealed revision; 0 if none is sealed."""
-    records: dict[str, LatestRecord] = field(default_factory=dict)
+    records: dict[str, ArchivedRecord] = field(default_factory=dict)
     """By call id."""
     pending: AbstractSet[str] = frozenset()
     ids: AbstractSet[str] = frozenset()
@@ -339,7 +342,7 @@ class WindowView:
     damages: dict[str, None] = field(default_factory=dict)
     """A line for each object that could not be read. A dict, to keep their order."""
 
-    def add(self, call_id: str, new: LatestRecord) -> None:
+    def add(self, call_id: str, new: ArchivedRecord) -> None:
         """Keep the newer of two records; of two with the same revision, the one with a result."""
         old = self.records.get(call_id)
         if old is None or (new.revision, new.has_result) > (old.revision, old.has_result):
@@ -357,7 +360,9 @@ class WindowView:
 class ArchiveLookup:
     """Looks calls up in the archive. For one thread. Close it after use."""
 
-    def __init__(self, reader: ItemReader, segments: SealedSegments, options: Options) -> None:
+    def __init__(
+        self, reader: ItemReader, segments: SealedSegments, options: ReconcileOptions
+    ) -> None:
         self._reader = reader
         self._segments = segments
         self._length = options.length
@@ -401,7 +406,7 @@ class ArchiveLookup:
             there = self._sealed_or_damaged(home, view) if home else WindowView()
             known = there.records.get(call_id)
             is_sealed = known is not None and known.key == record.key
-            view.add(call_id, LatestRecord.of(record, is_sealed=is_sealed))
+            view.add(call_id, ArchivedRecord.of(record, is_sealed=is_sealed))
         return view
 
     def _other_windows(self, window: Window, calls: Mapping[str, Call]) -> dict[Window, set[str]]:
@@ -459,7 +464,7 @@ class ArchiveLookup:
                             record = parse_record(line)
                             known = view.records.get(record.call_id)
                             if known is None or record.revision >= known.revision:
-                                latest = LatestRecord.of(record, is_sealed=True)
+                                latest = ArchivedRecord.of(record, is_sealed=True)
                                 view.records[record.call_id] = latest
                         last = line
                     window_line, found = load_window_line(last)

@@ -37,7 +37,7 @@ from archiver.audit.segment_lines import (
     segment_name,
 )
 from archiver.audit.segments import SegmentCheck
-from archiver.audit.windows import CountedCalls, Span, WindowState, check_spans
+from archiver.audit.windows import AuditedWindow, CountedCalls, Span, check_spans
 from archiver.core.concurrency import Backlog, ordered
 from archiver.core.errors import FormatError, UsageError
 from archiver.core.model import format_time
@@ -330,7 +330,7 @@ class _Audit:
     def read_window(self, revisions: Revisions) -> _Window:
         """Read all revisions of a window. Threads share it."""
         report, window = self._reader.findings.add, _Window(revisions)
-        state = WindowState(report, self._chain.is_whole, self.segments.is_foreign)
+        state = AuditedWindow(report, self._chain.is_whole, self.segments.is_foreign)
         for name, sealed in revisions:
 
             def take(records: Sequence[SegmentRecord], segment: str = name.jsonl) -> None:

@@ -30,7 +30,7 @@ MAX_SKIPPED = 100
 
 
 @dataclass
-class WindowState:
+class AuditedWindow:
     """The state of one window. For one thread, which adds its revisions in order."""
 
     report: Report

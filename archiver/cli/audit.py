@@ -113,7 +113,7 @@ def reconcile(start: datetime, end: datetime, as_json: bool) -> int:
     now = clock.now()
     if start >= now:
         raise UsageError("--from lies in the future: the source has nothing there yet")
-    options = audit.Options(start, min(end, now), settings.window, settings.workers)
+    options = audit.ReconcileOptions(start, min(end, now), settings.window, settings.workers)
     bucket = reader(settings, clock)
     with (
         stopping(clock),

@@ -51,7 +51,7 @@ _CAMPAIGNS = ("camp_meter_reading", "camp_delivery", "camp_renewal")
 
 
 @dataclass(frozen=True)
-class Call:
+class DemoCall:
     """A simulated call. `document` is the response of `GET /voice-calls/{id}`. `survey` is None for
     a call without one. With 0 `audio_seconds` the call has no recording."""
 
@@ -66,7 +66,7 @@ class Call:
         return bool(self.document["state"] == "Completed")
 
 
-def make_calls(count: int, start: datetime, end: datetime) -> list[Call]:
+def make_calls(count: int, start: datetime, end: datetime) -> list[DemoCall]:
     """Return `count` calls with start times in `[start, end)`, ordered by start time.
 
     Of each 30 calls, one is still in progress, two have neither recording nor survey, two have a
@@ -81,7 +81,7 @@ def make_calls(count: int, start: datetime, end: datetime) -> list[Call]:
     ]
 
 
-def _make_call(number: int, at: datetime, chance: random.Random) -> Call:
+def _make_call(number: int, at: datetime, chance: random.Random) -> DemoCall:
     place = number % 30
     if number % 60 == 25:
         seconds = chance.randint(560, 620)
@@ -115,14 +115,14 @@ def _make_call(number: int, at: datetime, chance: random.Random) -> Call:
     }
     if place == 12:
         unknown = dict.fromkeys(("endTime", "durationSeconds", "talkTimeSeconds", "outcome"))
-        return Call(call_id, at, {**document, **unknown, "state": "InProgress"})
+        return DemoCall(call_id, at, {**document, **unknown, "state": "InProgress"})
     if place in (8, 21):
         unanswered = {"outcome": "NoAnswer", "talkTimeSeconds": 0, "transcript": []}
-        return Call(call_id, at, {**document, **unanswered})
+        return DemoCall(call_id, at, {**document, **unanswered})
     if place in (3, 17):
-        return Call(call_id, at, document, audio_seconds=seconds)
+        return DemoCall(call_id, at, document, audio_seconds=seconds)
     survey = _survey(chance)
-    return Call(call_id, at, {**document, "epaResults": survey}, survey, seconds)
+    return DemoCall(call_id, at, {**document, "epaResults": survey}, survey, seconds)
 
 
 def _survey(chance: random.Random) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _format(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def make_recording(call: Call) -> bytes:
+def make_recording(call: DemoCall) -> bytes:
     """Generate a telephony WAV file: 8 kHz, 16 bit, mono. Depends on the call's id and length."""
     chance = random.Random(call.id)
     pause = bytes(2 * _SLOT_SAMPLES)

@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlencode
 
-from archiver.demo.calls import Call, make_recording
+from archiver.demo.calls import DemoCall, make_recording
 
 URL_LIFETIME = timedelta(minutes=15)
 _API = "/api/v1"
@@ -37,7 +37,7 @@ class Platform(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 256  # the default of 5 is too few for many workers that connect at once
 
-    def __init__(self, calls: Sequence[Call], token: str, port: int) -> None:
+    def __init__(self, calls: Sequence[DemoCall], token: str, port: int) -> None:
         self.calls = {call.id: call for call in calls}
         self.token = token
         self.signing_key = secrets.token_bytes(32)
@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             },
         }
 
-    def _sign_url(self, call: Call) -> dict[str, str]:
+    def _sign_url(self, call: DemoCall) -> dict[str, str]:
         expiry = f"{datetime.now(UTC) + URL_LIFETIME:%Y-%m-%dT%H:%M:%SZ}"
         path = f"/recs/{call.id}.wav"
         query = urlencode({"se": expiry, "sig": self._signature(path, expiry)})

@@ -3,8 +3,8 @@
 Rules:
 - A segment of events lies at `manifest/events/dt=<day>/<HHMMSS>-<8 hex>.jsonl`. Day and time are
   those of its first event; the digits are the first of the segment's own SHA-256. It has one event
-  a line and no window line. A `.sha256` lies beside it and, once it is sealed, a `.seal`, as
-  beside any segment.
+  a line and no window line. As for any segment, its checksum list has the suffix `.sha256` and,
+  once it is sealed, its seal pointer the suffix `.seal`.
 - Every event has `type`, `v` and `at`. Readers skip events of a type that they do not know.
 - `id` is 16 random hex digits. It makes the bytes of each event unique, and so the key of its
   segment: two commands with the same text in the same second write two segments. Events of older

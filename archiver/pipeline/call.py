@@ -545,7 +545,7 @@ class Attempt:
     @property
     def recording_key(self) -> str:
         """The preferred key of the recording. An upload in parts, and a recording whose key has
-        other bytes, is stored beside it."""
+        other bytes, is stored under an alternative key."""
         return layout.recording_dir(self.day, self.call.id) + "recording.wav"
 
     @property

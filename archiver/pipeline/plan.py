@@ -1,7 +1,7 @@
 """Decides which calls of a window need work: a pure function of listing, bucket state and
 sightings.
 
-Besides the listed calls, a window may have calls without a record that were listed before
+A window may also have calls that were listed before and have no record yet
 (`call_records.py` finds them).
 """
 

@@ -88,7 +88,7 @@ class RecordingWriter:
     def write(
         self, recording: ResumableDownload, key: str, retain_until: datetime | None, held: bool
     ) -> StoredRecording:
-        """Store a recording under `key`, or beside it; `held` puts a legal hold on it.
+        """Store a recording under `key` or its alternative key; `held` puts a legal hold on it.
 
         1. Reuse the upload of an earlier try, if it is of the same blob.
         2. Read the first part, or the whole of a short recording, and check that it is a WAV file.
@@ -223,10 +223,10 @@ def put_or_beside(
     sha256: str | None = None,
     verify: bool = True,
 ) -> Stored:
-    """Create an object once; if its key has other bytes, create it beside it. See
+    """Create an object once; if its key has other bytes, use an alternative key. See
     `Bucket.put_once`.
 
-    The key beside it is derived from the content, so a retry after a crash finds the object and
+    The alternative key is derived from the content, so a retry after a crash finds the object and
     adopts it. That is safe: the key lies in the call's own directory, and the same bytes are the
     same file. If that key has other bytes too (a collision of 64 bits, or somebody's doing), the
     name is random.

@@ -47,7 +47,7 @@ from archiver.source.json_api import (
     JsonAnswer,
     JsonApi,
     SourceOut,
-    Unreadable,
+    UnusableAnswer,
 )
 
 log = structlog.get_logger()
@@ -214,7 +214,7 @@ class VoiceCallsClient:
             with stage("list"):
                 answer = self._api.get("list", "/voice-calls", query, scope=READ_SCOPE)
                 if not isinstance(answer.body, list):
-                    raise Unreadable("the source answered a listing with what is no list")
+                    raise UnusableAnswer("the source answered a listing with what is no list")
         except SourceError as error:
             if _is_about_all(error):
                 raise
@@ -224,7 +224,7 @@ class VoiceCallsClient:
                 self._api.control()
             if error.status not in (None, 200):
                 what = f"answered {error.status}"
-            elif isinstance(error, Unreadable):
+            elif isinstance(error, UnusableAnswer):
                 what = "was answered with what is no list of calls in JSON"
             else:
                 what = "took too long" if error.reason == "too_slow" else "was not answered"
@@ -334,7 +334,7 @@ class VoiceCallsClient:
                 self._api.control()
             self._outages.answered()
             raise _refused_call(error) from None
-        except Unreadable as error:
+        except UnusableAnswer as error:
             if error.body is None or error.body.strip():
                 if error.status is not None:
                     self._note_answer(call_id, scope)

@@ -114,7 +114,7 @@ class JsonAnswer:
     status: int = 200
 
 
-class Unreadable(SourceError):
+class UnusableAnswer(SourceError):
     """An answer that no client can use. `body` has its bytes, unless they are valid JSON after all
     (an error with status 200), are incomplete, or are too many."""
 
@@ -201,7 +201,7 @@ class JsonApi:
         """Send a GET, with retries. `name` is the stage in the metric of retries.
 
         Raises `SourceRefused` for 401 and 403 (it reaches one item if the control request is
-        answered with the same credentials), `Unreadable`, and `SourceError` otherwise, with the
+        answered with the same credentials), `UnusableAnswer`, and `SourceError` otherwise, with the
         answer's status.
         """
 
@@ -210,7 +210,7 @@ class JsonApi:
 
         try:
             return self._retry.call(name, ask)
-        except Unreadable:
+        except UnusableAnswer:
             # It may be a proxy's page or an empty body. The second is the source's own answer.
             RETRIES.labels(name, "bad_document").inc()
         self.clock.sleep(UNREADABLE_SECONDS)
@@ -335,7 +335,7 @@ class JsonApi:
         if response.status != 200:
             raise _refusal(response, scope)
         if response.headers.get("content-encoding", "identity").lower() != "identity":
-            raise Unreadable(
+            raise UnusableAnswer(
                 "the source answered with a Content-Encoding that was not asked for",
                 body=response.body,
             )
@@ -361,9 +361,9 @@ class JsonApi:
             )
         if error.kind == "malformed":
             text = f"the source's answer is no HTTP ({error}): check ARCHIVER_API_BASE_URL"
-            return Unreadable(text, status=None)
+            return UnusableAnswer(text, status=None)
         if error.kind == "too_large":
-            return Unreadable(f"the source answered with more than {max_bytes >> 20} MiB")
+            return UnusableAnswer(f"the source answered with more than {max_bytes >> 20} MiB")
         if error.kind == "too_slow":
             text = f"the source took over {self._answer_seconds:g} s for one answer"
             return SourceError(text, retryable=True, reason="too_slow")
@@ -401,13 +401,13 @@ def _unwrap(response: HttpResponse) -> JsonAnswer:
     """Read an answer, bare or in the envelope `{"data", "meta", "pagination"}`."""
     if len(response.body) > MAX_JSON_BYTES:
         text = f"the source answered with more than {MAX_JSON_BYTES >> 20} MiB of JSON"
-        raise Unreadable(text, body=response.body)
+        raise UnusableAnswer(text, body=response.body)
     try:
         document = canonical.load(response.body)
     except FormatError as error:
         kind = response.headers.get("content-type", "no content type").partition(";")[0][:40]
         kind = kind if kind.isprintable() else "something"
-        raise Unreadable(
+        raise UnusableAnswer(
             f"the source answered {kind} that cannot be read as JSON ({error}): "
             "check ARCHIVER_API_BASE_URL",
             body=response.body,
@@ -416,7 +416,7 @@ def _unwrap(response: HttpResponse) -> JsonAnswer:
     pagination: object = None
     if isinstance(document, dict):
         if document.get("error") and document.keys() <= {"error", "meta", "success"}:
-            raise Unreadable("the source answered an error with status 200")
+            raise UnusableAnswer("the source answered an error with status 200")
         # With an id it is a call that has a field `data` of its own, not an envelope.
         if "data" in document and "id" not in document:
             meta, pagination = document.get("meta"), document.get("pagination")

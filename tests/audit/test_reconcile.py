@@ -24,7 +24,7 @@ from archiver.audit.reconcile import (
     SHOWN,
     ArchiveLookup,
     Difference,
-    Options,
+    ReconcileOptions,
     Result,
     as_json,
     as_text,
@@ -73,7 +73,7 @@ def run(platform: Platform, clock: HandClock) -> Iterator[Run]:
         filters: Filter = Filter(("Completed",)),  # noqa: B008 - it is frozen
     ) -> Result:
         lister = Lister(api, filters, clock, HOUR)
-        return reconcile(lister, store, Options(first.start, (last or first).end, HOUR, 2))
+        return reconcile(lister, store, ReconcileOptions(first.start, (last or first).end, HOUR, 2))
 
     yield now
     api.close()
@@ -339,7 +339,7 @@ def test_a_call_is_looked_for_in_the_windows_of_its_own_times(
 
 def test_a_time_at_the_calendar_s_end_is_in_no_window() -> None:
     builder = archive()
-    options = Options(TENTH.start, TENTH.end, HOUR, 1)
+    options = ReconcileOptions(TENTH.start, TENTH.end, HOUR, 1)
     items = ItemReader(builder.store)
     lookup = ArchiveLookup(items, SealedSegments(items), options)
     last = Call("vc_z", {"startTime": "9999-12-31T23:59:59Z"})
@@ -500,7 +500,7 @@ def test_progress_is_told_of_each_window(platform: Platform, clock: HandClock) -
 
     api, seen = api_client(platform, clock), Seen()
     lister = Lister(api, Filter(("Completed",)), clock, HOUR)
-    options = Options(DAY + 10.5 * HOUR, DAY + 12.5 * HOUR, HOUR)
+    options = ReconcileOptions(DAY + 10.5 * HOUR, DAY + 12.5 * HOUR, HOUR)
     reconcile(lister, archive().store, options, seen)
     api.close()
 
@@ -883,7 +883,7 @@ def bent(platform: Platform, clock: HandClock) -> Iterator[Run]:
     def now(bad: Callable[[Lister, Window], Any]) -> Result:
         lister = _Bent(Lister(api, Filter(("Completed",)), clock, HOUR), bad)
         store = archive(("vc_a", "archived"), ("vc_b", "archived")).store
-        return reconcile(lister, store, Options(hour(10).start, hour(11).end, HOUR, 2))
+        return reconcile(lister, store, ReconcileOptions(hour(10).start, hour(11).end, HOUR, 2))
 
     yield now
     api.close()
