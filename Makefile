@@ -64,7 +64,7 @@ transports: $(VENV)/.dev-installed ## transfer, hostile, faults and contract ove
 	S3_REQUESTS=boto3 $(CLEAN_ENV) $(BIN)/python -m pytest tests/contract -n 3 --dist worksteal $(ARGS)
 
 .PHONY: permanent
-permanent: $(VENV)/.dev-installed ## all places where one thing may be bad for ever; make test has half
+permanent: $(VENV)/.dev-installed ## all places where one thing may be bad for ever; make test has a third
 	PERMANENT=all $(CLEAN_ENV) $(BIN)/python -m pytest tests/permanent -n 3 --dist worksteal $(ARGS)
 
 REPLAYED := $(SEED)

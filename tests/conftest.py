@@ -97,16 +97,20 @@ def open_bucket(weed: Weed, prefix: str, clock: HandClock) -> Callable[..., Buck
     """Makes a `Bucket` on the real store, below this test's own prefix."""
     from archiver.core.retry import Retry
     from archiver.store.bucket import Bucket
-    from archiver.store.client import StoreOptions
-    from tests.fakes.rig import SIGNED, TRANSPORT, store_requests
+    from archiver.store.client import StoreOptions, connect
+    from tests.fakes.rig import SIGNED, TRANSPORT, aws_session, store_requests
 
     def make(name: str = LOCKED, **options: Any) -> Bucket:
         where = {"prefix": prefix, "endpoint_url": weed.endpoint_url, "region": "us-east-1"}
         how = {"transport": TRANSPORT, "signed_requests": SIGNED}
         is_usual = options.keys().isdisjoint(("endpoint_url", "transport", "signed_requests"))
-        client = store_requests(name, weed.endpoint_url) if is_usual else None
-        options = {**where, **how, **options}
-        return Bucket(StoreOptions(name, **options), clock, Retry(clock), client=client)
+        store = StoreOptions(name, **{**where, **how, **options})
+        client = (
+            store_requests(name, weed.endpoint_url)
+            if is_usual
+            else connect(store, clock.check, aws_session())
+        )
+        return Bucket(store, clock, Retry(clock), client=client)
 
     return make
 

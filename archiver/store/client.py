@@ -83,9 +83,14 @@ def make_client(
         raise translate(error, "connect", options.bucket) from None
 
 
-def connect(options: StoreOptions, check: Callable[[], None]) -> SignedRequests:
-    """Return the requests of a bucket. `check` is as in `http.make_client`. Raises `StoreError`."""
-    aws = botocore.session.Session()
+def connect(
+    options: StoreOptions,
+    check: Callable[[], None],
+    aws: botocore.session.Session | None = None,
+) -> SignedRequests:
+    """Return the requests of a bucket. `check` is as in `http.make_client`; `aws` has the
+    credentials, by default those of the environment. Raises `StoreError`."""
+    aws = aws or botocore.session.Session()
     session = boto3.Session(botocore_session=aws)
     client = make_client(options, session)
     roots = aws.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")

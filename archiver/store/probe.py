@@ -194,7 +194,8 @@ def _race(bucket: Bucket) -> int:
     """
     barrier = threading.Barrier(RACERS, timeout=10)
     options, clock = replace(bucket.options, connections=RACERS), bucket.client.clock
-    impatient = make_client(options, read_timeout_seconds=PATIENCE_SECONDS)
+    session = bucket.client.signed.session
+    impatient = make_client(options, session, read_timeout_seconds=PATIENCE_SECONDS)
     racing = Bucket(options, clock, Retry(clock, attempts=1), client=impatient)
 
     def run(_: int) -> bool:

@@ -80,14 +80,14 @@ class SignedRequests:
         `session` or `http`, boto3 sends every request."""
         self.boto3_client = client
         self._bucket = bucket
-        self._session = session
+        self.session = session
         self._http = http
 
     @cached_property
     def _target(self) -> tuple[HttpClient, str, S3SigV4Auth] | None:
         """The HTTP client, the URL up to the key (from a URL that boto3 presigns), and the signer.
         None if boto3 has no credentials or signs in another way."""
-        credentials = self._session.get_credentials() if self._session is not None else None
+        credentials = self.session.get_credentials() if self.session is not None else None
         if credentials is None or self._http is None:
             return None
         parameters = {"Bucket": self._bucket, "Key": "x"}

@@ -14,15 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from archiver.core.retry import Retry
 from archiver.store.bucket import Bucket
-from archiver.store.client import StoreOptions, make_client
+from archiver.store.client import StoreOptions, connect, make_client
 from tests.contract.servers import REGION, Rclone
 from tests.contract.stores import KNOWN, Known
 from tests.fakes.clock import HandClock
-from tests.fakes.rig import SIGNED, TRANSPORT, store_requests
+from tests.fakes.rig import SIGNED, TRANSPORT, aws_session, store_requests
 from tests.system.ceph import Ceph
 from tests.system.servers import Weed
 
@@ -59,7 +60,7 @@ class Server:
         with pytest.MonkeyPatch.context() as patch:
             self.use(patch)
             options = StoreOptions("", endpoint_url=self.endpoint_url, region=REGION)
-            self.client = make_client(options)
+            self.client = make_client(options, boto3.Session(botocore_session=aws_session()))
         if not self.has_buckets:
             self.client.create_bucket(Bucket="plain")
             self.client.create_bucket(Bucket="locked", ObjectLockEnabledForBucket=True)
@@ -133,9 +134,13 @@ def open_bucket(server: Server, known: Known, prefix: str, clock: HandClock) -> 
         how = {"transport": TRANSPORT, "signed_requests": SIGNED}
         name = name or ("locked" if known.locked else "plain")
         is_usual = "endpoint_url" not in options
-        client = store_requests(name, server.endpoint_url) if is_usual else None
-        options = {**where, **how, **options}
-        bucket = Bucket(StoreOptions(name, **options), clock, Retry(clock), client=client)
+        store = StoreOptions(name, **{**where, **how, **options})
+        client = (
+            store_requests(name, server.endpoint_url)
+            if is_usual
+            else connect(store, clock.check, aws_session())
+        )
+        bucket = Bucket(store, clock, Retry(clock), client=client)
         bucket.create_once = known.proved.create_once
         return bucket
 

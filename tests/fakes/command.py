@@ -1,8 +1,8 @@
 """The command as people run it: a process of its own, with an environment of its own.
 
-Loading the libraries takes a process longer than most commands do. So it is done once: a process
-that has them, and nothing of the archiver's, is split for each command. `start` and `fresh` begin
-from nothing, as `tests/system` has the installed command do.
+Loading the modules takes a process longer than most commands do. So it is done once: a process
+that has loaded them, and done nothing with them, is split for each command. `start` and `fresh`
+begin from nothing, as `tests/system` has the installed command do.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ from typing import IO, Any
 from archiver.manifest.signing import SigningKey
 from tests.fakes.platform import Platform
 
-LIBRARIES = (
-    "boto3", "botocore.endpoint", "botocore.signers", "click", "concurrent.futures",
-    "cryptography.hazmat.primitives.asymmetric.ed25519", "http.server", "urllib3",
-    "prometheus_client", "pydantic", "pydantic_settings", "structlog",
+MODULES = (
+    "archiver.cli.audit", "archiver.cli.backfill", "archiver.cli.hold", "archiver.cli.run",
+    "archiver.wiring", "botocore.endpoint", "botocore.signers", "http.server", "pyreqwest.client",
 )  # fmt: skip
 _SPLIT = multiprocessing.get_context("forkserver")
-_SPLIT.set_forkserver_preload(list(LIBRARIES))
+_SPLIT.set_forkserver_preload(list(MODULES))
 _TIMEOUT_SECONDS = 90
 
 

@@ -13,6 +13,9 @@ from datetime import datetime, timedelta
 from functools import cache, cached_property
 from typing import Any
 
+import botocore.loaders
+import botocore.session
+
 from archiver.core.concurrency import Workers
 from archiver.core.http import Transport, make_client
 from archiver.core.model import Retention, Window, window_of, windows_between
@@ -45,6 +48,9 @@ SIGNED = os.environ.get("S3_REQUESTS") != "boto3"
 `HTTP_TRANSPORT=standard` and `S3_REQUESTS=boto3` in the environment choose the other ones."""
 
 
+_AWS_DATA = botocore.loaders.create_loader()
+
+
 @cache
 def store_requests(bucket: str, endpoint_url: str) -> SignedRequests:
     """What sends the tests' requests to a store: one for all tests, because making one takes long.
@@ -56,7 +62,15 @@ def store_requests(bucket: str, endpoint_url: str) -> SignedRequests:
         transport=TRANSPORT,
         signed_requests=SIGNED,
     )
-    return connect(options, lambda: None)
+    return connect(options, lambda: None, aws_session())
+
+
+def aws_session() -> botocore.session.Session:
+    """With the credentials of the environment. All share what describes AWS's services: reading
+    that takes most of the time in which a client is made."""
+    session = botocore.session.Session()
+    session.register_component("data_loader", _AWS_DATA)
+    return session
 
 
 def api_client(platform: Platform, clock: HandClock, **options: Any) -> VoiceCallsClient:

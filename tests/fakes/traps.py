@@ -14,6 +14,8 @@ from tests.system.tcp_proxy import Proxy
 
 OK = b"HTTP/1.1 200 OK\r\n"
 WHOLE = OK + b"Content-Length: 4\r\n\r\nbody"
+LAST = OK + b"Content-Length: 4\r\nConnection: close\r\n\r\nbody"
+"""As `WHOLE`, and says that the connection ends: else a client may send on it as it is closed."""
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
@@ -160,6 +162,6 @@ def slow(bytes_per_second: int, tls: ssl.SSLContext | None = None) -> Trap:
         while count < length:
             count += len(connection.read(min(32 << 10, length - count)))
             time.sleep(max(0.0, began + count / bytes_per_second - time.monotonic()))
-        connection.send(WHOLE)
+        connection.send(LAST)
 
     return Trap(serve, tls=tls, receive_buffer=64 << 10)

@@ -1,6 +1,6 @@
 """How many examples of the properties are tried, which, and how cores share them.
 
-`PROPERTIES_EXAMPLES` examples (100 unless set; of the slower properties a part of that), each
+`PROPERTIES_EXAMPLES` examples (50 unless set; of the slower properties a part of that), each
 property in `PARTS` parts with seeds of their own: the same in each run. `PROPERTIES_SEED` makes
 others. A failure prints the steps that lead to it, as a program, and a line that tries just them
 again: above the machine's class, or above the inner test. Under one PYTHONHASHSEED (`make
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-EXAMPLES = int(os.environ.get("PROPERTIES_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("PROPERTIES_EXAMPLES", "50"))
 SEED = int(os.environ.get("PROPERTIES_SEED", "1"))
 PARTS = 4
 
