@@ -185,7 +185,7 @@ def summary_line(totals: Totals, seal: int) -> str:
         "no recording": totals.committed.get("no_recording", 0),
         "failed": totals.committed.get("failed", 0),
         "failed as before": totals.failed - totals.committed.get("failed", 0),
-        "without transcript or survey": totals.incomplete,
+        "without a document": totals.incomplete,
         "entries of listings that are no calls": totals.unreadable,
         "pending": totals.pending,
         "waiting in open windows": totals.waiting,

@@ -1,4 +1,4 @@
-"""Times, windows and calls, which all packages share. Pure, no I/O."""
+"""Times, windows, calls and their documents, which all packages share. Pure, no I/O."""
 
 from __future__ import annotations
 
@@ -132,6 +132,36 @@ class Call:
         """A field if it is a string, else None."""
         value = self.document.get(field)
         return value if isinstance(value, str) else None
+
+
+@dataclass(frozen=True)
+class DocumentKind:
+    """One kind of JSON document that the source has about a call."""
+
+    path: str
+    """Where the source has it, below the call's own path."""
+    noun: str
+    means: str
+    unavailable: str
+    """The finding of a record whose call has no such document because it could not be fetched."""
+
+
+DOCUMENTS = {
+    "transcript": DocumentKind(
+        path="",
+        noun="the call's own document",
+        means="the call as the source told it, without its survey",
+        unavailable="transcript_unavailable",
+    ),
+    "epa": DocumentKind(
+        path="/epa-results",
+        noun="the survey",
+        means="the survey, where there is one",
+        unavailable="survey_unavailable",
+    ),
+}
+"""The documents of a call, by file kind. To archive one more, add a row: it is then fetched for
+each call and kept as `<kind>.json`. The first is the call itself, with the transcript."""
 
 
 def is_too_late(moment: datetime, known_at: datetime) -> bool:

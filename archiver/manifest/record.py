@@ -6,7 +6,7 @@ Rules:
 - `reason` and `findings` are codes of the tables below. They never contain text of the source.
 - `attempts` and `status` (the last HTTP status) exist only if the outcome is not `archived`.
 - `files` has the order of `FILE_KINDS`. If an archived call has no `epa`, no `epa_malformed` and
-  no finding `survey_unavailable`, the source had no survey.
+  no finding `survey_unavailable`, the source had no survey; so for each of `DOCUMENTS`.
 - A reader accepts files of kinds that it does not know, and checks their hashes.
 - `unavailable` says why a document could not be fetched. It is absent if all were fetched.
 """
@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from archiver.core.errors import FormatError, NewerFormat
-from archiver.core.model import Call, format_second, format_time
+from archiver.core.model import DOCUMENTS, Call, format_second, format_time
 from archiver.manifest import canonical, layout
 
 Outcome = Literal["archived", "no_recording", "failed"]
@@ -52,22 +52,22 @@ FAILED_REASONS = {
     "source_unavailable": "the source or its blob store went on failing",
     "store_refused": "the store refused to keep what the source sent for the call",
 }
+INCOMPLETE = {"document_malformed", *(row.unavailable for row in DOCUMENTS.values())}
+"""With one of these findings, a call's documents are fetched again at the ages of RELIST, and by a
+backfill."""
 FINDINGS = {
-    "document_malformed": "the transcript or the survey is no proper JSON: its bytes are kept as "
-    "they came, in a file of the kind `transcript_malformed` or `epa_malformed`",
+    "document_malformed": "a document of the call is no proper JSON: its bytes are kept as they "
+    "came, in a file whose kind ends in `_malformed`",
     "duration_mismatch": "the audio's length differs from the call's by over 2 s and over 2 %",
     "header_length_unknown": "the WAV header leaves the length of its data open (0 or 2^32-1)",
-    "survey_unavailable": "the survey could not be had; it is asked for again",
     "time_implausible": "the call's end lies before its window, or over a day after the listing: "
     "the lock counts from the window's end",
     "trailing_bytes": "the file goes on after the end that its RIFF header states",
-    "transcript_unavailable": "the call's own document could not be had; it is asked for again",
+    **{
+        row.unavailable: f"{row.noun} could not be had; it is asked for again"
+        for row in DOCUMENTS.values()
+    },
 }
-UNAVAILABLE = {"transcript": "transcript_unavailable", "epa": "survey_unavailable"}
-"""By file kind, the finding of a call whose document could not be fetched."""
-INCOMPLETE = {"document_malformed", *UNAVAILABLE.values()}
-"""With one of these findings, a call's documents are fetched again at the ages of RELIST, and by a
-backfill."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,6 @@ class FileKind:
     name: str
     content_type: str
     means: str
-    malformed: str | None = None
-    """The kind that holds the bytes of such a document if they are not valid JSON."""
 
     @property
     def stem(self) -> str:
@@ -90,32 +88,24 @@ class FileKind:
         return self.name.removeprefix(self.stem)
 
 
+MALFORMED = {kind: f"{kind}_malformed" for kind in DOCUMENTS}
+"""By document, the kind of the file that has its bytes if they are not valid JSON."""
 FILE_KINDS = {
     "recording": FileKind("recording.wav", "audio/wav", "the recording, byte for byte"),
-    "transcript": FileKind(
-        "transcript.json",
-        "application/json",
-        "the call as the source told it, without its survey",
-        malformed="transcript_malformed",
-    ),
-    "epa": FileKind(
-        "epa.json",
-        "application/json",
-        "the survey, where there is one",
-        malformed="epa_malformed",
-    ),
-    "transcript_malformed": FileKind(
-        "transcript.bad",
-        "application/octet-stream",
-        "what came in the place of the call, and is no proper JSON: the bytes as they came",
-    ),
-    "epa_malformed": FileKind(
-        "epa.bad",
-        "application/octet-stream",
-        "what came in the place of the survey, and is no proper JSON: the bytes as they came",
-    ),
+    **{
+        kind: FileKind(f"{kind}.json", "application/json", row.means)
+        for kind, row in DOCUMENTS.items()
+    },
+    **{
+        MALFORMED[kind]: FileKind(
+            f"{kind}.bad",
+            "application/octet-stream",
+            f"what came in place of {row.noun}, and is no proper JSON: the bytes as they came",
+        )
+        for kind, row in DOCUMENTS.items()
+    },
 }
-"""All kinds, in the order of a record's `files`. To add a kind, add a row."""
+"""All kinds, in the order of a record's `files`."""
 
 
 @dataclass(frozen=True)

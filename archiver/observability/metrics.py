@@ -20,13 +20,15 @@ from structlog.contextvars import bound_contextvars
 
 from archiver import __version__
 from archiver.core.errors import ArchiverError
+from archiver.core.model import DOCUMENTS
 
 # The library adds a `…_created` series to each counter and histogram. They are not documented.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 REGISTRY = CollectorRegistry(auto_describe=True)
 
-STAGES = ("list", "call", "epa", "sas", "transfer", "verify", "record", "seal")
+_CALL, *_OTHER_DOCUMENTS = DOCUMENTS
+STAGES = ("list", "call", *_OTHER_DOCUMENTS, "sas", "transfer", "verify", "record", "seal")
 
 CALLS = Counter(
     "archiver_calls",

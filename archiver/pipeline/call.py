@@ -1,8 +1,8 @@
 """Archives one call: puts its documents and its recording into the bucket, then its record.
 
 `CallArchiver.archive` is the whole sequence. A call is archived once its record is in the bucket.
-The recording and the two documents, the call's own (`transcript`) and the survey (`epa`), are
-fetched independently: one that cannot be fetched does not stop the others.
+The recording and the documents (`core.model.DOCUMENTS`: the call's own and the survey) are fetched
+independently: one that cannot be fetched does not stop the others.
 
 `Backoff` decides how long a call waits after a failed try.
 """
@@ -22,7 +22,15 @@ from archiver.core import checksums
 from archiver.core.clock import Clock
 from archiver.core.concurrency import ConcurrencyLimit
 from archiver.core.errors import CallError, FormatError, KeyTaken, NoRecording, Reach, StoreError
-from archiver.core.model import Call, Retention, Window, lock_start, parse_time, placing_time
+from archiver.core.model import (
+    DOCUMENTS,
+    Call,
+    Retention,
+    Window,
+    lock_start,
+    parse_time,
+    placing_time,
+)
 from archiver.core.retry import Retry
 from archiver.manifest import canonical, layout, record
 from archiver.manifest.record import FILE_KINDS, File, Record
@@ -59,9 +67,9 @@ FORGOTTEN_AFTER_SECONDS = 86_400.0
 window was closed without it."""
 SWEEP_SECONDS = 3_600.0
 
-Survey = dict[str, Any] | list[Any]
+Document = dict[str, Any] | list[Any]
 
-_SIDECARS = {*record.UNAVAILABLE, *(FILE_KINDS[kind].malformed for kind in record.UNAVAILABLE)}
+_SIDECARS = {*DOCUMENTS, *record.MALFORMED.values()}
 _REFRESHED_FINDINGS = {"duration_mismatch", "time_implausible", *record.INCOMPLETE}
 _RECORD_FIELDS = {
     "campaignId": "campaign_id",
@@ -132,7 +140,7 @@ class CallArchiver:
     ) -> Record | FailedTry:
         """Archive one listed call: as revision 1, or as the revision after `previous`.
 
-        1. Fetch the call's own document and its survey.
+        1. Fetch the call's own document and the others, such as the survey.
         2. Stream the recording into the bucket. An archived call keeps its recording.
         3. Store the documents.
         4. Lock and hold what the previous revision names as the new one will be.
@@ -215,32 +223,40 @@ class CallArchiver:
     # --- 1. the documents
 
     def _fetch_documents(self, attempt: Attempt) -> None:
-        """Fetch the call's own document, then its survey. Without the first, the listing is all
-        that is known of the call. The survey may come inside the call as well."""
+        """Fetch the call's own document, then the others. Without the first, the listing is all
+        that is known of the call."""
+        own, *others = DOCUMENTS
         call_id = attempt.listed.id
         try:
             attempt.call, attempt.source["request_id"] = self._source.call(call_id)
-            attempt.add_document("transcript", _without_survey(attempt.call))
+            attempt.add_document(own, _without_survey(attempt.call))
         except CallError as error:
-            attempt.note_unavailable("transcript", error)
+            attempt.note_unavailable(own, error)
             if attempt.listed.document.get("transcript") is not None:
-                attempt.add_document("transcript", _without_survey(attempt.listed))
-        if "transcript" in attempt.errors:
+                attempt.add_document(own, _without_survey(attempt.listed))
+        if own in attempt.errors:
             attempt.call = attempt.as_known()
-        inline, survey = attempt.call.document.get("epaResults"), None
-        try:
-            survey = self._source.survey(call_id)
-        except CallError as error:
-            attempt.note_unavailable("epa", error)
-        # If one of the two copies is missing today, keep the fields that only that copy had.
+        for kind in others:
+            document = None
+            try:
+                document = self._source.document(call_id, kind)
+            except CallError as error:
+                attempt.note_unavailable(kind, error)
+            if kind == "epa":
+                document = self._with_inline_survey(attempt, document)
+            if document is not None:
+                attempt.add_document(kind, document)
+
+    def _with_inline_survey(self, attempt: Attempt, survey: Document | None) -> Document | None:
+        """Add what only the survey inside the call has. If one of the two copies is missing today,
+        the fields stay that only that copy had."""
+        inline = attempt.call.document.get("epaResults")
         if survey is not None and inline is None and "transcript" in attempt.errors:
             inline = self._read_json(attempt.previous_file("epa"))
         if survey is None and inline and "epa" not in attempt.errors:
             survey = inline if isinstance(inline, dict | list) else None
             inline = self._read_json(attempt.previous_file("epa"))
-        merged = _merged(survey, inline)
-        if merged is not None:
-            attempt.add_document("epa", merged)
+        return _merged(survey, inline)
 
     def _read_json(self, file: File | None) -> object:
         """Return a stored file as JSON; None if it is missing or cannot be parsed."""
@@ -325,7 +341,7 @@ class CallArchiver:
             unavailable={
                 kind: {"reason": error.reason, "status": error.status}
                 for kind, error in attempt.errors.items()
-                if record.UNAVAILABLE[kind] in attempt.findings
+                if DOCUMENTS[kind].unavailable in attempt.findings
             },
             day=attempt.day,
             revision=max(previous.revision if previous else 0, attempt.taken) + 1,
@@ -358,13 +374,13 @@ class CallArchiver:
         attempt.files = [file for file in attempt.previous_files() if file.kind not in fetched]
         if attempt.recording is not None:
             attempt.files.append(attempt.recording)
-        for kind, finding in record.UNAVAILABLE.items():
+        for kind, row in DOCUMENTS.items():
             error, document = attempt.errors.get(kind), attempt.documents.get(kind)
             before = attempt.previous_file(kind)
             if error is not None and attempt.has_document(kind):
                 document = None
             elif error is not None:
-                attempt.findings.add(finding)
+                attempt.findings.add(row.unavailable)
                 self._store_malformed(attempt, kind, error.body)
             if document is not None and not (before and self._still_stands(before, document)):
                 self._store_sidecar(attempt, kind, document)
@@ -376,8 +392,7 @@ class CallArchiver:
 
     def _store_malformed(self, attempt: Attempt, kind: str, body: bytes | None) -> None:
         """Keep the bytes that came in place of a document, else the previous record's."""
-        malformed = FILE_KINDS[kind].malformed
-        assert malformed is not None  # noqa: S101  (the kind of a document)
+        malformed = record.MALFORMED[kind]
         before = attempt.previous_file(malformed)
         if body and (before is None or before.sha256 != checksums.sha256_hex(body)):
             self._store_sidecar(attempt, malformed, body)
@@ -564,7 +579,7 @@ class Attempt:
 
     # --- documents
 
-    def add_document(self, kind: str, document: Survey) -> None:
+    def add_document(self, kind: str, document: Document) -> None:
         """Keep a document in the archive's form, or note that it has none (`bad_document`)."""
         try:
             self.documents[kind] = canonical.dump(document)
@@ -586,7 +601,9 @@ class Attempt:
 
     def has_document(self, kind: str) -> bool:
         """Whether the previous record has the complete document, or states that there is none."""
-        if self.previous is None or record.UNAVAILABLE[kind] in self.previous.document["findings"]:
+        if self.previous is None or (
+            DOCUMENTS[kind].unavailable in self.previous.document["findings"]
+        ):
             return False
         return self.previous.outcome == "archived" or self.previous_file(kind) is not None
 
@@ -748,7 +765,7 @@ def _has_transcript(document: object) -> bool:
     return isinstance(document, dict) and bool(document.get("transcript"))
 
 
-def _merged(survey: Survey | None, inline: object) -> Survey | None:
+def _merged(survey: Document | None, inline: object) -> Document | None:
     """Add to the endpoint's survey the fields that only the call's inline copy has. If one of the
     two is an array, the inline copy counts only if the endpoint has no survey."""
     if not isinstance(inline, dict | list) or not inline:

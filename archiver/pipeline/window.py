@@ -92,7 +92,7 @@ class Totals:
     failed: int = 0
     """Calls that this run tried and whose record says `failed`."""
     incomplete: int = 0
-    """Calls that this run processed and that are archived without their transcript or survey."""
+    """Calls that this run processed and that are archived without one of their documents."""
     unreadable: int = 0
     """Listing entries that are not calls."""
     pending: int = 0

@@ -36,7 +36,7 @@ from archiver.core.errors import (
     SourceError,
     SourceRefused,
 )
-from archiver.core.model import Call, Window, format_time, parse_time
+from archiver.core.model import DOCUMENTS, Call, Window, format_time, parse_time
 from archiver.manifest import canonical
 from archiver.observability.metrics import stage
 from archiver.source.diagnosis import IMPOSSIBLE_ID, OutageDetector, ScopeDetector
@@ -257,20 +257,22 @@ class VoiceCallsClient:
             raise _bad_document("the answer is not this call")
         return Call(call_id, answer.body), answer.request_id
 
-    def survey(self, call_id: str) -> dict[str, Any] | list[Any] | None:
-        """Fetch the post-call survey; None if the source has none.
+    def document(self, call_id: str, kind: str) -> dict[str, Any] | list[Any] | None:
+        """Fetch a document that the source has apart from the call, such as the survey (`epa`);
+        None if it has none.
 
         Raises `CallError`: `bad_document`, with the bytes in `body` if they are not valid JSON.
         """
-        with stage("epa"):
-            answer = self._get_of_call("epa", call_id, "/epa-results", max_bytes=MAX_KEPT_BYTES)
+        row = DOCUMENTS[kind]
+        with stage(kind):
+            answer = self._get_of_call(kind, call_id, row.path, max_bytes=MAX_KEPT_BYTES)
         if answer.body in (None, {}, []):
             return None
-        survey: dict[str, Any] | list[Any] = answer.body
-        rows = survey if isinstance(survey, list) else [survey]
-        if not all(isinstance(row, dict) for row in rows):
-            raise _bad_document("the survey is no object or array of objects")
-        return survey
+        document: dict[str, Any] | list[Any] = answer.body
+        parts = document if isinstance(document, list) else [document]
+        if not all(isinstance(part, dict) for part in parts):
+            raise _bad_document(f"{row.noun} is no object or array of objects")
+        return document
 
     def recording_url(self, call_id: str) -> SignedUrl:
         """Fetch a fresh signed URL, to be used at once. Raises `NoRecording` if there is none."""

@@ -12,7 +12,7 @@ import random
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
 from typing import Any
@@ -143,13 +143,18 @@ def _shared_noise() -> bytes:
 
 # --- calls
 
+APART = {"epa": "epa-results"}
+"""The documents that the platform has apart from the call, by file kind: the last part of each
+one's path."""
+
 
 @dataclass
 class SimulatedCall:
     """One call as the platform has it. Tests change its fields while it is served.
 
     `document` is the call's JSON without its survey, `epa` the survey (None: the campaign has
-    none), `recording` the audio (None: the platform has none). `blob_missing` takes away the blob
+    none), `others` the other documents of `APART`, by kind, `recording` the audio (None: the
+    platform has none). `blob_missing` takes away the blob
     behind a signed URL that still works; `etag` and `last_modified` override what the blob server
     would say. The date filter places the call by `listed_at` where that is set, else by `document`.
     """
@@ -161,6 +166,7 @@ class SimulatedCall:
     etag: str | None = None
     last_modified: datetime | None = None
     listed_at: datetime | None = None
+    others: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -170,6 +176,10 @@ class SimulatedCall:
     @property
     def state(self) -> str | None:
         return self.document.get("state")
+
+    def apart(self) -> dict[str, dict[str, Any]]:
+        """The documents that it has of `APART`."""
+        return self.others if self.epa is None else {"epa": self.epa, **self.others}
 
     def detail(self) -> dict[str, Any]:
         """The answer to `GET /voice-calls/{id}`: everything, the survey inline."""

@@ -14,7 +14,7 @@ import itertools
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -118,13 +118,13 @@ class MemoryPlatform(VoicePlatform):
         return None if call_id in self.gone else super().find(call_id)
 
     def change(self, call_id: str, **fields: Any) -> None:
-        """Fields of a call's document; a survey by `epa`, a recording by `recording`. The call is
-        made anew, so that what was listed before keeps what it showed then."""
+        """Fields of a call's document; a survey by `epa`, documents by `others`, a recording by
+        `recording`. The call is made anew, so that what was listed before keeps what it showed."""
         with self._lock:
             call = self._calls[call_id]
-            parts = {name: fields.pop(name) for name in ("epa", "recording") if name in fields}
-            made = SimulatedCall({**call.document, **fields}, call.recording, call.epa)
-            self._calls[call_id] = replace(made, **parts)
+            own = ("epa", "others", "recording")
+            parts = {name: fields.pop(name, getattr(call, name)) for name in own}
+            self._calls[call_id] = SimulatedCall({**call.document, **fields}, **parts)
 
     # --- drift
 

@@ -40,7 +40,7 @@ from typing import Any, Literal, Self
 from urllib.parse import quote, unquote, urlencode
 from uuid import uuid4
 
-from tests.fakes.calls import NoiseRecording, Recording, SimulatedCall, make_calls
+from tests.fakes.calls import APART, NoiseRecording, Recording, SimulatedCall, make_calls
 from tests.fakes.http_server import BendableServer, Reply, Request, ServerName
 
 BASE_PATH = "/api/v1"
@@ -276,7 +276,9 @@ class VoicePlatform:
         match segments:
             case ["voice-calls"]:
                 known, scope = _LISTING_PARAMETERS, READ
-            case ["voice-calls", _] | ["voice-calls", _, "epa-results"]:
+            case ["voice-calls", _]:
+                scope = READ
+            case ["voice-calls", _, part] if part in APART.values():
                 scope = READ
             case ["voice-calls", _, "recording-url"]:
                 scope = AUDIO
@@ -297,10 +299,12 @@ class VoicePlatform:
         call = self.find(call_id)
         if call is None:
             raise _Refusal(404, "call_not_found", "There is no such call.")
-        if part == ["epa-results"]:
-            if call.epa is None:
-                raise _Refusal(404, "epa_results_not_found", "The call has no survey.")
-            return call.epa
+        for kind, name in APART.items():
+            if part == [name]:
+                document = call.apart().get(kind)
+                if document is None:
+                    raise _Refusal(404, f"{kind}_not_found", "The call has no such document.")
+                return document
         if part == ["recording-url"]:
             if call.recording is None:
                 raise _Refusal(404, "recording_not_found", "The call has no recording.")
@@ -454,15 +458,15 @@ def sign_request(secret: str, timestamp: str, method: str, path: str, body: byte
 
 
 def subject(request: Request) -> tuple[str, str]:
-    """What a request asks for, and the id of the call: `call`, `epa`, `url` or `blob`. Of a
-    listing it is `list`, and the start of its range."""
+    """What a request asks for, and the id of the call: `call`, a kind of `APART`, `url` or `blob`.
+    Of a listing it is `list`, and the start of its range."""
     if request.server == "blob":
         return "blob", unquote(request.path).removeprefix("/recs/").removesuffix(".wav")
     rest = request.path.removeprefix(f"{BASE_PATH}/voice-calls").strip("/")
     if not rest:
         return "list", request.query.get("dateFrom", "")
     call_id, _, last = rest.partition("/")
-    names = {"": "call", "epa-results": "epa", "recording-url": "url"}
+    names = {"": "call", "recording-url": "url", **{name: kind for kind, name in APART.items()}}
     return names.get(last, last), unquote(call_id)
 
 

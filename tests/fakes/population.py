@@ -34,6 +34,7 @@ def a_call(
     seconds: int = 1,
     audio: bytes | None = b"",
     epa: dict[str, Any] | None = None,
+    others: dict[str, dict[str, Any]] | None = None,
     **fields: Any,
 ) -> SimulatedCall:
     """A completed call that starts `at`; `audio` b"" makes a WAV of its length, None has none."""
@@ -53,7 +54,7 @@ def a_call(
     document = {name: value for name, value in document.items() if value is not ...}
     data = voice(call_id, seconds) if audio == b"" else audio
     recording = None if data is None else BytesRecording(data)
-    return SimulatedCall(document, recording, epa)
+    return SimulatedCall(document, recording, epa, others=others or {})
 
 
 def call_of(platform: Platform, call_id: str) -> SimulatedCall:

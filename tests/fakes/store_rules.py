@@ -15,10 +15,12 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from archiver.manifest import layout
+from tests.fakes.calls import APART
 
+_DOCUMENT = "|".join(("transcript", *APART))
 _FILE = re.compile(
     r"recordings/dt=(\d{4}-\d\d-\d\d)/([A-Za-z0-9_.-]+)/"
-    r"(recording(-[0-9a-f]{16})?\.wav|(transcript|epa)(-[0-9a-f]{16})?\.(json|bad))",
+    rf"(recording(-[0-9a-f]{{16}})?\.wav|({_DOCUMENT})(-[0-9a-f]{{16}})?\.(json|bad))",
     re.ASCII,
 )
 _PART = re.compile(r"recordings/.*/recording-[0-9a-f]{16}\.wav", re.ASCII)

@@ -45,7 +45,7 @@ def listing(client: VoiceCallsClient) -> None:
 ASKS: dict[str, Callable[[VoiceCallsClient], object]] = {
     "listing": listing,
     "call": lambda client: client.call("vc_1"),
-    "survey": lambda client: client.survey("vc_1"),
+    "survey": lambda client: client.document("vc_1", "epa"),
     "url": lambda client: client.recording_url("vc_1"),
 }
 BODIES = {
@@ -167,7 +167,7 @@ def test_any_id_is_one_path_segment(
 ) -> None:
     platform.add(a_call(call_id, epa={"state": "Completed"}))
     assert client.call(call_id)[0].id == call_id
-    assert client.survey(call_id) == {"state": "Completed"}
+    assert client.document(call_id, "epa") == {"state": "Completed"}
     assert client.recording_url(call_id).url
     assert platform.violations == []
 
@@ -176,7 +176,7 @@ def test_any_id_is_one_path_segment(
 def test_an_id_that_no_url_can_name_is_never_asked(
     platform: Platform, client: VoiceCallsClient, call_id: str
 ) -> None:
-    for ask in (client.call, client.survey, client.recording_url):
+    for ask in (client.call, lambda one: client.document(one, "epa"), client.recording_url):
         with pytest.raises(CallError):
             ask(call_id)
     assert platform.violations == []

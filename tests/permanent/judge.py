@@ -11,6 +11,7 @@ from typing import Any
 from archiver.audit.findings import Report
 from archiver.audit.verify import Options, verify
 from archiver.manifest import layout
+from tests.fakes.calls import APART
 from tests.fakes.harm import Harm
 from tests.fakes.store_rules import sha256_hex
 from tests.model.ledger import Ledger
@@ -29,7 +30,7 @@ from tests.simulation.judge import read, truth
 
 MOST_REQUESTS = 3500
 """Nobody hammers at what is bad."""
-AFTERWARDS = ("transcript_malformed", "epa_malformed")
+AFTERWARDS = tuple(f"{kind}_malformed" for kind in ("transcript", *APART))
 """Kinds of files that a call may have kept from the time when something was bad."""
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from archiver.core.model import Window
 from archiver.manifest import layout, record
 from tests.fakes import harm
+from tests.fakes.calls import APART
 from tests.fakes.harm import Answer, Harm
 from tests.permanent.scene import (
     CALLS,
@@ -194,7 +195,7 @@ def _documents() -> None:
             _add(f"{operation}: {kind}", told, _of, operation, answer, kind, **one)
     for kind, answer in {"404": statuses["404"], **EMPTY}.items():
         _add(f"epa: {kind}", HARMLESS, _of, "epa", answer, kind, **none, **one)
-    for operation in ("call", "epa"):
+    for operation in ("call", *APART):
         for kind, data in NO_JSON.items():
             bad = (operation, harm.body(data), kind)
             _add(f"{operation}: {kind}", malformed, _of, *bad, kept=data, **one)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+from tests.fakes.calls import APART
 from tests.simulation.wire import CRASH_AFTER, CRASH_BEFORE, STOP, WRITES, Exchange, Side
 
 READS = {"get", "head", "list", "versions", "uploads", "settings"}
@@ -38,7 +39,7 @@ STORE: dict[str, set[str]] = {
     "out": EVERY,  # nothing answers for a while
 }
 API: dict[str, set[str]] = {
-    name: {"list", "call", "epa", "url"}
+    name: {"list", "call", *APART, "url"}
     for name in (
         "throttled", "unavailable", "internal", "unreachable", "dropped", "cut", "error", "empty",
         "page", "refused", "out",
@@ -63,7 +64,14 @@ def possible(side: Side, operation: str) -> list[str]:
     return [name for name, operations in BY_SIDE[side].items() if operation in operations]
 
 
-RISK = {**dict.fromkeys(WRITES, 3), "call": 2, "epa": 2, "url": 3, "fetch": 8, "range": 30}
+RISK = {
+    **dict.fromkeys(WRITES, 3),
+    "call": 2,
+    **dict.fromkeys(APART, 2),
+    "url": 3,
+    "fetch": 8,
+    "range": 30,
+}
 """How much more often than a HEAD or a listing a request meets a fault: where it matters, and what
 comes about rarely."""
 _POSSIBLE = {

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from archiver.core.model import Window
 from archiver.manifest import layout
 from tests.fakes import harm
+from tests.fakes.calls import APART
 from tests.fakes.harm import Harm
 from tests.simulation.plot import LENGTH, START, CallPlan, Plot
 
@@ -120,7 +121,7 @@ KINDS: dict[str, Make] = {
         harm.entry(aim.plan.id, aim.window, lambda row: None, "null"), aim
     ),
     "call 500": _call("call", 500),
-    "epa 403": _call("epa", 403),
+    **{f"{kind} 403": _call(kind, 403) for kind in APART},
     "url 403": _call("url", 403),
     "url 500": _call("url", 500),
     "blob 404": _call("blob", 404),

@@ -20,6 +20,7 @@ from archiver.audit.verify import Options, verify
 from archiver.core.model import Window
 from archiver.manifest import layout
 from archiver.manifest.signing import PublicKey
+from tests.fakes.calls import SimulatedCall
 from tests.fakes.harm import names_of
 from tests.fakes.log_lines import SECRETS
 from tests.fakes.store_rules import STRANGER
@@ -192,20 +193,19 @@ def _expected(story: Story, plan: CallPlan, ledger: Ledger) -> list[tuple[str, d
     if plan.event not in ("changes", "survey") or _must_be_seen(story, plan, ledger):
         return [now]
     before = plan.call
-    return [now, (now[0], _files(before.detail(), before.epa, plan.recording))]
+    return [now, (now[0], _files(before, plan.recording))]
 
 
 def truth(world: SimWorld, call_id: str) -> tuple[str, dict[str, str]]:
     """What the source tells of a call at the end."""
     call = world.platform.all[call_id]
     outcome = "no_recording" if call.recording is None else "archived"
-    return outcome, _files(call.detail(), call.epa, call.recording)
+    return outcome, _files(call, call.recording)
 
 
-def _files(detail: dict[str, Any], epa: object, recording: Any) -> dict[str, str]:
-    document = {name: value for name, value in detail.items() if name != "epaResults"}
-    files = {"transcript": _sidecar(document)}
-    files |= {"epa": _sidecar(epa)} if epa is not None else {}
+def _files(call: SimulatedCall, recording: Any) -> dict[str, str]:
+    own = {name: value for name, value in call.detail().items() if name != "epaResults"}
+    files = {kind: _sidecar(one) for kind, one in {"transcript": own, **call.apart()}.items()}
     return files | ({"recording": recording.sha256()} if recording is not None else {})
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from archiver.core.errors import CallError
-from archiver.core.model import Call, Retention
+from archiver.core.model import DOCUMENTS, Call, Retention
 from archiver.manifest.record import FAILED_REASONS, FILE_KINDS, FINDINGS, INCOMPLETE, Record
 from archiver.pipeline.call import CallArchiver, FailedTry
 from archiver.source.api import VoiceCallsClient
 from archiver.store.bucket import Bucket
-from tests.fakes.calls import SimulatedCall
+from tests.fakes.calls import APART, SimulatedCall
 from tests.fakes.clock import HandClock
 from tests.fakes.http_server import Reply, Request
 from tests.fakes.platform import Platform
@@ -38,8 +38,12 @@ from tests.fakes.rig import WINDOW, Rig, api_client, blob_client
 
 DIR = "recordings/dt=2024-01-15/vc_1/"
 SURVEY = {"responses": [{"score": 5}], "state": "Completed"}
-PATHS = {"transcript": "/voice-calls/vc_1", "epa": "/voice-calls/vc_1/epa-results"}
-FINDING = {"transcript": "transcript_unavailable", "epa": "survey_unavailable"}
+PATHS = {
+    "transcript": "/voice-calls/vc_1",
+    **{kind: f"/voice-calls/vc_1/{name}" for kind, name in APART.items()},
+}
+FINDING = {kind: row.unavailable for kind, row in DOCUMENTS.items()}
+OTHERS = {kind: {"kind": kind} for kind in APART if kind != "epa"}
 
 BAD = {
     "400": Reply(400, {}, b"{}"),
@@ -76,7 +80,8 @@ NONE = {
 @pytest.fixture
 def platform(platform: Platform) -> Iterator[Platform]:
     """`good` is a call that nothing is ever wrong with."""
-    platform.add(a_call("good", epa=SURVEY), apart("vc_1", epa=SURVEY))
+    platform.add(a_call("good", epa=SURVEY, others=OTHERS))
+    platform.add(apart("vc_1", epa=SURVEY, others=OTHERS))
     return platform
 
 
@@ -89,7 +94,7 @@ class Apart(SimulatedCall):
 
 def apart(*arguments: Any, **options: Any) -> Apart:
     made = a_call(*arguments, **options)
-    return Apart(made.document, made.recording, made.epa)
+    return Apart(made.document, made.recording, made.epa, others=made.others)
 
 
 def harm(platform: Platform, harms: dict[str, Reply]) -> None:

@@ -46,7 +46,7 @@ def test_the_real_clients_are_served(platform: MemoryPlatform, clock: HandClock)
     platform.change("vc_3", epa={"score": 1})
     api = api_client(platform, clock)
     assert pages(platform, clock) == [["vc_0", "vc_1"], ["vc_2", "vc_3"], ["vc_4"]]
-    assert api.call("vc_3")[0].document["epaResults"] == api.survey("vc_3") == {"score": 1}
+    assert api.call("vc_3")[0].document["epaResults"] == api.document("vc_3", "epa") == {"score": 1}
     assert download(platform, clock, api.recording_url("vc_3").url) == voice("vc_3")
     assert platform.violations == []
 

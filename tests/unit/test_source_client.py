@@ -271,8 +271,8 @@ def test_the_answers_about_one_call(platform: Platform, client: VoiceCallsClient
     assert call.document["epaResults"] == survey
     assert request_id is not None
     assert request_id.startswith("req_")
-    assert client.survey("with") == survey
-    assert client.survey("without") is None
+    assert client.document("with", "epa") == survey
+    assert client.document("without", "epa") is None
     assert platform.blob_host in client.recording_url("with").url
     assert "sig" not in repr(client.recording_url("with"))
     with pytest.raises(NoRecording) as caught:
@@ -351,7 +351,7 @@ def test_an_empty_survey_is_none(
     platform: Platform, client: VoiceCallsClient, reply: Reply
 ) -> None:
     platform.hooks.append(on("/epa-results", reply))
-    assert client.survey("vc_001") is None
+    assert client.document("vc_001", "epa") is None
 
 
 @pytest.mark.parametrize("reply", NONE)

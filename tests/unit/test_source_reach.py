@@ -326,7 +326,7 @@ def test_an_outage_while_one_lists_blames_no_window(
 
 ASKS: dict[str, Callable[[VoiceCallsClient, str], object]] = {
     "": VoiceCallsClient.call,
-    "/epa-results": VoiceCallsClient.survey,
+    "/epa-results": lambda client, call_id: client.document(call_id, "epa"),
     "/recording-url": VoiceCallsClient.recording_url,
 }
 
