@@ -6,7 +6,9 @@ which a writer must not have. So the mode stays, and the date is extended in it.
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -99,6 +101,27 @@ def test_threads_that_extend_one_object_lose_no_date(locking: MakeBucket, clock:
             assert lock.until is not None
             assert lock.until >= wanted
         assert lock_of(bucket, f"k{number}") == ("GOVERNANCE", max(dates))
+
+
+def test_threads_set_one_objects_lock_one_after_the_other(
+    locking: MakeBucket, clock: HandClock
+) -> None:
+    bucket, until = locking("GOVERNANCE"), clock.now() + DAY
+    bucket.put_once("k", b"x", retain_until=until)
+    together, met = threading.Barrier(2), []
+
+    def meet(**_: object) -> None:
+        with suppress(threading.BrokenBarrierError):
+            met.append(together.wait(0.5))
+
+    bucket.client.s3.meta.events.register("before-call.s3.PutObjectRetention", meet)
+    try:
+        dates = [until + count * DAY for count in (1, 2, 3, 4)]
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(partial(bucket.extend, "k", None), dates))
+    finally:
+        bucket.client.s3.meta.events.unregister("before-call.s3.PutObjectRetention", meet)
+    assert met == []
 
 
 @pytest.mark.parametrize("rivals", [3, 99])

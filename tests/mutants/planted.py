@@ -157,7 +157,7 @@ BUGS = (
         "except KeyTaken:\n"
         "                result.status = WindowStatus.CLOSED\n"
         "                return True",
-        "tests/unit/test_windows.py tests/model",
+        "tests/unit/test_neighbours.py",
     ),
     # --- the store
     Bug(

@@ -141,3 +141,22 @@ def test_a_call_kept_here_whose_day_the_store_does_not_list(world):
         writer.store.refuse("list", layout.record_prefix(FIRST.start.date()))
         writer.round()
         assert sealed(world)[LAST.start] == {"before", "edge"}
+
+
+def test_who_loses_a_segments_key_to_another_writer_names_its_calls_in_the_next(world):
+    """The other one did not see `after`: not in its listing, and the sighting was not written."""
+    world.clock.turn_to(SETTLED)
+    first, second = world.writer("first"), world.writer("second")
+    first.store.refuse("put", "/sightings/")
+
+    def close_meanwhile(request: Request) -> Reply | None:
+        if request.path.endswith("/after/recording-url"):
+            world.platform.hooks.remove(close_meanwhile)
+            world.platform.hidden.add("after")
+            second.backfill(FIRST.start, FIRST.end)
+            assert sealed(world) == {FIRST.start: {"edge"}}
+        return None
+
+    world.platform.hooks.append(close_meanwhile)
+    first.backfill(FIRST.start, FIRST.end)
+    assert sealed(world) == {FIRST.start: {"edge", "after"}}
