@@ -25,8 +25,8 @@ FOREVER = {"mode": "COMPLIANCE", "until": "2099-01-01T00:00:00Z"}
 COMPLETED = {"state": ["Completed"]}
 """The filter that windows are listed with, unless a test says otherwise."""
 PAGES = {layout.VERIFY_PAGE: b"how to verify\n", layout.VERIFY_SCRIPT: b"exit 2\n"}
-UNKNOWN = FileKind("summary.md", "text/markdown", "what a later release may add")
-KINDS = {**FILE_KINDS, "summary": UNKNOWN}
+UNKNOWN = FileKind("diary.md", "text/markdown", "what a later release may add")
+KINDS = {**FILE_KINDS, "diary": UNKNOWN}
 
 
 def hour(number: int) -> Window:

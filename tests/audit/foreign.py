@@ -234,6 +234,6 @@ SOUND: list[tuple[str, Callable[[Builder], object]]] = [
         sight("vc_e")(b))),
     ("entries that can be told again", lambda b: unreadable_entries(b, 3, 0)),
     ("documents that are no JSON, and kinds of a later release", kinds(("transcript_malformed",
-        "transcript.bad"), ("epa_malformed", f"epa-{TAG}.bad"), ("summary", "Summary_1.v2.json"))),
+        "transcript.bad"), ("epa_malformed", f"epa-{TAG}.bad"), ("diary", "Diary_1.v2.json"))),
 ]  # fmt: skip
 """None of these is damage."""

@@ -54,14 +54,14 @@ def test_a_sound_archive_holds(tmp_path: Path) -> None:
 
 
 def test_files_of_every_kind_are_hashed_known_or_not(tmp_path: Path) -> None:
-    kinds = ("recording", "transcript_malformed", "epa_malformed", "summary")
+    kinds = ("recording", "transcript_malformed", "epa_malformed", "diary")
     builder = Builder().genesis()
     builder.seal(builder.segment(hour(10), [builder.call("vc_a", hour(10), kinds=kinds)]))
     assert check(builder, tmp_path / "archive")[0] == 0
-    builder.store.rot("recordings/dt=2024-01-15/vc_a/summary.md", flip)
+    builder.store.rot("recordings/dt=2024-01-15/vc_a/diary.md", flip)
     code, rest = check(builder, tmp_path / "damaged")
     assert code == 1
-    assert any("summary.md" in line for line in rest)
+    assert any("diary.md" in line for line in rest)
 
 
 def test_the_given_key_is_used(tmp_path: Path) -> None:

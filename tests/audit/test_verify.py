@@ -74,11 +74,11 @@ def test_a_level_asks_for_no_more_than_it_says() -> None:
 SIDE = "recordings/dt=2024-01-15/vc_a/"
 
 
-@pytest.mark.parametrize("name", ["transcript.bad", "epa.bad", "summary.md"])
+@pytest.mark.parametrize("name", ["transcript.bad", "epa.bad", "diary.md"])
 def test_files_of_every_kind_are_hashed_known_or_not(name: str) -> None:
-    """`summary` is a kind that this release does not know."""
+    """`diary` is a kind that this release does not know."""
     builder = Builder().genesis()
-    kinds = ("recording", "transcript_malformed", "epa_malformed", "summary")
+    kinds = ("recording", "transcript_malformed", "epa_malformed", "diary")
     builder.seal(builder.segment(hour(10), [builder.call("vc_a", hour(10), kinds=kinds)]))
     report = audit(builder, level="bytes")
     assert [found for found in report.findings if found.severity != "info"] == []

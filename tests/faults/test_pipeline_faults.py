@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from archiver.core.errors import ArchiverError
+from archiver.core.model import DOCUMENTS
 from archiver.manifest.signing import SigningKey
 from archiver.store.bucket import Bucket
 from tests.fakes.audio import wav
@@ -73,7 +74,7 @@ def storm(seed: int) -> list[Fault]:
     """Some requests to the store that will go wrong, of each kind of object."""
     chance = random.Random(seed)
     patterns = [
-        "recording", "transcript.json", "epa.json", "records/", r"\.jsonl", r"\.sha256",
+        "recording", *(f"{kind}.json" for kind in DOCUMENTS), "records/", r"\.jsonl", r"\.sha256",
         r"seals/\d+.json$", r"\.sig", r"\.seal$", "^HEAD", "list-type=2",
     ]  # fmt: skip
     return [Fault(chance.choice(STORE_HARMS), one, chance.randint(1, 3)) for one in patterns]

@@ -13,6 +13,7 @@ from archiver.core.clock import SystemClock
 from archiver.core.errors import CallError, SourceError
 from archiver.source.api import Filter, VoiceCallsClient
 from archiver.source.json_api import MAX_JSON_BYTES
+from tests.fakes.calls import APART
 from tests.fakes.clock import HandClock
 from tests.fakes.http_server import Reply
 from tests.fakes.platform import Platform
@@ -45,7 +46,7 @@ def listing(client: VoiceCallsClient) -> None:
 ASKS: dict[str, Callable[[VoiceCallsClient], object]] = {
     "listing": listing,
     "call": lambda client: client.call("vc_1"),
-    "survey": lambda client: client.document("vc_1", "epa"),
+    **{kind: lambda client, kind=kind: client.document("vc_1", kind) for kind in APART},
     "url": lambda client: client.recording_url("vc_1"),
 }
 BODIES = {
@@ -76,7 +77,7 @@ ROWS = {"no id", "id of number", "empty id", "list of text"}
 """Lists: what is no call in them is counted, and no error."""
 ANSWERS = {
     "listing": ROWS,
-    "survey": {"empty", *ROWS} - {"list of text"},
+    **dict.fromkeys(APART, {"empty", *ROWS} - {"list of text"}),
     "call": set[str](),
     "url": set[str](),
 }

@@ -12,6 +12,7 @@ from archiver.core.errors import ArchiverError
 from archiver.manifest.record import FILE_KINDS, FINDINGS, OUTCOMES
 from archiver.observability.metrics import REGISTRY, STAGES
 from archiver.store.bucket import Bucket
+from tests.fakes.calls import APART
 from tests.fakes.clock import HandClock
 from tests.fakes.http_server import Reply, Request
 from tests.fakes.platform import Platform
@@ -52,7 +53,7 @@ def test_labels_come_from_closed_sets(
         platform.hooks.append(
             lambda r: harm if r.server == "blob" and PHONE[1:] in r.path else None
         )
-        platform.hooks.append(_odd_survey)
+        platform.hooks.append(_odd_document)
         with wired(platform, open_bucket(), clock, new_key()) as rig:
             try:
                 rig.backfill()
@@ -66,7 +67,7 @@ def test_labels_come_from_closed_sets(
                     assert value in ALLOWED[label], (family.name, label)
 
 
-def _odd_survey(request: Request) -> Reply | None:
-    if request.path.endswith("/epa-results"):
+def _odd_document(request: Request) -> Reply | None:
+    if request.path.endswith(tuple(APART.values())):
         return Reply(200, {}, json.dumps({"state": PHONE, PHONE: PHONE}).encode())
     return None
