@@ -120,6 +120,11 @@ class World:
     def blobs_of(self, name: str) -> RecordingClient:
         return recording_client(self.platform, self.clock_of(name), name)
 
+    def complaints(self, level: Level = "objects") -> list[Finding]:
+        """What an audit of the archive finds wrong with it now."""
+        found = verify(self.store, Options(level=level, workers=1), now=self.clock.now())
+        return [one for one in found.findings if one.severity != "info"]
+
     def finish(self) -> None:
         """Nobody has done what nobody may do."""
         self.store.finish(frozenset(n for n, writer in self.writers.items() if writer.died))
@@ -176,6 +181,14 @@ class Writer:
     def round(self) -> Totals:
         """One round of the loop."""
         return self.loop.round()
+
+    def round_at(self, moment: datetime) -> Totals:
+        self._world.clock.turn_to(moment)
+        return self.round()
+
+    def round_after(self, pause: timedelta) -> Totals:
+        self._world.clock.forward(pause)
+        return self.round()
 
     def backfill(self, start: datetime, end: datetime) -> Totals:
         windows: list[Window] = list(windows_between(start, end, self._world.times.window))

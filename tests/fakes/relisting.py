@@ -7,13 +7,13 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from archiver.pipeline.loop import Loop
+from archiver.observability.metrics import REGISTRY
 from archiver.store.bucket import Bucket
 from archiver.store.types import Stored
-from tests.fakes.http_server import Reply, Request
+from tests.fakes.memory_rig import Crash
 from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, call_of
-from tests.fakes.rig import HOUR, WINDOW, Archive, Rig
+from tests.fakes.rig import HOUR, WINDOW, Archive, HandLoop, Rig
 
 MakeRig = Callable[..., Rig]
 Look = Callable[[], Archive]
@@ -22,22 +22,30 @@ SETTLED = WINDOW.end + 2 * HOUR
 AGES = (4 * HOUR, 8 * HOUR)
 FIRST, SECOND = WINDOW.end + AGES[0], WINDOW.end + AGES[1]
 GIVE_UP = 3 * HOUR
+REST = 16 * MINUTE
+"""Longer than a window rests whose source does not answer."""
+ELEVEN = TEN + HOUR
 
 
-def another(rig: MakeRig, **options: Any) -> Loop:
+def another(rig: MakeRig, **options: Any) -> HandLoop:
     """A process that starts anew on the same bucket."""
-    made = rig(**{"relist": AGES, "give_up": GIVE_UP, **options})
-    made.found(TEN)
-    return made.loop()
+    return rig(**{"relist": AGES, "give_up": GIVE_UP, **options}).loop()
 
 
 def amend(platform: Platform, call_id: str, **fields: Any) -> None:
     call_of(platform, call_id).document.update(fields)
 
 
-def answers(status: int, path_end: str) -> Callable[[Request], Reply | None]:
-    """A hook: what ends so is answered with this status and nothing else."""
-    return lambda request: Reply(status, {}, b"{}") if request.path.endswith(path_end) else None
+def missing(platform: Platform, call_id: str, *, gone: bool = True) -> None:
+    """The recording's URL leads nowhere from now on, or leads there again."""
+    call_of(platform, call_id).blob_missing = gone
+
+
+def value(name: str) -> float:
+    """What a metric shows."""
+    found = REGISTRY.get_sample_value(name)
+    assert found is not None
+    return found
 
 
 def lines_of(look: Archive, start: datetime = TEN) -> list[dict[str, Any]]:
@@ -61,17 +69,30 @@ def told_in(look: Archive, call_id: str) -> list[datetime]:
 
 
 class Troubled(Bucket):
-    """Something happens just before the first request of this name for a key that holds `part`."""
+    """Something happens just before the first request of this name for a key that holds `part`,
+    or just `after` it."""
 
-    def __init__(self, real: Bucket, name: str, part: str, happen: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        real: Bucket,
+        name: str,
+        part: str,
+        happen: Callable[[], object],
+        *,
+        after: bool = False,
+    ) -> None:
         client = real.client
         super().__init__(real.options, client.clock, client.retry, client=client.s3)
-        self._name, self._part = name, part
+        self._name, self._part, self._after = name, part, after
         self._happen: Callable[[], object] | None = happen
 
     def put_once(self, key: str, *rest: Any, **options: Any) -> Stored:
-        self._meet("put_once", key)
-        return super().put_once(key, *rest, **options)
+        if not self._after:
+            self._meet("put_once", key)
+        stored = super().put_once(key, *rest, **options)
+        if self._after:
+            self._meet("put_once", key)
+        return stored
 
     def read(self, key: str, *rest: Any, **options: Any) -> bytes | None:
         self._meet("read", key)
@@ -85,3 +106,12 @@ class Troubled(Bucket):
         if self._happen is not None and name == self._name and self._part in key:
             happen, self._happen = self._happen, None
             happen()
+
+
+def crashing(real: Bucket, part: str, *, after: bool = False) -> Troubled:
+    """Its process dies before it writes the first key that holds this part, or just after it."""
+
+    def crash() -> None:
+        raise Crash
+
+    return Troubled(real, "put_once", part, crash, after=after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -9,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import trustme
 
 from archiver.audit.verify import Options, verify
+from archiver.core.http import Transport
 from archiver.manifest.signing import SigningKey
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
 from tests.fakes.platform import Platform
-from tests.fakes.rig import Archive, Rig, wired
+from tests.fakes.population import a_call
+from tests.fakes.relisting import SETTLED, another
+from tests.fakes.rig import Archive, HandLoop, Rig, wired
 
 
 @pytest.fixture
@@ -40,6 +45,20 @@ def rig(
             return stack.enter_context(made)
 
         yield make
+
+
+@pytest.fixture
+def loop(rig: Callable[..., Rig]) -> HandLoop:
+    """The loop of a process that lists sealed windows again at two ages."""
+    return another(rig)
+
+
+@pytest.fixture
+def sealed(platform: Platform, loop: HandLoop) -> HandLoop:
+    """The loop, which has archived `vc_1` and sealed its window."""
+    platform.add(a_call())
+    loop.round_at(SETTLED)
+    return loop
 
 
 @pytest.fixture
@@ -73,3 +92,26 @@ def tls(authority: trustme.CA) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     client = ssl.create_default_context()
     authority.configure_trust(client)
     return server, client
+
+
+@pytest.fixture(params=["fast", "standard"])
+def transport(request: pytest.FixtureRequest) -> Transport:
+    """Each HTTP client."""
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def aws_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some credentials for a store, in the environment."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+
+
+@pytest.fixture
+def restored_logs() -> Iterator[None]:
+    """Whatever the test makes of the logs, they are as they were afterwards."""
+    base = logging.getLogger()
+    handlers, level = base.handlers[:], base.level
+    yield
+    structlog.reset_defaults()
+    base.handlers[:], base.level = handlers, level

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from io import BytesIO
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
@@ -116,7 +116,7 @@ def document(store: MemoryStore, key: str) -> Any:
 # --- one command
 
 
-def test_an_act_holds_every_object_and_stands_on_the_ledger(world: World, officer: Officer) -> None:
+def test_an_act_holds_every_object_and_stands_on_the_ledger(world, officer):
     done = officer.add("vc_1", "vc_2", "vc_1").done
     assert officer.held == {"vc_1": True, "vc_2": True, "vc_3": False}
     assert [(one.hold.call_id, one.seal, one.gone) for one in done] == [
@@ -151,7 +151,7 @@ def test_an_act_holds_every_object_and_stands_on_the_ledger(world: World, office
     assert (entry["key"], entry["sha256"], entry["records"]) == (key, sha256, 2)
 
 
-def test_a_removal_frees_the_call_and_both_acts_stand(world: World, officer: Officer) -> None:
+def test_a_removal_frees_the_call_and_both_acts_stand(world, officer):
     officer.add("vc_1")
     officer.add("vc_1", reason="Case 2")
     assert officer.ledger == {"vc_1": ["add", "add"]}
@@ -176,9 +176,7 @@ def test_a_removal_frees_the_call_and_both_acts_stand(world: World, officer: Off
         ("remove", ["vc_2", "vc_1"]),
     ],
 )
-def test_what_cannot_be_done_is_not_begun(
-    world: World, officer: Officer, action: Action, call_ids: list[str]
-) -> None:
+def test_what_cannot_be_done_is_not_begun(world, officer, action, call_ids):
     officer.add("vc_2")
     before = world.store.objects
     with pytest.raises(UsageError) as refused:
@@ -188,9 +186,7 @@ def test_what_cannot_be_done_is_not_begun(
     assert len(str(refused.value)) < 300
 
 
-def test_a_hold_that_the_ledger_does_not_tell_of_can_be_taken_off(
-    world: World, officer: Officer
-) -> None:
+def test_a_hold_that_the_ledger_does_not_tell_of_can_be_taken_off(world, officer):
     """Somebody set it with another tool, or a command was cut off."""
     record = f"records/{DAY_DIR}/vc_1/r1.json"
     world.store.set_hold(record, None, True)
@@ -199,7 +195,7 @@ def test_a_hold_that_the_ledger_does_not_tell_of_can_be_taken_off(
     assert not any(officer.held.values())
 
 
-def test_a_call_with_records_on_two_days_is_held_on_both(world: World, officer: Officer) -> None:
+def test_a_call_with_records_on_two_days_is_held_on_both(world, officer):
     """Its source moved it before the archive knew it there."""
     told = document(world.store, f"records/{DAY_DIR}/vc_1/r1.json")
     for day, call_id in (("2023-11-02", "vc_1"), ("2023-11-02", "vc_2"), ("2024-03-01", "vc_1")):
@@ -215,7 +211,7 @@ def test_a_call_with_records_on_two_days_is_held_on_both(world: World, officer: 
     assert officer.held == {"vc_1": False, "vc_2": True, "vc_3": True}
 
 
-def test_a_large_day_is_not_listed_for_few_calls(world: World) -> None:
+def test_a_large_day_is_not_listed_for_few_calls(world):
     finder = CallFinder(world.store, 1, page=1)
     asked: list[Request] = []
     world.store.hooks.append(asked.append)
@@ -257,9 +253,7 @@ def cut_off(officer: Officer, action: Action, number: int, moment: str) -> bool:
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("action", ["add", "remove"])
-def test_the_same_command_again_finishes_what_was_cut_off(
-    action: Action, moment: Literal["before", "after"]
-) -> None:
+def test_the_same_command_again_finishes_what_was_cut_off(action, moment):
     for number in range(100):
         world = World(TEN + 4 * HOUR, TEN)
         world.platform.add(a_call("vc_1"), a_call("vc_2"))
@@ -286,7 +280,7 @@ def test_the_same_command_again_finishes_what_was_cut_off(
 
 
 @pytest.mark.parametrize("action", ["add", "remove"])
-def test_no_command_seals_what_another_left(world: World, officer: Officer, action: Action) -> None:
+def test_no_command_seals_what_another_left(world, officer, action):
     """Nobody relies on an act that reported failure; and anybody may have put it there."""
     if action == "remove":
         officer.add("vc_1")
@@ -304,7 +298,7 @@ def test_no_command_seals_what_another_left(world: World, officer: Officer, acti
     assert officer.held["vc_1"] == (action == "add")
 
 
-def test_an_interrupted_act_says_to_run_it_again(world: World, officer: Officer) -> None:
+def test_an_interrupted_act_says_to_run_it_again(world, officer):
     holds, store = officer.open()
     store.hooks.append(once(lambda r: r.operation == "hold", officer.clock.stop))
     with pytest.raises(Interrupted, match="run the same command again"):
@@ -312,7 +306,7 @@ def test_an_interrupted_act_says_to_run_it_again(world: World, officer: Officer)
     assert officer.ledger == {}
 
 
-def test_a_store_that_refuses_is_told_with_what_to_do(world: World, officer: Officer) -> None:
+def test_a_store_that_refuses_is_told_with_what_to_do(world, officer):
     holds, store = officer.open()
 
     def refuse(request: Request) -> None:
@@ -325,7 +319,7 @@ def test_a_store_that_refuses_is_told_with_what_to_do(world: World, officer: Off
     assert (officer.ledger, any(officer.held.values())) == ({}, False)
 
 
-def test_what_is_no_act_is_left_alone(world: World, officer: Officer) -> None:
+def test_what_is_no_act_is_left_alone(world, officer):
     """Whoever can write to the bucket can put a segment there; only what an act could have left is
     taken up."""
     junk = f"{layout.EVENTS}{DAY_DIR}/100000-00000000.jsonl"
@@ -368,8 +362,8 @@ BROKEN: dict[str, Any] = {"reason": "status_5xx", "status": 500, "retryable": Tr
 @pytest.mark.parametrize("operation", ["head", "get", "hold"])
 @pytest.mark.parametrize("action", ["add", "remove"])
 def test_a_call_whose_objects_the_store_refuses_keeps_no_other_waiting(
-    world: World, officer: Officer, action: Action, operation: str, error: dict[str, Any]
-) -> None:
+    world, officer, action, operation, error
+):
     adds, calls = action == "add", ["vc_1", "vc_2", "vc_3"]
     before = [] if adds else ["add"]
     if not adds:
@@ -392,9 +386,7 @@ def test_a_call_whose_objects_the_store_refuses_keeps_no_other_waiting(
     assert verify(world.store, Options()).findings == []
 
 
-def test_of_a_call_with_a_refused_object_the_others_are_held(
-    world: World, officer: Officer
-) -> None:
+def test_of_a_call_with_a_refused_object_the_others_are_held(world, officer):
     holds, store = officer.open()
     store.hooks.append(refuses("hold", lambda key: key.endswith("vc_2/recording.wav")))
     holds.act("add", ["vc_1", "vc_2"], "J. Doe", "Case 1")
@@ -402,7 +394,7 @@ def test_of_a_call_with_a_refused_object_the_others_are_held(
     assert loose == [f"recordings/{DAY_DIR}/vc_2/recording.wav"]
 
 
-def test_a_store_that_is_out_ends_a_command(world: World, officer: Officer) -> None:
+def test_a_store_that_is_out_ends_a_command(world, officer):
     holds, store = officer.open()
 
     def go_out() -> None:
@@ -416,9 +408,7 @@ def test_a_store_that_is_out_ends_a_command(world: World, officer: Officer) -> N
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00\xff", b'{"v":1}\n', b"newer"])
-def test_a_record_that_cannot_be_read_is_held_with_its_call(
-    world: World, officer: Officer, data: bytes
-) -> None:
+def test_a_record_that_cannot_be_read_is_held_with_its_call(world, officer, data):
     odd = f"records/{DAY_DIR}/vc_2/r2.json"
     if data == b"newer":
         data = canonical({**document(world.store, odd.replace("r2", "r1")), "v": 2})
@@ -435,9 +425,7 @@ EVENT = f"{layout.EVENTS}dt=2024-01-15/140100-"
 
 
 @pytest.mark.parametrize("what", [".jsonl", ".seal", "newer", "foreign"])
-def test_an_event_that_cannot_be_read_stops_neither_a_hold_nor_the_archiver(
-    world: World, officer: Officer, what: str
-) -> None:
+def test_an_event_that_cannot_be_read_stops_neither_a_hold_nor_the_archiver(world, officer, what):
     officer.add("vc_1")
     if what == "newer":
         data = canonical({"at": "2024-01-15T14:01:00Z", "type": "hold", "v": 2})
@@ -491,7 +479,7 @@ def seals(request: Request) -> bool:
     return request.operation == "put" and layout.parse_seal_key(request.key) is not None
 
 
-def test_a_revision_that_comes_meanwhile_is_held_too(world: World, officer: Officer) -> None:
+def test_a_revision_that_comes_meanwhile_is_held_too(world, officer):
     holds, store = officer.open()
 
     def amend() -> None:
@@ -507,9 +495,7 @@ def test_a_revision_that_comes_meanwhile_is_held_too(world: World, officer: Offi
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize(("first", "second"), [("add", "remove"), ("remove", "add")])
-def test_of_two_commands_at_a_time_the_one_sealed_last_holds(
-    world: World, officer: Officer, first: Action, second: Action, moment: str
-) -> None:
+def test_of_two_commands_at_a_time_the_one_sealed_last_holds(world, officer, first, second, moment):
     officer.add("vc_1")
     officer.clock.forward(MINUTE)
     (holds, store), (other, _) = officer.open(), officer.open()
@@ -534,9 +520,7 @@ def test_of_two_commands_at_a_time_the_one_sealed_last_holds(
 
 
 @pytest.mark.parametrize("acts", [("add", "add"), ("add", "remove"), ("remove", "remove")])
-def test_acts_of_the_same_words_in_one_second_are_two(
-    world: World, officer: Officer, acts: tuple[Action, Action]
-) -> None:
+def test_acts_of_the_same_words_in_one_second_are_two(world, officer, acts):
     """Two people, or one script, give the same command twice: each has a segment of its own."""
     before = ["add"] * (acts[0] == "remove")
     if before:
@@ -557,7 +541,7 @@ def test_acts_of_the_same_words_in_one_second_are_two(
     assert verify(world.store, Options()).findings == []
 
 
-def test_an_act_whose_key_holds_other_bytes_takes_another(world: World, officer: Officer) -> None:
+def test_an_act_whose_key_holds_other_bytes_takes_another(world, officer):
     """Eight digits of a hash may meet; whoever can write to the bucket may put anything there."""
     for suffix in (".jsonl", ".sha256"):
         holds, store = officer.open()
@@ -576,7 +560,7 @@ def test_an_act_whose_key_holds_other_bytes_takes_another(world: World, officer:
     assert officer.held["vc_1"]
 
 
-def test_it_runs_beside_the_loop(world: World, officer: Officer) -> None:
+def test_it_runs_beside_the_loop(world, officer):
     world.platform.add(a_call("vc_4", TEN + HOUR))
     holds, store = officer.open()
 
@@ -594,7 +578,7 @@ def test_it_runs_beside_the_loop(world: World, officer: Officer) -> None:
 # --- the ledger
 
 
-def test_each_seal_and_each_act_is_read_once(world: World, officer: Officer) -> None:
+def test_each_seal_and_each_act_is_read_once(world, officer):
     for _ in range(3):
         officer.add("vc_1", "vc_2")
     asked: list[Request] = []
@@ -607,7 +591,7 @@ def test_each_seal_and_each_act_is_read_once(world: World, officer: Officer) -> 
     assert len([one for one in asked if one.operation == "get"]) == 2 * len(read)
 
 
-def test_a_damaged_ledger_is_one_clear_line(world: World, officer: Officer) -> None:
+def test_a_damaged_ledger_is_one_clear_line(world, officer):
     officer.add("vc_1")
 
     class Damaged(MemoryStore):
@@ -632,7 +616,7 @@ def test_a_damaged_ledger_is_one_clear_line(world: World, officer: Officer) -> N
         {"id": None},
     ],
 )  # fmt: skip
-def test_a_malformed_event_is_refused(change: dict[str, Any]) -> None:
+def test_a_malformed_event_is_refused(change):
     told = {
         "action": "add", "at": "2024-01-15T10:00:00Z", "by": "a", "call_id": "vc_1", "reason": "b",
         "objects": [{"key": RECORD, "version_id": None}], "type": "hold", "v": 1,
@@ -645,6 +629,6 @@ def test_a_malformed_event_is_refused(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "a\nb", "\x1b[2J", "a\u202eb", "\udc80", "x" * 501])
-def test_who_and_why_are_one_printable_line(text: str) -> None:
+def test_who_and_why_are_one_printable_line(text):
     assert not event.is_text(text)
     assert event.is_text("Ü. Özil, Legal: “Case 4711”")

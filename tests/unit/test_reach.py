@@ -121,8 +121,7 @@ def test_an_upload_that_the_store_does_not_show_is_done_anew(world, status):
     else:
         writer.store.refuse("head", uploaded, status)
     writer.store.hooks[:] = writer.store.hooks[1:]
-    world.clock.forward(HOUR)
-    writer.round()
+    writer.round_after(HOUR)
     assert "vc_1" in ledger(world).recorded
 
 
@@ -248,8 +247,7 @@ def test_the_seal_of_a_window_that_was_open_for_long_moves_the_watermark_past_al
     harms = Harms()
     harms.all.append(bad)
     world.platform.spoilt = harms.answer
-    world.clock.turn_to(TEN + (hours + 2) * HOUR)
-    writer.round()
+    writer.round_at(TEN + (hours + 2) * HOUR)
     assert writer.chain.head.watermark == TEN
     bad.healed = True
     writer.round()

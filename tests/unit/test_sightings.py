@@ -72,8 +72,7 @@ def one_is_hidden_by(status: int | None, world: World, *call_ids: str) -> None:
 
 def rounds(world: World, writer: Writer, until: Any, minutes: int = 20) -> None:
     while world.clock.now() < until:
-        world.clock.forward(timedelta(minutes=minutes))
-        writer.round()
+        writer.round_after(timedelta(minutes=minutes))
 
 
 @pytest.mark.parametrize("gone", [False, True])
@@ -240,8 +239,7 @@ def test_who_closes_a_window_asks_for_what_others_have_written_down_meanwhile(wo
     world.platform.add(a_call("late", TEN + MINUTE))
     killed_in_a_round(world, two)
     one_is_hidden_by(404, world, "late")
-    world.clock.turn_to(SETTLED)
-    one.round()
+    one.round_at(SETTLED)
     [window] = [window for window in ledger_of(world).windows if window.start == TEN]
     assert [each.pending for each in window.revisions] == [["late"]]
 
