@@ -16,6 +16,8 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Literal, TypeVar
 
+from archiver.audit.findings import Finding
+from archiver.audit.verify import Level, Options, verify
 from archiver.core.concurrency import Workers
 from archiver.core.model import Retention, Window, windows_between
 from archiver.manifest import layout
@@ -88,7 +90,12 @@ class World:
     windows at a time too."""
 
     def __init__(
-        self, now: datetime, watermark: datetime, times: Times | None = None, **options: Any
+        self,
+        now: datetime,
+        watermark: datetime,
+        times: Times | None = None,
+        retention: Retention | None = None,
+        **options: Any,
     ) -> None:
         self.clock = HandClock(now)
         self.tick = itertools.count(1).__next__
@@ -96,7 +103,10 @@ class World:
         self.times = times or Times()
         self.key = a_key()
         self.platform = MemoryPlatform(clock=self.clock.now, ticks=self.tick, **options)
-        self.store = MemoryStore(self.clock, writer="test", ticks=self.tick)
+        self.retention = retention or self.retention
+        self.store = MemoryStore(
+            self.clock, writer="test", ticks=self.tick, lock_mode=retention and retention.mode
+        )
         self.writers: dict[str, Writer] = {}
 
     def writer(self, name: str, part_bytes: int = 8 << 20) -> Writer:

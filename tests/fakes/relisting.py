@@ -8,12 +8,16 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from archiver.observability.metrics import REGISTRY
-from archiver.store.bucket import Bucket
-from archiver.store.types import Stored
+from tests.fakes.clock import HandClock
+from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_rig import Crash
+from tests.fakes.memory_source import MemoryPlatform
+from tests.fakes.memory_store import MemoryStore
+from tests.fakes.memory_store import Request as StoreRequest
 from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, call_of
 from tests.fakes.rig import HOUR, WINDOW, Archive, HandLoop, Rig
+from tests.fakes.store_rules import STRANGER
 
 MakeRig = Callable[..., Rig]
 Look = Callable[[], Archive]
@@ -68,50 +72,53 @@ def told_in(look: Archive, call_id: str) -> list[datetime]:
     ]
 
 
-class Troubled(Bucket):
-    """Something happens just before the first request of this name for a key that holds `part`,
-    or just `after` it."""
+class WatchedPlatform(MemoryPlatform):
+    """Remembers each request."""
 
-    def __init__(
-        self,
-        real: Bucket,
-        name: str,
-        part: str,
-        happen: Callable[[], object],
-        *,
-        after: bool = False,
-    ) -> None:
-        client = real.client
-        super().__init__(real.options, client.clock, client.retry, client=client.s3)
-        self._name, self._part, self._after = name, part, after
-        self._happen: Callable[[], object] | None = happen
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.requests: list[Request] = []
 
-    def put_once(self, key: str, *rest: Any, **options: Any) -> Stored:
-        if not self._after:
-            self._meet("put_once", key)
-        stored = super().put_once(key, *rest, **options)
-        if self._after:
-            self._meet("put_once", key)
-        return stored
+    def respond(self, request: Request, client: str = "client") -> Reply:
+        self.requests.append(request)
+        return super().respond(request, client)
 
-    def read(self, key: str, *rest: Any, **options: Any) -> bytes | None:
-        self._meet("read", key)
-        return super().read(key, *rest, **options)
-
-    def tail(self, key: str, *rest: Any, **options: Any) -> bytes | None:
-        self._meet("tail", key)
-        return super().tail(key, *rest, **options)
-
-    def _meet(self, name: str, key: str) -> None:
-        if self._happen is not None and name == self._name and self._part in key:
-            happen, self._happen = self._happen, None
-            happen()
+    def asked(self, what: str) -> int:
+        """How often paths that end so were asked for: `.wav` are the recordings'."""
+        return sum(request.path.endswith(what) for request in self.requests)
 
 
-def crashing(real: Bucket, part: str, *, after: bool = False) -> Troubled:
+def troubled(
+    store: MemoryStore,
+    operation: str,
+    part: str,
+    happen: Callable[[], object],
+    *,
+    after: bool = False,
+) -> MemoryStore:
+    """For one writer something happens just before the first such request for a key that holds
+    `part`, or just `after` it."""
+    todo, moment = [happen], "after" if after else "before"
+
+    def hook(request: StoreRequest) -> None:
+        asked = (request.operation, request.moment) == (operation, moment)
+        if todo and asked and part in request.key:
+            todo.pop()()
+
+    made = store.by("troubled")
+    made.hooks.append(hook)
+    return made
+
+
+def crashing(store: MemoryStore, part: str, *, after: bool = False) -> MemoryStore:
     """Its process dies before it writes the first key that holds this part, or just after it."""
 
     def crash() -> None:
         raise Crash
 
-    return Troubled(real, "put_once", part, crash, after=after)
+    return troubled(store, "put", part, crash, after=after)
+
+
+def stranger(store: MemoryStore) -> MemoryStore:
+    """The bucket in the hands of somebody whom none of the archive's rules bind."""
+    return MemoryStore(HandClock(), writer=STRANGER, rules=False, shelf=store._shelf)

@@ -147,13 +147,14 @@ def wired(
     give_up: timedelta = timedelta(days=1),
     relist: tuple[timedelta, ...] = (timedelta(days=1), timedelta(days=7)),
     filters: Filter | None = None,
+    api: VoiceCallsClient | None = None,
     recordings: RecordingClient | None = None,
     **transfer_options: Any,
 ) -> Iterator[Rig]:
     """A writer, and its end."""
     keep = retention or Retention()
     segments, workers = SegmentIndex(bucket), Workers(4)
-    api = api_client(platform, clock)
+    api = api or api_client(platform, clock)
     blobs = recordings or blob_client(platform, clock)
     lister = Lister(api, filters or Filter(("Completed",)), clock, HOUR)
     transfer = CallArchiver(

@@ -18,29 +18,49 @@ from archiver.core.http import Transport
 from archiver.manifest.signing import SigningKey
 from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
+from tests.fakes.memory_source import MemoryPlatform, api_client, recording_client
+from tests.fakes.memory_store import MemoryStore
 from tests.fakes.platform import Platform
 from tests.fakes.population import a_call
-from tests.fakes.relisting import SETTLED, another
+from tests.fakes.relisting import SETTLED, WatchedPlatform, another
 from tests.fakes.rig import Archive, HandLoop, Rig, wired
 
 
 @pytest.fixture
-def platform(clock: HandClock) -> Iterator[Platform]:
-    """A source without calls, on the test's clock; it must have nothing to complain of."""
-    with Platform(clock=clock.now) as served:
-        yield served
-        assert served.violations == []
+def platform(clock: HandClock) -> Iterator[WatchedPlatform]:
+    """A source in memory, without calls, on the test's clock; it must have nothing to complain
+    of."""
+    made = WatchedPlatform(clock=clock.now)
+    yield made
+    assert made.violations == []
+
+
+@pytest.fixture
+def bucket(clock: HandClock) -> MemoryStore:
+    """In memory: whoever breaks the order of writes is found out."""
+    return MemoryStore(clock)
+
+
+@pytest.fixture
+def served(clock: HandClock) -> Iterator[Platform]:
+    """As `platform`, over HTTP."""
+    with Platform(clock=clock.now) as running:
+        yield running
+        assert running.violations == []
 
 
 @pytest.fixture
 def rig(
-    platform: Platform, bucket: Bucket, clock: HandClock, key: SigningKey
+    platform: Platform | MemoryPlatform, bucket: Any, clock: HandClock, key: SigningKey
 ) -> Iterator[Callable[..., Rig]]:
-    """Makes writers on the test's bucket: `rig()`."""
+    """Makes writers on the test's bucket: `rig()`. Both platform and bucket may be in memory."""
     with ExitStack() as stack:
 
         def make(where: Bucket | None = None, **options: Any) -> Rig:
             signing = options.pop("key", key)
+            if isinstance(platform, MemoryPlatform):
+                options["api"] = api_client(platform, clock)
+                options["recordings"] = recording_client(platform, clock)
             made = wired(platform, where or bucket, clock, signing, **options)
             return stack.enter_context(made)
 
@@ -62,7 +82,7 @@ def sealed(platform: Platform, loop: HandLoop) -> HandLoop:
 
 
 @pytest.fixture
-def audited(bucket: Bucket, key: SigningKey, archive: Callable[[], Archive]) -> Iterator[None]:
+def audited(bucket: Any, key: SigningKey, archive: Callable[[], Archive]) -> Iterator[None]:
     """An audit, at the test's end, of what it left."""
     yield
     archive().check(key)

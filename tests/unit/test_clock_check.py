@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from archiver.audit.verify import Options, verify
 from archiver.cli.backfill import _print_result
 from archiver.core.clock import RemoteClock
 from archiver.core.model import Retention, parse_time
@@ -22,7 +21,6 @@ from archiver.pipeline.health import MAX_SKEW_SECONDS, ClockCheck
 from archiver.pipeline.window import Totals
 from tests.fakes.clock import NOON, HandClock, TurnedClock
 from tests.fakes.memory_rig import HOUR, World, Writer
-from tests.fakes.memory_store import MemoryStore
 from tests.fakes.population import TEN, a_call
 
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
@@ -33,9 +31,7 @@ class TurnedWorld(World):
     """One machine's clock may be off by `ours.by`; source and store have clocks of their own."""
 
     def __init__(self, now: datetime = NOON) -> None:
-        super().__init__(now, TEN)
-        self.retention = Retention("COMPLIANCE", 100)
-        self.store = MemoryStore(self.clock, writer="test", ticks=self.tick, lock_mode="COMPLIANCE")
+        super().__init__(now, TEN, retention=Retention("COMPLIANCE", 100))
         self.ours = TurnedClock(self.clock)
 
     def clock_of(self, name: str) -> Any:
@@ -84,17 +80,13 @@ class TurnedWorld(World):
     def latest_lock(self) -> datetime:
         return max(one.lock_until for one in self.store.objects if one.lock_until)
 
-    def audit(self) -> None:
-        found = verify(self.store, Options(level="objects"), now=self.clock.now()).findings
-        assert [one for one in found if one.severity != "info"] == []
-        self.finish()
-
 
 @pytest.fixture
 def world() -> Iterator[TurnedWorld]:
     made = TurnedWorld()
     yield made
-    made.audit()
+    assert made.complaints() == []
+    made.finish()
 
 
 def events(logs: list[Any], *names: str) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,11 +15,11 @@ from archiver.core.model import Call, Retention
 from archiver.manifest.record import FAILED_REASONS, FILE_KINDS, FINDINGS, INCOMPLETE, Record
 from archiver.pipeline.call import CallArchiver, FailedTry
 from archiver.source.api import VoiceCallsClient
-from archiver.store.bucket import Bucket
 from tests.fakes.calls import SimulatedCall
 from tests.fakes.clock import HandClock
 from tests.fakes.http_server import Reply, Request
-from tests.fakes.platform import Platform
+from tests.fakes.memory_source import MemoryPlatform, api_client, recording_client
+from tests.fakes.memory_store import MemoryStore
 from tests.fakes.population import SECRET_WORDS, a_call, call_of, voice
 from tests.fakes.relisting import (
     FIRST,
@@ -27,12 +27,13 @@ from tests.fakes.relisting import (
     MINUTE,
     SECOND,
     SETTLED,
+    WatchedPlatform,
     amend,
     another,
     files_of,
     lines_of,
 )
-from tests.fakes.rig import WINDOW, Rig, api_client, blob_client
+from tests.fakes.rig import WINDOW, Rig
 
 DIR = "recordings/dt=2024-01-15/vc_1/"
 SURVEY = {"responses": [{"score": 5}], "state": "Completed"}
@@ -74,7 +75,7 @@ NONE = {
 
 
 @pytest.fixture
-def platform(platform: Platform) -> Iterator[Platform]:
+def platform(platform: WatchedPlatform) -> WatchedPlatform:
     """`good` is a call that nothing is ever wrong with."""
     platform.add(a_call("good", epa=SURVEY), apart("vc_1", epa=SURVEY))
     return platform
@@ -92,7 +93,7 @@ def apart(*arguments: Any, **options: Any) -> Apart:
     return Apart(made.document, made.recording, made.epa)
 
 
-def harm(platform: Platform, harms: dict[str, Reply]) -> None:
+def harm(platform: MemoryPlatform, harms: dict[str, Reply]) -> None:
     """From now on these documents of `vc_1` are answered so."""
     replies = {PATHS[kind]: reply for kind, reply in harms.items()}
 
@@ -207,13 +208,12 @@ def test_the_inline_survey_is_kept_and_the_survey_asked_for_again(platform, rig,
 def test_while_its_window_is_open_a_call_waits_for_its_documents(platform, rig, bucket, kind, bad):
     made = rig()
     archived(made, "good")
-    platform.requests.clear()
     harm(platform, {kind: ALL[bad]})
     for _ in range(3):
         found = archive(made, settled=False)
         assert isinstance(found, FailedTry)
         assert found.reason in FAILED_REASONS
-    assert platform.served("blob") == [], "a recording is not downloaded for nothing"
+    assert platform.asked(".wav") == 1, "of the good call: none is downloaded for nothing"
     assert [item.key for item in bucket.list("recordings/") if "/vc_1/" in item.key] == []
     assert archived(made).document["findings"], "and not beyond that"
 
@@ -269,17 +269,22 @@ class OddSource(VoiceCallsClient):
 
 @pytest.fixture
 def transfer(
-    platform: Platform, clock: HandClock, bucket: Bucket
-) -> Iterator[Callable[..., CallArchiver]]:
-    api, blobs = api_client(platform, clock), blob_client(platform, clock)
+    platform: WatchedPlatform, clock: HandClock, bucket: MemoryStore
+) -> Callable[..., CallArchiver]:
+    api, blobs = api_client(platform, clock), recording_client(platform, clock)
 
     def make(**odd: Callable[[], Any]) -> CallArchiver:
         source = OddSource(api, **odd)
-        return CallArchiver(source, blobs, bucket, clock, retention=Retention(), give_up=GIVE_UP)
+        return CallArchiver(
+            source,
+            blobs,
+            bucket,
+            clock,
+            retention=Retention(),
+            give_up=GIVE_UP,  # type: ignore[arg-type]
+        )
 
-    yield make
-    api.close()
-    blobs.close()
+    return make
 
 
 def test_what_may_be_an_outage_never_fails_a_call(transfer, clock):
@@ -326,7 +331,7 @@ def test_what_could_not_be_had_is_fetched_at_an_age(platform, rig, clock, archiv
     assert (second["revision"], second["findings"]) == (2, [])
     assert "unavailable" not in second
     assert list(files_of(second)) == ["recording", "transcript", "epa"]
-    assert len(platform.served("blob")) == 2, "recordings are not fetched again"
+    assert platform.asked(".wav") == 2, "recordings are not fetched again"
 
 
 @pytest.mark.parametrize("bad", SMALL)

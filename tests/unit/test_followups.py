@@ -3,6 +3,7 @@ keeps the others, or the newest calls, waiting. Each test ends with an audit of 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -26,12 +27,12 @@ from tests.fakes.relisting import (
     REST,
     SETTLED,
     MakeRig,
-    Troubled,
     another,
     files_of,
     lines_of,
     missing,
     told_in,
+    troubled,
     value,
 )
 from tests.fakes.rig import HOUR, WINDOW, Archive, HandLoop
@@ -132,7 +133,7 @@ def test_a_first_look_at_the_bucket_that_fails_is_taken_again_in_the_next_round(
     def out() -> None:
         raise StoreError("the store is out")
 
-    loop = another(rig, where=Troubled(bucket, "tail", "1000.r1.jsonl", out))
+    loop = another(rig, where=troubled(bucket, "get", "1000.r1.jsonl", out))
     with pytest.raises(StoreError, match="is out"):
         loop.round_at(FIRST)
     loop.round_after(MINUTE)
@@ -165,16 +166,16 @@ def goes_on(platform: Platform, loop: HandLoop) -> None:
 def test_what_is_bad_in_one_window_keeps_no_other_waiting(platform, of_age, archive, bucket, bad):
     """Whether its window line can be read or not; mended, it is listed again itself."""
     key = layout.SegmentName(TEN, 1).jsonl
-    s3, at = bucket.client.s3, bucket.client.at(key)
+    objects = bucket._shelf.objects
     if bad == "a refused call":
         platform.hooks.append(on("/vc_1", Reply(403, {}, b"{}")))
         of_age.round()
     else:
         record, line = archive().read(key).splitlines(keepends=True)
         damaged = record[:9] + b"\n" + line if bad == "a damaged record" else b"nothing like it\n"
-        version = s3.put_object(**at, Body=damaged)["VersionId"]
+        whole, objects[key] = objects[key], replace(objects[key], data=damaged)
         of_age.round()
-        s3.delete_object(**at, VersionId=version)
+        objects[key] = whole
     look = archive()
     assert len(lines_of(look)) == 1
     assert has_survey(look, "other")
@@ -191,13 +192,13 @@ def test_a_survey_that_never_answers_has_no_other_call_asked_for_again_and_again
     loop.round_at(SETTLED)
     platform.hooks.append(on("vc_1/epa-results", OUT))
     clock.turn_to(FIRST)
-    before = len(platform.served("api", path_contains="/other"))
+    platform.requests.clear()
     for _ in range(3):
         loop.round()
         clock.forward(REST)
     assert len(lines_of(archive())) == 1, "the listing is put off"
-    asked = platform.served("api", path_contains="/other")[before:]
-    assert [one.path.rpartition("/")[2] for one in asked] == ["other", "epa-results"]
+    asked = [r.path.rpartition("/")[2] for r in platform.requests if "/other" in r.path]
+    assert asked == ["other", "epa-results"]
 
 
 def test_follow_ups_do_not_starve_the_newest_calls(platform, of_age, clock, archive, monkeypatch):
@@ -243,7 +244,7 @@ def test_calls_of_before_the_archive_are_not_kept_in_mind(platform, rig, clock):
     made.loop().round()
     clock.forward(2 * MINUTE)  # what was tried does not rest any more
     assert made.windows.with_unnamed_calls == {WINDOW}
-    assert platform.served("api", path_contains="/old") == []
+    assert not [request for request in platform.requests if "/old" in request.path]
 
 
 # --- what is not known is not made up

@@ -52,16 +52,24 @@ class Officer:
         return Holds(store, chain, told, SerialWorkers(), self.clock, Retention()), store
 
     def act(
-        self, action: Action, *call_ids: str, reason: str = "Case 1", every: bool = False
+        self,
+        action: Action,
+        *call_ids: str,
+        reason: str = "Case 1",
+        every: bool = False,
+        hook: Callable[[Request], None] | None = None,
     ) -> ActResult:
+        """`hook` is one of this command's own store."""
         self.clock.forward(MINUTE)
-        return self.open()[0].act(action, call_ids, "J. Doe", reason, every=every)
+        holds, store = self.open()
+        store.hooks += [hook] if hook else []
+        return holds.act(action, call_ids, "J. Doe", reason, every=every)
 
-    def add(self, *call_ids: str, reason: str = "Case 1") -> ActResult:
-        return self.act("add", *call_ids, reason=reason)
+    def add(self, *call_ids: str, **options: Any) -> ActResult:
+        return self.act("add", *call_ids, **options)
 
-    def remove(self, *call_ids: str, reason: str = "Case 1", every: bool = False) -> ActResult:
-        return self.act("remove", *call_ids, reason=reason, every=every)
+    def remove(self, *call_ids: str, **options: Any) -> ActResult:
+        return self.act("remove", *call_ids, **options)
 
     # --- what stands
 
@@ -231,8 +239,6 @@ def canonical(told: dict[str, Any]) -> bytes:
 
 def cut_off(officer: Officer, action: Action, number: int, moment: str) -> bool:
     """Run a command that dies at its n-th write; False where it has no so many."""
-    officer.clock.forward(MINUTE)
-    holds, store = officer.open()
     left = number
 
     def die(request: Request) -> None:
@@ -243,9 +249,8 @@ def cut_off(officer: Officer, action: Action, number: int, moment: str) -> bool:
         if left < 0:
             raise Crash
 
-    store.hooks.append(die)
     try:
-        holds.act(action, ["vc_1"], "J. Doe", "Case 1")
+        officer.act(action, "vc_1", hook=die)
     except Crash:
         return True
     return False
@@ -299,23 +304,15 @@ def test_no_command_seals_what_another_left(world, officer, action):
 
 
 def test_an_interrupted_act_says_to_run_it_again(world, officer):
-    holds, store = officer.open()
-    store.hooks.append(once(lambda r: r.operation == "hold", officer.clock.stop))
+    stop = once(lambda r: r.operation == "hold", officer.clock.stop)
     with pytest.raises(Interrupted, match="run the same command again"):
-        holds.act("add", ["vc_1"], "J. Doe", "Case 1")
+        officer.add("vc_1", hook=stop)
     assert officer.ledger == {}
 
 
 def test_a_store_that_refuses_is_told_with_what_to_do(world, officer):
-    holds, store = officer.open()
-
-    def refuse(request: Request) -> None:
-        if request.operation == "hold" and request.moment == "before":
-            raise StoreError("the store refused", reason="denied", status=403)
-
-    store.hooks.append(refuse)
     with pytest.raises(StoreError, match="run the same command again"):
-        holds.act("add", ["vc_1"], "J. Doe", "Case 1")
+        officer.add("vc_1", hook=refuses("hold", lambda _: True))
     assert (officer.ledger, any(officer.held.values())) == ({}, False)
 
 
@@ -351,10 +348,6 @@ def anybody(world: World) -> MemoryStore:
     return MemoryStore(world.clock, rules=False, shelf=world.store._shelf)
 
 
-def of_vc_2(key: str) -> bool:
-    return "/vc_2/" in key
-
-
 BROKEN: dict[str, Any] = {"reason": "status_5xx", "status": 500, "retryable": True}
 
 
@@ -368,10 +361,9 @@ def test_a_call_whose_objects_the_store_refuses_keeps_no_other_waiting(
     before = [] if adds else ["add"]
     if not adds:
         officer.add(*calls)
-        officer.clock.forward(MINUTE)
-    holds, store = officer.open()
-    store.hooks.append(refuses(operation, of_vc_2, **error))
-    result = holds.act(action, calls, "J. Doe", "Case 1")
+    result = officer.act(
+        action, *calls, hook=refuses(operation, lambda key: "/vc_2/" in key, **error)
+    )
     assert [one.hold.call_id for one in result.done] == ["vc_1", "vc_3"]
     assert list(result.left) == ["vc_2"]
     assert officer.ledger["vc_1"] == officer.ledger["vc_3"] == [*before, action]
@@ -387,9 +379,9 @@ def test_a_call_whose_objects_the_store_refuses_keeps_no_other_waiting(
 
 
 def test_of_a_call_with_a_refused_object_the_others_are_held(world, officer):
-    holds, store = officer.open()
-    store.hooks.append(refuses("hold", lambda key: key.endswith("vc_2/recording.wav")))
-    holds.act("add", ["vc_1", "vc_2"], "J. Doe", "Case 1")
+    officer.add(
+        "vc_1", "vc_2", hook=refuses("hold", lambda key: key.endswith("vc_2/recording.wav"))
+    )
     loose = [one.key for one in world.store.objects if "/vc_2/" in one.key and not one.held]
     assert loose == [f"recordings/{DAY_DIR}/vc_2/recording.wav"]
 
@@ -438,9 +430,7 @@ def test_an_event_that_cannot_be_read_stops_neither_a_hold_nor_the_archiver(worl
             "get", lambda key: key.startswith(EVENT) and key.endswith(what), **BROKEN
         )
         world.store.hooks += [harm, harm_too]
-    holds, _ = officer.open()
-    officer.clock.forward(MINUTE)
-    result = holds.act("add", ["vc_2"], "J. Doe", "Case 2")
+    result = officer.add("vc_2", reason="Case 2")
     assert [one.hold.call_id for one in result.done] == ["vc_2"]
     assert officer.held["vc_2"]
     world.platform.add(a_call("vc_4", TEN + HOUR))
@@ -480,7 +470,6 @@ def seals(request: Request) -> bool:
 
 
 def test_a_revision_that_comes_meanwhile_is_held_too(world, officer):
-    holds, store = officer.open()
 
     def amend() -> None:
         first = f"records/{DAY_DIR}/vc_1/r1.json"
@@ -488,8 +477,7 @@ def test_a_revision_that_comes_meanwhile_is_held_too(world, officer):
         told = {**document(world.store, first), "record": second, "revision": 2}
         world.store.put_once(second, canonical(told))
 
-    store.hooks.append(once(lambda r: seals(r) and r.moment == "before", amend))
-    holds.act("add", ["vc_1"], "J. Doe", "Case 1")
+    officer.add("vc_1", hook=once(lambda r: seals(r) and r.moment == "before", amend))
     assert officer.held["vc_1"]
 
 
@@ -544,7 +532,6 @@ def test_acts_of_the_same_words_in_one_second_are_two(world, officer, acts):
 def test_an_act_whose_key_holds_other_bytes_takes_another(world, officer):
     """Eight digits of a hash may meet; whoever can write to the bucket may put anything there."""
     for suffix in (".jsonl", ".sha256"):
-        holds, store = officer.open()
         taken: list[str] = []
 
         def take(request: Request, suffix: str = suffix, taken: list[str] = taken) -> None:
@@ -553,8 +540,7 @@ def test_an_act_whose_key_holds_other_bytes_takes_another(world, officer):
                 taken.append(request.key)
                 world.store.put_once(request.key, b"other bytes\n")
 
-        store.hooks.append(take)
-        holds.act("add", ["vc_1"], "J. Doe", "Case 1")
+        officer.add("vc_1", hook=take)
         assert taken
     assert officer.ledger["vc_1"] == ["add", "add"]
     assert officer.held["vc_1"]
@@ -562,13 +548,12 @@ def test_an_act_whose_key_holds_other_bytes_takes_another(world, officer):
 
 def test_it_runs_beside_the_loop(world, officer):
     world.platform.add(a_call("vc_4", TEN + HOUR))
-    holds, store = officer.open()
 
     def meanwhile() -> None:
         world.writers["loop"].backfill(TEN + HOUR, TEN + 2 * HOUR)
 
-    store.hooks.append(once(lambda r: seals(r) and r.moment == "before", meanwhile))
-    [done] = holds.act("add", ["vc_1"], "J. Doe", "Case 1").done
+    hook = once(lambda r: seals(r) and r.moment == "before", meanwhile)
+    [done] = officer.add("vc_1", hook=hook).done
     assert done.seal == 3, "the loop's seal came first"
     world.platform.add(a_call("vc_5", TEN - HOUR))
     world.writers["loop"].backfill(TEN - HOUR, TEN)

@@ -126,39 +126,27 @@ def test_no_transcript_reaches_the_record():
     assert b"words" not in a_record().data
 
 
-def _without(name: str) -> dict[str, Any]:
-    return {k: v for k, v in a_record().document.items() if k != name}
-
-
 @pytest.mark.parametrize(
-    "document",
+    "change",
     [
-        {**a_record().document, "v": 2},
-        {**a_record().document, "type": "hold"},
-        {**a_record().document, "outcome": "lost"},
-        {**a_record().document, "revision": 2},
-        {**a_record().document, "call_id": "vc_other"},
-        {**a_record().document, "record": "records/dt=2024-13-45/vc_abc123/r1.json"},
-        {**a_record().document, "record": ["x"]},
-        {**a_record().document, "record": "records/dt=2024-01-15/vc_abc123/r" + "9" * 5000},
-        {**a_record().document, "outcome": ["archived"]},
-        {**a_record().document, "files": {}},
-        {**a_record().document, "files": ["x"]},
-        {**a_record().document, "files": [{"key": "k", "sha256": "s", "kind": "recording"}]},
-        _without("call_id"),
-        _without("files"),
-        _without("record"),
-        [],
+        {"v": 2}, {"type": "hold"}, {"outcome": "lost"}, {"revision": 2}, {"call_id": "vc_other"},
+        {"record": "records/dt=2024-13-45/vc_abc123/r1.json"}, {"record": ["x"]},
+        {"record": "records/dt=2024-01-15/vc_abc123/r" + "9" * 5000}, {"outcome": ["archived"]},
+        {"files": {}}, {"files": ["x"]},
+        {"files": [{"key": "k", "sha256": "s", "kind": "recording"}]}, "call_id", "files", "record",
     ],
-)
-def test_a_damaged_record_is_a_format_error(document):
+)  # fmt: skip
+def test_a_damaged_record_is_a_format_error(change):
+    """Changed, or without a field."""
+    document = a_record().document
+    changed = {k: v for k, v in document.items() if k != change}
     with pytest.raises(FormatError):
-        record.parse(canonical.dump(document))
+        record.parse(canonical.dump(changed if isinstance(change, str) else document | change))
 
 
 def test_a_record_in_another_form_is_refused():
     pretty = json.dumps(a_record().document, indent=1).encode() + b"\n"
-    for data in (pretty, a_record().data[:-1], a_record().data + b"\n", b""):
+    for data in (pretty, a_record().data[:-1], a_record().data + b"\n", b"", b"[]\n"):
         with pytest.raises(FormatError):
             record.parse(data)
 

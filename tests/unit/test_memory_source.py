@@ -18,7 +18,7 @@ from tests.fakes.memory_source import (
     api_client,
     recording_client,
 )
-from tests.fakes.population import TEN, a_call, voice
+from tests.fakes.population import TEN, a_call
 from tests.fakes.rig import WINDOW
 
 COMPLETED = Filter(("Completed",))

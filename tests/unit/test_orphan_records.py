@@ -13,6 +13,7 @@ from archiver.core.model import Retention, parse_time
 from tests.fakes.hooks import on
 from tests.fakes.http_server import Reply
 from tests.fakes.memory_rig import Crash
+from tests.fakes.memory_store import MemoryStore
 from tests.fakes.population import TEN, a_call, stamp
 from tests.fakes.relisting import (
     DAY,
@@ -21,19 +22,18 @@ from tests.fakes.relisting import (
     MINUTE,
     REST,
     SETTLED,
-    Troubled,
     amend,
     another,
     crashing,
     lines_of,
     missing,
     told_in,
+    troubled,
 )
 from tests.fakes.rig import HOUR
 
 pytestmark = pytest.mark.usefixtures("audited")
 LONG = Retention("GOVERNANCE", 20_000)
-"""Its dates lie ahead of the store's own clock, which nobody turns back to the calls' year."""
 
 
 def out() -> None:
@@ -70,7 +70,7 @@ def test_a_rival_that_takes_the_first_revision_tells_what_was_written_down(
 ):
     """The rival begins later, and the source has hidden the call by then."""
     rival = rig()
-    racing = Troubled(bucket, "put_once", "1000.r1.jsonl", rival.backfill)
+    racing = troubled(bucket, "put", "1000.r1.jsonl", rival.backfill)
     loop = another(rig, where=racing, give_up=DAY)
     platform.add(a_call(), a_call("gone", TEN + MINUTE, audio=None))
     loop.round()
@@ -86,7 +86,7 @@ def test_a_store_that_is_out_while_old_records_are_looked_for_is_asked_again(
     platform.add(a_call("stays", ELEVEN), a_call("gone", ELEVEN + MINUTE))
     another(rig).round()
     platform.remove("gone")
-    loop = another(rig, where=Troubled(bucket, "read", "/gone/", out))
+    loop = another(rig, where=troubled(bucket, "get", "/gone/", out))
     with pytest.raises(StoreError, match="is out"):
         loop.round()
     loop.round_at(SETTLED + HOUR)
@@ -205,10 +205,10 @@ def test_a_call_whose_start_is_filled_in_later_moves_to_the_window_of_its_start(
 
 @pytest.mark.parametrize("dies", [False, True])
 def test_files_that_a_later_record_carries_over_are_kept_as_long_as_that_promises(
-    platform, rig, archive, open_bucket, dies
+    platform, rig, clock, archive, bucket, dies
 ):
     """A call is archived before the source knows its end: it is kept from its start on then."""
-    locking = open_bucket(lock_mode=LONG.mode)
+    locking = MemoryStore(clock, lock_mode=LONG.mode, shelf=bucket._shelf)
     where = crashing(locking, "/vc_1/r2.json", after=True) if dies else locking
     loop = another(rig, where=where, retention=LONG)
     platform.add(a_call(endTime=None))

@@ -1,5 +1,5 @@
-"""What comes late, changes or goes: re-listings and revisions, on a clock turned by hand and a real
-store. Each test ends with an audit of what it left."""
+"""What comes late, changes or goes: re-listings and revisions, in memory and on a clock turned by
+hand. Each test ends with an audit of what it left."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_recording_that_is_late_by_two_hours(platform, loop, clock, archive):
     while clock.now() < noon + 2 * HOUR:
         loop.round_after(MINUTE)
     assert archive().records == {}
-    assert len(platform.served("api", path_contains="recording-url")) < 20, "with backoff"
+    assert platform.asked("recording-url") < 20, "with backoff"
     platform.add(a_call("vc_1", noon))
     for _ in range(15):
         loop.round_after(MINUTE)
@@ -84,7 +84,7 @@ def test_a_survey_that_is_filled_in_later(platform, loop, archive):
     before = archive().records["vc_1"]
     assert "epa" not in files_of(before)
     call_of(platform, "vc_1").epa = SURVEY
-    asked = len(platform.served("blob"))
+    asked = platform.asked(".wav")
     loop.round_at(FIRST)
     look = archive()
     after = look.records["vc_1"]
@@ -92,7 +92,7 @@ def test_a_survey_that_is_filled_in_later(platform, loop, archive):
     assert look.json(files_of(after)["epa"]["key"])["calculatedScore"] == 9
     assert files_of(after)["recording"] == files_of(before)["recording"]
     assert files_of(after)["transcript"] == files_of(before)["transcript"]
-    assert len(platform.served("blob")) == asked, "the recording is not fetched again"
+    assert platform.asked(".wav") == asked, "the recording is not fetched again"
     assert after["source"]["etag"] == before["source"]["etag"]
     assert look.records["other"]["revision"] == 1
     assert [line["archived"] for line in lines_of(look)] == [2, 2]

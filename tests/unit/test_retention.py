@@ -25,10 +25,11 @@ from archiver.pipeline.backfill import Backfill
 from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.plan import Purpose
 from archiver.store.bucket import Bucket
+from archiver.store.types import Stored
 from tests.fakes.calls import SimulatedCall
 from tests.fakes.clock import HandClock
 from tests.fakes.memory_rig import Crash, World
-from tests.fakes.memory_store import MemoryStore, Request
+from tests.fakes.memory_store import Request
 from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, stamp
 from tests.fakes.proxy import FaultProxy
@@ -39,10 +40,8 @@ from tests.fakes.relisting import (
     SETTLED,
     Look,
     MakeRig,
-    Troubled,
     amend,
     another,
-    crashing,
     files_of,
     lines_of,
 )
@@ -54,6 +53,16 @@ SHORT, MIDDLE, LONG = 7300, 7302, 7330
 GOVERNANCE, COMPLIANCE = "GOVERNANCE", "COMPLIANCE"
 TALK = [{"role": "user", "text": "I said something else", "timestamp": stamp(TEN)}]
 OtherLock = tuple[str | None, datetime | None]
+
+
+@pytest.fixture
+def platform(served: Platform) -> Platform:
+    return served
+
+
+@pytest.fixture
+def bucket(open_bucket: Callable[..., Bucket]) -> Bucket:
+    return open_bucket()
 
 
 @dataclass
@@ -278,11 +287,28 @@ def test_all_revisions_of_a_call_are_extended(scene):
     scene.audit()
 
 
+class Troubled(Bucket):
+    """Something happens just before the first key is written that holds `part`."""
+
+    def __init__(self, real: Bucket, part: str, happen: Callable[[], object]) -> None:
+        client = real.client
+        super().__init__(real.options, client.clock, client.retry, client=client.s3)
+        self._part = part
+        self._todo = [happen]
+
+    def put_once(self, key: str, *rest: Any, **options: Any) -> Stored:
+        if self._part in key and self._todo:
+            self._todo.pop()()
+        return super().put_once(key, *rest, **options)
+
+
+def crash() -> None:
+    raise Crash
+
+
 def test_what_a_crash_left_short_is_extended_by_the_next_touch():
-    world = World(SETTLED, TEN)
-    world.store = MemoryStore(world.clock, ticks=world.tick, lock_mode=GOVERNANCE)
+    world = World(SETTLED, TEN, retention=Retention(GOVERNANCE, SHORT))
     world.platform.add(a_call("one"), a_call("two"))
-    world.retention = Retention(GOVERNANCE, SHORT)
     world.writer("first").backfill(TEN, TEN + HOUR)
     deaths = 0
     for nth in range(1, 17):
@@ -326,7 +352,7 @@ def test_an_object_that_is_gone_does_not_stop_the_others(scene, bucket):
 def test_what_no_segment_tells_yet_is_extended_before_one_does(scene):
     """Records of a process that ended before it closed the window: also one that is amended now."""
     scene.settle(a_call("one"), a_call("late", audio=None))
-    dying = crashing(scene.bucket(GOVERNANCE), "manifest/segments")
+    dying = Troubled(scene.bucket(GOVERNANCE), "manifest/segments", crash)
     with pytest.raises(Crash):
         scene.rig(GOVERNANCE, SHORT, dying).backfill()
     scene.platform.add(a_call("late"))
@@ -518,7 +544,7 @@ def test_a_hold_that_comes_while_a_revision_is_written_is_seen(scene, bucket, ri
     scene.clock.turn_to(FIRST)
     first = scene.archive().records["vc_1"]["record"]
     meanwhile = partial(bucket.set_hold, first, None, True)
-    troubled = Troubled(bucket, "put_once", "/r2.json", meanwhile)
+    troubled = Troubled(bucket, "/r2.json", meanwhile)
     another(lambda **rest: rig(troubled, **rest)).round()
     record = scene.archive().records["vc_1"]
     assert record["revision"] == 2

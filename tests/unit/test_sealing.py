@@ -16,12 +16,12 @@ from archiver.manifest import layout, seal
 from archiver.manifest.segment import Balance, Listing
 from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.chain import Chain, last_number
-from archiver.store.bucket import Bucket
 from tests.fakes.clock import HandClock
 from tests.fakes.errors import error_of
 from tests.fakes.memory_rig import Crash
+from tests.fakes.memory_store import MemoryStore
 from tests.fakes.population import TEN, a_call
-from tests.fakes.relisting import crashing
+from tests.fakes.relisting import crashing, stranger
 from tests.fakes.rig import HOUR, Archive, Rig, new_key
 from tests.fakes.segments import build_segment
 
@@ -29,7 +29,7 @@ MakeRig = Callable[..., Rig]
 Look = Callable[[], Archive]
 
 
-def write_segment(bucket: Bucket, start: datetime, revision: int = 1) -> UnsealedSegment:
+def write_segment(bucket: MemoryStore, start: datetime, revision: int = 1) -> UnsealedSegment:
     """An empty window's segment, durable with its companion, not sealed."""
     window = Window(start, start + HOUR)
     listing = Listing(start, 1, 2, 0, {"state": ["Completed"]})
@@ -175,7 +175,7 @@ def test_another_key_is_refused(rig, archive):
 
 @pytest.mark.parametrize("data", [b"{}\n", b"not json", b'{"seq":1,"type":"seal","v":1}\n'])
 def test_a_damaged_seal_stops_the_writer(made, rig, bucket, data):
-    bucket.put_once(layout.seal_key(1), data)
+    stranger(bucket).put_once(layout.seal_key(1), data)
     for read in (made.chain.refresh, rig().chain.open):
         with pytest.raises(StoreError, match="archiver verify"):
             read()
@@ -183,9 +183,9 @@ def test_a_damaged_seal_stops_the_writer(made, rig, bucket, data):
 
 def test_a_seal_that_does_not_follow_stops_the_writer(made, bucket, key, clock):
     at = {"sealed_at": clock.now(), "watermark": TEN}
-    stranger = seal.parse_seal(seal.genesis("other", key.public, {}, **at))
-    data = seal.next_seal(stranger, [], key_id=key.public.key_id, **at)
-    bucket.put_once(layout.seal_key(1), data)
+    other = seal.parse_seal(seal.genesis("other", key.public, {}, **at))
+    data = seal.next_seal(other, [], key_id=key.public.key_id, **at)
+    stranger(bucket).put_once(layout.seal_key(1), data)
     with pytest.raises(StoreError, match="does not follow"):
         made.chain.refresh()
 
@@ -201,7 +201,7 @@ def test_a_clock_that_is_behind_does_not_seal_in_the_past(made, bucket, key):
 @pytest.mark.parametrize("left", [layout.seal_key(1), "records/dt=2024-01-15/vc_1/r1.json"])
 def test_a_second_archive_is_not_begun_over_one_whose_seal_0_is_gone(rig, bucket, left):
     """Were it, the true seal 0 could never come back to its place."""
-    bucket.put_once(left, b"what an archive has\n")
+    stranger(bucket).put_once(left, b"what an archive has\n")
     error = error_of(StoreError, rig().chain.open)
     assert "seal 0 is missing" in str(error)
     assert error.exit_code == 4
@@ -214,7 +214,8 @@ def test_a_lost_seal_is_never_replaced(platform, rig, clock, bucket, archive):
     for hour in range(4):
         made.backfill(TEN + hour * HOUR)
     assert made.chain.head.seq == 4
-    bucket.client.s3.delete_object(**bucket.client.at(layout.seal_key(2)))
+    del bucket._shelf.objects[layout.seal_key(2)]
+    bucket._shelf.keys.remove(layout.seal_key(2))
     platform.add(a_call("new", TEN + 5 * HOUR))
     with pytest.raises(StoreError, match="seal 2 is missing"):
         rig().backfill(TEN + 5 * HOUR)

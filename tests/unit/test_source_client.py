@@ -28,9 +28,9 @@ Connect = Callable[..., VoiceCallsClient]
 
 
 @pytest.fixture
-def platform(platform: Platform) -> Platform:
-    platform.add(*(a_call(f"vc_{n:03}", TEN + timedelta(seconds=10 * n)) for n in range(230)))
-    return platform
+def platform(served: Platform) -> Platform:
+    served.add(*(a_call(f"vc_{n:03}", TEN + timedelta(seconds=10 * n)) for n in range(230)))
+    return served
 
 
 @pytest.fixture

@@ -20,12 +20,23 @@ from archiver.pipeline.call import FailedTry
 from archiver.store.bucket import Bucket
 from tests.fakes.audio import MULAW, chunk, fmt, noise, riff, wav
 from tests.fakes.http_server import Reply, Request
+from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, voice
 from tests.fakes.rig import HOUR, WINDOW, Rig
 
 MakeRig = Callable[..., Rig]
 DIR = "recordings/dt=2024-01-15/vc_1/"
 DAYS = timedelta(days=30)
+
+
+@pytest.fixture
+def platform(served: Platform) -> Platform:
+    return served
+
+
+@pytest.fixture
+def bucket(open_bucket: Callable[..., Bucket]) -> Bucket:
+    return open_bucket()
 
 
 def archived(made: Rig, call_id: str = "vc_1", *, settled: bool = True, **options: Any) -> Record:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from archiver.core.clock import Interrupted
-from archiver.core.errors import SourceError, SourceRefused
+from archiver.core.errors import SourceRefused
 from archiver.core.model import Window, window_of
 from archiver.manifest import layout
 from archiver.pipeline import loop as loop_module
@@ -19,7 +19,7 @@ from archiver.pipeline.plan import Purpose
 from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_rig import Crash
 from tests.fakes.population import TEN, a_call
-from tests.fakes.relisting import crashing, missing, value
+from tests.fakes.relisting import crashing, missing, stranger, value
 from tests.fakes.rig import HOUR, WINDOW, Archive, Rig
 
 MakeRig = Callable[..., Rig]
@@ -134,7 +134,7 @@ def test_foreign_bytes_in_the_place_of_a_segment_stop_nothing(
     clock.turn_to(SETTLED)
     rig().backfill(TEN - HOUR)
     platform.add(a_call())
-    bucket.put_once(layout.SegmentName(TEN, 1).jsonl, b"{}\n")
+    stranger(bucket).put_once(layout.SegmentName(TEN, 1).jsonl, b"{}\n")
     totals = rig().backfill()
     assert (totals.closed, totals.committed) == (1, {"archived": 1})
     assert layout.SegmentName(TEN, 2).seal in archive().keys
