@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable, Collection
 from typing import Any
 
 from tests.fakes.http_server import Reply, Request
-from tests.fakes.platform import Hook
+from tests.fakes.platform import Hook, VoicePlatform
 
 
 def on(path_end: str, reply: Reply, times: int | None = None) -> Hook:
@@ -24,3 +25,25 @@ def on(path_end: str, reply: Reply, times: int | None = None) -> Hook:
 def json_reply(document: Any) -> Reply:
     """200 with this document, as JSON has it."""
     return Reply(body=json.dumps(document).encode())
+
+
+def id_in(request: Request) -> str | None:
+    """The id of the call that this asks about."""
+    return request.path.partition("/voice-calls/")[2].split("/")[0] or None
+
+
+def of_calls(reply: Reply, suffix: str, ids: Collection[str] = ()) -> Hook:
+    """`reply` to requests about these calls, or about any, whose path ends so."""
+
+    def hook(request: Request) -> Reply | None:
+        is_meant = id_in(request) in ids if ids else id_in(request) is not None
+        return reply if is_meant and request.path.endswith(suffix) else None
+
+    return hook
+
+
+def collect(platform: VoicePlatform, what: Callable[[Request], bool]) -> list[Request]:
+    """The requests from now on that are so."""
+    found: list[Request] = []
+    platform.hooks.insert(0, lambda request: found.append(request) if what(request) else None)
+    return found

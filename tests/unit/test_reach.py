@@ -202,15 +202,37 @@ def refused(reason: str = "refused") -> StoreError:
     return StoreError("refused", reason=reason, reach=Reach.ITEM)
 
 
-def test_refusals_of_many_items_are_an_outage_where_the_control_fails():
-    health = StoreHealth(lambda: False)
-    found = [health.is_outage(f"vc_{n}", refused()) for n in range(REFUSALS_BEFORE_CONTROL)]
-    assert found == [False] * (REFUSALS_BEFORE_CONTROL - 1) + [True]
+WRONG_KEY = StoreError("the store refused the credentials", reason="credentials")
 
 
-def test_one_item_that_is_refused_again_and_again_is_no_outage():
-    health = StoreHealth(lambda: False)
-    assert not any(health.is_outage("vc_1", refused()) for _ in range(REFUSALS_OF_OUTAGE * 2))
+@pytest.mark.parametrize(
+    ("is_answering", "refusals", "is_outage"),
+    [
+        pytest.param(
+            False,
+            [(f"vc_{n}", refused()) for n in range(REFUSALS_BEFORE_CONTROL)],
+            True,
+            id="many items, and the control fails",
+        ),
+        pytest.param(
+            True,
+            [(f"vc_{n}", refused()) for n in range(REFUSALS_OF_OUTAGE)],
+            True,
+            id="the control is answered, and nothing is stored in the end",
+        ),
+        pytest.param(
+            False, [("vc_1", refused())] * (REFUSALS_OF_OUTAGE * 2), False, id="one item alone"
+        ),
+        pytest.param(False, [("vc_1", refused("unreachable"))], True, id="unreachable"),
+        pytest.param(True, [("vc_1", refused("unreachable"))], False, id="unreachable at first"),
+        pytest.param(True, [("vc_1", WRONG_KEY)], True, id="an error about the store"),
+    ],
+)
+def test_which_refusals_are_an_outage(is_answering, refusals, is_outage):
+    health = StoreHealth(lambda: is_answering)
+    *before, last = [health.is_outage(item, error) for item, error in refusals]
+    assert not any(before)
+    assert last is is_outage
 
 
 def test_what_is_stored_in_between_clears_the_count():
@@ -219,22 +241,6 @@ def test_what_is_stored_in_between_clears_the_count():
         assert not health.is_outage(f"vc_{number}", refused())
         if number % 5 == 0:
             health.succeeded()
-
-
-def test_a_store_that_answers_the_control_and_stores_nothing_is_out_in_the_end():
-    health = StoreHealth(lambda: True)
-    found = [health.is_outage(f"vc_{n}", refused()) for n in range(REFUSALS_OF_OUTAGE)]
-    assert found == [False] * (REFUSALS_OF_OUTAGE - 1) + [True]
-
-
-def test_a_store_that_cannot_be_reached_is_out_where_the_control_fails_too():
-    assert StoreHealth(lambda: False).is_outage("vc_1", refused("unreachable"))
-    assert not StoreHealth(lambda: True).is_outage("vc_1", refused("unreachable"))
-
-
-def test_an_error_about_the_store_is_an_outage_at_once():
-    wrong_key = StoreError("the store refused the credentials", reason="credentials")
-    assert StoreHealth(lambda: True).is_outage("vc_1", wrong_key)
 
 
 def test_the_seal_of_a_window_that_was_open_for_long_moves_the_watermark_past_all_behind_it(world):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -20,7 +20,7 @@ from archiver.source.json_api import BearerAuth, JsonApi
 from archiver.source.listing import Lister, WindowListing
 from tests.fakes.clock import HandClock
 from tests.fakes.errors import error_of
-from tests.fakes.hooks import json_reply
+from tests.fakes.hooks import collect, id_in, json_reply, of_calls
 from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_source import API_URL, MemoryPlatform, MemoryWire, api_client
 from tests.fakes.platform import AUDIO, READ, Hook
@@ -64,28 +64,6 @@ def of_window(reply: Reply, *pages: str) -> Hook:
         return reply if lists_window and (not pages or request.query["page"] in pages) else None
 
     return hook
-
-
-def id_in(request: Request) -> str | None:
-    """The id of the call that this asks about."""
-    return request.path.partition("/voice-calls/")[2].split("/")[0] or None
-
-
-def of_calls(reply: Reply, suffix: str, ids: Collection[str] = ()) -> Hook:
-    """`reply` to requests about these calls, or about any, whose path ends so."""
-
-    def hook(request: Request) -> Reply | None:
-        is_meant = id_in(request) in ids if ids else id_in(request) is not None
-        return reply if is_meant and request.path.endswith(suffix) else None
-
-    return hook
-
-
-def count(platform: MemoryPlatform, what: Callable[[Request], bool]) -> list[Request]:
-    """The requests from now on that are so."""
-    found: list[Request] = []
-    platform.hooks.insert(0, lambda request: found.append(request) if what(request) else None)
-    return found
 
 
 # --- entries
@@ -221,7 +199,7 @@ def test_a_page_that_cannot_be_had_is_passed_over(platform, listed, bad, number)
 @pytest.mark.parametrize("bad", [*BAD_PAGES, "404"])
 def test_a_window_that_cannot_be_listed_at_all_raises_nothing(platform, client, listed, clock, bad):
     platform.hooks.append(of_window(BAD_PAGES.get(bad, Reply(404, {}, b"{}"))))
-    asked = count(platform, lambda request: not is_control(request))
+    asked = collect(platform, lambda request: not is_control(request))
     found = listed()
     assert (found.calls, found.complete, found.stable) == ({}, False, False)
     assert {request.query["page"] for request in asked} == {"1", "2"}
@@ -315,7 +293,7 @@ def test_one_call_alone_is_no_outage_however_often_it_fails(platform, client):
 
 
 def test_an_answer_between_ends_a_row_of_failures(platform, client):
-    controls = count(platform, is_control)
+    controls = collect(platform, is_control)
     platform.hooks.append(of_calls(Reply(500), "", BUT_THE_LAST))
     for number, call_id in enumerate(IDS[:30]):
         error_of(CallError, client.call, call_id)
@@ -326,7 +304,7 @@ def test_an_answer_between_ends_a_row_of_failures(platform, client):
 
 @pytest.mark.parametrize("workers", [1, 8])
 def test_workers_share_a_control_request(platform, client, clock, workers):
-    controls = count(platform, is_control)
+    controls = collect(platform, is_control)
     platform.hooks.append(
         lambda r: None if is_control(r) else Reply(429, {"Retry-After": "3600"}, b"")
     )
@@ -435,7 +413,7 @@ def test_the_same_call_over_and_over_proves_no_missing_scope(platform, client):
 def test_an_example_is_asked_for_again_now_and_then_only(platform, client, clock):
     client.recording_url("vc_39")
     platform.hooks.append(of_calls(Reply(403), "/recording-url", BUT_THE_LAST))
-    examples = count(platform, lambda request: id_in(request) == "vc_39")
+    examples = collect(platform, lambda request: id_in(request) == "vc_39")
     for call_id in IDS[:30]:
         assert not error_of(CallError, client.recording_url, call_id).undecided
         clock.forward(timedelta(seconds=10))

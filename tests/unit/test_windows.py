@@ -19,7 +19,7 @@ from archiver.pipeline.plan import Purpose
 from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_rig import Crash
 from tests.fakes.population import TEN, a_call
-from tests.fakes.relisting import crashing, missing, stranger, value
+from tests.fakes.relisting import crashing, missing, stranger, troubled, value
 from tests.fakes.rig import HOUR, WINDOW, Archive, Rig
 
 MakeRig = Callable[..., Rig]
@@ -170,6 +170,26 @@ def test_two_backfills_at_once_make_one_record_a_call_and_one_chain(
     assert len(versions) == len(set(versions))
 
 
+def test_a_segment_of_another_writer_that_died_before_it_was_sealed(
+    platform, rig, clock, bucket, archive, key
+):
+    """Who finds the key taken lists once more, and seals what is there."""
+    platform.add(a_call())
+    rival = rig(crashing(bucket, "1000.r1.sha256"))
+
+    def faster() -> None:
+        clock.forward(timedelta(seconds=1))
+        with pytest.raises(Crash):
+            rival.backfill()
+
+    loop = rig(troubled(bucket, "put", "1000.r1.jsonl", faster)).loop()
+    loop.round_at(SETTLED)
+    look = archive()
+    look.check(key)
+    assert [one.name for one in look.segments.values()] == [layout.SegmentName(TEN, 1)]
+    assert look.seals[-1].watermark == WINDOW.end
+
+
 def test_a_refused_token_stops_the_run_and_fails_no_call(platform, rig, clock, archive):
     clock.turn_to(GIVEN_UP)
     platform.add(*[a_call(f"vc_{n}") for n in range(20)])
@@ -240,20 +260,6 @@ def test_a_window_that_settles_while_a_round_looks_at_it_is_the_next_ones(
     look = archive()
     look.check(key)
     assert look.seals[-1].watermark == WINDOW.end
-
-
-def test_no_recording_before_settling_may_still_come(platform, rig, clock, archive):
-    loop = rig().loop()
-    platform.add(a_call(audio=None))
-    assert clock.now() < SETTLED
-    loop.round()
-    assert archive().records == {}
-    platform.add(a_call())
-    loop.round()
-    assert archive().records == {}, "a call that failed rests for a while"
-    loop.round_after(MINUTE)
-    assert archive().records["vc_1"]["outcome"] == "archived"
-    assert archive().records["vc_1"]["revision"] == 1
 
 
 def test_pending_is_listed_again_until_it_comes(platform, rig, clock, archive, key):
