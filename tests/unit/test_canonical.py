@@ -21,7 +21,7 @@ SCALARS = st.one_of(
 DOCUMENTS = st.recursive(
     SCALARS,
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(TEXT, inner, max_size=4)),
-    max_leaves=20,
+    max_leaves=12,
 )
 
 

@@ -26,6 +26,7 @@ from tests.fakes.clock import HandClock
 from tests.fakes.memory_rig import HOUR, Crash, SerialWorkers, World
 from tests.fakes.memory_store import MemoryStore, Request
 from tests.fakes.population import TEN, a_call
+from tests.fakes.relisting import stranger
 
 pytestmark = pytest.mark.usefixtures("any_order")
 
@@ -343,11 +344,6 @@ def refuses(operation: str, key: Callable[[str], bool], **error: Any) -> Callabl
     return hook
 
 
-def anybody(world: World) -> MemoryStore:
-    """Who may write to the bucket, and is no archiver of this release."""
-    return MemoryStore(world.clock, rules=False, shelf=world.store._shelf)
-
-
 BROKEN: dict[str, Any] = {"reason": "status_5xx", "status": 500, "retryable": True}
 
 
@@ -404,7 +400,7 @@ def test_a_record_that_cannot_be_read_is_held_with_its_call(world, officer, data
     odd = f"records/{DAY_DIR}/vc_2/r2.json"
     if data == b"newer":
         data = canonical({**document(world.store, odd.replace("r2", "r1")), "v": 2})
-    anybody(world).put_once(odd, data or b" ")
+    stranger(world.store).put_once(odd, data or b" ")
     result = officer.add("vc_1", "vc_2")
     assert {one.hold.call_id: sorted(one.gone) for one in result.done} == {
         "vc_1": [],
@@ -423,7 +419,7 @@ def test_an_event_that_cannot_be_read_stops_neither_a_hold_nor_the_archiver(worl
         data = canonical({"at": "2024-01-15T14:01:00Z", "type": "hold", "v": 2})
         seal_events(world, data)
     elif what == "foreign":
-        anybody(world).put_once(f"{EVENT}00000000.jsonl", b"\x00\xff")
+        stranger(world.store).put_once(f"{EVENT}00000000.jsonl", b"\x00\xff")
     else:
         harm = refuses("get", lambda key: key.startswith(layout.EVENTS) and key.endswith(what))
         harm_too = refuses(
@@ -444,8 +440,8 @@ def seal_events(world: World, data: bytes) -> None:
     """A segment of events as a newer release would write and seal it."""
     digest = hashlib.sha256(data).hexdigest()
     key = f"{EVENT}{digest[:8]}.jsonl"
-    anybody(world).put_once(key, data)
-    anybody(world).put_once(layout.checksum_list_key(key), event.checksum_list(key, data))
+    stranger(world.store).put_once(key, data)
+    stranger(world.store).put_once(layout.checksum_list_key(key), event.checksum_list(key, data))
     chain = Chain(world.store, world.key, world.clock, Retention())
     assert chain.open()
     chain.append([UnsealedSegment(seal.segment_entry(key, BytesIO(data), window_lines=0), None)])

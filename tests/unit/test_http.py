@@ -45,7 +45,6 @@ from tests.fakes.traps import (
 from tests.system.tcp_proxy import reset
 
 Make = Callable[..., HttpClient]
-Ask = Callable[[HttpClient, str], HttpResponse]
 
 FAST, STANDARD, API = "fast", "standard", "httpx over fast"
 KINDS: dict[str, Make] = {

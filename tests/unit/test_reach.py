@@ -17,7 +17,7 @@ from tests.fakes import harm
 from tests.fakes.audio import wav
 from tests.fakes.harm import Harms
 from tests.fakes.memory_rig import HOUR, World, Writer
-from tests.fakes.memory_store import MemoryStore, Request
+from tests.fakes.memory_store import Request
 from tests.fakes.population import TEN, a_call
 from tests.fakes.store_rules import STRANGER
 from tests.model.ledger import Ledger
@@ -170,13 +170,6 @@ def test_a_pointer_that_the_store_refuses_does_not_seal_a_segment_twice(world, r
         run(writer)
         world.clock.forward(HOUR)
     assert {one.code for one in world.complaints("bytes")} <= {"pointer_missing"}
-
-
-def put_foreign(world: World, objects: dict[str, bytes]) -> None:
-    """Somebody else writes into the bucket: none of the archive's rules hold for them."""
-    stranger = MemoryStore(world.clock, writer=STRANGER, rules=False, shelf=world.store._shelf)
-    for key, data in objects.items():
-        stranger.put_once(key, data)
 
 
 @RUNS

@@ -22,11 +22,8 @@ from tests.fakes.memory_rig import Crash
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.population import TEN, a_call
 from tests.fakes.relisting import crashing, stranger
-from tests.fakes.rig import HOUR, Archive, Rig, new_key
+from tests.fakes.rig import HOUR, Rig, new_key
 from tests.fakes.segments import build_segment
-
-MakeRig = Callable[..., Rig]
-Look = Callable[[], Archive]
 
 
 def write_segment(bucket: MemoryStore, start: datetime, revision: int = 1) -> UnsealedSegment:

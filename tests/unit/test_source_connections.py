@@ -19,7 +19,6 @@ from tests.fakes.population import a_call
 from tests.fakes.traps import Connection, Trap
 from tests.system.tcp_proxy import reset
 
-ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"id":"vc_1"}'
 Connect = Callable[..., VoiceCallsClient]
 
 

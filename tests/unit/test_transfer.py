@@ -24,7 +24,6 @@ from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, voice
 from tests.fakes.rig import HOUR, WINDOW, Rig
 
-MakeRig = Callable[..., Rig]
 DIR = "recordings/dt=2024-01-15/vc_1/"
 DAYS = timedelta(days=30)
 

@@ -22,26 +22,27 @@ def parse(data: bytes) -> wav.WavHeader:
     return header
 
 
+SUB_FORMAT = struct.pack("<HHI", 22, 16, 4) + struct.pack("<H", MULAW) + bytes(14)
+
+
 @pytest.mark.parametrize(
-    ("code", "name"),
-    [(PCM, "pcm"), (FLOAT, "ieee_float"), (ALAW, "alaw"), (MULAW, "mulaw"), (GSM, "gsm610")],
+    ("form", "name"),
+    [
+        (fmt(PCM, bits=8), "pcm"),
+        (fmt(FLOAT, bits=8), "ieee_float"),
+        (fmt(ALAW, bits=8), "alaw"),
+        (fmt(MULAW, bits=8), "mulaw"),
+        (fmt(GSM, bits=8), "gsm610"),
+        (fmt(0x1234, bits=8), "0x1234"),
+        (fmt(EXTENSIBLE, bits=8) + SUB_FORMAT, "mulaw"),
+    ],
 )
-def test_encodings_are_named(code, name):
-    data = riff(chunk(b"fmt ", fmt(code, bits=8)), chunk(b"data", bytes(8000)))
+def test_encodings_are_named_and_unknown_ones_keep_their_number(form, name):
+    data = riff(chunk(b"fmt ", form), chunk(b"data", bytes(8000)))
     header = parse(data)
     assert (header.encoding, header.channels, header.sample_rate_hz) == (name, 1, 8000)
     assert header.duration_seconds(len(data)) == 1.0
     assert header.missing_bytes(len(data)) == 0
-
-
-def test_an_unknown_encoding_keeps_its_number():
-    assert parse(riff(chunk(b"fmt ", fmt(0x1234)), chunk(b"data", b""))).encoding == "0x1234"
-
-
-def test_the_extensible_form_names_its_sub_format():
-    extra = struct.pack("<HHI", 22, 16, 4) + struct.pack("<H", MULAW) + bytes(14)
-    header = parse(riff(chunk(b"fmt ", fmt(EXTENSIBLE) + extra), chunk(b"data", b"")))
-    assert header.encoding == "mulaw"
 
 
 def test_it_agrees_with_the_standard_library():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
@@ -20,10 +19,8 @@ from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_rig import Crash
 from tests.fakes.population import TEN, a_call
 from tests.fakes.relisting import crashing, missing, stranger, troubled, value
-from tests.fakes.rig import HOUR, WINDOW, Archive, Rig
+from tests.fakes.rig import HOUR, WINDOW
 
-MakeRig = Callable[..., Rig]
-Look = Callable[[], Archive]
 MINUTE = timedelta(minutes=1)
 SETTLED = WINDOW.end + 2 * HOUR
 GIVEN_UP = WINDOW.end + timedelta(days=1)
