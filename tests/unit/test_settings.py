@@ -40,7 +40,6 @@ def test_the_defaults_are_those_of_the_contract(monkeypatch):
 
 
 BAD = {
-    "name": ["value"],
     "API_BASE_URL": [
         None,
         "api.example.com",
