@@ -16,6 +16,8 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Literal, TypeVar
 
+from archiver.audit.findings import Finding
+from archiver.audit.verify import Level, Options, verify
 from archiver.core.concurrency import Workers
 from archiver.core.model import Retention, Window, windows_between
 from archiver.manifest import layout
@@ -88,7 +90,12 @@ class World:
     windows at a time too."""
 
     def __init__(
-        self, now: datetime, watermark: datetime, times: Times | None = None, **options: Any
+        self,
+        now: datetime,
+        watermark: datetime,
+        times: Times | None = None,
+        retention: Retention | None = None,
+        **options: Any,
     ) -> None:
         self.clock = HandClock(now)
         self.tick = itertools.count(1).__next__
@@ -96,7 +103,10 @@ class World:
         self.times = times or Times()
         self.key = a_key()
         self.platform = MemoryPlatform(clock=self.clock.now, ticks=self.tick, **options)
-        self.store = MemoryStore(self.clock, writer="test", ticks=self.tick)
+        self.retention = retention or self.retention
+        self.store = MemoryStore(
+            self.clock, writer="test", ticks=self.tick, lock_mode=retention and retention.mode
+        )
         self.writers: dict[str, Writer] = {}
 
     def writer(self, name: str, part_bytes: int = 8 << 20) -> Writer:
@@ -119,6 +129,11 @@ class World:
 
     def blobs_of(self, name: str) -> RecordingClient:
         return recording_client(self.platform, self.clock_of(name), name)
+
+    def complaints(self, level: Level = "objects") -> list[Finding]:
+        """What an audit of the archive finds wrong with it now."""
+        found = verify(self.store, Options(level=level, workers=1), now=self.clock.now())
+        return [one for one in found.findings if one.severity != "info"]
 
     def finish(self) -> None:
         """Nobody has done what nobody may do."""
@@ -176,6 +191,14 @@ class Writer:
     def round(self) -> Totals:
         """One round of the loop."""
         return self.loop.round()
+
+    def round_at(self, moment: datetime) -> Totals:
+        self._world.clock.turn_to(moment)
+        return self.round()
+
+    def round_after(self, pause: timedelta) -> Totals:
+        self._world.clock.forward(pause)
+        return self.round()
 
     def backfill(self, start: datetime, end: datetime) -> Totals:
         windows: list[Window] = list(windows_between(start, end, self._world.times.window))

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from archiver.pipeline.loop import Loop
-from archiver.store.bucket import Bucket
-from archiver.store.types import Stored
+from archiver.observability.metrics import REGISTRY
+from tests.fakes.clock import HandClock
 from tests.fakes.http_server import Reply, Request
+from tests.fakes.memory_rig import Crash
+from tests.fakes.memory_source import MemoryPlatform
+from tests.fakes.memory_store import MemoryStore
+from tests.fakes.memory_store import Request as StoreRequest
 from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, call_of
-from tests.fakes.rig import HOUR, WINDOW, Archive, Rig
+from tests.fakes.rig import HOUR, WINDOW, Archive, HandLoop, Rig
+from tests.fakes.store_rules import STRANGER
 
 MakeRig = Callable[..., Rig]
 Look = Callable[[], Archive]
@@ -22,22 +26,30 @@ SETTLED = WINDOW.end + 2 * HOUR
 AGES = (4 * HOUR, 8 * HOUR)
 FIRST, SECOND = WINDOW.end + AGES[0], WINDOW.end + AGES[1]
 GIVE_UP = 3 * HOUR
+REST = 16 * MINUTE
+"""Longer than a window rests whose source does not answer."""
+ELEVEN = TEN + HOUR
 
 
-def another(rig: MakeRig, **options: Any) -> Loop:
+def another(rig: MakeRig, **options: Any) -> HandLoop:
     """A process that starts anew on the same bucket."""
-    made = rig(**{"relist": AGES, "give_up": GIVE_UP, **options})
-    made.found(TEN)
-    return made.loop()
+    return rig(**{"relist": AGES, "give_up": GIVE_UP, **options}).loop()
 
 
 def amend(platform: Platform, call_id: str, **fields: Any) -> None:
     call_of(platform, call_id).document.update(fields)
 
 
-def answers(status: int, path_end: str) -> Callable[[Request], Reply | None]:
-    """A hook: what ends so is answered with this status and nothing else."""
-    return lambda request: Reply(status, {}, b"{}") if request.path.endswith(path_end) else None
+def missing(platform: Platform, call_id: str, *, gone: bool = True) -> None:
+    """The recording's URL leads nowhere from now on, or leads there again."""
+    call_of(platform, call_id).blob_missing = gone
+
+
+def value(name: str) -> float:
+    """What a metric shows."""
+    found = REGISTRY.get_sample_value(name)
+    assert found is not None
+    return found
 
 
 def lines_of(look: Archive, start: datetime = TEN) -> list[dict[str, Any]]:
@@ -60,28 +72,53 @@ def told_in(look: Archive, call_id: str) -> list[datetime]:
     ]
 
 
-class Troubled(Bucket):
-    """Something happens just before the first request of this name for a key that holds `part`."""
+class WatchedPlatform(MemoryPlatform):
+    """Remembers each request."""
 
-    def __init__(self, real: Bucket, name: str, part: str, happen: Callable[[], object]) -> None:
-        client = real.client
-        super().__init__(real.options, client.clock, client.retry, client=client.s3)
-        self._name, self._part = name, part
-        self._happen: Callable[[], object] | None = happen
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.requests: list[Request] = []
 
-    def put_once(self, key: str, *rest: Any, **options: Any) -> Stored:
-        self._meet("put_once", key)
-        return super().put_once(key, *rest, **options)
+    def respond(self, request: Request, client: str = "client") -> Reply:
+        self.requests.append(request)
+        return super().respond(request, client)
 
-    def read(self, key: str, *rest: Any, **options: Any) -> bytes | None:
-        self._meet("read", key)
-        return super().read(key, *rest, **options)
+    def asked(self, what: str) -> int:
+        """How often paths that end so were asked for: `.wav` are the recordings'."""
+        return sum(request.path.endswith(what) for request in self.requests)
 
-    def tail(self, key: str, *rest: Any, **options: Any) -> bytes | None:
-        self._meet("tail", key)
-        return super().tail(key, *rest, **options)
 
-    def _meet(self, name: str, key: str) -> None:
-        if self._happen is not None and name == self._name and self._part in key:
-            happen, self._happen = self._happen, None
-            happen()
+def troubled(
+    store: MemoryStore,
+    operation: str,
+    part: str,
+    happen: Callable[[], object],
+    *,
+    after: bool = False,
+) -> MemoryStore:
+    """For one writer something happens just before the first such request for a key that holds
+    `part`, or just `after` it."""
+    todo, moment = [happen], "after" if after else "before"
+
+    def hook(request: StoreRequest) -> None:
+        asked = (request.operation, request.moment) == (operation, moment)
+        if todo and asked and part in request.key:
+            todo.pop()()
+
+    made = store.by("troubled")
+    made.hooks.append(hook)
+    return made
+
+
+def crashing(store: MemoryStore, part: str, *, after: bool = False) -> MemoryStore:
+    """Its process dies before it writes the first key that holds this part, or just after it."""
+
+    def crash() -> None:
+        raise Crash
+
+    return troubled(store, "put", part, crash, after=after)
+
+
+def stranger(store: MemoryStore) -> MemoryStore:
+    """The bucket in the hands of somebody whom none of the archive's rules bind."""
+    return MemoryStore(HandClock(), writer=STRANGER, rules=False, shelf=store._shelf)

@@ -87,6 +87,20 @@ def blob_client(platform: Platform, clock: HandClock, **options: Any) -> Recordi
     return RecordingClient(hosts, clock, make_client(TRANSPORT), **{"allow_http": True, **options})
 
 
+class HandLoop(Loop):
+    """The loop, and its clock turned by hand before a round."""
+
+    _clock: HandClock
+
+    def round_at(self, moment: datetime) -> Totals:
+        self._clock.turn_to(moment)
+        return self.round()
+
+    def round_after(self, pause: timedelta) -> Totals:
+        self._clock.forward(pause)
+        return self.round()
+
+
 @dataclass
 class Rig:
     """One writer. Two rigs on one bucket are two writers that know nothing of each other."""
@@ -115,8 +129,10 @@ class Rig:
         todo = windows_between(start, start + timedelta(hours=hours), HOUR)
         return Backfill(self.windows, self.chain, self.segments).run(todo, **options)
 
-    def loop(self) -> Loop:
-        return Loop(self.windows, self.chain, self.segments, self.clock, self.schedule)
+    def loop(self) -> HandLoop:
+        """The loop of an archive that is opened, or begun."""
+        self.found()
+        return HandLoop(self.windows, self.chain, self.segments, self.clock, self.schedule)
 
 
 @contextmanager
@@ -131,13 +147,14 @@ def wired(
     give_up: timedelta = timedelta(days=1),
     relist: tuple[timedelta, ...] = (timedelta(days=1), timedelta(days=7)),
     filters: Filter | None = None,
+    api: VoiceCallsClient | None = None,
     recordings: RecordingClient | None = None,
     **transfer_options: Any,
 ) -> Iterator[Rig]:
     """A writer, and its end."""
     keep = retention or Retention()
     segments, workers = SegmentIndex(bucket), Workers(4)
-    api = api_client(platform, clock)
+    api = api or api_client(platform, clock)
     blobs = recordings or blob_client(platform, clock)
     lister = Lister(api, filters or Filter(("Completed",)), clock, HOUR)
     transfer = CallArchiver(

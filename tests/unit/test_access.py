@@ -4,7 +4,6 @@ or URL is no obstacle, wherever in the listing it stands."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +15,7 @@ from archiver.source.api import SignedUrl, VoiceCallsClient
 from archiver.source.recordings import RecordingClient
 from archiver.wiring import check_hosts
 from tests.fakes.clock import HandClock
+from tests.fakes.hooks import collect, id_in, json_reply, of_calls, on
 from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_source import MemoryPlatform, MemoryWire, api_client, recording_client
 from tests.fakes.platform import READ
@@ -37,31 +37,14 @@ def client(platform: MemoryPlatform, clock: HandClock) -> VoiceCallsClient:
     return api_client(platform, clock)
 
 
-def urls_of(call_ids: Sequence[str], reply: Reply) -> Callable[[Request], Reply | None]:
-    """`reply` to the requests for these calls' recording URLs."""
-
-    def hook(request: Request) -> Reply | None:
-        *_, call_id, last = request.path.split("/")
-        return reply if last == "recording-url" and call_id in call_ids else None
-
-    return hook
+def is_for_a_url(request: Request) -> bool:
+    return request.path.endswith("/recording-url")
 
 
-def asked_for_urls(platform: MemoryPlatform) -> list[str]:
-    found: list[str] = []
-
-    def hook(request: Request) -> None:
-        if request.path.endswith("/recording-url"):
-            found.append(request.path.split("/")[-2])
-
-    platform.hooks.insert(0, hook)
-    return found
-
-
-def test_a_few_calls_are_asked(platform: MemoryPlatform, client: VoiceCallsClient) -> None:
-    asked = asked_for_urls(platform)
+def test_a_few_calls_are_asked(platform, client):
+    asked = collect(platform, is_for_a_url)
     assert len(client.check_access()) == 5
-    assert asked == NEWEST[:5]
+    assert list(map(id_in, asked)) == NEWEST[:5]
 
 
 @pytest.mark.parametrize(
@@ -85,44 +68,36 @@ def test_a_few_calls_are_asked(platform: MemoryPlatform, client: VoiceCallsClien
     ids=lambda reply: f"{reply.status} {reply.body!r}"[:30],
 )
 @pytest.mark.parametrize("count", [1, 4, 5])
-def test_an_odd_answer_for_some_calls_is_no_obstacle(
-    platform: MemoryPlatform, client: VoiceCallsClient, reply: Reply, count: int
-) -> None:
-    platform.hooks.append(urls_of(NEWEST[:count], reply))
+def test_an_odd_answer_for_some_calls_is_no_obstacle(platform, client, reply, count):
+    platform.hooks.append(of_calls(reply, "/recording-url", NEWEST[:count]))
     assert len(client.check_access()) == 5 - count
 
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("hides", [True, False])
 @pytest.mark.parametrize("count", [5, 6, 50, 99])
-def test_calls_that_are_refused_are_not_taken_for_the_scope(
-    platform: MemoryPlatform, client: VoiceCallsClient, status: int, hides: bool, count: int
-) -> None:
+def test_calls_that_are_refused_are_not_taken_for_the_scope(platform, client, status, hides, count):
     """A source that `hides` answers so for an id that it does not know, too."""
     refused = [*NEWEST[:count], *(["access-check"] if hides else [])]
-    platform.hooks.append(urls_of(refused, Reply(status)))
-    asked = asked_for_urls(platform)
+    platform.hooks.append(of_calls(Reply(status), "/recording-url", refused))
+    asked = collect(platform, is_for_a_url)
     assert len(client.check_access()) == (1 if hides else 0)
     assert len(asked) <= count + 2
 
 
 @pytest.mark.parametrize("count", [0, 1, 120])
-def test_a_scope_that_is_missing_is_named(
-    platform: MemoryPlatform, client: VoiceCallsClient, count: int
-) -> None:
+def test_a_scope_that_is_missing_is_named(platform, client, count):
     platform.hidden.update(NEWEST[count:])
     platform.options.tokens[platform.token] = frozenset({READ})
-    asked = asked_for_urls(platform)
+    asked = collect(platform, is_for_a_url)
     with pytest.raises(SourceRefused, match="audio:download") as caught:
         client.check_access()
     assert (caught.value.status, caught.value.reach) == (403, Reach.SOURCE)
     assert len(asked) <= 102, "one page of calls, and the id that cannot exist"
 
 
-def test_what_is_proved_before_work_begins_holds_for_the_work(
-    platform: MemoryPlatform, client: VoiceCallsClient
-) -> None:
-    platform.hooks.append(urls_of([*NEWEST[1:], "access-check"], Reply(403)))
+def test_what_is_proved_before_work_begins_holds_for_the_work(platform, client):
+    platform.hooks.append(of_calls(Reply(403), "/recording-url", [*NEWEST[1:], "access-check"]))
     client.check_access()
     for call_id in NEWEST[1:30]:
         with pytest.raises(Exception, match="refuses this call") as caught:
@@ -135,15 +110,9 @@ def test_what_is_proved_before_work_begins_holds_for_the_work(
     [[None], [{}], [{"id": None}], [{"id": ""}], ["x"], [None, {}, [], 7, {"id": {}}]],
     ids=json.dumps,
 )
-def test_entries_that_are_no_calls_are_skipped(
-    platform: MemoryPlatform, client: VoiceCallsClient, entries: list[Any]
-) -> None:
+def test_entries_that_are_no_calls_are_skipped(platform, client, entries):
     rows = [*entries, {"id": "vc_001"}, {"id": "vc_002"}]
-    platform.hooks.append(
-        lambda r: (
-            Reply(200, {}, json.dumps(rows).encode()) if r.path.endswith("/voice-calls") else None
-        )
-    )
+    platform.hooks.append(on("/voice-calls", json_reply(rows)))
     assert len(client.check_access()) == 2
 
 
@@ -153,12 +122,10 @@ def test_entries_that_are_no_calls_are_skipped(
     ids=lambda reply: f"{reply.status} {reply.body!r}",
 )
 @pytest.mark.parametrize("scope", [True, False])
-def test_a_plain_listing_that_says_nothing_is_a_warning(
-    platform: MemoryPlatform, client: VoiceCallsClient, reply: Reply, scope: bool
-) -> None:
+def test_a_plain_listing_that_says_nothing_is_a_warning(platform, client, reply, scope):
     if not scope:
         platform.options.tokens[platform.token] = frozenset({READ})
-    platform.hooks.append(lambda r: reply if r.path.endswith("/voice-calls") else None)
+    platform.hooks.append(on("/voice-calls", reply))
     with capture_logs() as logs:
         if scope:
             assert client.check_access() == []
@@ -182,10 +149,8 @@ def test_a_plain_listing_that_says_nothing_is_a_warning(
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value.status}",
 )
-def test_what_is_wrong_with_the_source_is_an_error(
-    platform: MemoryPlatform, client: VoiceCallsClient, reply: Reply, what: str
-) -> None:
-    platform.hooks.append(lambda r: reply if r.path.endswith("/voice-calls") else None)
+def test_what_is_wrong_with_the_source_is_an_error(platform, client, reply, what):
+    platform.hooks.append(on("/voice-calls", reply))
     with pytest.raises(SourceError, match=what) as caught:
         client.check_access()
     assert caught.value.reach is Reach.SOURCE
@@ -215,7 +180,7 @@ PLAIN = f"http://{HOST}/a.wav?sig=secret"
 
 
 @pytest.mark.parametrize("urls", [[], [GOOD], [GOOD] * 5])
-def test_hosts_that_are_allowed(clock: HandClock, urls: list[str]) -> None:
+def test_hosts_that_are_allowed(clock, urls):
     assert hosts(clock, *urls) == []
 
 
@@ -231,9 +196,7 @@ def test_hosts_that_are_allowed(clock: HandClock, urls: list[str]) -> None:
         ([PLAIN, GOOD], 1),
     ],
 )
-def test_the_odd_urls_of_some_calls_are_a_warning(
-    clock: HandClock, urls: list[str], count: int
-) -> None:
+def test_the_odd_urls_of_some_calls_are_a_warning(clock, urls, count):
     [line] = hosts(clock, *urls)
     assert (line["event"], line["log_level"]) == ("source.urls_not_allowed", "warning")
     assert (line["count"], line["asked"]) == (count, len(urls))
@@ -243,25 +206,23 @@ def test_the_odd_urls_of_some_calls_are_a_warning(
 
 
 @pytest.mark.parametrize("urls", [[OTHER], [OTHER] * 5, [OTHER, OTHER.replace("a.wav", "b.wav")]])
-def test_a_host_that_is_missing_in_the_settings_is_named(clock: HandClock, urls: list[str]) -> None:
+def test_a_host_that_is_missing_in_the_settings_is_named(clock, urls):
     with pytest.raises(UsageError, match=r"RECORDING_HOSTS.* other\.example\.com, which") as caught:
         hosts(clock, *urls)
     assert "secret" not in str(caught.value)
 
 
-def test_plain_http_is_said_to_be_just_that(clock: HandClock) -> None:
+def test_plain_http_is_said_to_be_just_that(clock):
     with pytest.raises(UsageError, match="ARCHIVER_ALLOW_HTTP") as caught:
         hosts(clock, PLAIN, PLAIN)
     assert "RECORDING_HOSTS" not in str(caught.value)
     assert hosts(clock, PLAIN, allow_http=True) == []
 
 
-def test_the_urls_that_come_are_looked_at(
-    platform: MemoryPlatform, client: VoiceCallsClient, clock: HandClock
-) -> None:
+def test_the_urls_that_come_are_looked_at(platform, client, clock):
     """The newest call's URL has a space; the others are as they should be."""
     odd = Reply(200, {}, b'{"recordingUrl":"https://blobs.test/recs/a b.wav?sig=1"}')
-    platform.hooks.append(urls_of(NEWEST[:1], odd))
+    platform.hooks.append(of_calls(odd, "/recording-url", NEWEST[:1]))
     with capture_logs() as logs:
         check_hosts(client.check_access(), recording_client(platform, clock))
     assert [(line["count"], line["asked"]) for line in logs] == [(1, 5)]

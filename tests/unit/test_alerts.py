@@ -56,7 +56,7 @@ def default(setting: str) -> Any:
 
 
 @pytest.mark.parametrize("alert", RULES)
-def test_each_metric_exists_with_the_labels_that_are_asked_for(alert: str) -> None:
+def test_each_metric_exists_with_the_labels_that_are_asked_for(alert):
     series = exported()
     selectors = re.findall(r"\b(archiver_\w+)(\{[^}]*\})?", RULES[alert]["expr"])
     assert selectors
@@ -71,7 +71,7 @@ def test_each_metric_exists_with_the_labels_that_are_asked_for(alert: str) -> No
 
 
 @pytest.mark.parametrize("alert", RULES)
-def test_each_alert_says_what_to_do_and_where_to_read_on(alert: str) -> None:
+def test_each_alert_says_what_to_do_and_where_to_read_on(alert):
     told = RULES[alert]["annotations"]
     assert told.keys() == {"summary", "description", "runbook"}
     page, heading = told["runbook"].split(": ")
@@ -81,19 +81,19 @@ def test_each_alert_says_what_to_do_and_where_to_read_on(alert: str) -> None:
 
 
 @pytest.mark.parametrize("alert", RULES)
-def test_each_alert_is_tested_firing_and_not_firing(alert: str) -> None:
+def test_each_alert_is_tested_firing_and_not_firing(alert):
     file = yaml.safe_load((FOLDER / "alerts_test.yaml").read_text())
     looks = [look for test in file["tests"] for look in test["alert_rule_test"]]
     fires = [bool(look.get("exp_alerts")) for look in looks if look["alertname"] == alert]
     assert set(fires) == {True, False}
 
 
-def test_the_page_lists_the_alerts_with_their_severity() -> None:
+def test_the_page_lists_the_alerts_with_their_severity():
     rows = re.findall(r"^\| `(Archiver\w+)` \| (\w+) \|", OPERATIONS, re.MULTILINE)
     assert rows == [(alert, rule["labels"]["severity"]) for alert, rule in RULES.items()]
 
 
-def test_the_page_scrapes_the_job_that_the_alerts_name() -> None:
+def test_the_page_scrapes_the_job_that_the_alerts_name():
     (snippet,) = re.findall(r"```yaml\n(rule_files:.*?)```", OPERATIONS, re.DOTALL)
     loaded = yaml.safe_load(snippet)
     assert [Path(name).name for name in loaded["rule_files"]] == ["alerts.yaml"]
@@ -103,13 +103,13 @@ def test_the_page_scrapes_the_job_that_the_alerts_name() -> None:
     assert target.endswith(f":{default('metrics_port')}")
 
 
-def test_the_file_names_the_default_settings_that_its_numbers_follow_from() -> None:
+def test_the_file_names_the_default_settings_that_its_numbers_follow_from():
     defaults = {name.removeprefix("ARCHIVER_"): value for name, value, _ in documented()}
     for name in ("WINDOW", "SETTLE", "GIVE_UP", "POLL_INTERVAL", "RELIST"):
         assert re.search(rf"^#.* {name}={defaults[name]}( |$)", TEXT, re.MULTILINE), name
 
 
-def test_the_numbers_fit_the_default_settings() -> None:
+def test_the_numbers_fit_the_default_settings():
     """The rules of docs/operations.md, "Time to loss"."""
     good_day = default("window") + default("settle")
     assert good_day < limit("ArchiverOldestUnarchived") < limit("ArchiverOldestUnarchivedCritical")

@@ -33,19 +33,19 @@ def floors() -> dict[str, int]:
     }
 
 
-def test_each_step_of_a_call_names_a_function() -> None:
+def test_each_step_of_a_call_names_a_function():
     rows = re.findall(r"^\| (\d+) \|.*\| (.+) \|$", section("The way of a call"), re.MULTILINE)
     assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
     assert all(re.fullmatch(r"`[\w.]+`(, `[\w.]+`)*", functions) for _, functions in rows)
 
 
 @pytest.mark.parametrize("name", sorted(set(FUNCTIONS)))
-def test_the_function_exists(name: str) -> None:
+def test_the_function_exists(name):
     room, module, attribute = name.split(".", 2)
     assert callable(pkgutil.resolve_name(f"archiver.{room}.{module}:{attribute}"))
 
 
-def test_every_arrow_between_rooms_goes_down() -> None:
+def test_every_arrow_between_rooms_goes_down():
     floor = floors()
     chains = re.findall(r"^  (\w+(?: --> \w+)+)$", section("Rooms"), re.MULTILINE)
     arrows = [pair for chain in chains for pair in re.findall(r"(?=\b(\w+) --> (\w+))", chain)]
@@ -54,7 +54,7 @@ def test_every_arrow_between_rooms_goes_down() -> None:
     assert {room for arrow in arrows for room in arrow} == floor.keys() - {"__main__"}
 
 
-def test_the_page_tells_of_each_room() -> None:
+def test_the_page_tells_of_each_room():
     inside = (path for path in (ROOT / "archiver").iterdir() if not path.name.startswith("_"))
     rooms = {path.stem for path in inside if path.is_dir() or path.suffix == ".py"}
     told = set(re.findall(r"^\| `(\w+)/?` \|", section("Rooms"), re.MULTILINE))

@@ -16,7 +16,6 @@ from archiver.core.retry import Retry
 from archiver.store.bucket import Bucket, proves_write
 from archiver.wiring import apply_capabilities
 from tests.contract.stores import KNOWN
-from tests.fakes.clock import HandClock
 from tests.fakes.proxy import FaultProxy
 
 TOLD = {"ChecksumSHA256": "abc=", "ETag": '"e"'}
@@ -40,7 +39,7 @@ def heads(proxy: FaultProxy) -> int:
     return sum(line.startswith("HEAD ") for line in proxy.seen)
 
 
-def test_a_small_write_is_believed(bucket: Bucket, proxy: FaultProxy) -> None:
+def test_a_small_write_is_believed(bucket, proxy):
     stored = bucket.put_once("k", b"data", verify=False)
     assert heads(proxy) == 0
     head = bucket.head("k")
@@ -48,37 +47,32 @@ def test_a_small_write_is_believed(bucket: Bucket, proxy: FaultProxy) -> None:
     assert (stored.version_id, stored.size, stored.sha256) == (head.version_id, 4, head.sha256)
 
 
-def test_a_recording_is_looked_at(bucket: Bucket, proxy: FaultProxy) -> None:
-    bucket.put_once("k", b"data")
+TOMORROW = datetime.now(UTC) + timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("lock_mode", "is_proved", "options"),
+    [
+        pytest.param(None, True, {}, id="a recording"),
+        pytest.param(None, False, {"verify": False}, id="before the store proved anything"),
+        pytest.param("GOVERNANCE", True, {"retain_until": TOMORROW, "verify": False}, id="a lock"),
+        pytest.param(None, True, {"held": True, "verify": False}, id="a hold"),
+    ],
+)
+def test_what_is_looked_at(proxy, open_bucket, lock_mode, is_proved, options):
+    bucket = open_bucket(endpoint_url=proxy.url, lock_mode=lock_mode)
+    bucket.trust_put_checksum = is_proved
+    bucket.put_once("k", b"data", **options)
     assert heads(proxy) == 1
 
 
-def test_nothing_is_believed_before_the_store_proved_anything(
-    proxy: FaultProxy, open_bucket: Callable[..., Bucket]
-) -> None:
-    open_bucket(endpoint_url=proxy.url).put_once("k", b"data", verify=False)
-    assert heads(proxy) == 1
-
-
-def test_a_lock_is_looked_for(proxy: FaultProxy, open_bucket: Callable[..., Bucket]) -> None:
-    locking = open_bucket(endpoint_url=proxy.url, lock_mode="GOVERNANCE")
-    locking.trust_put_checksum = True
-    locking.put_once("k", b"data", retain_until=datetime.now(UTC) + timedelta(days=1), verify=False)
-    assert heads(proxy) == 1
-
-
-def test_a_hold_is_looked_for(bucket: Bucket, proxy: FaultProxy) -> None:
-    bucket.put_once("k", b"data", held=True, verify=False)
-    assert heads(proxy) == 1
-
-
-def test_what_was_there_is_looked_at(bucket: Bucket, proxy: FaultProxy) -> None:
+def test_what_was_there_is_looked_at(bucket, proxy):
     bucket.put_once("k", b"data", verify=False)
     assert bucket.put_once("k", b"data", verify=False).adopted
     assert heads(proxy) >= 1
 
 
-def test_an_answer_that_tells_nothing_is_asked_again(bucket: Bucket, proxy: FaultProxy) -> None:
+def test_an_answer_that_tells_nothing_is_asked_again(bucket, proxy):
     with proxy.harming("empty", "^PUT .*/k"):
         assert bucket.put_once("k", b"data", verify=False).adopted
     assert heads(proxy) >= 1
@@ -99,7 +93,7 @@ def test_an_answer_that_tells_nothing_is_asked_again(bucket: Bucket, proxy: Faul
         ({"ContentType": "application/json", "IfNoneMatch": "*"}, TOLD, True),
     ],
 )
-def test_what_an_answer_must_say(asked: dict[str, str], answer: dict[str, str], told: bool) -> None:
+def test_what_an_answer_must_say(asked, answer, told):
     assert proves_write(answer, {"ChecksumSHA256": "abc=", **asked}) is told
 
 
@@ -107,7 +101,7 @@ def test_what_an_answer_must_say(asked: dict[str, str], answer: dict[str, str], 
     ("setting", "checksums", "believed"),
     [("auto", True, True), ("auto", False, False), ("head", True, False), ("full", True, False)],
 )
-def test_only_a_proved_store_is_believed(setting: str, checksums: bool, believed: bool) -> None:
+def test_only_a_proved_store_is_believed(setting, checksums, believed):
     found = replace(KNOWN["weed-locked"].proved, whole_checksums=checksums)
     bucket, chain = SimpleNamespace(), SimpleNamespace()
     apply_capabilities(found, bucket, chain, single_writer=False, verify_writes=setting)  # type: ignore[arg-type]
@@ -129,9 +123,7 @@ class Forgetful:
         return self._client.put_object(**arguments)
 
 
-def test_one_writer_on_a_store_that_overwrites_looks_before_it_writes(
-    open_bucket: Callable[..., Bucket], clock: HandClock
-) -> None:
+def test_one_writer_on_a_store_that_overwrites_looks_before_it_writes(open_bucket, clock):
     bucket = open_bucket()
     careless = Bucket(bucket.options, clock, Retry(clock), client=Forgetful(bucket.client.s3))
     careless.create_once = False

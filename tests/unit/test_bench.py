@@ -42,7 +42,7 @@ def bucket(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     return Bucket(options, clock, Retry(clock))
 
 
-def test_the_sink_proves_all_that_an_archive_without_locks_can_have(bucket: Bucket) -> None:
+def test_the_sink_proves_all_that_an_archive_without_locks_can_have(bucket):
     found = probe(bucket)
 
     assert found.checksums
@@ -52,7 +52,7 @@ def test_the_sink_proves_all_that_an_archive_without_locks_can_have(bucket: Buck
     assert found.object_lock is False
 
 
-def test_the_sink_counts_what_came_and_keeps_all_but_recordings(sink: Sink, bucket: Bucket) -> None:
+def test_the_sink_counts_what_came_and_keeps_all_but_recordings(sink, bucket):
     before = sink.stats()
     stored = bucket.put_once("a/recording.wav", AUDIO, content_type="audio/wav")
     bucket.put_once("a/record.json", b"{}\n")
@@ -74,7 +74,7 @@ def test_the_sink_counts_what_came_and_keeps_all_but_recordings(sink: Sink, buck
         bucket.put_once("a/record.json", b"[]\n")
 
 
-def test_goals_say_which_side_of_them_was_reached() -> None:
+def test_goals_say_which_side_of_them_was_reached():
     def run(cpu_s: float, wall_s: float) -> Run:
         return Run(wall_s, cpu_s, 0.0, 10**8, calls=200, bytes=10**9, store_requests=0)
 

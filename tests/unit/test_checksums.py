@@ -16,7 +16,7 @@ def md5(data: bytes) -> str:
 
 
 @given(st.lists(st.binary(max_size=50), max_size=6))
-def test_chunks_make_the_digest_of_the_whole(chunks: list[bytes]) -> None:
+def test_chunks_make_the_digest_of_the_whole(chunks):
     whole = b"".join(chunks)
     digests = checksums.Digests(md5(whole))
     for part in chunks:
@@ -26,7 +26,7 @@ def test_chunks_make_the_digest_of_the_whole(chunks: list[bytes]) -> None:
     assert not digests.md5_differs
 
 
-def test_an_announced_md5_is_held_against_the_bytes() -> None:
+def test_an_announced_md5_is_held_against_the_bytes():
     digests = checksums.Digests(md5(b"announced"))
     digests.update(b"sent")
     assert digests.md5_differs
@@ -34,10 +34,10 @@ def test_an_announced_md5_is_held_against_the_bytes() -> None:
 
 
 @given(st.binary(min_size=32, max_size=32))
-def test_hex_and_base64_are_the_same_digest(raw: bytes) -> None:
+def test_hex_and_base64_are_the_same_digest(raw):
     assert checksums.base64_to_hex(checksums.hex_to_base64(raw.hex())) == raw.hex()
 
 
-def test_what_is_no_sha256_is_none() -> None:
+def test_what_is_no_sha256_is_none():
     for value in ("", "x", "AAAA", "====", "é", base64.b64encode(bytes(31)).decode()):
         assert checksums.base64_to_hex(value) is None

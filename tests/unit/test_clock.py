@@ -10,7 +10,7 @@ import pytest
 from archiver.core.clock import Interrupted, SystemClock
 
 
-def test_a_sleep_ends_soon_after_the_request_to_end() -> None:
+def test_a_sleep_ends_soon_after_the_request_to_end():
     clock = SystemClock()
     began = time.monotonic()
     clock.sleep(0.05)
@@ -27,9 +27,9 @@ def sleep_until_stopped(clock: SystemClock) -> None:
         clock.sleep(0)
 
 
-def test_stop_is_safe_in_a_signal_handler() -> None:
+def test_stop_is_safe_in_a_signal_handler():
     """Wherever in the sleep of its own thread the handler comes: a lock there would hang."""
-    for _ in range(200):
+    for _ in range(100):
         clock = SystemClock()
         stop = clock.stop
         before = signal.signal(signal.SIGPROF, lambda *_, stop=stop: stop())

@@ -52,7 +52,7 @@ class Memory:
         return Stored(key, None, len(data), sha256)
 
 
-def test_threads_do_not_share_a_buffer() -> None:
+def test_threads_do_not_share_a_buffer():
     store, workers = Memory(), Workers(THREADS)
     writer = RecordingWriter(store)  # type: ignore[arg-type]
     audio = {f"{n}.wav": wav(4.0 - n / 7, seed=n) for n in range(24)}
@@ -66,7 +66,7 @@ def test_threads_do_not_share_a_buffer() -> None:
 
 
 @pytest.mark.parametrize("days", [1.9, 7.0])
-def test_a_slow_upload_is_nobodys_orphan(days: float) -> None:
+def test_a_slow_upload_is_nobodys_orphan(days):
     """Two days are what the default settings allow; what takes longer than all starts wait is given
     up before it would be taken for an orphan."""
     clock = HandClock()

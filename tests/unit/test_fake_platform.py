@@ -60,13 +60,13 @@ def signed(platform: Platform, **changes: str) -> int:
     return status(f"{platform.api_url}/voice-calls?page=2", {**headers, **changes})
 
 
-def test_the_signature_is_the_documented_one() -> None:
+def test_the_signature_is_the_documented_one():
     # printf '1705312800.GET./api/v1/voice-calls.47DE…' | openssl dgst -sha256 -hmac s -binary
     expected = "IHioffSLmX+xOCOCM5niqcEneFpajkyuenX82iTtHEs="
     assert sign_request("s", "1705312800", "GET", "/api/v1/voice-calls", b"") == expected
 
 
-def test_credentials_are_checked(platform: Platform) -> None:
+def test_credentials_are_checked(platform):
     listing = f"{platform.api_url}/voice-calls"
     assert status(listing, {"Authorization": f"Bearer {platform.token}"}) == 200
     for header in ("", "Bearer", "Bearer nope", f"Basic {platform.token}"):
@@ -90,9 +90,7 @@ def test_credentials_are_checked(platform: Platform) -> None:
     assert len(platform.violations) == 2
 
 
-def test_a_signed_url_opens_its_blob_alone_for_its_time(
-    platform: Platform, now: list[datetime]
-) -> None:
+def test_a_signed_url_opens_its_blob_alone_for_its_time(platform, now):
     url = platform.recording_url("a")
     for seconds, answer in ((-1, 403), (0, 200), (59, 200), (60, 403)):
         now[0] = START + timedelta(seconds=seconds)
@@ -107,14 +105,12 @@ def test_a_signed_url_opens_its_blob_alone_for_its_time(
 
 
 @pytest.mark.parametrize("name", ["Authorization", "X-Api-Key", "X-Signature"])
-def test_credentials_never_go_to_the_blob_host(platform: Platform, name: str) -> None:
+def test_credentials_never_go_to_the_blob_host(platform, name):
     assert status(platform.recording_url("a"), {name: "secret"}) == 400
     assert platform.violations == [f"{name} sent to the blob host"]
 
 
-def test_a_blob_has_the_digest_the_ranges_and_the_etag_that_it_says(
-    platform: Platform, call: SimulatedCall
-) -> None:
+def test_a_blob_has_the_digest_the_ranges_and_the_etag_that_it_says(platform, call):
     url = platform.recording_url("a")
     _, headers, whole = fetch(url)
     assert headers["Content-MD5"] == base64.b64encode(hashlib.md5(whole).digest()).decode()
@@ -133,7 +129,7 @@ def test_a_blob_has_the_digest_the_ranges_and_the_etag_that_it_says(
     assert status(url) == 404
 
 
-def test_calls_are_the_same_for_the_same_seed_and_of_every_kind() -> None:
+def test_calls_are_the_same_for_the_same_seed_and_of_every_kind():
     def truths(seed: int) -> list[object]:
         return [
             c.truth() for c in make_calls(40, START, START + timedelta(days=2), seed, short=True)
@@ -146,7 +142,7 @@ def test_calls_are_the_same_for_the_same_seed_and_of_every_kind() -> None:
     assert any(call.epa is None and call.recording for call in calls)
 
 
-def test_a_recording_reads_the_same_at_any_offset() -> None:
+def test_a_recording_reads_the_same_at_any_offset():
     recording = NoiseRecording("vc_1", 12.3)
     whole = b"".join(recording.blocks())
     assert len(whole) == recording.length == 44 + 2 * round(12.3 * 8000)

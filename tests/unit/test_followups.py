@@ -3,6 +3,7 @@ keeps the others, or the newest calls, waiting. Each test ends with an audit of 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -11,39 +12,39 @@ from archiver.core.clock import Interrupted
 from archiver.core.errors import StoreError
 from archiver.manifest import layout
 from archiver.pipeline import loop as loop_module
-from archiver.pipeline.loop import Loop
 from tests.fakes.clock import HandClock
+from tests.fakes.hooks import on
 from tests.fakes.http_server import Reply, Request
 from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, call_of
 from tests.fakes.relisting import (
     AGES,
     DAY,
+    ELEVEN,
     FIRST,
     GIVE_UP,
     MINUTE,
+    REST,
     SETTLED,
     MakeRig,
-    Troubled,
     another,
-    answers,
     files_of,
     lines_of,
+    missing,
     told_in,
+    troubled,
+    value,
 )
-from tests.fakes.rig import HOUR, WINDOW, Archive
-from tests.unit.test_windows import missing, value
+from tests.fakes.rig import HOUR, WINDOW, Archive, HandLoop
 
 pytestmark = pytest.mark.usefixtures("audited")
-ELEVEN = TEN + HOUR
-REST = 16 * MINUTE
-"""Longer than a window rests whose source does not answer."""
-SURVEY = {"state": "Completed"}
+OUT = Reply(503, {}, b"{}")
+UNREADABLE = Reply(200, {"Content-Type": "application/json"}, b'{"data": [NaN]}')
 
 
 def surveyed(platform: Platform, call_id: str = "vc_1") -> None:
     """The source has a survey of the call from now on."""
-    call_of(platform, call_id).epa = SURVEY
+    call_of(platform, call_id).epa = {"state": "Completed"}
 
 
 def has_survey(look: Archive, call_id: str = "vc_1") -> bool:
@@ -53,13 +54,11 @@ def has_survey(look: Archive, call_id: str = "vc_1") -> bool:
 # --- no age passes unseen
 
 
+@pytest.mark.usefixtures("sealed")
 def test_an_age_is_looked_after_though_a_backfill_listed_the_window_since(
     platform, rig, clock, archive
 ):
     """The backfill has something of its own to tell, and so writes the newest revision."""
-    platform.add(a_call())
-    clock.turn_to(SETTLED)
-    another(rig).round()
     surveyed(platform)
     platform.add(a_call("late", TEN + MINUTE))
     clock.turn_to(FIRST + MINUTE)
@@ -70,35 +69,35 @@ def test_an_age_is_looked_after_though_a_backfill_listed_the_window_since(
     assert has_survey(archive())
 
 
-def test_an_age_before_the_window_settles_is_looked_after_once_it_has(
-    platform, rig, clock, archive
-):
+def test_an_age_before_the_window_settles_is_looked_after_once_it_has(platform, rig, archive):
     """It passes while the window is open, and its first listing has archived the call long ago."""
     loop = another(rig, relist=(HOUR,))
     platform.add(a_call())
     loop.round()
     surveyed(platform)
-    clock.turn_to(SETTLED)
-    loop.round()
-    clock.forward(MINUTE)
-    loop.round()
+    loop.round_at(SETTLED)
+    loop.round_after(MINUTE)
     assert has_survey(archive())
 
 
+@pytest.mark.parametrize("is_sealed", [False, True])
 def test_ages_that_passed_during_a_downtime_are_looked_after_once_the_source_answers(
-    platform, rig, clock, archive
+    platform, rig, clock, archive, is_sealed
 ):
-    """Archived while the window was open; the source is out when the loop is up again."""
+    """Archived while the window was open; the source is out when the loop is up again. The time
+    that it was down is no time that it waited for the source."""
     platform.add(a_call())
     another(rig).round()
     surveyed(platform)
-    platform.hooks.append(answers(503, "/epa-results"))
-    clock.turn_to(FIRST)
+    if is_sealed:
+        clock.turn_to(SETTLED)
+        another(rig).round()
+    platform.hooks.append(on("/epa-results", OUT))
+    clock.turn_to(FIRST + GIVE_UP + MINUTE if is_sealed else FIRST)
     loop = another(rig)
     loop.round()
     platform.hooks.clear()
-    clock.forward(REST)
-    loop.round()
+    loop.round_after(REST)
     assert has_survey(archive())
     assert len(lines_of(archive())) == 2
 
@@ -110,8 +109,7 @@ def test_an_age_that_comes_while_the_window_is_listed_is_not_seen_by_that_listin
     loop = another(rig, give_up=DAY)
     platform.add(a_call(), a_call("late", TEN + MINUTE))
     missing(platform, "late")
-    clock.turn_to(SETTLED)
-    loop.round()
+    loop.round_at(SETTLED)
     surveyed(platform)
     missing(platform, "late", gone=False)
 
@@ -120,44 +118,37 @@ def test_an_age_that_comes_while_the_window_is_listed_is_not_seen_by_that_listin
             clock.forward(timedelta(seconds=3))
 
     platform.hooks.append(drag)
-    clock.turn_to(FIRST - timedelta(seconds=4))
-    loop.round()
+    loop.round_at(FIRST - timedelta(seconds=4))
     assert clock.now() > FIRST
     assert [line["archived"] for line in lines_of(archive())] == [1, 2]
     platform.hooks.clear()
-    clock.forward(MINUTE)
-    loop.round()
+    loop.round_after(MINUTE)
     assert has_survey(archive())
 
 
+@pytest.mark.usefixtures("sealed")
 def test_a_first_look_at_the_bucket_that_fails_is_taken_again_in_the_next_round(
-    platform, rig, clock, archive, bucket
+    rig, archive, bucket
 ):
-    platform.add(a_call())
-    clock.turn_to(SETTLED)
-    another(rig).round()
-
     def out() -> None:
         raise StoreError("the store is out")
 
-    loop = another(rig, where=Troubled(bucket, "tail", "1000.r1.jsonl", out))
-    clock.turn_to(FIRST)
+    loop = another(rig, where=troubled(bucket, "get", "1000.r1.jsonl", out))
     with pytest.raises(StoreError, match="is out"):
-        loop.round()
-    clock.forward(MINUTE)
-    loop.round()
+        loop.round_at(FIRST)
+    loop.round_after(MINUTE)
     assert len(lines_of(archive())) == 2
 
 
 # --- one for all
 
 
-def two_windows_of_age(platform: Platform, rig: MakeRig, clock: HandClock) -> Loop:
-    """Both have a call with a survey that is not archived yet, and wait to be listed again; another
-    call has just begun."""
+@pytest.fixture
+def of_age(platform: Platform, rig: MakeRig, clock: HandClock) -> HandLoop:
+    """Two windows have a call with a survey that is not archived yet, and wait to be listed again;
+    another call has just begun."""
     platform.add(a_call(), a_call("other", ELEVEN))
-    clock.turn_to(SETTLED + HOUR)
-    another(rig).round()
+    another(rig).round_at(SETTLED + HOUR)
     surveyed(platform)
     surveyed(platform, "other")
     clock.turn_to(FIRST + HOUR)
@@ -165,45 +156,31 @@ def two_windows_of_age(platform: Platform, rig: MakeRig, clock: HandClock) -> Lo
     return another(rig, give_up=DAY)
 
 
-def goes_on(platform: Platform, clock: HandClock, loop: Loop) -> None:
+def goes_on(platform: Platform, loop: HandLoop) -> None:
     """All is well again, until the newest call's window is closed too."""
     platform.hooks.clear()
-    clock.forward(3 * HOUR)
-    loop.round()
+    loop.round_after(3 * HOUR)
 
 
-def test_a_call_that_the_source_refuses_keeps_no_other_window_waiting(
-    platform, rig, clock, archive
-):
-    loop = two_windows_of_age(platform, rig, clock)
-    platform.hooks.append(answers(403, "/vc_1"))
-    loop.round()
-    look = archive()
-    assert len(lines_of(look)) == 1
-    assert has_survey(look, "other")
-    assert "newest" in look.records
-    goes_on(platform, clock, loop)
-    assert has_survey(archive())
-
-
-@pytest.mark.parametrize("what", ["a record", "all"])
-def test_a_damaged_segment_keeps_no_other_window_waiting(
-    platform, rig, clock, archive, bucket, what
-):
+@pytest.mark.parametrize("bad", ["a refused call", "a damaged record", "a damaged segment"])
+def test_what_is_bad_in_one_window_keeps_no_other_waiting(platform, of_age, archive, bucket, bad):
     """Whether its window line can be read or not; mended, it is listed again itself."""
-    loop = two_windows_of_age(platform, rig, clock)
     key = layout.SegmentName(TEN, 1).jsonl
-    record, line = archive().read(key).splitlines(keepends=True)
-    s3, at = bucket.client.s3, bucket.client.at(key)
-    body = record[:9] + b"\n" + line if what == "a record" else b"nothing of the sort\n"
-    damage = s3.put_object(**at, Body=body)
-    loop.round()
-    s3.delete_object(**at, VersionId=damage["VersionId"])
+    objects = bucket._shelf.objects
+    if bad == "a refused call":
+        platform.hooks.append(on("/vc_1", Reply(403, {}, b"{}")))
+        of_age.round()
+    else:
+        record, line = archive().read(key).splitlines(keepends=True)
+        damaged = record[:9] + b"\n" + line if bad == "a damaged record" else b"nothing like it\n"
+        whole, objects[key] = objects[key], replace(objects[key], data=damaged)
+        of_age.round()
+        objects[key] = whole
     look = archive()
     assert len(lines_of(look)) == 1
     assert has_survey(look, "other")
     assert "newest" in look.records
-    goes_on(platform, clock, loop)
+    goes_on(platform, of_age)
     assert has_survey(archive())
 
 
@@ -212,22 +189,20 @@ def test_a_survey_that_never_answers_has_no_other_call_asked_for_again_and_again
 ):
     loop = another(rig, give_up=DAY)
     platform.add(a_call(), a_call("other", TEN + MINUTE))
-    clock.turn_to(SETTLED)
-    loop.round()
-    platform.hooks.append(answers(503, "vc_1/epa-results"))
+    loop.round_at(SETTLED)
+    platform.hooks.append(on("vc_1/epa-results", OUT))
     clock.turn_to(FIRST)
-    before = len(platform.served("api", path_contains="/other"))
+    platform.requests.clear()
     for _ in range(3):
         loop.round()
         clock.forward(REST)
     assert len(lines_of(archive())) == 1, "the listing is put off"
-    asked = platform.served("api", path_contains="/other")[before:]
-    assert [one.path.rpartition("/")[2] for one in asked] == ["other", "epa-results"]
+    asked = [r.path.rpartition("/")[2] for r in platform.requests if "/other" in r.path]
+    assert asked == ["other", "epa-results"]
 
 
-def test_follow_ups_do_not_starve_the_newest_calls(platform, rig, clock, archive, monkeypatch):
+def test_follow_ups_do_not_starve_the_newest_calls(platform, of_age, clock, archive, monkeypatch):
     """A source is so slow that one window takes more than the round has for all of them."""
-    loop = two_windows_of_age(platform, rig, clock)
     monkeypatch.setattr(loop_module, "CLOSED_AT_A_TIME", 1)
 
     def slow(request: Request) -> None:
@@ -236,75 +211,60 @@ def test_follow_ups_do_not_starve_the_newest_calls(platform, rig, clock, archive
             platform.add(a_call("begun_since", FIRST + HOUR + timedelta(seconds=1)))
 
     platform.hooks.append(slow)
-    loop.round()
+    of_age.round()
     look = archive()
     assert has_survey(look)
     assert "begun_since" in look.records
     assert len(lines_of(look, ELEVEN)) == 1, "there was no time left for it"
-    loop.round()
+    of_age.round()
     assert has_survey(archive(), "other")
-    goes_on(platform, clock, loop)
+    goes_on(platform, of_age)
 
 
 def test_a_pending_call_that_each_listing_of_the_day_shows_has_its_window_listed_with_pauses(
-    platform, rig, clock, archive
+    platform, rig, archive
 ):
     """A date-only source lists it beside the calls of every open window, in every round."""
     platform.options.whole_days = True
     loop = another(rig, give_up=DAY)
     platform.add(a_call(), a_call("bad", TEN + MINUTE))
     missing(platform, "bad")
-    clock.turn_to(SETTLED)
-    loop.round()
+    loop.round_at(SETTLED)
     open_windows = 3
-    visits = []
-    for _ in range(12):
-        clock.forward(MINUTE)
-        visits.append(loop.round().windows - open_windows)
+    visits = [loop.round_after(MINUTE).windows - open_windows for _ in range(12)]
     assert archive().line()["pending"] == ["bad"]
     assert sum(visits) == 3, "with backoff"
 
 
-def test_calls_of_before_the_archive_are_not_kept_in_mind(platform, rig, clock, archive):
+def test_calls_of_before_the_archive_are_not_kept_in_mind(platform, rig, clock):
     """A date-only source shows them in every listing of the archive's first day."""
     platform.options.whole_days = True
     platform.add(a_call("old", TEN - HOUR, audio=None), a_call(audio=None))
     made = rig(relist=AGES)
-    made.found(TEN)
     made.loop().round()
     clock.forward(2 * MINUTE)  # what was tried does not rest any more
     assert made.windows.with_unnamed_calls == {WINDOW}
-    assert platform.served("api", path_contains="/old") == []
+    assert not [request for request in platform.requests if "/old" in request.path]
 
 
 # --- what is not known is not made up
+
+OLDEST = "archiver_oldest_unarchived_seconds"
 
 
 def test_gauges_keep_their_value_while_a_listing_cannot_be_read(platform, rig, clock):
     loop = another(rig, give_up=DAY)
     platform.add(a_call(audio=None))
     loop.round()
+    assert (value("archiver_pending_calls"), value(OLDEST)) == (1, 2 * HOUR.total_seconds())
+    platform.hooks.append(on("/voice-calls", UNREADABLE))
+    loop.round_after(MINUTE)
     assert value("archiver_pending_calls") == 1
-    assert value("archiver_oldest_unarchived_seconds") == 2 * HOUR.total_seconds()
-    unreadable = Reply(200, {"Content-Type": "application/json"}, b'{"data": [NaN]}')
-    platform.hooks.append(lambda r: unreadable if r.path.endswith("/voice-calls") else None)
-    clock.forward(MINUTE)
-    loop.round()
-    assert value("archiver_pending_calls") == 1
-    waited = value("archiver_oldest_unarchived_seconds") - (2 * HOUR + MINUTE).total_seconds()
+    waited = value(OLDEST) - (2 * HOUR + MINUTE).total_seconds()
     assert 0 <= waited <= sum(clock.sleeps), "it is counted from the call"
-
-
-OLDEST = "archiver_oldest_unarchived_seconds"
-
-
-def test_the_oldest_grows_while_the_loop_waits(platform, rig, clock):
-    loop = another(rig, give_up=DAY)
-    platform.add(a_call(audio=None))
-    loop.round()
     before = value(OLDEST)
     clock.forward(HOUR)
-    assert value(OLDEST) == before + HOUR.total_seconds()
+    assert value(OLDEST) == before + HOUR.total_seconds(), "also while the loop waits"
 
 
 def test_the_oldest_grows_while_rounds_fail_though_no_call_is_known_to_wait(platform, rig, clock):
@@ -313,7 +273,7 @@ def test_the_oldest_grows_while_rounds_fail_though_no_call_is_known_to_wait(plat
     began = clock.now()
     loop.round()
     assert value(OLDEST) == 0
-    platform.hooks.append(lambda _: Reply(503, {}, b""))
+    platform.hooks.append(lambda _: OUT)
     clock.when_asleep(3 * HOUR.total_seconds(), clock.stop)
     with pytest.raises(Interrupted):
         loop.run_forever()
@@ -328,15 +288,13 @@ def test_the_oldest_grows_while_rounds_fail_though_no_call_is_known_to_wait(plat
 def test_the_oldest_counts_a_window_that_cannot_be_listed(platform, rig, clock):
     loop = another(rig, give_up=DAY)
     platform.add(a_call())
-    unreadable = Reply(200, {"Content-Type": "application/json"}, b'{"data": [NaN]}')
     platform.hooks.append(
-        lambda r: unreadable if "dateFrom=2024-01-15T10%3A00" in r.raw_query else None
+        lambda r: UNREADABLE if "dateFrom=2024-01-15T10%3A00" in r.raw_query else None
     )
     loop.round()
     assert value(OLDEST) == (clock.now() - TEN).total_seconds()
     platform.hooks.clear()
-    clock.turn_to(SETTLED)
-    loop.round()
+    loop.round_at(SETTLED)
     assert value(OLDEST) == 0
 
 
@@ -345,17 +303,15 @@ def test_processes_of_one_round_each_give_a_call_up_that_was_pending_before(
 ):
     """None of them tries twice, so none has more than the manifest to know it by."""
     platform.add(a_call())
-    platform.hooks.append(answers(503, "/recording-url"))
+    platform.hooks.append(on("/recording-url", OUT))
     clock.turn_to(SETTLED)
     another(rig).round()
     assert archive().line()["pending"] == ["vc_1"]
     clock.turn_to(WINDOW.end + GIVE_UP)
     another(rig).round()
     look = archive()
-    assert [(line["failed"], line["pending"]) for line in lines_of(look)] == [
-        (0, ["vc_1"]),
-        (1, []),
-    ]
+    told = [(line["failed"], line["pending"]) for line in lines_of(look)]
+    assert told == [(0, ["vc_1"]), (1, [])]
     assert look.records["vc_1"]["reason"] == "source_unavailable"
 
 
@@ -370,7 +326,7 @@ def test_an_outage_does_not_make_a_failed_call_one_without_a_recording(
     made.backfill()
     before = archive().records["vc_1"]
     assert (before["outcome"], before["reason"]) == ("failed", "recording_missing")
-    platform.hooks.append(answers(503, "/recording-url"))
+    platform.hooks.append(on("/recording-url", OUT))
     for _ in range(2):
         made.backfill()
     platform.hooks.clear()
@@ -379,15 +335,13 @@ def test_an_outage_does_not_make_a_failed_call_one_without_a_recording(
     assert archive().records["vc_1"] == before
 
 
+@pytest.mark.usefixtures("sealed")
 def test_processes_of_one_round_each_do_not_wait_for_ever_for_a_source_that_answers_for_no_survey(
     platform, rig, clock, archive
 ):
     """As `run --once` has it: each begins anew, and would have all its patience. Meanwhile no
     segment tells of the late call."""
-    platform.add(a_call())
-    clock.turn_to(SETTLED)
-    another(rig).round()
-    platform.hooks.append(answers(503, "vc_1/epa-results"))
+    platform.hooks.append(on("vc_1/epa-results", OUT))
     platform.add(a_call("late", TEN + MINUTE))
     clock.turn_to(FIRST)
     another(rig).round()
@@ -397,22 +351,3 @@ def test_processes_of_one_round_each_do_not_wait_for_ever_for_a_source_that_answ
     clock.forward(MINUTE)
     another(rig).round()
     assert told_in(archive(), "late") == [TEN]
-
-
-def test_the_time_that_a_loop_was_down_is_no_time_that_it_waited_for_the_source(
-    platform, rig, clock, archive
-):
-    platform.add(a_call())
-    another(rig).round()
-    surveyed(platform)
-    clock.turn_to(SETTLED)
-    another(rig).round()
-    platform.hooks.append(answers(503, "/epa-results"))
-    clock.turn_to(FIRST + GIVE_UP + MINUTE)
-    loop = another(rig)
-    loop.round()
-    platform.hooks.clear()
-    clock.forward(REST)
-    loop.round()
-    assert has_survey(archive())
-    assert len(lines_of(archive())) == 2

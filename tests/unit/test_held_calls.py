@@ -111,7 +111,7 @@ def knowledge(world: World, **options: object) -> HeldCalls:
 # --- what is new, and what a crash left
 
 
-def test_a_hold_that_a_crash_lost_is_set_at_the_next_touch(world: World, officer: Officer) -> None:
+def test_a_hold_that_a_crash_lost_is_set_at_the_next_touch(world, officer):
     """The writer has looked at the call, finds no hold; the hold comes; the writer writes the next
     revision and dies before it looks again."""
     amend(world, "vc_1")
@@ -142,9 +142,7 @@ def test_a_hold_that_a_crash_lost_is_set_at_the_next_touch(world: World, officer
     assert "window.holds_set" not in {one["event"] for one in logs}
 
 
-def test_a_hold_that_somebody_took_off_beside_the_ledger_is_set_again(
-    world: World, officer: Officer
-) -> None:
+def test_a_hold_that_somebody_took_off_beside_the_ledger_is_set_again(world, officer):
     amend(world, "vc_1")
     world.clock.turn_to(FIRST)
     world.writer("second").round()
@@ -158,9 +156,7 @@ def test_a_hold_that_somebody_took_off_beside_the_ledger_is_set_again(
 
 
 @pytest.mark.parametrize("part_bytes", [8 << 20, 4 << 10])
-def test_a_held_call_that_moves_to_another_day_is_born_held_there(
-    world: World, officer: Officer, part_bytes: int
-) -> None:
+def test_a_held_call_that_moves_to_another_day_is_born_held_there(world, officer, part_bytes):
     officer.hold("vc_1")
     call = world.platform.find("vc_1")
     assert call is not None
@@ -177,7 +173,7 @@ def test_a_held_call_that_moves_to_another_day_is_born_held_there(
     assert asked["hold after"] == (part_bytes < 8 << 20), "only what came in parts is held after"
 
 
-def test_what_another_writer_was_faster_with_is_held(world: World, officer: Officer) -> None:
+def test_what_another_writer_was_faster_with_is_held(world, officer):
     """Adopted: the files, being the same, and the record, which is the other's. The window has not
     settled, so nothing is looked at again."""
     officer.act("add", "vc_4")
@@ -200,7 +196,7 @@ def test_what_another_writer_was_faster_with_is_held(world: World, officer: Offi
     assert loose(world, "vc_4") == []
 
 
-def test_a_call_that_is_released_is_not_held_again(world: World, officer: Officer) -> None:
+def test_a_call_that_is_released_is_not_held_again(world, officer):
     """Nor is one whose removal came only after the backfill had begun."""
     officer.hold("vc_1")
     officer.hold("vc_2")
@@ -222,9 +218,7 @@ def test_a_call_that_is_released_is_not_held_again(world: World, officer: Office
 # --- what the ledger tells
 
 
-def test_the_newest_act_in_the_chain_counts_and_not_its_time(
-    world: World, officer: Officer
-) -> None:
+def test_the_newest_act_in_the_chain_counts_and_not_its_time(world, officer):
     first, second = officer.writes("add", "vc_1", "vc_2"), officer.writes("remove", "vc_1")
     officer.seals(second)
     officer.seals(first)
@@ -233,7 +227,7 @@ def test_the_newest_act_in_the_chain_counts_and_not_its_time(
     assert knowledge(world).ids() == {"vc_1"}
 
 
-def test_what_is_not_sealed_counts_where_it_adds(world: World, officer: Officer) -> None:
+def test_what_is_not_sealed_counts_where_it_adds(world, officer):
     officer.act("add", "vc_1")
     officer.writes("remove", "vc_1")
     officer.writes("add", "vc_2")
@@ -245,7 +239,7 @@ def test_what_is_not_sealed_counts_where_it_adds(world: World, officer: Officer)
     assert known.ids() == {"vc_1"}, "a removal that came after it, and was sealed"
 
 
-def test_an_archive_without_holds_pays_one_listing(world: World) -> None:
+def test_an_archive_without_holds_pays_one_listing(world):
     writer = world.writer("second")
     asked = Counter[str]()
     writer.store.hooks.append(
@@ -255,9 +249,7 @@ def test_an_archive_without_holds_pays_one_listing(world: World) -> None:
     assert asked == {"list": 2}, "before and after"
 
 
-def test_a_segment_is_read_once_and_its_pointer_when_it_comes(
-    world: World, officer: Officer
-) -> None:
+def test_a_segment_is_read_once_and_its_pointer_when_it_comes(world, officer):
     sealed = officer.act("add", "vc_1")
     waiting = officer.writes("add", "vc_2")
     store = world.store.by("reader")
@@ -278,9 +270,7 @@ def test_a_segment_is_read_once_and_its_pointer_when_it_comes(
 
 
 @pytest.mark.parametrize("data", [b"{}\n", b"", b"no json", b'{"type":"hold"}\n'])
-def test_damage_stops_nothing_and_what_was_known_stays(
-    world: World, officer: Officer, data: bytes
-) -> None:
+def test_damage_stops_nothing_and_what_was_known_stays(world, officer, data):
     officer.act("add", "vc_1")
     good = knowledge(world)
     assert good.ids() == {"vc_1"}
@@ -296,7 +286,7 @@ def test_damage_stops_nothing_and_what_was_known_stays(
     assert [one["key"] for one in told] == [key, key], "once by each process"
 
 
-def test_a_store_that_is_out_is_no_damage(world: World, officer: Officer) -> None:
+def test_a_store_that_is_out_is_no_damage(world, officer):
     officer.act("add", "vc_1")
     store = world.store.by("reader")
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from io import BytesIO
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
@@ -26,6 +26,7 @@ from tests.fakes.clock import HandClock
 from tests.fakes.memory_rig import HOUR, Crash, SerialWorkers, World
 from tests.fakes.memory_store import MemoryStore, Request
 from tests.fakes.population import TEN, a_call
+from tests.fakes.relisting import stranger
 
 pytestmark = pytest.mark.usefixtures("any_order")
 
@@ -52,16 +53,24 @@ class Officer:
         return Holds(store, chain, told, SerialWorkers(), self.clock, Retention()), store
 
     def act(
-        self, action: Action, *call_ids: str, reason: str = "Case 1", every: bool = False
+        self,
+        action: Action,
+        *call_ids: str,
+        reason: str = "Case 1",
+        every: bool = False,
+        hook: Callable[[Request], None] | None = None,
     ) -> ActResult:
+        """`hook` is one of this command's own store."""
         self.clock.forward(MINUTE)
-        return self.open()[0].act(action, call_ids, "J. Doe", reason, every=every)
+        holds, store = self.open()
+        store.hooks += [hook] if hook else []
+        return holds.act(action, call_ids, "J. Doe", reason, every=every)
 
-    def add(self, *call_ids: str, reason: str = "Case 1") -> ActResult:
-        return self.act("add", *call_ids, reason=reason)
+    def add(self, *call_ids: str, **options: Any) -> ActResult:
+        return self.act("add", *call_ids, **options)
 
-    def remove(self, *call_ids: str, reason: str = "Case 1", every: bool = False) -> ActResult:
-        return self.act("remove", *call_ids, reason=reason, every=every)
+    def remove(self, *call_ids: str, **options: Any) -> ActResult:
+        return self.act("remove", *call_ids, **options)
 
     # --- what stands
 
@@ -116,7 +125,7 @@ def document(store: MemoryStore, key: str) -> Any:
 # --- one command
 
 
-def test_an_act_holds_every_object_and_stands_on_the_ledger(world: World, officer: Officer) -> None:
+def test_an_act_holds_every_object_and_stands_on_the_ledger(world, officer):
     done = officer.add("vc_1", "vc_2", "vc_1").done
     assert officer.held == {"vc_1": True, "vc_2": True, "vc_3": False}
     assert [(one.hold.call_id, one.seal, one.gone) for one in done] == [
@@ -151,7 +160,7 @@ def test_an_act_holds_every_object_and_stands_on_the_ledger(world: World, office
     assert (entry["key"], entry["sha256"], entry["records"]) == (key, sha256, 2)
 
 
-def test_a_removal_frees_the_call_and_both_acts_stand(world: World, officer: Officer) -> None:
+def test_a_removal_frees_the_call_and_both_acts_stand(world, officer):
     officer.add("vc_1")
     officer.add("vc_1", reason="Case 2")
     assert officer.ledger == {"vc_1": ["add", "add"]}
@@ -176,9 +185,7 @@ def test_a_removal_frees_the_call_and_both_acts_stand(world: World, officer: Off
         ("remove", ["vc_2", "vc_1"]),
     ],
 )
-def test_what_cannot_be_done_is_not_begun(
-    world: World, officer: Officer, action: Action, call_ids: list[str]
-) -> None:
+def test_what_cannot_be_done_is_not_begun(world, officer, action, call_ids):
     officer.add("vc_2")
     before = world.store.objects
     with pytest.raises(UsageError) as refused:
@@ -188,9 +195,7 @@ def test_what_cannot_be_done_is_not_begun(
     assert len(str(refused.value)) < 300
 
 
-def test_a_hold_that_the_ledger_does_not_tell_of_can_be_taken_off(
-    world: World, officer: Officer
-) -> None:
+def test_a_hold_that_the_ledger_does_not_tell_of_can_be_taken_off(world, officer):
     """Somebody set it with another tool, or a command was cut off."""
     record = f"records/{DAY_DIR}/vc_1/r1.json"
     world.store.set_hold(record, None, True)
@@ -199,7 +204,7 @@ def test_a_hold_that_the_ledger_does_not_tell_of_can_be_taken_off(
     assert not any(officer.held.values())
 
 
-def test_a_call_with_records_on_two_days_is_held_on_both(world: World, officer: Officer) -> None:
+def test_a_call_with_records_on_two_days_is_held_on_both(world, officer):
     """Its source moved it before the archive knew it there."""
     told = document(world.store, f"records/{DAY_DIR}/vc_1/r1.json")
     for day, call_id in (("2023-11-02", "vc_1"), ("2023-11-02", "vc_2"), ("2024-03-01", "vc_1")):
@@ -215,7 +220,7 @@ def test_a_call_with_records_on_two_days_is_held_on_both(world: World, officer: 
     assert officer.held == {"vc_1": False, "vc_2": True, "vc_3": True}
 
 
-def test_a_large_day_is_not_listed_for_few_calls(world: World) -> None:
+def test_a_large_day_is_not_listed_for_few_calls(world):
     finder = CallFinder(world.store, 1, page=1)
     asked: list[Request] = []
     world.store.hooks.append(asked.append)
@@ -235,8 +240,6 @@ def canonical(told: dict[str, Any]) -> bytes:
 
 def cut_off(officer: Officer, action: Action, number: int, moment: str) -> bool:
     """Run a command that dies at its n-th write; False where it has no so many."""
-    officer.clock.forward(MINUTE)
-    holds, store = officer.open()
     left = number
 
     def die(request: Request) -> None:
@@ -247,9 +250,8 @@ def cut_off(officer: Officer, action: Action, number: int, moment: str) -> bool:
         if left < 0:
             raise Crash
 
-    store.hooks.append(die)
     try:
-        holds.act(action, ["vc_1"], "J. Doe", "Case 1")
+        officer.act(action, "vc_1", hook=die)
     except Crash:
         return True
     return False
@@ -257,9 +259,7 @@ def cut_off(officer: Officer, action: Action, number: int, moment: str) -> bool:
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("action", ["add", "remove"])
-def test_the_same_command_again_finishes_what_was_cut_off(
-    action: Action, moment: Literal["before", "after"]
-) -> None:
+def test_the_same_command_again_finishes_what_was_cut_off(action, moment):
     for number in range(100):
         world = World(TEN + 4 * HOUR, TEN)
         world.platform.add(a_call("vc_1"), a_call("vc_2"))
@@ -286,7 +286,7 @@ def test_the_same_command_again_finishes_what_was_cut_off(
 
 
 @pytest.mark.parametrize("action", ["add", "remove"])
-def test_no_command_seals_what_another_left(world: World, officer: Officer, action: Action) -> None:
+def test_no_command_seals_what_another_left(world, officer, action):
     """Nobody relies on an act that reported failure; and anybody may have put it there."""
     if action == "remove":
         officer.add("vc_1")
@@ -304,28 +304,20 @@ def test_no_command_seals_what_another_left(world: World, officer: Officer, acti
     assert officer.held["vc_1"] == (action == "add")
 
 
-def test_an_interrupted_act_says_to_run_it_again(world: World, officer: Officer) -> None:
-    holds, store = officer.open()
-    store.hooks.append(once(lambda r: r.operation == "hold", officer.clock.stop))
+def test_an_interrupted_act_says_to_run_it_again(world, officer):
+    stop = once(lambda r: r.operation == "hold", officer.clock.stop)
     with pytest.raises(Interrupted, match="run the same command again"):
-        holds.act("add", ["vc_1"], "J. Doe", "Case 1")
+        officer.add("vc_1", hook=stop)
     assert officer.ledger == {}
 
 
-def test_a_store_that_refuses_is_told_with_what_to_do(world: World, officer: Officer) -> None:
-    holds, store = officer.open()
-
-    def refuse(request: Request) -> None:
-        if request.operation == "hold" and request.moment == "before":
-            raise StoreError("the store refused", reason="denied", status=403)
-
-    store.hooks.append(refuse)
+def test_a_store_that_refuses_is_told_with_what_to_do(world, officer):
     with pytest.raises(StoreError, match="run the same command again"):
-        holds.act("add", ["vc_1"], "J. Doe", "Case 1")
+        officer.add("vc_1", hook=refuses("hold", lambda _: True))
     assert (officer.ledger, any(officer.held.values())) == ({}, False)
 
 
-def test_what_is_no_act_is_left_alone(world: World, officer: Officer) -> None:
+def test_what_is_no_act_is_left_alone(world, officer):
     """Whoever can write to the bucket can put a segment there; only what an act could have left is
     taken up."""
     junk = f"{layout.EVENTS}{DAY_DIR}/100000-00000000.jsonl"
@@ -352,15 +344,6 @@ def refuses(operation: str, key: Callable[[str], bool], **error: Any) -> Callabl
     return hook
 
 
-def anybody(world: World) -> MemoryStore:
-    """Who may write to the bucket, and is no archiver of this release."""
-    return MemoryStore(world.clock, rules=False, shelf=world.store._shelf)
-
-
-def of_vc_2(key: str) -> bool:
-    return "/vc_2/" in key
-
-
 BROKEN: dict[str, Any] = {"reason": "status_5xx", "status": 500, "retryable": True}
 
 
@@ -368,16 +351,15 @@ BROKEN: dict[str, Any] = {"reason": "status_5xx", "status": 500, "retryable": Tr
 @pytest.mark.parametrize("operation", ["head", "get", "hold"])
 @pytest.mark.parametrize("action", ["add", "remove"])
 def test_a_call_whose_objects_the_store_refuses_keeps_no_other_waiting(
-    world: World, officer: Officer, action: Action, operation: str, error: dict[str, Any]
-) -> None:
+    world, officer, action, operation, error
+):
     adds, calls = action == "add", ["vc_1", "vc_2", "vc_3"]
     before = [] if adds else ["add"]
     if not adds:
         officer.add(*calls)
-        officer.clock.forward(MINUTE)
-    holds, store = officer.open()
-    store.hooks.append(refuses(operation, of_vc_2, **error))
-    result = holds.act(action, calls, "J. Doe", "Case 1")
+    result = officer.act(
+        action, *calls, hook=refuses(operation, lambda key: "/vc_2/" in key, **error)
+    )
     assert [one.hold.call_id for one in result.done] == ["vc_1", "vc_3"]
     assert list(result.left) == ["vc_2"]
     assert officer.ledger["vc_1"] == officer.ledger["vc_3"] == [*before, action]
@@ -392,17 +374,15 @@ def test_a_call_whose_objects_the_store_refuses_keeps_no_other_waiting(
     assert verify(world.store, Options()).findings == []
 
 
-def test_of_a_call_with_a_refused_object_the_others_are_held(
-    world: World, officer: Officer
-) -> None:
-    holds, store = officer.open()
-    store.hooks.append(refuses("hold", lambda key: key.endswith("vc_2/recording.wav")))
-    holds.act("add", ["vc_1", "vc_2"], "J. Doe", "Case 1")
+def test_of_a_call_with_a_refused_object_the_others_are_held(world, officer):
+    officer.add(
+        "vc_1", "vc_2", hook=refuses("hold", lambda key: key.endswith("vc_2/recording.wav"))
+    )
     loose = [one.key for one in world.store.objects if "/vc_2/" in one.key and not one.held]
     assert loose == [f"recordings/{DAY_DIR}/vc_2/recording.wav"]
 
 
-def test_a_store_that_is_out_ends_a_command(world: World, officer: Officer) -> None:
+def test_a_store_that_is_out_ends_a_command(world, officer):
     holds, store = officer.open()
 
     def go_out() -> None:
@@ -416,13 +396,11 @@ def test_a_store_that_is_out_ends_a_command(world: World, officer: Officer) -> N
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00\xff", b'{"v":1}\n', b"newer"])
-def test_a_record_that_cannot_be_read_is_held_with_its_call(
-    world: World, officer: Officer, data: bytes
-) -> None:
+def test_a_record_that_cannot_be_read_is_held_with_its_call(world, officer, data):
     odd = f"records/{DAY_DIR}/vc_2/r2.json"
     if data == b"newer":
         data = canonical({**document(world.store, odd.replace("r2", "r1")), "v": 2})
-    anybody(world).put_once(odd, data or b" ")
+    stranger(world.store).put_once(odd, data or b" ")
     result = officer.add("vc_1", "vc_2")
     assert {one.hold.call_id: sorted(one.gone) for one in result.done} == {
         "vc_1": [],
@@ -435,24 +413,20 @@ EVENT = f"{layout.EVENTS}dt=2024-01-15/140100-"
 
 
 @pytest.mark.parametrize("what", [".jsonl", ".seal", "newer", "foreign"])
-def test_an_event_that_cannot_be_read_stops_neither_a_hold_nor_the_archiver(
-    world: World, officer: Officer, what: str
-) -> None:
+def test_an_event_that_cannot_be_read_stops_neither_a_hold_nor_the_archiver(world, officer, what):
     officer.add("vc_1")
     if what == "newer":
         data = canonical({"at": "2024-01-15T14:01:00Z", "type": "hold", "v": 2})
         seal_events(world, data)
     elif what == "foreign":
-        anybody(world).put_once(f"{EVENT}00000000.jsonl", b"\x00\xff")
+        stranger(world.store).put_once(f"{EVENT}00000000.jsonl", b"\x00\xff")
     else:
         harm = refuses("get", lambda key: key.startswith(layout.EVENTS) and key.endswith(what))
         harm_too = refuses(
             "get", lambda key: key.startswith(EVENT) and key.endswith(what), **BROKEN
         )
         world.store.hooks += [harm, harm_too]
-    holds, _ = officer.open()
-    officer.clock.forward(MINUTE)
-    result = holds.act("add", ["vc_2"], "J. Doe", "Case 2")
+    result = officer.add("vc_2", reason="Case 2")
     assert [one.hold.call_id for one in result.done] == ["vc_2"]
     assert officer.held["vc_2"]
     world.platform.add(a_call("vc_4", TEN + HOUR))
@@ -466,8 +440,8 @@ def seal_events(world: World, data: bytes) -> None:
     """A segment of events as a newer release would write and seal it."""
     digest = hashlib.sha256(data).hexdigest()
     key = f"{EVENT}{digest[:8]}.jsonl"
-    anybody(world).put_once(key, data)
-    anybody(world).put_once(layout.checksum_list_key(key), event.checksum_list(key, data))
+    stranger(world.store).put_once(key, data)
+    stranger(world.store).put_once(layout.checksum_list_key(key), event.checksum_list(key, data))
     chain = Chain(world.store, world.key, world.clock, Retention())
     assert chain.open()
     chain.append([UnsealedSegment(seal.segment_entry(key, BytesIO(data), window_lines=0), None)])
@@ -491,8 +465,7 @@ def seals(request: Request) -> bool:
     return request.operation == "put" and layout.parse_seal_key(request.key) is not None
 
 
-def test_a_revision_that_comes_meanwhile_is_held_too(world: World, officer: Officer) -> None:
-    holds, store = officer.open()
+def test_a_revision_that_comes_meanwhile_is_held_too(world, officer):
 
     def amend() -> None:
         first = f"records/{DAY_DIR}/vc_1/r1.json"
@@ -500,16 +473,13 @@ def test_a_revision_that_comes_meanwhile_is_held_too(world: World, officer: Offi
         told = {**document(world.store, first), "record": second, "revision": 2}
         world.store.put_once(second, canonical(told))
 
-    store.hooks.append(once(lambda r: seals(r) and r.moment == "before", amend))
-    holds.act("add", ["vc_1"], "J. Doe", "Case 1")
+    officer.add("vc_1", hook=once(lambda r: seals(r) and r.moment == "before", amend))
     assert officer.held["vc_1"]
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize(("first", "second"), [("add", "remove"), ("remove", "add")])
-def test_of_two_commands_at_a_time_the_one_sealed_last_holds(
-    world: World, officer: Officer, first: Action, second: Action, moment: str
-) -> None:
+def test_of_two_commands_at_a_time_the_one_sealed_last_holds(world, officer, first, second, moment):
     officer.add("vc_1")
     officer.clock.forward(MINUTE)
     (holds, store), (other, _) = officer.open(), officer.open()
@@ -534,9 +504,7 @@ def test_of_two_commands_at_a_time_the_one_sealed_last_holds(
 
 
 @pytest.mark.parametrize("acts", [("add", "add"), ("add", "remove"), ("remove", "remove")])
-def test_acts_of_the_same_words_in_one_second_are_two(
-    world: World, officer: Officer, acts: tuple[Action, Action]
-) -> None:
+def test_acts_of_the_same_words_in_one_second_are_two(world, officer, acts):
     """Two people, or one script, give the same command twice: each has a segment of its own."""
     before = ["add"] * (acts[0] == "remove")
     if before:
@@ -557,10 +525,9 @@ def test_acts_of_the_same_words_in_one_second_are_two(
     assert verify(world.store, Options()).findings == []
 
 
-def test_an_act_whose_key_holds_other_bytes_takes_another(world: World, officer: Officer) -> None:
+def test_an_act_whose_key_holds_other_bytes_takes_another(world, officer):
     """Eight digits of a hash may meet; whoever can write to the bucket may put anything there."""
     for suffix in (".jsonl", ".sha256"):
-        holds, store = officer.open()
         taken: list[str] = []
 
         def take(request: Request, suffix: str = suffix, taken: list[str] = taken) -> None:
@@ -569,22 +536,20 @@ def test_an_act_whose_key_holds_other_bytes_takes_another(world: World, officer:
                 taken.append(request.key)
                 world.store.put_once(request.key, b"other bytes\n")
 
-        store.hooks.append(take)
-        holds.act("add", ["vc_1"], "J. Doe", "Case 1")
+        officer.add("vc_1", hook=take)
         assert taken
     assert officer.ledger["vc_1"] == ["add", "add"]
     assert officer.held["vc_1"]
 
 
-def test_it_runs_beside_the_loop(world: World, officer: Officer) -> None:
+def test_it_runs_beside_the_loop(world, officer):
     world.platform.add(a_call("vc_4", TEN + HOUR))
-    holds, store = officer.open()
 
     def meanwhile() -> None:
         world.writers["loop"].backfill(TEN + HOUR, TEN + 2 * HOUR)
 
-    store.hooks.append(once(lambda r: seals(r) and r.moment == "before", meanwhile))
-    [done] = holds.act("add", ["vc_1"], "J. Doe", "Case 1").done
+    hook = once(lambda r: seals(r) and r.moment == "before", meanwhile)
+    [done] = officer.add("vc_1", hook=hook).done
     assert done.seal == 3, "the loop's seal came first"
     world.platform.add(a_call("vc_5", TEN - HOUR))
     world.writers["loop"].backfill(TEN - HOUR, TEN)
@@ -594,7 +559,7 @@ def test_it_runs_beside_the_loop(world: World, officer: Officer) -> None:
 # --- the ledger
 
 
-def test_each_seal_and_each_act_is_read_once(world: World, officer: Officer) -> None:
+def test_each_seal_and_each_act_is_read_once(world, officer):
     for _ in range(3):
         officer.add("vc_1", "vc_2")
     asked: list[Request] = []
@@ -607,7 +572,7 @@ def test_each_seal_and_each_act_is_read_once(world: World, officer: Officer) -> 
     assert len([one for one in asked if one.operation == "get"]) == 2 * len(read)
 
 
-def test_a_damaged_ledger_is_one_clear_line(world: World, officer: Officer) -> None:
+def test_a_damaged_ledger_is_one_clear_line(world, officer):
     officer.add("vc_1")
 
     class Damaged(MemoryStore):
@@ -632,7 +597,7 @@ def test_a_damaged_ledger_is_one_clear_line(world: World, officer: Officer) -> N
         {"id": None},
     ],
 )  # fmt: skip
-def test_a_malformed_event_is_refused(change: dict[str, Any]) -> None:
+def test_a_malformed_event_is_refused(change):
     told = {
         "action": "add", "at": "2024-01-15T10:00:00Z", "by": "a", "call_id": "vc_1", "reason": "b",
         "objects": [{"key": RECORD, "version_id": None}], "type": "hold", "v": 1,
@@ -645,6 +610,6 @@ def test_a_malformed_event_is_refused(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "a\nb", "\x1b[2J", "a\u202eb", "\udc80", "x" * 501])
-def test_who_and_why_are_one_printable_line(text: str) -> None:
+def test_who_and_why_are_one_printable_line(text):
     assert not event.is_text(text)
     assert event.is_text("Ü. Özil, Legal: “Case 4711”")

@@ -35,7 +35,7 @@ def statements(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_role_is_given_known_actions_on_what_they_are_for(role: str) -> None:
+def test_a_role_is_given_known_actions_on_what_they_are_for(role):
     for one in statements(role):
         actions, resources = iam.listed(one["Action"]), iam.listed(one["Resource"])
         assert actions == sorted(set(actions))
@@ -46,7 +46,7 @@ def test_a_role_is_given_known_actions_on_what_they_are_for(role: str) -> None:
         assert not [a for a in actions if any(word in a for word in HARMFUL)]
 
 
-def test_only_the_holder_may_take_a_hold_off() -> None:
+def test_only_the_holder_may_take_a_hold_off():
     holds = {
         role: [one for one in statements(role) if "s3:PutObjectLegalHold" in one["Action"]]
         for role in ROLES
@@ -58,7 +58,7 @@ def test_only_the_holder_may_take_a_hold_off() -> None:
     assert holds["auditor"] == []
 
 
-def test_writers_write_where_the_archive_has_its_keys_and_the_holder_on_the_ledger() -> None:
+def test_writers_write_where_the_archive_has_its_keys_and_the_holder_on_the_ledger():
     folders = {layout.SEALS, layout.SEGMENTS, layout.EVENTS, layout.SIGHTINGS, layout.PROBE}
     folders |= {layout.VERIFY_PAGE}
     ledger = {f"{BUCKET}/{folder.split('/')[0]}/*" for folder in folders}
@@ -75,7 +75,7 @@ def test_writers_write_where_the_archive_has_its_keys_and_the_holder_on_the_ledg
     assert written == {"writer": ledger | calls, "holder": ledger, "auditor": set()}
 
 
-def test_the_bucket_policy_says_the_same_without_conditions() -> None:
+def test_the_bucket_policy_says_the_same_without_conditions():
     expected = []
     for role in ROLES:
         principal = {"AWS": f"arn:aws:iam:::user/archiver-{role}"}
@@ -85,7 +85,7 @@ def test_the_bucket_policy_says_the_same_without_conditions() -> None:
     assert statements("bucket-policy") == expected
 
 
-def test_the_guard_only_denies() -> None:
+def test_the_guard_only_denies():
     for one in statements("guard"):
         assert (one["Effect"], one["Principal"]) == ("Deny", "*")
         assert one["Condition"]

@@ -26,13 +26,12 @@ def world() -> World:
     world.platform.add(*(a_call(f"vc_{n}", TEN + n * DAY) for n in range(DAYS)))
     writer = world.writer("first")
     for _ in range(4 * DAYS + 1):
-        world.clock.forward(6 * HOUR)
-        writer.round()
+        writer.round_after(6 * HOUR)
     writer.close()
     return world
 
 
-def test_each_sealed_window_is_listed_again_by_the_next_process(world: World) -> None:
+def test_each_sealed_window_is_listed_again_by_the_next_process(world):
     names = [layout.parse_segment_key(key) for key in world.store.keys]
     sealed = {one[0].start for one in names if one is not None}
     assert len({start.date() for start in sealed}) > DAYS
@@ -54,7 +53,7 @@ def records(world: World) -> list[str]:
     return [key for key in world.store.keys if key.startswith(layout.RECORDS)]
 
 
-def test_the_days_of_an_archive(world: World) -> None:
+def test_the_days_of_an_archive(world):
     days = SegmentIndex(world.store).days()
     assert days == sorted(days)
     assert (days[0], days[-1]) == (date(2024, 1, 15), date(2024, 1, 19))

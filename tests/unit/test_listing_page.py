@@ -24,7 +24,7 @@ def page(key: str = "a", namespace: str = "", encoding: str = "", more: str = ""
 
 @pytest.mark.parametrize("namespace", ["", NAMESPACE])
 @pytest.mark.parametrize("more", ["", "false"])
-def test_the_last_page(namespace: str, more: str) -> None:
+def test_the_last_page(namespace, more):
     assert parse_page(page(namespace=namespace, more=more)) == {
         "Name": "b",
         "IsTruncated": False,
@@ -35,12 +35,12 @@ def test_the_last_page(namespace: str, more: str) -> None:
     }
 
 
-def test_one_that_goes_on() -> None:
+def test_one_that_goes_on():
     found = parse_page(page(more="true"))
     assert (found["IsTruncated"], found["NextContinuationToken"]) == (True, "t&1")
 
 
-def test_keys_are_decoded_where_they_are_encoded() -> None:
+def test_keys_are_decoded_where_they_are_encoded():
     url = "<EncodingType>url</EncodingType>"
     assert parse_page(page("a%2Fb%20c+d", encoding=url))["Contents"][0]["Key"] == "a/b c d"
     assert parse_page(page("a%2Fb%20c+d &amp;"))["Contents"][0]["Key"] == "a%2Fb%20c+d &"
@@ -60,11 +60,11 @@ def test_keys_are_decoded_where_they_are_encoded() -> None:
         b"<Error/>",
     ],
 )
-def test_what_is_no_page_is_empty(body: bytes) -> None:
+def test_what_is_no_page_is_empty(body):
     assert parse_page(body) == {}
 
 
-def test_folders_are_decoded_too() -> None:
+def test_folders_are_decoded_too():
     url = "<EncodingType>url</EncodingType>"
     text = "<CommonPrefixes><Prefix>a%2Fdt%3D1%2F</Prefix></CommonPrefixes></ListBucketResult>"
     body = page(encoding=url).replace(b"</ListBucketResult>", text.encode())
@@ -72,7 +72,7 @@ def test_folders_are_decoded_too() -> None:
     assert query_of({"Delimiter": "/"}) == "delimiter=%2F&encoding-type=url&list-type=2"
 
 
-def test_what_is_asked() -> None:
+def test_what_is_asked():
     asked = {"Bucket": "b", "StartAfter": "é/=", "Prefix": "a b&c", "ContinuationToken": "+"}
     assert query_of(asked) == (
         "continuation-token=%2B&encoding-type=url&list-type=2&prefix=a%20b%26c"

@@ -15,13 +15,13 @@ from archiver.core import liveness
 from archiver.core.clock import SystemClock
 from archiver.core.concurrency import Workers
 from archiver.core.errors import StoreError
-from archiver.core.http import Transport, TransportError, make_client
+from archiver.core.http import TransportError, make_client
 from archiver.core.retry import Retry
 from archiver.observability.server import Telemetry
 from archiver.source.json_api import RateLimit
 from archiver.store.bucket import Bucket
-from archiver.store.client import StoreOptions
-from tests.fakes.clock import HandClock
+from archiver.store.client import StoreOptions, connect
+from tests.fakes.rig import aws_session
 from tests.fakes.traps import silent, slow
 
 LONGEST_IDLE_SECONDS = 2.0
@@ -47,7 +47,7 @@ def watched() -> Iterator[Callable[[], float]]:
         thread.join()
 
 
-def test_a_sleep_and_a_turn_under_a_rate_are_waits_on_purpose() -> None:
+def test_a_sleep_and_a_turn_under_a_rate_are_waits_on_purpose():
     clock = SystemClock()
     rate = RateLimit(0.4, clock)
     rate.wait()
@@ -57,8 +57,7 @@ def test_a_sleep_and_a_turn_under_a_rate_are_waits_on_purpose() -> None:
     assert most() < LONGEST_IDLE_SECONDS
 
 
-@pytest.mark.parametrize("transport", ["fast", "standard"])
-def test_the_wait_for_an_answer_is_one(transport: Transport) -> None:
+def test_the_wait_for_an_answer_is_one(transport):
     http, workers = make_client(transport), Workers(2)
     with silent() as server, watched() as most:
 
@@ -73,7 +72,7 @@ def test_the_wait_for_an_answer_is_one(transport: Transport) -> None:
     workers.close()
 
 
-def test_it_is_none_any_longer_once_it_should_have_ended() -> None:
+def test_it_is_none_any_longer_once_it_should_have_ended():
     with liveness.waiting(0.2):
         assert liveness.idle_seconds() == 0
         time.sleep(0.5)
@@ -81,15 +80,14 @@ def test_it_is_none_any_longer_once_it_should_have_ended() -> None:
     assert liveness.idle_seconds() < 0.2
 
 
-@pytest.mark.parametrize("transport", ["fast", "standard"])
-def test_a_body_that_is_taken_slowly_is_life(transport: Transport) -> None:
+def test_a_body_that_is_taken_slowly_is_life(transport):
     http = make_client(transport)
     with slow(400_000) as server, watched() as most:
         http.request("PUT", server.url, {}, bytes(1_000_000), max_bytes=9)
     assert most() < LONGEST_IDLE_SECONDS
 
 
-def test_a_deadlock_is_none() -> None:
+def test_a_deadlock_is_none():
     """Two threads that wait for each other, and a server that goes on answering probes."""
     one, other = threading.Lock(), threading.Lock()
     met = threading.Barrier(2)
@@ -122,17 +120,15 @@ def status(port: int) -> int:
         return error.code
 
 
+@pytest.mark.usefixtures("aws_keys")
 @pytest.mark.parametrize("signed", [True, False])
-def test_so_is_a_body_that_goes_out_slowly(
-    clock: HandClock, monkeypatch: pytest.MonkeyPatch, signed: bool
-) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
-    with slow(400_000) as server, watched() as most:
+def test_so_is_a_body_that_goes_out_slowly(clock, signed):
+    with slow(400_000) as server:
         options = StoreOptions(
             "bucket", endpoint_url=server.url, region="us-east-1", signed_requests=signed
         )
-        bucket = Bucket(options, clock, Retry(clock, attempts=1))
-        with pytest.raises(StoreError):
+        client = connect(options, clock.check, aws_session())
+        bucket = Bucket(options, clock, Retry(clock, attempts=1), client=client)
+        with watched() as most, pytest.raises(StoreError):
             bucket.put_once("k", bytes(1_000_000))
     assert most() < LONGEST_IDLE_SECONDS

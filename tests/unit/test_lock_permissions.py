@@ -46,9 +46,7 @@ def bucket_of(world: World, clock: HandClock, code: str, status: int, *keys: str
 
 @BAD
 @pytest.mark.parametrize("keys", [(layout.PROBE,), (layout.PROBE, layout.seal_key(0))])
-def test_objects_that_the_store_does_not_hand_out_end_no_audit(
-    world: World, code: str, status: int, keys: tuple[str, ...]
-) -> None:
+def test_objects_that_the_store_does_not_hand_out_end_no_audit(world, code, status, keys):
     bucket = bucket_of(world, world.clock, code, status, *keys)
     bucket.check_access()
     bucket.check_lock_permissions()
@@ -56,14 +54,14 @@ def test_objects_that_the_store_does_not_hand_out_end_no_audit(
     assert found.ok == (keys == (layout.PROBE,))
 
 
-def test_a_permission_that_we_lack_is_named(world: World) -> None:
+def test_a_permission_that_we_lack_is_named(world):
     bucket = bucket_of(world, world.clock, "AccessDenied", 403)
     with pytest.raises(StoreError, match="s3:GetObjectRetention") as caught:
         bucket.check_lock_permissions()
     assert (caught.value.reason, caught.value.exit_code) == ("denied", 4)
 
 
-def test_a_permission_that_we_lack_is_named_in_an_empty_archive(clock: HandClock) -> None:
+def test_a_permission_that_we_lack_is_named_in_an_empty_archive(clock):
     """AWS refuses whoever may not ask before it looks whether there is such an object."""
     empty = World(TEN + 6 * HOUR, TEN)
     with pytest.raises(StoreError, match="s3:GetObjectRetention"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import archiver
@@ -17,6 +18,7 @@ SAY = {"info", "warning"}
 """`say` in pipeline/call.py is one of these, by the outcome."""
 
 
+@cache
 def logged() -> dict[str, set[str]]:
     """Event → the levels that the code logs it at."""
     found: dict[str, set[str]] = {}
@@ -60,12 +62,12 @@ def documented() -> dict[str, set[str]]:
     }
 
 
-def test_the_table_names_exactly_the_events_of_the_code() -> None:
+def test_the_table_names_exactly_the_events_of_the_code():
     assert len(logged()) > 15
     assert sorted(documented()) == sorted(logged())
 
 
-def test_the_table_names_their_levels() -> None:
+def test_the_table_names_their_levels():
     code, table = logged(), documented()
     wrong = {e: (table[e], code[e]) for e in table if not table[e] or not table[e] <= code[e]}
     assert wrong == {}

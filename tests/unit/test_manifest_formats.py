@@ -72,7 +72,7 @@ def a_segment(*records: Record, revision: int = 1, **balance: Any) -> Segment:
 # --- record
 
 
-def test_a_record_has_exactly_the_fields_of_the_contract() -> None:
+def test_a_record_has_exactly_the_fields_of_the_contract():
     made = a_record()
     document = json.loads(made.data)
     assert document.keys() == RECORD_FIELDS
@@ -95,7 +95,7 @@ def test_a_record_has_exactly_the_fields_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize("outcome", ["no_recording", "failed"])
-def test_what_is_not_archived_tells_attempts_and_status(outcome: str) -> None:
+def test_what_is_not_archived_tells_attempts_and_status(outcome):
     made = a_record(
         outcome=outcome, files=(), audio=None, reason="not_found", attempts=3, status=404
     )
@@ -104,7 +104,7 @@ def test_what_is_not_archived_tells_attempts_and_status(outcome: str) -> None:
     assert made.document["audio"] is None
 
 
-def test_a_record_of_a_call_that_tells_nothing_has_nulls() -> None:
+def test_a_record_of_a_call_that_tells_nothing_has_nulls():
     made = record.build(
         Call("x/y", {"id": "x/y"}),
         outcome="failed",
@@ -122,43 +122,31 @@ def test_a_record_of_a_call_that_tells_nothing_has_nulls() -> None:
     assert document["record"].startswith("records/dt=2024-01-15/id.")
 
 
-def test_no_transcript_reaches_the_record() -> None:
+def test_no_transcript_reaches_the_record():
     assert b"words" not in a_record().data
 
 
-def _without(name: str) -> dict[str, Any]:
-    return {k: v for k, v in a_record().document.items() if k != name}
-
-
 @pytest.mark.parametrize(
-    "document",
+    "change",
     [
-        {**a_record().document, "v": 2},
-        {**a_record().document, "type": "hold"},
-        {**a_record().document, "outcome": "lost"},
-        {**a_record().document, "revision": 2},
-        {**a_record().document, "call_id": "vc_other"},
-        {**a_record().document, "record": "records/dt=2024-13-45/vc_abc123/r1.json"},
-        {**a_record().document, "record": ["x"]},
-        {**a_record().document, "record": "records/dt=2024-01-15/vc_abc123/r" + "9" * 5000},
-        {**a_record().document, "outcome": ["archived"]},
-        {**a_record().document, "files": {}},
-        {**a_record().document, "files": ["x"]},
-        {**a_record().document, "files": [{"key": "k", "sha256": "s", "kind": "recording"}]},
-        _without("call_id"),
-        _without("files"),
-        _without("record"),
-        [],
+        {"v": 2}, {"type": "hold"}, {"outcome": "lost"}, {"revision": 2}, {"call_id": "vc_other"},
+        {"record": "records/dt=2024-13-45/vc_abc123/r1.json"}, {"record": ["x"]},
+        {"record": "records/dt=2024-01-15/vc_abc123/r" + "9" * 5000}, {"outcome": ["archived"]},
+        {"files": {}}, {"files": ["x"]},
+        {"files": [{"key": "k", "sha256": "s", "kind": "recording"}]}, "call_id", "files", "record",
     ],
-)
-def test_a_damaged_record_is_a_format_error(document: Any) -> None:
+)  # fmt: skip
+def test_a_damaged_record_is_a_format_error(change):
+    """Changed, or without a field."""
+    document = a_record().document
+    changed = {k: v for k, v in document.items() if k != change}
     with pytest.raises(FormatError):
-        record.parse(canonical.dump(document))
+        record.parse(canonical.dump(changed if isinstance(change, str) else document | change))
 
 
-def test_a_record_in_another_form_is_refused() -> None:
+def test_a_record_in_another_form_is_refused():
     pretty = json.dumps(a_record().document, indent=1).encode() + b"\n"
-    for data in (pretty, a_record().data[:-1], a_record().data + b"\n", b""):
+    for data in (pretty, a_record().data[:-1], a_record().data + b"\n", b"", b"[]\n"):
         with pytest.raises(FormatError):
             record.parse(data)
 
@@ -166,7 +154,7 @@ def test_a_record_in_another_form_is_refused() -> None:
 # --- segment
 
 
-def test_a_segment_is_its_records_bytes_sorted_by_key_and_a_window_line() -> None:
+def test_a_segment_is_its_records_bytes_sorted_by_key_and_a_window_line():
     one, two, ten = a_record("vc_1"), a_record("vc_2"), a_record("vc_10")
     made = a_segment(two, ten, one, pending=["vc_x"])
     assert made.data.startswith(one.data + ten.data + two.data)
@@ -201,9 +189,7 @@ IDS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=6)
     st.sets(IDS, max_size=4),
     st.sets(IDS, max_size=4),
 )
-def test_the_window_line_always_balances(
-    outcomes: dict[str, str], pending: set[str], vanished: set[str]
-) -> None:
+def test_the_window_line_always_balances(outcomes, pending, vanished):
     told = Balance(outcomes, sorted(pending - outcomes.keys()), sorted(vanished))
     line = build_segment(WINDOW, 1, [], told, LISTING).line
     ids = outcomes.keys() | pending
@@ -214,7 +200,7 @@ def test_the_window_line_always_balances(
     assert line["vanished"] == sorted(vanished)
 
 
-def test_the_sha256_file_is_what_sha256sum_reads() -> None:
+def test_the_sha256_file_is_what_sha256sum_reads():
     one = a_record("vc_1")
     made = a_segment(one)
     assert made.sha256_file().decode() == (
@@ -224,7 +210,7 @@ def test_the_sha256_file_is_what_sha256sum_reads() -> None:
     )
 
 
-def test_a_segment_reads_back() -> None:
+def test_a_segment_reads_back():
     made = a_segment(a_record("vc_1"), a_record("vc_2"), revision=3, vanished=["vc_9"])
     again = segment.parse_window_line(made.data)
     assert (again.revision, again.window, again.vanished) == (3, WINDOW, ["vc_9"])
@@ -232,7 +218,7 @@ def test_a_segment_reads_back() -> None:
     assert [one.call_id for one in again.records] == ["vc_1", "vc_2"]
 
 
-def test_an_empty_window_is_a_segment_of_one_line() -> None:
+def test_an_empty_window_is_a_segment_of_one_line():
     made = a_segment()
     assert len(made.data.splitlines()) == 1
     assert made.line["listed"] == 0
@@ -267,7 +253,7 @@ def _damaged() -> list[bytes]:
 
 
 @pytest.mark.parametrize("data", _damaged())
-def test_a_damaged_segment_is_a_format_error(data: bytes) -> None:
+def test_a_damaged_segment_is_a_format_error(data):
     with pytest.raises(FormatError):
         parse_segment(data)
 
@@ -290,7 +276,7 @@ def a_following(previous: seal.Seal, *made: Segment, **changes: Any) -> seal.Sea
     return seal.parse_seal(seal.next_seal(previous, entries, **given_fields))
 
 
-def test_seal_0_has_exactly_these_fields() -> None:
+def test_seal_0_has_exactly_these_fields():
     assert json.loads(a_genesis().data) == {
         "archive": ARCHIVE,
         "key_id": KEY.public.key_id,
@@ -307,7 +293,7 @@ def test_seal_0_has_exactly_these_fields() -> None:
     }
 
 
-def test_a_seal_has_exactly_these_fields() -> None:
+def test_a_seal_has_exactly_these_fields():
     genesis, made = a_genesis(), a_segment(a_record("vc_1"), a_record("vc_2"))
     first = a_following(genesis, made)
     assert first.data == canonical.dump(first.document)
@@ -333,7 +319,7 @@ def test_a_seal_has_exactly_these_fields() -> None:
     }
 
 
-def test_seals_count_on_and_the_watermark_never_goes_back() -> None:
+def test_seals_count_on_and_the_watermark_never_goes_back():
     genesis = a_genesis()
     first = a_following(genesis, a_segment(a_record("vc_1")), watermark=WINDOW.end)
     second = a_following(first, a_segment(a_record("vc_2"), revision=2), watermark=TEN)
@@ -352,7 +338,7 @@ def test_seals_count_on_and_the_watermark_never_goes_back() -> None:
         {"segments": [{"bytes": "1", "key": "k", "records": 1, "root": "r", "sha256": "s"}]},
     ],
 )  # fmt: skip
-def test_a_damaged_seal_is_a_format_error(change: dict[str, Any]) -> None:
+def test_a_damaged_seal_is_a_format_error(change):
     first = a_following(a_genesis(), a_segment(a_record()))
     with pytest.raises(FormatError):
         seal.parse_seal(canonical.dump({**first.document, **change}))
@@ -363,7 +349,7 @@ def test_a_damaged_seal_is_a_format_error(change: dict[str, Any]) -> None:
 
 
 @given(st.binary(max_size=80))
-def test_any_bytes_are_refused_politely(data: bytes) -> None:
+def test_any_bytes_are_refused_politely(data):
     for parse in (record.parse, parse_segment, seal.parse_seal):
         with pytest.raises(FormatError):
             parse(data)

@@ -85,7 +85,7 @@ def refused(store: MemoryStore, key: str, data: bytes, words: str) -> None:
 # --- the contract
 
 
-def test_nothing_is_to_be_seen_of_an_upload_before_it_is_complete(store: MemoryStore) -> None:
+def test_nothing_is_to_be_seen_of_an_upload_before_it_is_complete(store):
     key = CALL + "recording-0123456789abcdef.wav"
     upload = store.begin(key, content_type="audio/wav", retain_until=None)
     upload.part(b"ab")
@@ -105,12 +105,12 @@ def test_nothing_is_to_be_seen_of_an_upload_before_it_is_complete(store: MemoryS
 
 
 @pytest.mark.parametrize("key", [CALL + "recording.wav", "other"])
-def test_parts_go_to_a_key_of_their_own(store: MemoryStore, key: str) -> None:
+def test_parts_go_to_a_key_of_their_own(store, key):
     with pytest.raises(Violation):
         store.begin(key, content_type="audio/wav", retain_until=None)
 
 
-def test_hooks_may_fail_a_request_before_and_after_it_is_done(plain: MemoryStore) -> None:
+def test_hooks_may_fail_a_request_before_and_after_it_is_done(plain):
     def fail(moment: str) -> None:
         def hook(request: Request) -> None:
             if request.writes and request.moment == moment:
@@ -130,54 +130,47 @@ def test_hooks_may_fail_a_request_before_and_after_it_is_done(plain: MemoryStore
 
 
 @pytest.mark.parametrize(
-    "key",
+    ("key", "data", "words"),
     [
-        "else", "recordings/x.wav", CALL + "recording.mp3", CALL + "note.json", "records/r1.json",
-        "manifest/segments/dt=2024-01-15/1060.r1.jsonl", "manifest/seals/1.json", "manifest/x",
+        *(
+            (key, b"x", "outside the layout")
+            for key in (
+                "else", "recordings/x.wav", CALL + "recording.mp3", CALL + "note.json",
+                "records/r1.json", "manifest/segments/dt=2024-01-15/1060.r1.jsonl",
+                "manifest/seals/1.json", "manifest/x",
+            )
+        ),
+        (CALL + "recording.wav", b"", "empty"),
     ],
 )  # fmt: skip
-def test_a_key_outside_the_layout_is_refused(store: MemoryStore, key: str) -> None:
-    refused(store, key, b"x", "outside the layout")
-
-
-def test_nothing_empty_is_stored(store: MemoryStore) -> None:
-    refused(store, CALL + "recording.wav", b"", "empty")
+def test_neither_a_key_outside_the_layout_nor_an_empty_object_is_stored(store, key, data, words):
+    refused(store, key, data, words)
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "of_file", "words"),
     [
-        ({"revision": 2}, "another revision"),
-        ({"call_id": "vc_2"}, "another call"),
-        ({"record": RECORD.replace("r1", "r2")}, "another key"),
-        ({"outcome": "failed"}, "reverse"),
-        ({"files": []}, "without a recording"),
-        ({"outcome": "lost"}, "unknown outcome"),
+        ({"revision": 2}, {}, "another revision"),
+        ({"call_id": "vc_2"}, {}, "another call"),
+        ({"record": RECORD.replace("r1", "r2")}, {}, "another key"),
+        ({"outcome": "failed"}, {}, "reverse"),
+        ({"files": []}, {}, "without a recording"),
+        ({"outcome": "lost"}, {}, "unknown outcome"),
+        ({}, {"key": CALL + "epa.json"}, "before its file"),
+        ({}, {"key": CALL.replace("vc_1", "vc_2") + "recording.wav"}, "file of another call"),
+        ({}, {"sha256": "0" * 64}, "told wrongly"),
+        ({}, {"bytes": 5}, "told wrongly"),
+        ({}, {"version_id": "v99"}, "told wrongly"),
     ],
 )
-def test_a_record_is_its_keys(store: MemoryStore, fields: dict[str, Any], words: str) -> None:
-    refused(store, RECORD, dump(a_record(store, **fields)), words)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"key": CALL + "epa.json"}, "before its file"),
-        ({"key": CALL.replace("vc_1", "vc_2") + "recording.wav"}, "file of another call"),
-        ({"sha256": "0" * 64}, "told wrongly"),
-        ({"bytes": 5}, "told wrongly"),
-        ({"version_id": "v99"}, "told wrongly"),
-    ],
-)
-def test_a_record_names_what_is_there(
-    store: MemoryStore, changes: dict[str, Any], words: str
-) -> None:
-    record = a_record(store)
-    record["files"][0].update(changes)
+def test_a_record_is_its_keys_and_names_what_is_there(store, fields, of_file, words):
+    record = a_record(store, **fields)
+    for file in record["files"]:
+        file.update(of_file)
     refused(store, RECORD, dump(record), words)
 
 
-def test_a_revision_amends_and_never_takes_back(store: MemoryStore) -> None:
+def test_a_revision_amends_and_never_takes_back(store):
     second = RECORD.replace("r1", "r2")
     told = {"record": second, "revision": 2}
     refused(store, second, dump(a_record(store, **told)), "before the one that it amends")
@@ -187,7 +180,7 @@ def test_a_revision_amends_and_never_takes_back(store: MemoryStore) -> None:
     store.put_once(second, dump(a_record(store, **told)))
 
 
-def test_a_segment_comes_after_its_records_and_balances(store: MemoryStore) -> None:
+def test_a_segment_comes_after_its_records_and_balances(store):
     record = dump(a_record(store))
     refused(store, SEGMENT, record + dump(a_window()), "before its record")
     store.put_once(RECORD, record)
@@ -200,7 +193,7 @@ def test_a_segment_comes_after_its_records_and_balances(store: MemoryStore) -> N
     store.put_once(SEGMENT, record + dump(a_window()))
 
 
-def test_a_companion_is_right_about_its_segment(store: MemoryStore) -> None:
+def test_a_companion_is_right_about_its_segment(store):
     key = SEGMENT.replace("jsonl", "sha256")
     refused(store, key, b"x", "before its segment")
     store.put_once(SEGMENT, a_segment(store))
@@ -208,7 +201,7 @@ def test_a_companion_is_right_about_its_segment(store: MemoryStore) -> None:
     checksum_list(store)
 
 
-def test_a_chain_begins_with_its_key(store: MemoryStore) -> None:
+def test_a_chain_begins_with_its_key(store):
     seal = {"seq": 0, "key_id": KEY_ID, "watermark": "2024-01-15T10:00:00Z", "segments": []}
     refused(store, layout.seal_key(0), dump(seal), "public key")
 
@@ -221,12 +214,12 @@ def test_a_chain_begins_with_its_key(store: MemoryStore) -> None:
         ({"watermark": "2024-01-15T09:00:00Z"}, "goes back"),
     ],
 )
-def test_a_seal_follows(store: MemoryStore, fields: dict[str, Any], words: str) -> None:
+def test_a_seal_follows(store, fields, words):
     seal = a_chain(store)
     refused(store, layout.seal_key(1), dump({**seal, **fields}), words)
 
 
-def test_a_seal_its_signature_and_its_pointers_come_in_their_order(store: MemoryStore) -> None:
+def test_a_seal_its_signature_and_its_pointers_come_in_their_order(store):
     one, two, three = (layout.seal_key(number) for number in (1, 2, 3))
     pointer = SEGMENT.replace("jsonl", "seal")
     seal = a_chain(store)

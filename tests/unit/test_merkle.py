@@ -44,13 +44,13 @@ def definition(leaves: list[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("count", range(1, 9))
-def test_known_answers(count: int) -> None:
+def test_known_answers(count):
     root, size = merkle.root_and_size(CT_LEAVES[:count])
     assert (root.hex(), size) == (CT_ROOTS[count - 1], count)
 
 
 @pytest.mark.parametrize("block", [1, 2, 8, merkle.BLOCK])
-def test_each_size_is_as_defined(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_size_is_as_defined(block, monkeypatch):
     monkeypatch.setattr(merkle, "BLOCK", block)
     for count in range(70):
         leaves = [str(number).encode() for number in range(count)]
@@ -58,5 +58,5 @@ def test_each_size_is_as_defined(block: int, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @given(st.lists(st.binary(max_size=8), max_size=40))
-def test_any_leaves_are_as_defined(leaves: list[bytes]) -> None:
+def test_any_leaves_are_as_defined(leaves):
     assert merkle.root_and_size(iter(leaves)) == (definition(leaves), len(leaves))

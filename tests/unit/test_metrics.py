@@ -37,7 +37,7 @@ ADDED = {
 """What came later: an addition harms no reader."""
 
 
-def test_the_names_and_labels_are_those_of_the_contract() -> None:
+def test_the_names_and_labels_are_those_of_the_contract():
     families = {family.name: family for family in metrics.REGISTRY.collect()}
     assert families.keys() == FROZEN.keys() | ADDED.keys()
     assert list(metrics.CLOCK_SKEW._labelnames) == ADDED["archiver_clock_skew_seconds"]
@@ -46,7 +46,7 @@ def test_the_names_and_labels_are_those_of_the_contract() -> None:
     assert all(family.documentation for family in families.values())
 
 
-def test_a_stage_is_timed_also_when_it_fails() -> None:
+def test_a_stage_is_timed_also_when_it_fails():
     def count() -> float:
         name, labels = "archiver_stage_seconds_count", {"stage": "epa"}
         return metrics.REGISTRY.get_sample_value(name, labels) or 0
@@ -59,7 +59,7 @@ def test_a_stage_is_timed_also_when_it_fails() -> None:
     assert count() == before + 2
 
 
-def test_a_stage_is_named_as_long_as_it_lasts() -> None:
+def test_a_stage_is_named_as_long_as_it_lasts():
     def transfer() -> None:
         with metrics.stage("transfer"):
             with metrics.stage("sas"):
@@ -83,7 +83,7 @@ def get(port: int, path: str) -> tuple[int, str, bytes]:
         return error.code, error.headers["Content-Type"], error.read()
 
 
-def test_the_server_shows_metrics_and_health() -> None:
+def test_the_server_shows_metrics_and_health():
     state = {"alive": True, "ready": False}
     telemetry = Telemetry(0, lambda: state["alive"], lambda: state["ready"])
     try:
@@ -103,7 +103,7 @@ def test_the_server_shows_metrics_and_health() -> None:
         telemetry.close()
 
 
-def test_a_taken_port_is_a_usage_error_that_names_the_setting() -> None:
+def test_a_taken_port_is_a_usage_error_that_names_the_setting():
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -43,7 +42,7 @@ HOUR = timedelta(hours=1)
         ("2024-01-15T10:00:00.123456789Z", datetime(2024, 1, 15, 10, 0, 0, 123_456, UTC)),
     ],
 )
-def test_times_are_read_as_rfc_3339(text: str, expected: datetime) -> None:
+def test_times_are_read_as_rfc_3339(text, expected):
     assert parse_time(text) == expected
 
 
@@ -56,12 +55,12 @@ def test_times_are_read_as_rfc_3339(text: str, expected: datetime) -> None:
         "2024-01-15T10:00:00.Z", " 2024-01-15", "２０２４-01-15T10:00:00Z", "2024-W03-1",
     ],
 )  # fmt: skip
-def test_an_odd_time_is_a_missing_time(value: object) -> None:
+def test_an_odd_time_is_a_missing_time(value):
     assert parse_time(value) is None
 
 
 @given(MOMENTS)
-def test_a_written_time_reads_back(moment: datetime) -> None:
+def test_a_written_time_reads_back(moment):
     text = format_time(moment)
     assert text.endswith("Z")
     assert parse_time(text) == moment
@@ -69,15 +68,13 @@ def test_a_written_time_reads_back(moment: datetime) -> None:
     assert len(format_second(moment)) == 20
 
 
-def test_times_are_written_in_utc() -> None:
+def test_times_are_written_in_utc():
     berlin = timezone(timedelta(hours=1))
     assert format_time(datetime(2024, 1, 15, 0, 30, tzinfo=berlin)) == "2024-01-14T23:30:00Z"
 
 
 @given(MOMENTS, LENGTHS)
-def test_each_moment_lies_in_one_window_aligned_to_midnight(
-    moment: datetime, length: timedelta
-) -> None:
+def test_each_moment_lies_in_one_window_aligned_to_midnight(moment, length):
     window = window_of(moment, length)
     assert moment in window
     assert window.end - window.start == length
@@ -87,9 +84,7 @@ def test_each_moment_lies_in_one_window_aligned_to_midnight(
 
 
 @given(MOMENTS, st.integers(1, 5000), LENGTHS)
-def test_a_range_grows_outward_to_windows_without_gap(
-    start: datetime, minutes: int, length: timedelta
-) -> None:
+def test_a_range_grows_outward_to_windows_without_gap(start, minutes, length):
     end = min(start + timedelta(minutes=minutes), start + 50 * length)
     windows = list(windows_between(start, end, length))
     assert windows[0].start <= start < windows[0].end
@@ -97,13 +92,13 @@ def test_a_range_grows_outward_to_windows_without_gap(
     assert all(a.end == b.start for a, b in itertools.pairwise(windows))
 
 
-def test_an_empty_range_has_no_windows() -> None:
+def test_an_empty_range_has_no_windows():
     moment = datetime(2024, 1, 15, 10, tzinfo=UTC)
     assert list(windows_between(moment, moment, HOUR)) == []
     assert list(windows_between(moment, moment - HOUR, HOUR)) == []
 
 
-def test_a_window_is_half_open() -> None:
+def test_a_window_is_half_open():
     window = Window(datetime(2024, 1, 15, 10, tzinfo=UTC), datetime(2024, 1, 15, 11, tzinfo=UTC))
     assert window.start in window
     assert window.end not in window
@@ -119,9 +114,7 @@ def test_a_window_is_half_open() -> None:
         ({"startTime": 1705312800, "endTime": "2024-01-13T10:00:00Z"}, None),
     ],
 )
-def test_a_call_is_placed_by_its_start_else_its_creation(
-    document: dict[str, Any], expected: int | None
-) -> None:
+def test_a_call_is_placed_by_its_start_else_its_creation(document, expected):
     own = Call("x", document).own_time
     assert (own.day if own else None) == expected
 
@@ -130,11 +123,11 @@ def test_a_call_is_placed_by_its_start_else_its_creation(
     ("value", "expected"),
     [(5, 5), (1.5, 1.5), (0, 0), (True, None), ("5", None), (None, None), (10**400, None)],
 )
-def test_a_duration_is_a_number_that_can_be_reckoned_with(value: object, expected: object) -> None:
+def test_a_duration_is_a_number_that_can_be_reckoned_with(value, expected):
     assert Call("x", {"durationSeconds": value}).duration_seconds == expected
 
 
-def test_retention_is_counted_from_the_moment_and_rounded_up() -> None:
+def test_retention_is_counted_from_the_moment_and_rounded_up():
     moment = datetime(2024, 1, 15, 10, 0, 0, 1, UTC)
     assert Retention().until(moment) is None
     assert Retention("GOVERNANCE", 30).until(moment) == datetime(2024, 2, 14, 10, 0, 1, tzinfo=UTC)
@@ -143,7 +136,7 @@ def test_retention_is_counted_from_the_moment_and_rounded_up() -> None:
 
 
 @pytest.mark.parametrize("odd", ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "1969-12-31"])
-def test_a_time_that_no_call_can_have_is_none(odd: str) -> None:
+def test_a_time_that_no_call_can_have_is_none(odd):
     call = Call("vc_1", {"startTime": odd, "createdAt": "2024-01-15T10:00:00Z", "endTime": odd})
     assert (call.started_at, call.ended_at) == (None, None)
     assert call.own_time == parse_time("2024-01-15T10:00:00Z")

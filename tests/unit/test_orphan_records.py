@@ -3,84 +3,66 @@ is faster or is out meanwhile. Each test ends with an audit of what it left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
 from archiver.core.errors import StoreError
 from archiver.core.model import Retention, parse_time
-from archiver.pipeline.loop import Loop
-from archiver.store.bucket import Bucket
-from tests.fakes.clock import HandClock
+from tests.fakes.hooks import on
 from tests.fakes.http_server import Reply
-from tests.fakes.platform import Platform
+from tests.fakes.memory_rig import Crash
+from tests.fakes.memory_store import MemoryStore
 from tests.fakes.population import TEN, a_call, stamp
 from tests.fakes.relisting import (
     DAY,
+    ELEVEN,
     FIRST,
     MINUTE,
+    REST,
     SETTLED,
-    Troubled,
     amend,
     another,
-    answers,
-    files_of,
+    crashing,
     lines_of,
+    missing,
     told_in,
+    troubled,
 )
 from tests.fakes.rig import HOUR
-from tests.unit.test_sealing import Crash, Crashing
 
 pytestmark = pytest.mark.usefixtures("audited")
-ELEVEN = TEN + HOUR
-REST = 16 * MINUTE
-"""Longer than a window rests whose source does not answer."""
 LONG = Retention("GOVERNANCE", 20_000)
-"""Its dates lie ahead of the store's own clock, which nobody turns back to the calls' year."""
 
 
 def out() -> None:
     raise StoreError("the store is out")
 
 
-def put_off(platform: Platform, clock: HandClock, loop: Loop, late: Any) -> None:
-    """At the window's first age a late call is listed, while the survey of another one is out: so
-    that listing is put off. Then all is well again, but the late call is not listed any more."""
-    platform.add(a_call())
-    clock.turn_to(SETTLED)
-    loop.round()
-    outage = answers(503, "vc_1/epa-results")
-    platform.hooks.append(outage)
-    platform.add(late)
-    clock.turn_to(FIRST)
-    loop.round()
-    platform.hooks.remove(outage)
-    platform.remove("late")
-    clock.forward(REST)
-    loop.round()
-
-
 # --- known to a process that goes on
 
 
-def test_a_call_without_a_recording_that_only_a_postponed_listing_showed_is_pending(
-    platform, rig, clock, archive
+@pytest.mark.parametrize("is_archived", [False, True])
+def test_a_call_that_only_a_postponed_listing_showed_is_told_of_by_the_next_one(
+    platform, rig, archive, is_archived
 ):
-    late = a_call("late", TEN + MINUTE)
-    late.blob_missing = True
-    put_off(platform, clock, another(rig, give_up=DAY), late)
-    assert [line["pending"] for line in lines_of(archive())] == [[], ["late"]]
-
-
-def test_a_call_that_a_postponed_listing_archived_is_told_of_by_the_next_one(
-    platform, rig, clock, archive
-):
-    put_off(platform, clock, another(rig, give_up=DAY), a_call("late", TEN + MINUTE))
+    """At the window's first age a late call is listed, while the survey of another one is out: so
+    that listing is put off. Then all is well again, but the late call is not listed any more."""
+    loop = another(rig, give_up=DAY)
+    platform.add(a_call())
+    loop.round_at(SETTLED)
+    platform.add(a_call("late", TEN + MINUTE))
+    missing(platform, "late", gone=not is_archived)
+    platform.hooks.append(on("vc_1/epa-results", Reply(503)))
+    loop.round_at(FIRST)
+    platform.hooks.clear()
+    platform.remove("late")
+    loop.round_after(REST)
     look = archive()
-    assert [line["vanished"] for line in lines_of(look)] == [[], ["late"]]
-    assert told_in(look, "late") == [TEN]
+    field = "vanished" if is_archived else "pending"
+    assert [line[field] for line in lines_of(look)] == [[], ["late"]]
+    assert told_in(look, "late") == [TEN] * is_archived
 
 
 def test_a_rival_that_takes_the_first_revision_tells_what_was_written_down(
@@ -88,13 +70,12 @@ def test_a_rival_that_takes_the_first_revision_tells_what_was_written_down(
 ):
     """The rival begins later, and the source has hidden the call by then."""
     rival = rig()
-    racing = Troubled(bucket, "put_once", "1000.r1.jsonl", rival.backfill)
+    racing = troubled(bucket, "put", "1000.r1.jsonl", rival.backfill)
     loop = another(rig, where=racing, give_up=DAY)
     platform.add(a_call(), a_call("gone", TEN + MINUTE, audio=None))
     loop.round()
     platform.remove("gone")
-    clock.turn_to(SETTLED)
-    loop.round()
+    loop.round_at(SETTLED)
     assert [line["pending"] for line in lines_of(archive())] == [["gone"]]
 
 
@@ -105,43 +86,23 @@ def test_a_store_that_is_out_while_old_records_are_looked_for_is_asked_again(
     platform.add(a_call("stays", ELEVEN), a_call("gone", ELEVEN + MINUTE))
     another(rig).round()
     platform.remove("gone")
-    loop = another(rig, where=Troubled(bucket, "read", "/gone/", out))
+    loop = another(rig, where=troubled(bucket, "get", "/gone/", out))
     with pytest.raises(StoreError, match="is out"):
         loop.round()
-    clock.turn_to(SETTLED + HOUR)
-    loop.round()
+    loop.round_at(SETTLED + HOUR)
     (line,) = lines_of(archive(), ELEVEN)
     assert (line["listed"], line["vanished"]) == (1, ["gone"])
 
 
-def test_a_call_that_goes_while_its_window_is_open_is_told_when_it_closes(
-    platform, rig, clock, archive
-) -> None:
-    loop = another(rig)
-    platform.add(a_call(), a_call("gone", TEN + MINUTE))
-    clock.turn_to(TEN + 2 * HOUR)
-    loop.round()
-    platform.remove("gone")
-    clock.turn_to(SETTLED)
-    loop.round()
-    (line,) = lines_of(archive())
-    assert (line["listed"], line["vanished"]) == (1, ["gone"])
-    assert told_in(archive(), "gone") == [TEN]
-
-
-def test_an_outage_after_a_long_downtime_is_mended_by_the_next_round(
-    platform, rig, clock, archive
-) -> None:
+def test_an_outage_after_a_long_downtime_is_mended_by_the_next_round(platform, rig, clock, archive):
     """One try gives no call up."""
     loop = another(rig, give_up=HOUR, relist=())
     platform.add(a_call(), a_call("newer", TEN + 8 * HOUR))
-    clock.turn_to(TEN + 11 * HOUR)
-    platform.hooks.append(lambda r: Reply(503, {}, b"") if r.server == "blob" else None)
-    loop.round()
+    platform.hooks.append(lambda r: Reply(503) if r.server == "blob" else None)
+    loop.round_at(TEN + 11 * HOUR)
     assert [line["pending"] for line in lines_of(archive())] == [["vc_1"]]
     platform.hooks.clear()
-    clock.forward(MINUTE)
-    loop.round()
+    loop.round_after(MINUTE)
     look = archive()
     assert {found["outcome"] for found in look.records.values()} == {"archived"}
     assert [line["pending"] for line in lines_of(look)] == [["vc_1"], []]
@@ -154,14 +115,12 @@ def test_a_record_of_a_process_that_died_before_its_revision_is_told_by_the_next
     platform, rig, clock, archive, bucket
 ):
     """Its window is sealed, so what is written down of it is read, and might be thought enough."""
-    loop = another(rig, where=Crashing(bucket, "1000.r2.jsonl"))
+    loop = another(rig, where=crashing(bucket, "1000.r2.jsonl"))
     platform.add(a_call())
-    clock.turn_to(SETTLED)
-    loop.round()
+    loop.round_at(SETTLED)
     platform.add(a_call("late", TEN + MINUTE))
-    clock.turn_to(FIRST)
     with pytest.raises(Crash):
-        loop.round()
+        loop.round_at(FIRST)
     platform.remove("late")
     another(rig).round()
     look = archive()
@@ -169,14 +128,18 @@ def test_a_record_of_a_process_that_died_before_its_revision_is_told_by_the_next
     assert told_in(look, "late") == [TEN]
 
 
-def test_a_backfill_that_closes_the_window_of_an_ended_loop_tells_what_that_archived(
-    platform, rig, clock, archive
+@pytest.mark.parametrize("closes", ["the same loop", "a backfill"])
+def test_a_call_that_goes_while_its_window_is_open_is_told_when_it_closes(
+    platform, rig, loop, clock, archive, closes
 ):
     platform.add(a_call(), a_call("gone", TEN + MINUTE))
-    another(rig).round()
+    loop.round()
     platform.remove("gone")
-    clock.turn_to(SETTLED)
-    rig().backfill()
+    if closes == "the same loop":
+        loop.round_at(SETTLED)
+    else:
+        clock.turn_to(SETTLED)
+        rig().backfill()
     look = archive()
     (line,) = lines_of(look)
     assert (line["listed"], line["vanished"]) == (1, ["gone"])
@@ -191,8 +154,7 @@ def test_a_record_without_a_start_is_told_of_once(platform, rig, clock, archive,
     platform.remove("gone")
     loop = another(rig)
     for moment in (SETTLED, FIRST):
-        clock.turn_to(moment)
-        loop.round()
+        loop.round_at(moment)
     look = archive()
     assert look.records["gone"]["started_at"] is None
     assert len(told_in(look, "gone")) == 1
@@ -215,92 +177,51 @@ def test_a_call_listed_by_its_end_stays_in_that_window_after_a_restart(
     assert [line["vanished"] for line in lines_of(look)] == [[]]
 
 
-def start_comes_late(platform: Platform) -> None:
-    amend(platform, "vc_1", startTime=stamp(TEN + 59 * MINUTE))
-
-
-@pytest.fixture
-def unstarted(platform: Platform) -> None:
-    """A call that has only a creation, after eleven, until it starts in the hour before."""
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_call_whose_start_is_filled_in_later_moves_to_the_window_of_its_start(
+    platform, rig, loop, clock, archive, restarted
+):
+    """It has only a creation, after eleven, until it starts in the hour before. Both windows may
+    tell of it, but only that one counts it, and its record is one and the same."""
     created = stamp(ELEVEN + MINUTE)
     platform.add(a_call("vc_1", ELEVEN + MINUTE, startTime=None, createdAt=created))
-
-
-@pytest.mark.usefixtures("unstarted")
-def test_a_call_whose_start_is_filled_in_later_moves_to_the_window_of_its_start(
-    platform, rig, clock, archive
-):
-    """Both may tell of it, but only that one counts it, and its record is one and the same."""
-    loop = another(rig)
     loop.round()
-    start_comes_late(platform)
+    amend(platform, "vc_1", startTime=stamp(TEN + 59 * MINUTE))
     clock.turn_to(SETTLED + HOUR)
-    loop.round()
+    (another(rig) if restarted else loop).round()
     look = archive()
     assert len(look.below("records/")) == 1
-    assert TEN in told_in(look, "vc_1")
     assert [line["listed"] for line in lines_of(look)] == [1]
     assert [line["listed"] for line in lines_of(look, ELEVEN)] == [0]
-
-
-@pytest.mark.usefixtures("unstarted")
-def test_a_call_whose_start_is_filled_in_during_a_restart_is_told_of_once(
-    platform, rig, clock, archive
-):
-    another(rig).round()
-    start_comes_late(platform)
-    clock.turn_to(SETTLED + HOUR)
-    another(rig).round()
-    look = archive()
-    assert told_in(look, "vc_1") == [TEN]
-    assert [line["vanished"] for line in lines_of(look, ELEVEN)] == [[]]
+    if restarted:
+        assert told_in(look, "vc_1") == [TEN]
+        assert [line["vanished"] for line in lines_of(look, ELEVEN)] == [[]]
+    else:
+        assert TEN in told_in(look, "vc_1")
 
 
 # --- how long files are kept that a later record carries over
 
 
-@pytest.fixture
-def locking(open_bucket: Callable[..., Bucket]) -> Bucket:
-    return open_bucket(lock_mode=LONG.mode)
-
-
-def end_comes_late(platform: Platform, clock: HandClock, loop: Loop) -> None:
-    """A call is archived before the source knows its end: it is kept from its start on then."""
-    platform.add(a_call(endTime=None))
-    clock.turn_to(SETTLED)
-    loop.round()
-    amend(platform, "vc_1", endTime=stamp(TEN + 55 * MINUTE))
-    clock.turn_to(FIRST)
-
-
-def test_a_recording_that_a_later_record_carries_over_is_kept_as_long_as_that_promises(
-    platform, rig, clock, archive, locking
+@pytest.mark.parametrize("dies", [False, True])
+def test_files_that_a_later_record_carries_over_are_kept_as_long_as_that_promises(
+    platform, rig, clock, archive, bucket, dies
 ):
-    loop = another(rig, where=locking, retention=LONG)
-    end_comes_late(platform, clock, loop)
-    loop.round()
+    """A call is archived before the source knows its end: it is kept from its start on then."""
+    locking = MemoryStore(clock, lock_mode=LONG.mode, shelf=bucket._shelf)
+    where = crashing(locking, "/vc_1/r2.json", after=True) if dies else locking
+    loop = another(rig, where=where, retention=LONG)
+    platform.add(a_call(endTime=None))
+    loop.round_at(SETTLED)
+    amend(platform, "vc_1", endTime=stamp(TEN + 55 * MINUTE))
+    with pytest.raises(Crash) if dies else nullcontext():
+        loop.round_at(FIRST)
     record = archive().records["vc_1"]
     promised = parse_time(record["retention"]["until"])
+    assert record["revision"] == 2
     assert promised == TEN + 55 * MINUTE + timedelta(days=LONG.days)
     for file in record["files"]:
         head = locking.head(file["key"], file["version_id"])
         assert head is not None
-        assert head.lock_until is not None
-        assert head.lock_until >= promised
-
-
-def test_a_crash_leaves_no_record_that_promises_more_than_its_recording_is_kept(
-    platform, rig, clock, archive, locking
-):
-    dying = Crashing(locking, "/vc_1/r2.json", after=True)
-    loop = another(rig, where=dying, retention=LONG)
-    end_comes_late(platform, clock, loop)
-    with pytest.raises(Crash):
-        loop.round()
-    record = archive().records["vc_1"]
-    assert record["revision"] == 2
-    recording = files_of(record)["recording"]
-    head = locking.head(recording["key"], recording["version_id"])
-    assert head is not None
-    assert head.lock_until == parse_time(record["retention"]["until"])
+        assert head.lock_until == promised
     another(rig, where=locking, retention=LONG).round()

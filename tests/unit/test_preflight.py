@@ -18,7 +18,7 @@ def lines(wanted: Wanted = LOCKS, **differs: Any) -> dict[str, CheckLine]:
     return {line.name: line for line in store_lines(replace(BEST, **differs), wanted)}
 
 
-def test_of_the_best_store_there_is_nothing_to_note() -> None:
+def test_of_the_best_store_there_is_nothing_to_note():
     found = lines(clock_skew_seconds=0.4)
     assert {line.verdict for line in found.values()} == {"ok"}
     assert found.keys() == {
@@ -51,7 +51,7 @@ def test_of_the_best_store_there_is_nothing_to_note() -> None:
         ({"clock_skew_seconds": -59.0}, "store clock", "ok", "59 s behind ours"),
     ],
 )  # fmt: skip
-def test_what_differs_is_told(differs: dict[str, Any], name: str, verdict: str, told: str) -> None:
+def test_what_differs_is_told(differs, name, verdict, told):
     line = lines(**differs)[name]
     assert line.verdict == verdict
     assert told in f"{line.detail}; {line.action}"
@@ -59,7 +59,7 @@ def test_what_differs_is_told(differs: dict[str, Any], name: str, verdict: str, 
     assert line.ok == (verdict != "FAIL")
 
 
-def test_without_a_lock_mode_nothing_is_promised() -> None:
+def test_without_a_lock_mode_nothing_is_promised():
     unlocked = {"lock_holds": None, "lock_at_multipart": None}
     found = lines(Wanted(), **unlocked)
     assert found["object lock"].verdict == "note"
@@ -82,7 +82,7 @@ def test_without_a_lock_mode_nothing_is_promised() -> None:
         ("head", False, "stays unseen"),
     ],
 )
-def test_how_writes_are_checked(verify_writes: str, checksums: bool, told: str) -> None:
+def test_how_writes_are_checked(verify_writes, checksums, told):
     found = lines(Wanted(verify_writes=verify_writes), checksums=checksums, lock_holds=None)
     assert told in found["checksums"].action
 
@@ -99,13 +99,13 @@ def test_how_writes_are_checked(verify_writes: str, checksums: bool, told: str) 
         ("http://localhost.example.com", "note", "another machine"),
     ],
 )
-def test_plain_http_is_noted_but_to_this_machine(endpoint: str, verdict: str, told: str) -> None:
+def test_plain_http_is_noted_but_to_this_machine(endpoint, verdict, told):
     line = endpoint_line(endpoint)
     assert (line.verdict, line.exit_code) == (verdict, 0)
     assert told in line.detail
 
 
-def test_the_table_is_one_line_a_matter() -> None:
+def test_the_table_is_one_line_a_matter():
     rows = [
         CheckLine("settings", "complete"),
         CheckLine("checksums", "wrong ones are taken", "all is read back", note=True),
@@ -119,14 +119,14 @@ def test_the_table_is_one_line_a_matter() -> None:
     ]
 
 
-def test_a_line_for_programs() -> None:
+def test_a_line_for_programs():
     assert CheckLine("store", "is unreachable", exit_code=4).document() == {
         "action": "", "detail": "is unreachable", "exit_code": 4, "name": "store", "ok": False,
         "verdict": "fail",
     }  # fmt: skip
 
 
-def test_the_table_of_stores_agrees_with_itself() -> None:
+def test_the_table_of_stores_agrees_with_itself():
     """What the probe finds and what the suite looks at are told apart, and must not differ."""
     for name, known in KNOWN.items():
         proved = known.proved

@@ -106,13 +106,8 @@ def terminal(columns: int) -> Iterator[Screen]:
 
 
 @pytest.fixture
-def _logging() -> Iterator[None]:
-    root = logging.getLogger()
-    before = (root.handlers[:], root.level)
+def _logging(restored_logs: None) -> None:
     logs.configure("warning")
-    yield
-    structlog.reset_defaults()
-    root.handlers[:], root.level = before[0], before[1]
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +116,7 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
 
 
-def test_a_backfill_shows_windows_calls_and_bytes() -> None:
+def test_a_backfill_shows_windows_calls_and_bytes():
     with terminal(columns=80) as screen:
         with backfill_progress(720) as progress, ThreadPoolExecutor(4) as pool:
             assert screen.shows(rf"archiving {BAR}   0/720 windows {TIMES}", "0/0 calls, 0.0 MB")
@@ -138,14 +133,14 @@ def test_a_backfill_shows_windows_calls_and_bytes() -> None:
     assert screen.red.endswith("2 not archived")
 
 
-def test_it_is_drawn_anew_by_itself() -> None:
+def test_it_is_drawn_anew_by_itself():
     with terminal(columns=80) as screen, backfill_progress(1) as progress:
         assert screen.shows(rf"archiving {BAR} 0/1 windows {TIMES}", "0/0 calls, 0.0 MB")
         progress.window_done(WINDOW)
         assert screen.shows(rf"archiving {BAR} 1/1 windows {TIMES}", "0/0 calls, 0.0 MB")
 
 
-def test_an_audit_learns_how_much_there_is() -> None:
+def test_an_audit_learns_how_much_there_is():
     with terminal(columns=80) as screen, audit_progress("verifying") as progress:
         assert progress is not None
         assert screen.shows(rf"verifying {BAR} 0/\? windows 0:\d\d:\d\d", "")
@@ -156,7 +151,7 @@ def test_an_audit_learns_how_much_there_is() -> None:
 
 @pytest.mark.usefixtures("_logging")
 @pytest.mark.parametrize("columns", [20, 60, 200])
-def test_log_lines_and_bar_do_not_tear_each_other(columns: int) -> None:
+def test_log_lines_and_bar_do_not_tear_each_other(columns):
     """A line that is longer than the terminal is wide is still one line, as it was written."""
 
     def work() -> None:
@@ -179,7 +174,7 @@ def test_log_lines_and_bar_do_not_tear_each_other(columns: int) -> None:
     assert logged.count("theirs") == 40
 
 
-def test_the_cursor_stays_visible() -> None:
+def test_the_cursor_stays_visible():
     """Else a process that is killed would take it along."""
     with terminal(columns=80) as screen:
         with backfill_progress(1):
@@ -189,14 +184,14 @@ def test_the_cursor_stays_visible() -> None:
 
 
 @pytest.mark.usefixtures("_logging")
-def test_work_outlives_its_terminal() -> None:
+def test_work_outlives_its_terminal():
     with terminal(columns=80) as screen, backfill_progress(1) as progress:
         screen.is_gone = True
         structlog.get_logger().warning("unseen")
         progress.window_done(WINDOW)
 
 
-def test_no_bar_where_none_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_bar_where_none_can_be_drawn(monkeypatch):
     with redirect_stderr(io.StringIO()) as file:
         _has_no_bar()
     assert file.getvalue() == ""

@@ -8,7 +8,6 @@ from contextlib import suppress
 import pytest
 from structlog.testing import capture_logs
 
-from archiver.audit.verify import Options, verify
 from archiver.core.errors import Reach, StoreError
 from archiver.core.model import Window
 from archiver.manifest import layout
@@ -18,7 +17,7 @@ from tests.fakes import harm
 from tests.fakes.audio import wav
 from tests.fakes.harm import Harms
 from tests.fakes.memory_rig import HOUR, World, Writer
-from tests.fakes.memory_store import MemoryStore, Request
+from tests.fakes.memory_store import Request
 from tests.fakes.population import TEN, a_call
 from tests.fakes.store_rules import STRANGER
 from tests.model.ledger import Ledger
@@ -91,7 +90,7 @@ def test_a_recording_in_parts_is_uploaded_once_however_often_its_call_is_tried(w
     assert record is not None
     assert [file["key"] for file in record["files"] if file["kind"] == "recording"] == [uploaded]
     assert record["source"]["etag"] is not None
-    assert verify(world.store, Options(level="bytes", workers=1), now=world.clock.now()).ok
+    assert world.complaints("bytes") == []
 
 
 def test_a_recording_that_has_changed_is_uploaded_anew(world):
@@ -121,8 +120,7 @@ def test_an_upload_that_the_store_does_not_show_is_done_anew(world, status):
     else:
         writer.store.refuse("head", uploaded, status)
     writer.store.hooks[:] = writer.store.hooks[1:]
-    world.clock.forward(HOUR)
-    writer.round()
+    writer.round_after(HOUR)
     assert "vc_1" in ledger(world).recorded
 
 
@@ -171,15 +169,7 @@ def test_a_pointer_that_the_store_refuses_does_not_seal_a_segment_twice(world, r
         writer.store.refuse("put", "1100.r1.seal")
         run(writer)
         world.clock.forward(HOUR)
-    found = verify(world.store, Options(level="bytes", workers=1), now=world.clock.now())
-    assert {one.code for one in found.findings} <= {"pointer_missing"}
-
-
-def put_foreign(world: World, objects: dict[str, bytes]) -> None:
-    """Somebody else writes into the bucket: none of the archive's rules hold for them."""
-    stranger = MemoryStore(world.clock, writer=STRANGER, rules=False, shelf=world.store._shelf)
-    for key, data in objects.items():
-        stranger.put_once(key, data)
+    assert {one.code for one in world.complaints("bytes")} <= {"pointer_missing"}
 
 
 @RUNS
@@ -205,15 +195,37 @@ def refused(reason: str = "refused") -> StoreError:
     return StoreError("refused", reason=reason, reach=Reach.ITEM)
 
 
-def test_refusals_of_many_items_are_an_outage_where_the_control_fails():
-    health = StoreHealth(lambda: False)
-    found = [health.is_outage(f"vc_{n}", refused()) for n in range(REFUSALS_BEFORE_CONTROL)]
-    assert found == [False] * (REFUSALS_BEFORE_CONTROL - 1) + [True]
+WRONG_KEY = StoreError("the store refused the credentials", reason="credentials")
 
 
-def test_one_item_that_is_refused_again_and_again_is_no_outage():
-    health = StoreHealth(lambda: False)
-    assert not any(health.is_outage("vc_1", refused()) for _ in range(REFUSALS_OF_OUTAGE * 2))
+@pytest.mark.parametrize(
+    ("is_answering", "refusals", "is_outage"),
+    [
+        pytest.param(
+            False,
+            [(f"vc_{n}", refused()) for n in range(REFUSALS_BEFORE_CONTROL)],
+            True,
+            id="many items, and the control fails",
+        ),
+        pytest.param(
+            True,
+            [(f"vc_{n}", refused()) for n in range(REFUSALS_OF_OUTAGE)],
+            True,
+            id="the control is answered, and nothing is stored in the end",
+        ),
+        pytest.param(
+            False, [("vc_1", refused())] * (REFUSALS_OF_OUTAGE * 2), False, id="one item alone"
+        ),
+        pytest.param(False, [("vc_1", refused("unreachable"))], True, id="unreachable"),
+        pytest.param(True, [("vc_1", refused("unreachable"))], False, id="unreachable at first"),
+        pytest.param(True, [("vc_1", WRONG_KEY)], True, id="an error about the store"),
+    ],
+)
+def test_which_refusals_are_an_outage(is_answering, refusals, is_outage):
+    health = StoreHealth(lambda: is_answering)
+    *before, last = [health.is_outage(item, error) for item, error in refusals]
+    assert not any(before)
+    assert last is is_outage
 
 
 def test_what_is_stored_in_between_clears_the_count():
@@ -224,22 +236,6 @@ def test_what_is_stored_in_between_clears_the_count():
             health.succeeded()
 
 
-def test_a_store_that_answers_the_control_and_stores_nothing_is_out_in_the_end():
-    health = StoreHealth(lambda: True)
-    found = [health.is_outage(f"vc_{n}", refused()) for n in range(REFUSALS_OF_OUTAGE)]
-    assert found == [False] * (REFUSALS_OF_OUTAGE - 1) + [True]
-
-
-def test_a_store_that_cannot_be_reached_is_out_where_the_control_fails_too():
-    assert StoreHealth(lambda: False).is_outage("vc_1", refused("unreachable"))
-    assert not StoreHealth(lambda: True).is_outage("vc_1", refused("unreachable"))
-
-
-def test_an_error_about_the_store_is_an_outage_at_once():
-    wrong_key = StoreError("the store refused the credentials", reason="credentials")
-    assert StoreHealth(lambda: True).is_outage("vc_1", wrong_key)
-
-
 def test_the_seal_of_a_window_that_was_open_for_long_moves_the_watermark_past_all_behind_it(world):
     """More windows than are closed between two seals are sealed behind it; what follows has nothing
     to seal, and so would leave the watermark where it is until the next window settles."""
@@ -248,8 +244,7 @@ def test_the_seal_of_a_window_that_was_open_for_long_moves_the_watermark_past_al
     harms = Harms()
     harms.all.append(bad)
     world.platform.spoilt = harms.answer
-    world.clock.turn_to(TEN + (hours + 2) * HOUR)
-    writer.round()
+    writer.round_at(TEN + (hours + 2) * HOUR)
     assert writer.chain.head.watermark == TEN
     bad.healed = True
     writer.round()

@@ -1,5 +1,5 @@
-"""What comes late, changes or goes: re-listings and revisions, on a clock turned by hand and a real
-store. Each test ends with an audit of what it left."""
+"""What comes late, changes or goes: re-listings and revisions, in memory and on a clock turned by
+hand. Each test ends with an audit of what it left."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import json
 
 import pytest
 
-from archiver.pipeline.loop import Loop
+from tests.fakes.hooks import json_reply, on
 from tests.fakes.http_server import Reply, Request
-from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, call_of, stamp
 from tests.fakes.relisting import (
     AGES,
     DAY,
     FIRST,
     MINUTE,
+    REST,
     SECOND,
     SETTLED,
-    MakeRig,
     amend,
     another,
     files_of,
@@ -27,34 +26,20 @@ from tests.fakes.relisting import (
 from tests.fakes.rig import HOUR, WINDOW
 
 pytestmark = pytest.mark.usefixtures("audited")
+SURVEY = {"state": "Completed", "calculatedScore": 9}
 TALK = [{"role": "user", "text": "I said something else", "timestamp": stamp(TEN)}]
-
-
-@pytest.fixture
-def loop(rig: MakeRig) -> Loop:
-    return another(rig)
-
-
-def bytes_asked(platform: Platform) -> int:
-    return len(platform.served("blob"))
 
 
 # --- what comes late
 
 
-def test_a_call_listed_hours_late_comes_with_the_next_listing(platform, loop, clock, archive):
-    platform.add(a_call())
-    clock.turn_to(SETTLED)
-    loop.round()
-    clock.turn_to(WINDOW.end + 3 * HOUR)  # it lists 3 h after its window's end
+def test_a_call_listed_hours_late_comes_with_the_next_listing(platform, sealed, archive):
     platform.add(a_call("late", TEN + 5 * MINUTE))
-    loop.round()
+    sealed.round_at(WINDOW.end + 3 * HOUR)
     assert archive().records.keys() == {"vc_1"}, "its window is sealed: not before its first age"
-    clock.turn_to(FIRST - MINUTE)
-    loop.round()
+    sealed.round_at(FIRST - MINUTE)
     assert len(lines_of(archive())) == 1
-    clock.turn_to(FIRST)
-    assert loop.round().committed == {"archived": 1}
+    assert sealed.round_at(FIRST).committed == {"archived": 1}
     look = archive()
     first, second = lines_of(look)
     assert (first["listed"], second["listed"], second["archived"]) == (1, 2, 2)
@@ -68,81 +53,58 @@ def test_a_recording_that_is_late_by_two_hours(platform, loop, clock, archive):
     noon = clock.now()
     platform.add(a_call("vc_1", noon, audio=None))
     while clock.now() < noon + 2 * HOUR:
-        clock.forward(MINUTE)
-        loop.round()
+        loop.round_after(MINUTE)
     assert archive().records == {}
-    asked = len(platform.served("api", path_contains="recording-url"))
-    assert asked < 20, "with backoff"
+    assert platform.asked("recording-url") < 20, "with backoff"
     platform.add(a_call("vc_1", noon))
     for _ in range(15):
-        clock.forward(MINUTE)
-        loop.round()
-    assert archive().records["vc_1"]["outcome"] == "archived"
-    clock.turn_to(noon + 3 * HOUR)
-    loop.round()
+        loop.round_after(MINUTE)
+    record = archive().records["vc_1"]
+    assert (record["outcome"], record["revision"]) == ("archived", 1)
+    loop.round_at(noon + 3 * HOUR)
     (line,) = lines_of(archive(), noon)
     assert (line["archived"], line["no_recording"]) == (1, 0)
 
 
-def test_a_recording_that_comes_after_its_window_was_sealed(platform, loop, clock, archive):
-    platform.add(a_call(audio=None))
-    clock.turn_to(SETTLED)
-    loop.round()
-    assert archive().records["vc_1"]["outcome"] == "no_recording"
+@pytest.mark.parametrize("before", ["no_recording", "failed"])
+def test_a_recording_that_comes_after_its_window_was_sealed(platform, loop, archive, before):
+    platform.add(a_call(audio=None if before == "no_recording" else b""))
+    call_of(platform, "vc_1").blob_missing = before == "failed"
+    loop.round_at(SETTLED + HOUR)
+    assert archive().records["vc_1"]["outcome"] == before
     platform.add(a_call())
-    clock.turn_to(FIRST)
-    loop.round()
+    loop.round_at(FIRST)
     look = archive()
     assert (look.records["vc_1"]["outcome"], look.records["vc_1"]["revision"]) == ("archived", 2)
-    assert [line["no_recording"] for line in lines_of(look)] == [1, 0]
-    assert [line["archived"] for line in lines_of(look)] == [0, 1]
+    assert [(line[before], line["archived"]) for line in lines_of(look)] == [(1, 0), (0, 1)]
 
 
-def test_a_failed_call_whose_recording_comes_back(platform, rig, clock, archive):
-    loop = another(rig)
-    platform.add(a_call())
-    call = call_of(platform, "vc_1")
-    call.blob_missing = True
-    clock.turn_to(SETTLED + HOUR)
-    loop.round()
-    assert archive().records["vc_1"]["outcome"] == "failed"
-    call.blob_missing = False
-    clock.turn_to(FIRST)
-    loop.round()
-    assert archive().records["vc_1"]["outcome"] == "archived"
-    assert [line["failed"] for line in lines_of(archive())] == [1, 0]
-
-
-def test_a_survey_that_is_filled_in_later(platform, loop, clock, archive):
+def test_a_survey_that_is_filled_in_later(platform, loop, archive):
     platform.add(a_call(), a_call("other", TEN + MINUTE))
-    clock.turn_to(SETTLED)
-    loop.round()
+    loop.round_at(SETTLED)
     before = archive().records["vc_1"]
     assert "epa" not in files_of(before)
-    call_of(platform, "vc_1").epa = {"state": "Completed", "calculatedScore": 9}
-    asked = bytes_asked(platform)
-    clock.turn_to(FIRST)
-    loop.round()
+    call_of(platform, "vc_1").epa = SURVEY
+    asked = platform.asked(".wav")
+    loop.round_at(FIRST)
     look = archive()
     after = look.records["vc_1"]
     assert after["revision"] == 2
     assert look.json(files_of(after)["epa"]["key"])["calculatedScore"] == 9
     assert files_of(after)["recording"] == files_of(before)["recording"]
     assert files_of(after)["transcript"] == files_of(before)["transcript"]
-    assert bytes_asked(platform) == asked, "the recording is not fetched again"
+    assert platform.asked(".wav") == asked, "the recording is not fetched again"
     assert after["source"]["etag"] == before["source"]["etag"]
     assert look.records["other"]["revision"] == 1
     assert [line["archived"] for line in lines_of(look)] == [2, 2]
 
 
-def test_a_transcript_that_has_changed_stands_beside_the_old_one(platform, loop, clock, archive):
-    platform.add(a_call(epa={"state": "Completed"}))
-    clock.turn_to(SETTLED)
-    loop.round()
+def test_a_transcript_that_has_changed_stands_beside_the_old_one(platform, loop, archive):
+    platform.add(a_call(epa=SURVEY))
+    loop.round_at(SETTLED)
     before = archive().records["vc_1"]
     amend(platform, "vc_1", transcript=TALK)
-    clock.turn_to(FIRST)
-    loop.round()
+    loop.round_at(FIRST)
     look = archive()
     after = look.records["vc_1"]
     old, new = files_of(before)["transcript"], files_of(after)["transcript"]
@@ -152,35 +114,27 @@ def test_a_transcript_that_has_changed_stands_beside_the_old_one(platform, loop,
     assert files_of(after)["epa"] == files_of(before)["epa"]
 
 
-def test_another_duration_is_noticed(platform, loop, clock, archive):
-    platform.add(a_call())
-    clock.turn_to(SETTLED)
-    loop.round()
+def test_another_duration_is_noticed(platform, sealed, archive):
     amend(platform, "vc_1", durationSeconds=100)
-    clock.turn_to(FIRST)
-    loop.round()
+    sealed.round_at(FIRST)
     assert archive().records["vc_1"]["findings"] == ["duration_mismatch"]
     amend(platform, "vc_1", durationSeconds=1)
-    clock.turn_to(SECOND)
-    loop.round()
-    assert archive().records["vc_1"]["findings"] == []
-    assert archive().records["vc_1"]["revision"] == 3
+    sealed.round_at(SECOND)
+    record = archive().records["vc_1"]
+    assert (record["findings"], record["revision"]) == ([], 3)
 
 
-def test_what_the_source_has_lost_stays_in_the_record(platform, loop, clock, archive):
-    platform.add(a_call(epa={"state": "Completed"}))
-    clock.turn_to(SETTLED)
-    loop.round()
+def test_what_the_source_has_lost_stays_in_the_record(platform, loop, archive):
+    platform.add(a_call(epa=SURVEY))
+    loop.round_at(SETTLED)
     before = archive().records["vc_1"]
     call = call_of(platform, "vc_1")
     call.epa, call.recording = None, None
     amend(platform, "vc_1", transcript=None)
-    clock.turn_to(FIRST)
-    loop.round()
+    loop.round_at(FIRST)
     assert archive().records["vc_1"] == before
     amend(platform, "vc_1", transcript=TALK)
-    clock.turn_to(SECOND)
-    loop.round()
+    loop.round_at(SECOND)
     after = archive().records["vc_1"]
     assert after["revision"] == 2
     assert files_of(after)["epa"] == files_of(before)["epa"]
@@ -190,19 +144,14 @@ def test_what_the_source_has_lost_stays_in_the_record(platform, loop, clock, arc
 # --- what goes
 
 
-def test_a_call_that_is_not_listed_any_more_has_vanished_until_it_is(
-    platform, loop, clock, archive
-):
+def test_a_call_that_is_not_listed_any_more_has_vanished_until_it_is(platform, loop, archive):
     gone = a_call("gone", TEN + MINUTE)
     platform.add(a_call(), gone)
-    clock.turn_to(SETTLED)
-    loop.round()
+    loop.round_at(SETTLED)
     platform.remove("gone")
-    clock.turn_to(FIRST)
-    loop.round()
+    loop.round_at(FIRST)
     platform.add(gone)
-    clock.turn_to(SECOND)
-    loop.round()
+    loop.round_at(SECOND)
     lines = lines_of(archive())
     assert [line["vanished"] for line in lines] == [[], ["gone"], []]
     assert [line["listed"] for line in lines] == [2, 1, 2]
@@ -210,45 +159,37 @@ def test_a_call_that_is_not_listed_any_more_has_vanished_until_it_is(
     assert archive().records["gone"]["revision"] == 1
 
 
-def test_a_call_that_was_listed_once_and_never_came_is_told_of(platform, loop, clock, archive):
+def test_a_call_that_was_listed_once_and_never_came_is_told_of(platform, loop, archive):
     """Listed while its window was open, gone before it could be archived."""
     platform.add(a_call(), a_call("gone", TEN + MINUTE, audio=None))
     loop.round()
     platform.remove("gone")
-    clock.turn_to(SETTLED)
-    loop.round()
+    loop.round_at(SETTLED)
     (line,) = lines_of(archive())
-    assert (line["listed"], line["archived"], line["pending"]) == (2, 1, ["gone"])
-    clock.turn_to(FIRST)
-    loop.round()
+    assert (line["listed"], line["archived"]) == (2, 1)
+    assert (line["pending"], line["vanished"]) == (["gone"], [])
+    loop.round_at(FIRST)
     look = archive()
-    assert (look.records["gone"]["outcome"], look.records["gone"]["reason"]) == (
-        "failed",
-        "call_missing",
-    )
-    line = lines_of(look)[-1]
+    record, line = look.records["gone"], lines_of(look)[-1]
+    assert (record["outcome"], record["reason"]) == ("failed", "call_missing")
     assert (line["listed"], line["failed"], line["vanished"]) == (1, 0, ["gone"])
 
 
-def test_a_call_that_only_one_pass_has_listed_is_archived(platform, loop, clock, archive):
+def test_a_call_that_only_one_pass_has_listed_is_archived(platform, loop, archive):
     """Hidden from the second pass on, but still there for who asks by its id."""
     platform.add(a_call(), a_call("shy", TEN + MINUTE))
     passes = iter(range(1000))
 
     def hide(request: Request) -> Reply | None:
-        if "dateFrom=2024-01-15T10" in request.raw_query and next(passes) > 0:
-            reply = platform.answer(request)
-            body = json.loads(reply.body)
-            rows = body["data"] if isinstance(body, dict) else body
-            rows[:] = [row for row in rows if row["id"] != "shy"]
-            if isinstance(body, dict):
-                body["pagination"] |= {"totalCount": len(rows)}
-            return Reply(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
-        return None
+        if "dateFrom=2024-01-15T10" not in request.raw_query or next(passes) == 0:
+            return None
+        body = json.loads(platform.answer(request).body)
+        body["data"] = [row for row in body["data"] if row["id"] != "shy"]
+        body["pagination"] |= {"totalCount": len(body["data"])}
+        return json_reply(body)
 
     platform.hooks.append(hide)
-    clock.turn_to(SETTLED)
-    loop.round()
+    loop.round_at(SETTLED)
     look = archive()
     assert look.records.keys() == {"vc_1", "shy"}
     (line,) = lines_of(look)
@@ -258,14 +199,9 @@ def test_a_call_that_only_one_pass_has_listed_is_archived(platform, loop, clock,
 # --- when
 
 
-def test_that_nothing_changed_is_written_once_for_each_age(platform, rig, clock, archive):
-    loop = another(rig)
-    platform.add(a_call())
-    clock.turn_to(SETTLED)
-    loop.round()
+def test_that_nothing_changed_is_written_once_for_each_age(rig, sealed, archive):
     for moment in (FIRST, FIRST + HOUR, SECOND, SECOND + HOUR):
-        clock.turn_to(moment)
-        loop.round()
+        sealed.round_at(moment)
         another(rig).round()
     lines = lines_of(archive())
     assert [line["listed_at"] for line in lines] == [stamp(t) for t in (SETTLED, FIRST, SECOND)]
@@ -274,43 +210,33 @@ def test_that_nothing_changed_is_written_once_for_each_age(platform, rig, clock,
     assert [len(list(one.records)) for one in later] == [0] * len(later)
 
 
+@pytest.mark.usefixtures("sealed")
 def test_ages_that_passed_during_a_downtime_take_one_listing(platform, rig, clock, archive):
-    platform.add(a_call())
-    clock.turn_to(SETTLED)
-    another(rig).round()
     platform.add(a_call("late", TEN + MINUTE))
     clock.turn_to(SECOND + 2 * DAY)
     another(rig).round()
     assert [line["listed"] for line in lines_of(archive())] == [1, 2]
 
 
-def test_two_loops_list_a_window_of_age_once(platform, rig, clock, archive):
-    one, two = another(rig), another(rig)
-    platform.add(a_call())
-    clock.turn_to(SETTLED)
-    one.round()
+def test_two_loops_list_a_window_of_age_once(rig, sealed, archive):
+    two = another(rig)
     two.round()
-    clock.turn_to(FIRST)
-    one.round()
+    sealed.round_at(FIRST)
     two.round()
     assert len(lines_of(archive())) == 2
 
 
-def test_what_one_writer_archived_and_another_did_not_list_is_told_of(
-    platform, rig, clock, archive
-):
+def test_what_one_writer_archived_and_another_did_not_list_is_told_of(platform, rig, loop, archive):
     """It vanished before the other one, which began earlier, closed the window."""
-    one, two = another(rig), another(rig)
-    one.round()
+    two = another(rig)
+    loop.round()
     platform.add(a_call(), a_call("gone", TEN + MINUTE))
     two.round()
     platform.remove("gone")
-    clock.turn_to(SETTLED)
-    one.round()
+    loop.round_at(SETTLED)
     assert len(lines_of(archive())) == 1
     two.round()
-    clock.forward(HOUR)
-    two.round()
+    two.round_after(HOUR)
     assert [line["vanished"] for line in lines_of(archive())] == [[], ["gone"]]
 
 
@@ -331,63 +257,40 @@ def test_a_rival_that_was_faster_ends_the_listing(platform, rig, clock, archive)
     assert len(lines_of(archive())) == 2
 
 
-def test_without_ages_nothing_is_listed_again(platform, rig, clock, archive):
+def test_without_ages_nothing_is_listed_again(platform, rig, archive):
     loop = another(rig, relist=())
     platform.add(a_call())
-    clock.turn_to(SETTLED)
-    loop.round()
-    clock.turn_to(SECOND)
-    loop.round()
+    loop.round_at(SETTLED)
+    loop.round_at(SECOND)
     assert len(lines_of(archive())) == 1
 
 
-def test_an_outage_postpones_the_listing(platform, loop, clock, archive):
+def test_an_outage_postpones_the_listing(platform, sealed, archive):
     """Else a survey that changed would never be found out."""
-    platform.add(a_call())
-    clock.turn_to(SETTLED)
-    loop.round()
-    call_of(platform, "vc_1").epa = {"state": "Completed"}
-    platform.hooks.append(
-        lambda r: Reply(503, {}, b"") if r.path.endswith("/epa-results") else None
-    )
-    clock.turn_to(FIRST)
-    assert not loop.round().needs_a_person
+    call_of(platform, "vc_1").epa = SURVEY
+    platform.hooks.append(on("/epa-results", Reply(503)))
+    assert not sealed.round_at(FIRST).needs_a_person
     assert len(lines_of(archive())) == 1
     platform.hooks.clear()
-    clock.forward(16 * MINUTE)
-    loop.round()
+    sealed.round_after(REST)
     assert len(lines_of(archive())) == 2
     assert "epa" in files_of(archive().records["vc_1"])
 
 
-def test_an_outage_that_does_not_end_is_not_waited_for_longer_than_give_up(
-    platform, loop, clock, archive
-):
-    platform.add(a_call())
-    clock.turn_to(SETTLED)
-    loop.round()
-    platform.hooks.append(
-        lambda r: Reply(503, {}, b"") if r.path.endswith("/epa-results") else None
-    )
-    clock.turn_to(FIRST)
-    loop.round()
-    clock.turn_to(FIRST + 2 * HOUR)
-    loop.round()
-    assert len(lines_of(archive())) == 1
-    clock.turn_to(FIRST + 3 * HOUR + 10 * MINUTE)
-    loop.round()
-    assert len(lines_of(archive())) == 2
+def test_an_outage_is_not_waited_for_longer_than_give_up(platform, sealed, archive):
+    platform.hooks.append(on("/epa-results", Reply(503)))
+    for moment, revisions in ((0 * HOUR, 1), (2 * HOUR, 1), (3 * HOUR + 10 * MINUTE, 2)):
+        sealed.round_at(FIRST + moment)
+        assert len(lines_of(archive())) == revisions
     assert archive().records["vc_1"]["revision"] == 1
 
 
-def test_a_late_call_of_a_date_only_source_is_seen_at_once(platform, loop, clock, archive):
+def test_a_late_call_of_a_date_only_source_is_seen_at_once(platform, loop, archive):
     """Each listing shows the whole day, so a late call turns up beside another window's."""
     platform.options.whole_days = True
     platform.add(a_call())
-    clock.turn_to(SETTLED)
-    loop.round()
+    loop.round_at(SETTLED)
     platform.add(a_call("late", TEN + MINUTE))
-    clock.forward(MINUTE)
-    loop.round()
+    loop.round_after(MINUTE)
     assert archive().records.keys() == {"vc_1", "late"}
     assert [line["listed"] for line in lines_of(archive())] == [1, 2]

@@ -12,6 +12,7 @@ from archiver.core.errors import CallError
 from archiver.source.recordings import ResumableDownload
 from tests.fakes.calls import BytesRecording, SimulatedCall
 from tests.fakes.clock import HandClock
+from tests.fakes.errors import error_of
 from tests.fakes.http_server import Reply, Request
 from tests.fakes.memory_source import MemoryPlatform, api_client, recording_client
 from tests.fakes.population import a_call
@@ -55,6 +56,11 @@ class Blobs:
         assert self.platform.violations == []
         return found
 
+    def failure(self, **pace: float) -> tuple[str, bool]:
+        """The reason why it cannot be read, and whether to try again."""
+        error = error_of(CallError, self.read, **pace)
+        return error.reason, error.retryable
+
 
 def cut_after(count: int) -> Callable[[Request, Reply], Reply]:
     def cut(_: Request, reply: Reply) -> Reply:
@@ -70,7 +76,7 @@ def blobs(clock: HandClock) -> Blobs:
     return Blobs(clock, a_call(audio=AUDIO))
 
 
-def test_it_goes_on_from_the_next_byte(blobs: Blobs, clock: HandClock) -> None:
+def test_it_goes_on_from_the_next_byte(blobs, clock):
     blobs.bend = cut_after(MIB + MIB // 2)
     assert blobs.read() == AUDIO
     assert blobs.asked == ["all", "bytes=1572864-", "bytes=3145728-", "bytes=4718592-"]
@@ -78,7 +84,7 @@ def test_it_goes_on_from_the_next_byte(blobs: Blobs, clock: HandClock) -> None:
     assert clock.sleeps == [], "who brings much is asked again at once"
 
 
-def test_one_url_does_while_it_lives_and_a_fresh_one_after_it(clock: HandClock) -> None:
+def test_one_url_does_while_it_lives_and_a_fresh_one_after_it(clock):
     blobs = Blobs(clock, a_call(audio=AUDIO), sas_ttl_seconds=10)
     blobs.bend = cut_after(MIB)
     blobs.platform.later("request", 3, lambda: clock.forward(timedelta(seconds=11)))
@@ -87,7 +93,7 @@ def test_one_url_does_while_it_lives_and_a_fresh_one_after_it(clock: HandClock) 
     assert blobs.platform.served["request"] == 2 + 5, "two URLs, five ranges"
 
 
-def test_a_url_is_not_used_that_dies_before_the_rest_has_come(clock: HandClock) -> None:
+def test_a_url_is_not_used_that_dies_before_the_rest_has_come(clock):
     """At 1 MiB a second the rest takes longer than the URL lives: nobody waits for a 403."""
     blobs = Blobs(clock, a_call(audio=AUDIO), sas_ttl_seconds=3)
     cut, answers = cut_after(MIB), list[int]()
@@ -102,14 +108,12 @@ def test_a_url_is_not_used_that_dies_before_the_rest_has_come(clock: HandClock) 
     assert set(answers) <= {200, 206}
 
 
-def test_a_blob_that_changed_is_begun_anew(blobs: Blobs) -> None:
+def test_a_blob_that_changed_is_begun_anew(blobs):
     other = AUDIO[::-1]
     blobs.bend = cut_after(MIB)
     change = {"recording": BytesRecording(other)}
     blobs.platform.later("request", 2, lambda: blobs.platform.change("vc_1", **change))
-    with pytest.raises(CallError) as caught:
-        blobs.read()
-    assert (caught.value.reason, caught.value.retryable) == ("recording_changed", True)
+    assert blobs.failure() == ("recording_changed", True)
     assert blobs.read() == other
 
 
@@ -125,9 +129,7 @@ CHANGED = f'"bytes 1048576-5242880/{len(AUDIO)}"'
         (200, "ETag", 'W/"weak"', "truncated"),
     ],
 )
-def test_what_cannot_be_gone_on_with_is_begun_anew(
-    blobs: Blobs, status: int, header: str, value: str | None, reason: str
-) -> None:
+def test_what_cannot_be_gone_on_with_is_begun_anew(blobs, status, header, value, reason):
     """A range of something else is not taken, and without a strong ETag none is asked for."""
     cut = cut_after(MIB)
 
@@ -138,29 +140,23 @@ def test_what_cannot_be_gone_on_with_is_begun_anew(
         return cut(request, reply)
 
     blobs.bend = bent
-    with pytest.raises(CallError) as caught:
-        blobs.read()
-    assert (caught.value.reason, caught.value.retryable) == (reason, True)
+    assert blobs.failure() == (reason, True)
     assert len(blobs.asked) == (2 if status == 206 else 1)
 
 
-def test_a_store_that_knows_no_ranges_makes_it_start_over(blobs: Blobs) -> None:
+def test_a_store_that_knows_no_ranges_makes_it_start_over(blobs):
     blobs.bend = lambda _, reply: Reply(200, reply.headers, AUDIO, close_after=MIB)
-    with pytest.raises(CallError) as caught:
-        blobs.read()
-    assert (caught.value.reason, caught.value.retryable) == ("truncated", True)
+    assert blobs.failure() == ("truncated", True)
 
 
-def test_a_connection_that_brings_next_to_nothing_counts(blobs: Blobs, clock: HandClock) -> None:
+def test_a_connection_that_brings_next_to_nothing_counts(blobs, clock):
     blobs.bend = cut_after(1000)
-    with pytest.raises(CallError) as caught:
-        blobs.read()
-    assert (caught.value.reason, caught.value.retryable) == ("truncated", False)
+    assert blobs.failure() == ("truncated", False)
     assert len(blobs.asked) == 4
     assert len(clock.sleeps) == 3, "each after a rest"
 
 
-def test_it_ends_when_it_takes_longer_than_the_least_rate_allows(clock: HandClock) -> None:
+def test_it_ends_when_it_takes_longer_than_the_least_rate_allows(clock):
     """Each connection is fast enough while it lasts; all of them together are not."""
     blobs = Blobs(clock, a_call(audio=AUDIO))
     cut = cut_after(MIB // 2)
@@ -170,13 +166,12 @@ def test_it_ends_when_it_takes_longer_than_the_least_rate_allows(clock: HandCloc
         return cut(request, reply)
 
     blobs.bend = late
-    with pytest.raises(CallError) as caught:
-        blobs.read(min_bytes_per_second=len(AUDIO) / 100, rate_grace_seconds=200)
-    assert (caught.value.reason, caught.value.retryable) == ("too_slow", False)
+    pace = {"min_bytes_per_second": len(AUDIO) / 100, "rate_grace_seconds": 200}
+    assert blobs.failure(**pace) == ("too_slow", False)
     assert len(blobs.asked) == 6
 
 
-def test_a_recording_that_the_source_loses_midway_was_there(clock: HandClock) -> None:
+def test_a_recording_that_the_source_loses_midway_was_there(clock):
     """`no_recording` would say that there never was one."""
     blobs = Blobs(clock, a_call(audio=AUDIO), sas_ttl_seconds=60)
     blobs.bend = cut_after(MIB)
@@ -186,6 +181,4 @@ def test_a_recording_that_the_source_loses_midway_was_there(clock: HandClock) ->
         clock.forward(timedelta(seconds=61))
 
     blobs.platform.later("request", 2, lose)
-    with pytest.raises(CallError) as caught:
-        blobs.read()
-    assert caught.value.reason == "recording_missing"
+    assert error_of(CallError, blobs.read).reason == "recording_missing"

@@ -25,8 +25,11 @@ from archiver.pipeline.backfill import Backfill
 from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.plan import Purpose
 from archiver.store.bucket import Bucket
-from archiver.store.types import ObjectLock
+from archiver.store.types import Stored
+from tests.fakes.calls import SimulatedCall
 from tests.fakes.clock import HandClock
+from tests.fakes.memory_rig import Crash, World
+from tests.fakes.memory_store import Request
 from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, stamp
 from tests.fakes.proxy import FaultProxy
@@ -37,13 +40,12 @@ from tests.fakes.relisting import (
     SETTLED,
     Look,
     MakeRig,
-    Troubled,
     amend,
     another,
     files_of,
     lines_of,
 )
-from tests.fakes.rig import HOUR, WINDOW, Rig
+from tests.fakes.rig import HOUR, WINDOW, HandLoop, Rig
 
 DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
 SHORT, MIDDLE, LONG = 7300, 7302, 7330
@@ -51,6 +53,16 @@ SHORT, MIDDLE, LONG = 7300, 7302, 7330
 GOVERNANCE, COMPLIANCE = "GOVERNANCE", "COMPLIANCE"
 TALK = [{"role": "user", "text": "I said something else", "timestamp": stamp(TEN)}]
 OtherLock = tuple[str | None, datetime | None]
+
+
+@pytest.fixture
+def platform(served: Platform) -> Platform:
+    return served
+
+
+@pytest.fixture
+def bucket(open_bucket: Callable[..., Bucket]) -> Bucket:
+    return open_bucket()
 
 
 @dataclass
@@ -72,7 +84,16 @@ class Scene:
         made.found(TEN)
         return made
 
-    def service(self, mode: str | None, days: int = 0, **more: Any) -> Any:
+    def settle(self, *calls: SimulatedCall) -> None:
+        """The window of these calls has settled."""
+        self.platform.add(*calls)
+        self.clock.turn_to(SETTLED)
+
+    def service(
+        self, mode: str | None, days: int = 0, at: datetime | None = None, **more: Any
+    ) -> HandLoop:
+        """A process that begins now, or at that moment."""
+        self.clock.turn_to(at or self.clock.now())
         options = {"relist": AGES, "retention": Retention(mode, days), **more}
         return another(lambda **rest: self.make(self.bucket(mode), **rest), **options)
 
@@ -147,7 +168,7 @@ def only(locks: dict[str, OtherLock], keys: Iterable[str]) -> dict[str, OtherLoc
 # --- a longer policy
 
 
-def test_a_second_backfill_with_more_days_extends_everything(scene: Scene) -> None:
+def test_a_second_backfill_with_more_days_extends_everything(scene):
     scene.platform.add(a_call("one", epa={"state": "Completed"}), a_call("none", audio=None))
     scene.platform.add(a_call("next", TEN + HOUR), a_call("slow", WINDOW.end - MINUTE, seconds=600))
     scene.clock.turn_to(SETTLED + 2 * HOUR)
@@ -178,10 +199,9 @@ def test_a_second_backfill_with_more_days_extends_everything(scene: Scene) -> No
     scene.audit()
 
 
-def test_the_same_policy_asks_the_store_for_nothing(scene: Scene, weed: Any) -> None:
+def test_the_same_policy_asks_the_store_for_nothing(scene, weed):
     """And a longer one only once: then a look at the segments tells that all is done."""
-    scene.platform.add(*(a_call(f"vc_{number}") for number in range(5)))
-    scene.clock.turn_to(SETTLED)
+    scene.settle(*(a_call(f"vc_{number}") for number in range(5)))
     scene.rig(GOVERNANCE, SHORT).backfill()
     with FaultProxy(weed.endpoint_url) as proxy:
         unlocked, same, longer, again = (
@@ -200,9 +220,8 @@ def test_the_same_policy_asks_the_store_for_nothing(scene: Scene, weed: Any) -> 
     assert len(again) == len(same) + 1
 
 
-def test_the_loop_extends_what_it_lists_again(scene: Scene) -> None:
-    scene.platform.add(a_call("one"))
-    scene.clock.turn_to(SETTLED)
+def test_the_loop_extends_what_it_lists_again(scene):
+    scene.settle(a_call("one"))
     scene.service(GOVERNANCE, SHORT).round()
     first = scene.locks()
     mine = [one for one in first if "dt=" in one or "seals/000000000001" in one]
@@ -217,15 +236,13 @@ def test_the_loop_extends_what_it_lists_again(scene: Scene) -> None:
     assert short_of(only(now, mine), LONG) == []
     assert scene.archive().records["one"]["revision"] == 1
     assert len(lines_of(scene.archive())) == 2
-    scene.clock.turn_to(SECOND)
-    scene.service(GOVERNANCE, MIDDLE).round()
+    scene.service(GOVERNANCE, MIDDLE, at=SECOND).round()
     assert only(scene.locks(), now) == now, "nothing is ever shortened"
     scene.audit()
 
 
-def test_what_was_archived_without_a_lock_gets_one(scene: Scene) -> None:
-    scene.platform.add(a_call())
-    scene.clock.turn_to(SETTLED)
+def test_what_was_archived_without_a_lock_gets_one(scene):
+    scene.settle(a_call())
     scene.rig(None).backfill()
     assert set(scene.locks().values()) == {(None, None)}
     assert scene.archive().records["vc_1"]["retention"] is None
@@ -236,11 +253,10 @@ def test_what_was_archived_without_a_lock_gets_one(scene: Scene) -> None:
     scene.audit()
 
 
-def test_calls_without_any_end_are_reckoned_by_their_window(scene: Scene, weed: Any) -> None:
+def test_calls_without_any_end_are_reckoned_by_their_window(scene, weed):
     """One has its creation, which no record tells, and one nothing at all."""
     scene.platform.add(a_call("made", TEN + MINUTE, startTime=..., endTime=...))
-    scene.platform.add(a_call("bare", TEN + MINUTE, startTime=None, endTime=None))
-    scene.clock.turn_to(SETTLED)
+    scene.settle(a_call("bare", TEN + MINUTE, startTime=None, endTime=None))
     scene.rig(GOVERNANCE, SHORT).backfill()
     with FaultProxy(weed.endpoint_url) as proxy:
         unlocked = asked_by(proxy, scene, None)
@@ -252,13 +268,11 @@ def test_calls_without_any_end_are_reckoned_by_their_window(scene: Scene, weed: 
     assert len(mine) == 2 * 3 + 3
 
 
-def test_all_revisions_of_a_call_are_extended(scene: Scene) -> None:
-    scene.platform.add(a_call())
-    scene.clock.turn_to(SETTLED)
+def test_all_revisions_of_a_call_are_extended(scene):
+    scene.settle(a_call())
     scene.service(GOVERNANCE, SHORT).round()
     amend(scene.platform, "vc_1", transcript=TALK)
-    scene.clock.turn_to(FIRST)
-    scene.service(GOVERNANCE, SHORT).round()
+    scene.service(GOVERNANCE, SHORT, at=FIRST).round()
     look = scene.archive()
     assert look.records["vc_1"]["revision"] == 2
     assert len(look.below("recordings/")) == 3, "the old transcript and the new one"
@@ -266,53 +280,60 @@ def test_all_revisions_of_a_call_are_extended(scene: Scene) -> None:
     assert short_of(scene.locks(), LONG) == []
     # The next revision extends all that stood before by itself.
     amend(scene.platform, "vc_1", transcript=[*TALK, *TALK])
-    scene.clock.turn_to(SECOND)
-    scene.service(GOVERNANCE, LONG + 5).round()
+    scene.service(GOVERNANCE, LONG + 5, at=SECOND).round()
     calls = {one: lock for one, lock in scene.locks().items() if not one.startswith("manifest/")}
     assert short_of(calls, LONG + 5) == []
     assert len(calls) == 7
     scene.audit()
 
 
-def crash() -> None:
-    raise KeyboardInterrupt
+class Troubled(Bucket):
+    """Something happens just before the first key is written that holds `part`."""
 
-
-class Dying(Bucket):
-    """Its process dies at the `nth` object whose lock is to be extended."""
-
-    def __init__(self, real: Bucket, nth: int) -> None:
+    def __init__(self, real: Bucket, part: str, happen: Callable[[], object]) -> None:
         client = real.client
         super().__init__(real.options, client.clock, client.retry, client=client.s3)
-        self.left = nth
+        self._part = part
+        self._todo = [happen]
 
-    def extend(self, *what: Any) -> ObjectLock:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-        return super().extend(*what)
+    def put_once(self, key: str, *rest: Any, **options: Any) -> Stored:
+        if self._part in key and self._todo:
+            self._todo.pop()()
+        return super().put_once(key, *rest, **options)
 
 
-def test_what_a_crash_left_short_is_extended_by_the_next_touch(scene: Scene) -> None:
-    scene.platform.add(a_call("one"), a_call("two"))
-    scene.clock.turn_to(SETTLED)
-    scene.rig(GOVERNANCE, SHORT).backfill()
+def crash() -> None:
+    raise Crash
+
+
+def test_what_a_crash_left_short_is_extended_by_the_next_touch():
+    world = World(SETTLED, TEN, retention=Retention(GOVERNANCE, SHORT))
+    world.platform.add(a_call("one"), a_call("two"))
+    world.writer("first").backfill(TEN, TEN + HOUR)
     deaths = 0
     for nth in range(1, 17):
-        days = LONG + 2 * nth
-        rig = scene.rig(GOVERNANCE, days, Dying(scene.bucket(GOVERNANCE), nth))
+        world.retention = Retention(GOVERNANCE, LONG + 2 * nth)
+        dying, left = world.writer(f"dying {nth}"), iter(range(nth))
+
+        def die(request: Request, left: Iterator[int] = left, nth: int = nth) -> None:
+            is_extension = (request.operation, request.moment) == ("extend", "before")
+            if is_extension and next(left) == nth - 1:
+                raise Crash
+
+        dying.store.hooks.append(die)
         try:
-            rig.backfill()
-        except KeyboardInterrupt:
+            dying.backfill(TEN, TEN + HOUR)
+        except Crash:
             deaths += 1
-            scene.rig(GOVERNANCE, days).backfill()
-        assert short_of(scene.locks(), days) == []
+            world.writer(f"next {nth}").backfill(TEN, TEN + HOUR)
+        kept = [o for o in world.store.objects if not o.key.startswith(layout.SIGHTINGS)]
+        locks = {one.key: (one.lock_mode, one.lock_until) for one in kept}
+        assert short_of(locks, LONG + 2 * nth) == []
     assert deaths == 4 + 2 * 3 + 5, "of the archive, of the calls, of the window"
 
 
-def test_an_object_that_is_gone_does_not_stop_the_others(scene: Scene, bucket: Bucket) -> None:
-    scene.platform.add(a_call("one"), a_call("two"))
-    scene.clock.turn_to(SETTLED)
+def test_an_object_that_is_gone_does_not_stop_the_others(scene, bucket):
+    scene.settle(a_call("one"), a_call("two"))
     scene.rig(None).backfill()
     client = bucket.client
     gone = layout.recording_dir(TEN.date(), "one") + "transcript.json"
@@ -328,12 +349,11 @@ def test_an_object_that_is_gone_does_not_stop_the_others(scene: Scene, bucket: B
     ]
 
 
-def test_what_no_segment_tells_yet_is_extended_before_one_does(scene: Scene) -> None:
+def test_what_no_segment_tells_yet_is_extended_before_one_does(scene):
     """Records of a process that ended before it closed the window: also one that is amended now."""
-    scene.platform.add(a_call("one"), a_call("late", audio=None))
-    scene.clock.turn_to(SETTLED)
-    dying = Troubled(scene.bucket(GOVERNANCE), "put_once", "manifest/segments", crash)
-    with pytest.raises(KeyboardInterrupt):
+    scene.settle(a_call("one"), a_call("late", audio=None))
+    dying = Troubled(scene.bucket(GOVERNANCE), "manifest/segments", crash)
+    with pytest.raises(Crash):
         scene.rig(GOVERNANCE, SHORT, dying).backfill()
     scene.platform.add(a_call("late"))
     scene.rig(GOVERNANCE, LONG).backfill()
@@ -345,20 +365,17 @@ def test_what_no_segment_tells_yet_is_extended_before_one_does(scene: Scene) -> 
     scene.audit()
 
 
-def test_a_shorter_policy_keeps_what_tells_of_a_longer_promise(scene: Scene) -> None:
+def test_a_shorter_policy_keeps_what_tells_of_a_longer_promise(scene):
     scene.platform.add(a_call())
     scene.service(GOVERNANCE, LONG).round()  # the window is open yet
-    scene.clock.turn_to(SETTLED)
-    scene.service(GOVERNANCE, SHORT).round()
+    scene.service(GOVERNANCE, SHORT, at=SETTLED).round()
     mine = [one for one in scene.locks() if "dt=" in one or "seals/000000000001" in one]
     assert len(mine) == 3 + 3 + 2
     assert short_of(only(scene.locks(), mine), LONG) == []
     scene.audit()
 
 
-def test_a_seal_of_many_windows_is_extended_once_by_many_threads(
-    scene: Scene, bucket: Bucket
-) -> None:
+def test_a_seal_of_many_windows_is_extended_once_by_many_threads(scene, bucket):
     """To the latest date of all windows that it covers: whichever comes first, and no store has to
     choose between dates."""
     count = 8
@@ -398,9 +415,8 @@ def put_act(rig: Rig, action: Action, call_id: str) -> list[str]:
     return [key, *beside, layout.seal_key(own), layout.signature_key(own)]
 
 
-def test_what_tells_of_a_hold_is_kept_longer_too(scene: Scene, bucket: Bucket) -> None:
-    scene.platform.add(a_call("held"), a_call("free"))
-    scene.clock.turn_to(SETTLED)
+def test_what_tells_of_a_hold_is_kept_longer_too(scene, bucket):
+    scene.settle(a_call("held"), a_call("free"))
     rig = scene.rig(GOVERNANCE, SHORT)
     rig.backfill()
     begun = scene.clock.now()
@@ -428,11 +444,10 @@ def test_what_tells_of_a_hold_is_kept_longer_too(scene: Scene, bucket: Bucket) -
 # --- another mode
 
 
-def test_a_stricter_mode_stops_nothing_and_holds_for_what_is_new(scene: Scene) -> None:
+def test_a_stricter_mode_stops_nothing_and_holds_for_what_is_new(scene):
     """The store does not change the mode of a lock that holds: what is there stays in GOVERNANCE,
     for longer; a record that names something of it promises no more."""
-    scene.platform.add(a_call("one"), a_call("two"))
-    scene.clock.turn_to(SETTLED)
+    scene.settle(a_call("one"), a_call("two"))
     scene.service(GOVERNANCE, SHORT).round()
     old = scene.locks()
     amend(scene.platform, "one", transcript=TALK)
@@ -464,9 +479,8 @@ def test_a_stricter_mode_stops_nothing_and_holds_for_what_is_new(scene: Scene) -
     scene.audit()
 
 
-def test_a_laxer_mode_weakens_nothing(scene: Scene) -> None:
-    scene.platform.add(a_call("one"))
-    scene.clock.turn_to(SETTLED)
+def test_a_laxer_mode_weakens_nothing(scene):
+    scene.settle(a_call("one"))
     scene.service(COMPLIANCE, SHORT).round()
     old = scene.locks()
     amend(scene.platform, "one", transcript=TALK)
@@ -483,11 +497,8 @@ def test_a_laxer_mode_weakens_nothing(scene: Scene) -> None:
 # --- the archive as a whole
 
 
-def test_the_key_is_kept_for_longer_than_the_seals_that_it_checks(
-    scene: Scene, bucket: Bucket
-) -> None:
-    scene.platform.add(a_call())
-    scene.clock.turn_to(SETTLED)
+def test_the_key_is_kept_for_longer_than_the_seals_that_it_checks(scene, bucket):
+    scene.settle(a_call())
     rig = scene.rig(GOVERNANCE, SHORT)
     rig.backfill()
     begun = scene.clock.now()
@@ -507,9 +518,8 @@ def test_the_key_is_kept_for_longer_than_the_seals_that_it_checks(
 # --- what is new of a held call
 
 
-def test_a_new_revision_of_a_held_call_is_born_held(scene: Scene, bucket: Bucket) -> None:
-    scene.platform.add(a_call("held"), a_call("free"))
-    scene.clock.turn_to(SETTLED)
+def test_a_new_revision_of_a_held_call_is_born_held(scene, bucket):
+    scene.settle(a_call("held"), a_call("free"))
     scene.service(None).round()
     for one in scene.archive().below("", ""):
         if "/held/" in one:
@@ -527,17 +537,14 @@ def test_a_new_revision_of_a_held_call_is_born_held(scene: Scene, bucket: Bucket
     assert len(held) == 2 + 3
 
 
-def test_a_hold_that_comes_while_a_revision_is_written_is_seen(
-    scene: Scene, bucket: Bucket, rig: Any
-) -> None:
-    scene.platform.add(a_call())
-    scene.clock.turn_to(SETTLED)
+def test_a_hold_that_comes_while_a_revision_is_written_is_seen(scene, bucket, rig):
+    scene.settle(a_call())
     scene.service(None).round()
     amend(scene.platform, "vc_1", transcript=TALK)
     scene.clock.turn_to(FIRST)
     first = scene.archive().records["vc_1"]["record"]
     meanwhile = partial(bucket.set_hold, first, None, True)
-    troubled = Troubled(bucket, "put_once", "/r2.json", meanwhile)
+    troubled = Troubled(bucket, "/r2.json", meanwhile)
     another(lambda **rest: rig(troubled, **rest)).round()
     record = scene.archive().records["vc_1"]
     assert record["revision"] == 2

@@ -8,7 +8,6 @@ from archiver.core.clock import Interrupted
 from archiver.core.errors import SourceError, StoreError
 from archiver.core.retry import LONGEST_WAIT_SECONDS, Retry
 from archiver.observability.metrics import REGISTRY
-from tests.fakes.clock import HandClock
 
 
 class Flaky:
@@ -29,12 +28,12 @@ def again(**fields: float) -> SourceError:
     return SourceError("again", retryable=True, reason="status_5xx", **fields)
 
 
-def test_it_returns_at_once_what_works(clock: HandClock) -> None:
+def test_it_returns_at_once_what_works(clock):
     assert Retry(clock).call("list", Flaky()) == "done"
     assert clock.sleeps == []
 
 
-def test_it_waits_longer_each_time(clock: HandClock) -> None:
+def test_it_waits_longer_each_time(clock):
     flaky = Flaky(*[again() for _ in range(4)])
     assert Retry(clock).call("list", flaky) == "done"
     assert flaky.calls == 5
@@ -42,7 +41,7 @@ def test_it_waits_longer_each_time(clock: HandClock) -> None:
         assert 0.5 * 2**number <= slept <= 0.5 * 2**number + 0.5
 
 
-def test_it_gives_up_with_the_last_error(clock: HandClock) -> None:
+def test_it_gives_up_with_the_last_error(clock):
     last = StoreError("last", retryable=True)
     flaky = Flaky(*[again() for _ in range(4)], last)
     with pytest.raises(StoreError) as caught:
@@ -54,7 +53,7 @@ def test_it_gives_up_with_the_last_error(clock: HandClock) -> None:
 @pytest.mark.parametrize(
     "error", [SourceError("no"), ValueError("ours"), again(retry_after_seconds=61.0), Interrupted()]
 )
-def test_what_cannot_help_is_not_tried_again(clock: HandClock, error: Exception) -> None:
+def test_what_cannot_help_is_not_tried_again(clock, error):
     flaky = Flaky(error)
     with pytest.raises(type(error)):
         Retry(clock).call("list", flaky)
@@ -62,7 +61,7 @@ def test_what_cannot_help_is_not_tried_again(clock: HandClock, error: Exception)
     assert clock.sleeps == []
 
 
-def test_retry_after_is_heard(clock: HandClock) -> None:
+def test_retry_after_is_heard(clock):
     flaky = Flaky(again(retry_after_seconds=17.0), again(retry_after_seconds=0.0))
     assert Retry(clock).call("list", flaky) == "done"
     assert clock.sleeps[0] == 17.0
@@ -70,7 +69,7 @@ def test_retry_after_is_heard(clock: HandClock) -> None:
     assert LONGEST_WAIT_SECONDS == 60
 
 
-def test_a_request_to_end_is_heard_while_waiting(clock: HandClock) -> None:
+def test_a_request_to_end_is_heard_while_waiting(clock):
     def fail() -> None:
         clock.stop()
         raise again()
@@ -79,7 +78,7 @@ def test_a_request_to_end_is_heard_while_waiting(clock: HandClock) -> None:
         Retry(clock).call("list", fail)
 
 
-def test_each_retry_is_counted_by_stage_and_reason(clock: HandClock) -> None:
+def test_each_retry_is_counted_by_stage_and_reason(clock):
     labels = {"stage": "sas", "reason": "status_5xx"}
     before = REGISTRY.get_sample_value("archiver_retries_total", labels) or 0
     Retry(clock).call("sas", Flaky(again(), again()))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from typing import Any
 
 import pytest
 
@@ -16,39 +16,17 @@ from archiver.manifest import layout, seal
 from archiver.manifest.segment import Balance, Listing
 from archiver.pipeline.bucket_state import UnsealedSegment
 from archiver.pipeline.chain import Chain, last_number
-from archiver.store.bucket import Bucket
-from archiver.store.types import Stored
 from tests.fakes.clock import HandClock
-from tests.fakes.platform import Platform
+from tests.fakes.errors import error_of
+from tests.fakes.memory_rig import Crash
+from tests.fakes.memory_store import MemoryStore
 from tests.fakes.population import TEN, a_call
-from tests.fakes.rig import HOUR, Archive, Rig, new_key
+from tests.fakes.relisting import crashing, stranger
+from tests.fakes.rig import HOUR, Rig, new_key
 from tests.fakes.segments import build_segment
 
-MakeRig = Callable[..., Rig]
-Look = Callable[[], Archive]
 
-
-class Crash(BaseException):
-    """The process is gone."""
-
-
-class Crashing(Bucket):
-    """Dies before it writes the first key that ends so, or just after it did."""
-
-    def __init__(self, real: Bucket, ending: str, *, after: bool = False) -> None:
-        super().__init__(real.options, real.client.clock, real.client.retry, client=real.client.s3)
-        self._ending = ending
-        self._after = after
-
-    def put_once(self, key: str, *rest: Any, **options: Any) -> Stored:
-        if not key.endswith(self._ending):
-            return super().put_once(key, *rest, **options)
-        if self._after:
-            super().put_once(key, *rest, **options)
-        raise Crash
-
-
-def write_segment(bucket: Bucket, start: datetime, revision: int = 1) -> UnsealedSegment:
+def write_segment(bucket: MemoryStore, start: datetime, revision: int = 1) -> UnsealedSegment:
     """An empty window's segment, durable with its companion, not sealed."""
     window = Window(start, start + HOUR)
     listing = Listing(start, 1, 2, 0, {"state": ["Completed"]})
@@ -81,19 +59,29 @@ def test_an_archive_begins_once(rig, archive, key):
     assert archive().read(layout.public_key_key(key.public.key_id)) == key.public.pem
 
 
+@pytest.fixture
+def made(rig: Callable[..., Rig]) -> Rig:
+    """A writer that has begun the archive."""
+    begun = rig()
+    begun.found()
+    return begun
+
+
+def at_once(act: Callable[[int], object], count: int = 4) -> None:
+    """`act(n)` on so many threads, which begin together."""
+    barrier = threading.Barrier(count)
+
+    def begin(number: int) -> None:
+        barrier.wait()
+        act(number)
+
+    with ThreadPoolExecutor(count) as threads:
+        list(threads.map(begin, range(count)))
+
+
 def test_two_founders_at_once_found_one_archive(rig, archive, key):
     rigs = [rig() for _ in range(4)]
-    barrier = threading.Barrier(4)
-
-    def found(made: Rig) -> None:
-        barrier.wait()
-        made.found()
-
-    threads = [threading.Thread(target=found, args=(made,)) for made in rigs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(lambda n: rigs[n].found())
     assert len({made.chain.head.archive for made in rigs}) == 1
     archive().check(key)
 
@@ -103,9 +91,7 @@ def test_a_chain_that_was_not_opened_says_so(rig):
         _ = rig().chain.head
 
 
-def test_segments_are_sealed_in_one_seal(rig, bucket, archive, key):
-    made = rig()
-    made.found()
+def test_segments_are_sealed_in_one_seal(made, bucket, archive, key):
     segments = [write_segment(bucket, TEN + n * HOUR) for n in range(3)]
     made.chain.append(segments, TEN + 3 * HOUR)
     assert made.chain.head.seq == 1
@@ -113,9 +99,7 @@ def test_segments_are_sealed_in_one_seal(rig, bucket, archive, key):
     archive().check(key)
 
 
-def test_appending_again_does_nothing(rig, bucket, archive):
-    made = rig()
-    made.found()
+def test_appending_again_does_nothing(made, bucket, archive):
     one = write_segment(bucket, TEN)
     made.chain.append([one])
     before = archive().keys
@@ -143,23 +127,12 @@ def test_writers_that_race_make_one_chain(rig, bucket, archive, key):
         made.found()
     common = write_segment(bucket, TEN - HOUR)
     own = [[write_segment(bucket, TEN + (10 * n + m) * HOUR) for m in range(2)] for n in range(4)]
-    barrier = threading.Barrier(4)
-    errors: list[Exception] = []
 
     def write(number: int) -> None:
-        barrier.wait()
-        try:
-            for one in own[number]:
-                rigs[number].chain.append([common, one])
-        except Exception as error:
-            errors.append(error)
+        for one in own[number]:
+            rigs[number].chain.append([common, one])
 
-    threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    at_once(write)
     look = archive()
     look.check(key)
     assert len(look.segments) == 9
@@ -174,9 +147,8 @@ def test_writers_that_race_make_one_chain(rig, bucket, archive, key):
 def test_a_crash_is_completed_by_whoever_comes_next(
     rig, bucket, archive, key, ending, after, finder
 ):
-    other = rig()
+    dying, other = rig(crashing(bucket, ending, after=after)), rig()
     other.found()
-    dying = rig(Crashing(bucket, ending, after=after))
     dying.found()
     segments = [write_segment(bucket, TEN), write_segment(bucket, TEN + HOUR)]
     with pytest.raises(Crash):
@@ -198,35 +170,24 @@ def test_another_key_is_refused(rig, archive):
     assert archive().keys == before
 
 
-@pytest.mark.parametrize("data", [b"", b"{}\n", b"not json", b'{"seq":1,"type":"seal","v":1}\n'])
-def test_a_damaged_seal_stops_the_writer(rig, bucket, data):
-    made = rig()
-    made.found()
-    if data:
-        bucket.put_once(layout.seal_key(1), data)
+@pytest.mark.parametrize("data", [b"{}\n", b"not json", b'{"seq":1,"type":"seal","v":1}\n'])
+def test_a_damaged_seal_stops_the_writer(made, rig, bucket, data):
+    stranger(bucket).put_once(layout.seal_key(1), data)
+    for read in (made.chain.refresh, rig().chain.open):
         with pytest.raises(StoreError, match="archiver verify"):
-            made.chain.refresh()
-        with pytest.raises(StoreError, match="archiver verify"):
-            rig().chain.open()
+            read()
 
 
-def test_a_seal_that_does_not_follow_stops_the_writer(rig, bucket, key, clock):
-    made = rig()
-    made.found()
-    stranger = seal.parse_seal(
-        seal.genesis("other", key.public, {}, sealed_at=clock.now(), watermark=TEN)
-    )
-    data = seal.next_seal(
-        stranger, [], key_id=key.public.key_id, sealed_at=clock.now(), watermark=TEN
-    )
-    bucket.put_once(layout.seal_key(1), data)
+def test_a_seal_that_does_not_follow_stops_the_writer(made, bucket, key, clock):
+    at = {"sealed_at": clock.now(), "watermark": TEN}
+    other = seal.parse_seal(seal.genesis("other", key.public, {}, **at))
+    data = seal.next_seal(other, [], key_id=key.public.key_id, **at)
+    stranger(bucket).put_once(layout.seal_key(1), data)
     with pytest.raises(StoreError, match="does not follow"):
         made.chain.refresh()
 
 
-def test_a_clock_that_is_behind_does_not_seal_in_the_past(rig, bucket, key):
-    made = rig()
-    made.found()
+def test_a_clock_that_is_behind_does_not_seal_in_the_past(made, bucket, key):
     made.chain.append([write_segment(bucket, TEN)])
     behind = Chain(bucket, key, HandClock(TEN - timedelta(days=1)), Retention())
     behind.open()
@@ -237,24 +198,21 @@ def test_a_clock_that_is_behind_does_not_seal_in_the_past(rig, bucket, key):
 @pytest.mark.parametrize("left", [layout.seal_key(1), "records/dt=2024-01-15/vc_1/r1.json"])
 def test_a_second_archive_is_not_begun_over_one_whose_seal_0_is_gone(rig, bucket, left):
     """Were it, the true seal 0 could never come back to its place."""
-    bucket.put_once(left, b"what an archive has\n")
-    with pytest.raises(StoreError, match="seal 0 is missing") as caught:
-        rig().chain.open()
-    assert caught.value.exit_code == 4
+    stranger(bucket).put_once(left, b"what an archive has\n")
+    error = error_of(StoreError, rig().chain.open)
+    assert "seal 0 is missing" in str(error)
+    assert error.exit_code == 4
     assert bucket.head(layout.seal_key(0)) is None
 
 
-def test_a_lost_seal_is_never_replaced(
-    platform: Platform, rig: MakeRig, clock: HandClock, bucket: Bucket, archive: Look
-) -> None:
+def test_a_lost_seal_is_never_replaced(platform, rig, clock, bucket, archive):
     clock.turn_to(TEN + 9 * HOUR)
     made = rig()
     for hour in range(4):
         made.backfill(TEN + hour * HOUR)
     assert made.chain.head.seq == 4
-    bucket.client.s3.delete_object(
-        Bucket=bucket.options.bucket, Key=bucket.client.prefix + layout.seal_key(2)
-    )
+    del bucket._shelf.objects[layout.seal_key(2)]
+    bucket._shelf.keys.remove(layout.seal_key(2))
     platform.add(a_call("new", TEN + 5 * HOUR))
     with pytest.raises(StoreError, match="seal 2 is missing"):
         rig().backfill(TEN + 5 * HOUR)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ from archiver.core.errors import UsageError
 from archiver.settings import secret_file
 
 
-def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+def test_a_changed_file_is_read_again(tmp_path):
     file = tmp_path / "token"
     file.write_text("first\n")
     secret = secret_file(file, "ARCHIVER_API_TOKEN_FILE")
@@ -20,7 +19,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     assert secret() == "second, longer"
 
 
-def test_a_swapped_link_is_noticed_as_kubernetes_does_it(tmp_path: Path) -> None:
+def test_a_swapped_link_is_noticed_as_kubernetes_does_it(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).write_text(f"secret {name}")
         os.utime(tmp_path / name, (1, 1))
@@ -34,7 +33,7 @@ def test_a_swapped_link_is_noticed_as_kubernetes_does_it(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "binary", "directory"])
-def test_while_a_rotation_is_under_way_the_old_value_stands(tmp_path: Path, damage: str) -> None:
+def test_while_a_rotation_is_under_way_the_old_value_stands(tmp_path, damage):
     file = tmp_path / "token"
     file.write_text("old")
     secret = secret_file(file, "ARCHIVER_API_TOKEN_FILE")
@@ -53,9 +52,7 @@ def test_while_a_rotation_is_under_way_the_old_value_stands(tmp_path: Path, dama
 
 
 @pytest.mark.parametrize("content", [b"", b" \n", b"two\nlines", b"\xff", "tök".encode(), b"a\0b"])
-def test_what_is_no_secret_names_the_variable_and_not_the_content(
-    tmp_path: Path, content: bytes
-) -> None:
+def test_what_is_no_secret_names_the_variable_and_not_the_content(tmp_path, content):
     file = tmp_path / "token"
     file.write_bytes(content)
     with pytest.raises(UsageError, match="ARCHIVER_API_TOKEN_FILE") as caught:
@@ -64,6 +61,6 @@ def test_what_is_no_secret_names_the_variable_and_not_the_content(
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         secret_file(tmp_path / "nothing", "ARCHIVER_API_TOKEN_FILE")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -65,22 +66,21 @@ def killed_in_a_round(world: World, writer: Writer) -> None:
         writer.round()
 
 
-def one_is_hidden_by(status: int | None, world: World, *call_ids: str) -> None:
-    """Not listed any more; without a status it can still be had by its id."""
-    (world.platform.hidden if status is None else world.platform.gone).update(call_ids)
+def hide(world: World, *call_ids: str, gone: bool = False) -> None:
+    """Not listed any more; where they are not `gone`, they can still be had by their ids."""
+    (world.platform.gone if gone else world.platform.hidden).update(call_ids)
 
 
 def rounds(world: World, writer: Writer, until: Any, minutes: int = 20) -> None:
     while world.clock.now() < until:
-        world.clock.forward(timedelta(minutes=minutes))
-        writer.round()
+        writer.round_after(timedelta(minutes=minutes))
 
 
 @pytest.mark.parametrize("gone", [False, True])
 def test_calls_of_an_open_window_that_were_listed_only_before_a_kill(world, gone):
     world.platform.add(*(a_call(f"vc_{n}", TEN + n * MINUTE) for n in range(3)))
     killed_in_a_round(world, world.writer("one"))
-    one_is_hidden_by(404 if gone else None, world, "vc_0", "vc_1", "vc_2")
+    hide(world, "vc_0", "vc_1", "vc_2", gone=gone)
     rounds(world, world.writer("two"), SETTLED)
     found = ledger_of(world)
     assert (found.pending if gone else found.recorded) == {"vc_0", "vc_1", "vc_2"}
@@ -97,7 +97,7 @@ def test_a_late_call_of_a_sealed_window_that_was_listed_only_before_a_kill(world
     world.platform.add(a_call("late", TEN + MINUTE))
     world.clock.turn_to(AGE + 2 * MINUTE)
     killed_in_a_round(world, one)
-    one_is_hidden_by(404 if gone else None, world, "late")
+    hide(world, "late", gone=gone)
     two = world.writer("two")
     two.round()
     two.round()
@@ -113,7 +113,7 @@ def test_a_late_call_that_another_window_showed_before_a_kill(world):
     rounds(world, one, SETTLED)
     world.platform.add(a_call("late", TEN + MINUTE), a_call("new", world.clock.now()))
     killed_in_a_round(world, one)
-    one_is_hidden_by(None, world, "late")
+    hide(world, "late")
     two = world.writer("two")
     two.round()
     two.round()
@@ -122,61 +122,44 @@ def test_a_late_call_that_another_window_showed_before_a_kill(world):
     assert [w.start for w in found.windows if "late" in w.newest.records] == [TEN]
 
 
-def test_what_a_listing_showed_that_was_cut_short_and_a_restart(world):
-    """The source is out from the second page on, and the process is replaced."""
-    world.platform.options.page_size_cap = 2
-    calls = [a_call(f"vc_{n}", TEN + n * MINUTE) for n in range(3)]
-    world.platform.add(*calls)
-
+def shown_before_it_goes_out(world: World, window: Window, run: Callable[[], object]) -> set[str]:
+    """The calls that the source has shown when it goes out, at this window's second page."""
     since: list[Request] = []
 
     def out(request: Request) -> Reply | None:
-        if since or request.query.get("page") == "2":
+        query = request.query
+        if query.get("dateFrom") == stamp(window.start) and query.get("page") == "2":
             since.append(request)
         return Reply(0) if since else None
 
+    world.platform.options.page_size_cap = 2
     world.platform.hooks.append(out)
-    one = world.writer("one")
     with pytest.raises(SourceError):
-        one.round()
+        run()
     world.platform.hooks.remove(out)
-    shown = set(world.platform.listed)
+    return set(world.platform.listed)
+
+
+def test_what_a_listing_showed_that_was_cut_short_and_a_restart(world):
+    world.platform.add(*(a_call(f"vc_{n}", TEN + n * MINUTE) for n in range(3)))
+    shown = shown_before_it_goes_out(world, WINDOW, world.writer("one").round)
     assert len(shown) == 2
-    one_is_hidden_by(404, world, *shown)
+    hide(world, *shown, gone=True)
     rounds(world, world.writer("two"), SETTLED)
     assert shown <= ledger_of(world).pending
-
-
-def out_from(world: World, window: Window, page: str) -> Callable[[Request], Reply | None]:
-    """The source is out from this page of this window's listing on."""
-    since: list[Request] = []
-
-    def hook(request: Request) -> Reply | None:
-        query = request.query
-        if query.get("dateFrom") == stamp(window.start) and query.get("page") == page:
-            since.append(request)
-        return Reply(0) if since else None
-
-    world.platform.hooks.append(hook)
-    return hook
 
 
 def test_what_a_glance_at_another_window_showed_that_was_cut_short(world):
     """A call at the window's end is listed here too. So the next window is looked at, and the
     source is out from its second page on."""
-    options = world.platform.options
-    options.page_size_cap, options.inclusive_end = 2, True
+    world.platform.options.inclusive_end = True
     world.platform.add(*(a_call(f"vc_{n}", WINDOW.end + n * MINUTE) for n in range(4)))
     world.clock.turn_to(WINDOW.end + 30 * MINUTE)
     beside = Window(WINDOW.end, WINDOW.end + HOUR)
-    out = out_from(world, beside, "2")
     one = world.writer("one")
-    with pytest.raises(SourceError):
-        one.backfill(WINDOW.start, WINDOW.end)
-    world.platform.hooks.remove(out)
-    shown = set(world.platform.listed)
+    shown = shown_before_it_goes_out(world, beside, partial(one.backfill, WINDOW.start, WINDOW.end))
     assert shown == {"vc_0", "vc_2", "vc_3"}
-    one_is_hidden_by(404, world, *shown)
+    hide(world, *shown, gone=True)
     rounds(world, world.writer("two"), SETTLED + HOUR)
     told = [w.newest.line["pending"] for w in ledger_of(world).windows]
     assert told == [["vc_0"], ["vc_2", "vc_3"]], "by the window where each was seen"
@@ -186,26 +169,23 @@ def recalled_while_the_source_goes_out(world: World) -> tuple[Writer, set[str]]:
     """A process archived a call and ended before a segment told of it; nor does a sighting, and the
     source hides it. The next process looks for it beside the window, and the source is out from the
     second page on. That process, and the calls that it was shown."""
-    world.platform.options.page_size_cap = 2
     world.platform.add(a_call("vc_told", TEN + MINUTE))
     one = world.writer("one")
     one.store.refuse("put", "/sightings/")
     one.round()
-    one_is_hidden_by(None, world, "vc_told")
+    hide(world, "vc_told")
     world.platform.add(*(a_call(f"vc_{n}", TEN - HOUR + n * MINUTE) for n in range(4)))
     world.platform.listed.clear()
-    out = out_from(world, Window(TEN - HOUR, TEN), "2")
     two = world.writer("two")
-    with pytest.raises(SourceError):
-        two.backfill(WINDOW.start, WINDOW.end)
-    world.platform.hooks.remove(out)
-    return two, set(world.platform.listed)
+    before = Window(TEN - HOUR, TEN)
+    run = partial(two.backfill, WINDOW.start, WINDOW.end)
+    return two, shown_before_it_goes_out(world, before, run)
 
 
 def test_what_a_glance_for_a_recalled_call_showed_that_was_cut_short(world):
     _, shown = recalled_while_the_source_goes_out(world)
     assert len(shown) == 2
-    one_is_hidden_by(404, world, *shown)
+    hide(world, *shown, gone=True)
     world.clock.turn_to(SETTLED)
     world.writer("three").backfill(TEN - HOUR, TEN)
     assert shown <= ledger_of(world).pending
@@ -228,7 +208,7 @@ def test_a_second_loop_that_ends_right_after_the_first_one_closed_the_window(wor
     dies_at_the_first_call(world, two)
     with pytest.raises(Crash):
         two.backfill(TEN, TEN + HOUR)
-    one_is_hidden_by(404, world, "late")
+    hide(world, "late", gone=True)
     rounds(world, one, SETTLED + 90 * MINUTE)
     assert "late" in ledger_of(world).pending
 
@@ -239,9 +219,8 @@ def test_who_closes_a_window_asks_for_what_others_have_written_down_meanwhile(wo
     one.round()
     world.platform.add(a_call("late", TEN + MINUTE))
     killed_in_a_round(world, two)
-    one_is_hidden_by(404, world, "late")
-    world.clock.turn_to(SETTLED)
-    one.round()
+    hide(world, "late", gone=True)
+    one.round_at(SETTLED)
     [window] = [window for window in ledger_of(world).windows if window.start == TEN]
     assert [each.pending for each in window.revisions] == [["late"]]
 

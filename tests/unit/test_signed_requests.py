@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import boto3
 import pytest
@@ -15,21 +13,17 @@ from archiver.core.errors import KeyTaken, StoreError
 from archiver.core.http import Transport, TransportError, make_client
 from archiver.core.retry import Retry
 from archiver.store.bucket import Bucket
-from archiver.store.client import StoreOptions
+from archiver.store.client import StoreOptions, connect
 from archiver.store.client import make_client as make_boto3_client
 from archiver.store.signed_requests import SignedRequests
 from tests.fakes.clock import HandClock
 from tests.fakes.proxy import FaultProxy
+from tests.fakes.rig import aws_session
 from tests.fakes.traps import CHUNKED, OK, Connection, Trap, answering, scripted
 
 DIGEST = hashlib.sha256(b"data").hexdigest()
 STORED = OK + b'ETag: "x"\r\nContent-Length: 0\r\n\r\n'
 SESSION = boto3.Session("AKID", "s3cr3t", region_name="us-east-1")
-
-
-@pytest.fixture(params=["fast", "standard"])
-def transport(request: pytest.FixtureRequest) -> Transport:
-    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture
@@ -58,7 +52,7 @@ KEYS = ["a b+c/d", "%2F%41", "\u00fc\u540d", "~-_.!*'()", "a?b#c&d=e", "a/.b/..c
 DOTS = ["a/../b", "a/./b", "..", "a/."]
 
 
-def test_a_key_is_sent_as_boto3_sends_it(asking: Callable[..., SignedRequests]) -> None:
+def test_a_key_is_sent_as_boto3_sends_it(asking):
     """One with `.` or `..` as a segment by boto3: an HTTP client would resolve it."""
     keys = [*KEYS, *DOTS, "a//b", "x/"]
     with answering(STORED) as server:
@@ -74,9 +68,7 @@ def test_a_key_is_sent_as_boto3_sends_it(asking: Callable[..., SignedRequests]) 
     assert [key for key, by in zip(keys, agents[len(keys) :], strict=True) if by == "Boto3"] == DOTS
 
 
-def test_a_real_store_finds_it(
-    open_bucket: Callable[..., Bucket], weed: Any, transport: Transport
-) -> None:
+def test_a_real_store_finds_it(open_bucket, weed, transport):
     """It checks each signature."""
     bucket = open_bucket(endpoint_url=weed.endpoint_url, transport=transport)
     for key in KEYS:
@@ -85,9 +77,7 @@ def test_a_real_store_finds_it(
     assert {item.key for item in bucket.list("")} == set(KEYS)
 
 
-def test_only_boto3_asks_where_it_is_so_set(
-    weed: Any, open_bucket: Callable[..., Bucket], transport: Transport
-) -> None:
+def test_only_boto3_asks_where_it_is_so_set(weed, open_bucket, transport):
     with FaultProxy(weed.endpoint_url) as proxy:
         for signed in (True, False):
             bucket = open_bucket(
@@ -99,9 +89,7 @@ def test_only_boto3_asks_where_it_is_so_set(
     assert botos.startswith("Boto3/")
 
 
-def test_without_tls_the_announced_digest_is_what_signs_the_body(
-    weed: Any, open_bucket: Callable[..., Bucket]
-) -> None:
+def test_without_tls_the_announced_digest_is_what_signs_the_body(weed, open_bucket):
     with FaultProxy(weed.endpoint_url) as proxy:
         open_bucket(endpoint_url=proxy.url).put_once("k", b"data")
         [sent] = [h for line, h in zip(proxy.seen, proxy.headers, strict=True) if line[:3] == "PUT"]
@@ -109,9 +97,7 @@ def test_without_tls_the_announced_digest_is_what_signs_the_body(
     assert sent["if-none-match"] == "*"
 
 
-def test_memory_that_is_used_again_may_be_sent(
-    open_bucket: Callable[..., Bucket], weed: Any, transport: Transport
-) -> None:
+def test_memory_that_is_used_again_may_be_sent(open_bucket, weed, transport):
     bucket = open_bucket(endpoint_url=weed.endpoint_url, transport=transport)
     buffer = bytearray(b"..data..")
     stored = bucket.put_once("k", memoryview(buffer)[2:6])
@@ -123,9 +109,7 @@ def test_memory_that_is_used_again_may_be_sent(
 
 
 @pytest.mark.parametrize(("status", "code"), [(412, "PreconditionFailed"), (403, "AccessDenied")])
-def test_a_refusal_that_comes_early_is_heard(
-    asking: Callable[..., SignedRequests], status: int, code: str
-) -> None:
+def test_a_refusal_that_comes_early_is_heard(asking, status, code):
     page = f"<Error><Code>{code}</Code></Error>".encode()
 
     def serve(_: Trap, connection: Connection) -> None:
@@ -140,7 +124,7 @@ def test_a_refusal_that_comes_early_is_heard(
     assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == status
 
 
-def test_an_object_that_is_cut_is_none(asking: Callable[..., SignedRequests]) -> None:
+def test_an_object_that_is_cut_is_none(asking):
     with scripted([OK + b"Content-Length: 9\r\n\r\nhalf"]) as server:
         answer = asking(server).get_object(Bucket="bucket", Key="k")
         with pytest.raises(TransportError) as caught:
@@ -149,9 +133,7 @@ def test_an_object_that_is_cut_is_none(asking: Callable[..., SignedRequests]) ->
     assert (answer["ContentLength"], caught.value.kind) == (9, "truncated")
 
 
-def test_an_object_without_a_length_is_asked_of_boto3(
-    asking: Callable[..., SignedRequests],
-) -> None:
+def test_an_object_without_a_length_is_asked_of_boto3(asking):
     whole = CHUNKED + b"4\r\ndata\r\n0\r\n\r\n"
     with scripted([whole], [whole], [whole]) as server:
         answer = asking(server).get_object(Bucket="bucket", Key="k")
@@ -161,9 +143,7 @@ def test_an_object_without_a_length_is_asked_of_boto3(
 
 
 @pytest.mark.parametrize("status", [301, 307])
-def test_where_an_object_lies_elsewhere_boto3_goes_there(
-    asking: Callable[..., SignedRequests], status: int
-) -> None:
+def test_where_an_object_lies_elsewhere_boto3_goes_there(asking, status):
     # The server says that it closes: else boto3 may send its next request just as it does.
     moved = b"HTTP/1.1 %d Moved\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status
     with scripted([moved], [moved], [STORED]) as server, pytest.raises(ClientError):
@@ -172,9 +152,7 @@ def test_where_an_object_lies_elsewhere_boto3_goes_there(
     assert agents[:2] == ["call-archiver", "Boto3"]
 
 
-def test_a_bucket_of_another_region_is_left_to_boto3(
-    weed: Any, open_bucket: Callable[..., Bucket], transport: Transport
-) -> None:
+def test_a_bucket_of_another_region_is_left_to_boto3(weed, open_bucket, transport):
     with FaultProxy(weed.endpoint_url) as proxy:
         bucket = open_bucket(endpoint_url=proxy.url, transport=transport)
         with proxy.harming("elsewhere", "^PUT .*/k"):
@@ -190,21 +168,14 @@ def test_a_bucket_of_another_region_is_left_to_boto3(
 # --- how the store is reached
 
 
-@pytest.fixture
-def keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
-
-
 def bucket_at(url: str, clock: HandClock, transport: Transport) -> Bucket:
     options = StoreOptions("bucket", endpoint_url=url, region="us-east-1", transport=transport)
-    return Bucket(options, clock, Retry(clock))
+    client = connect(options, clock.check, aws_session())
+    return Bucket(options, clock, Retry(clock), client=client)
 
 
-@pytest.mark.usefixtures("keys")
-def test_a_bundle_of_the_environment_is_trusted(
-    tls: Any, root: Path, clock: HandClock, transport: Transport, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("aws_keys")
+def test_a_bundle_of_the_environment_is_trusted(tls, root, clock, transport, monkeypatch):
     taken = b"HTTP/1.1 412 No\r\nContent-Length: 0\r\n\r\n"
     with scripted([taken], tls=tls[0]) as server:
         with pytest.raises(StoreError, match="not trusted: set AWS_CA_BUNDLE") as caught:
@@ -219,15 +190,9 @@ def test_a_bundle_of_the_environment_is_trusted(
     assert sent["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD", "TLS and the checksum guard it"
 
 
-@pytest.mark.usefixtures("keys")
+@pytest.mark.usefixtures("aws_keys")
 @pytest.mark.parametrize("content", [None, b"no certificate"])
-def test_a_bundle_that_cannot_be_read_is_named(
-    clock: HandClock,
-    transport: Transport,
-    tmp_path: Path,
-    content: bytes | None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_bundle_that_cannot_be_read_is_named(clock, transport, tmp_path, content, monkeypatch):
     bundle = tmp_path / "bundle.pem"
     if content is not None:
         bundle.write_bytes(content)
@@ -236,10 +201,8 @@ def test_a_bundle_that_cannot_be_read_is_named(
         bucket_at("https://127.0.0.1:1", clock, transport)
 
 
-@pytest.mark.usefixtures("keys")
-def test_a_proxy_is_asked(
-    clock: HandClock, transport: Transport, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("aws_keys")
+def test_a_proxy_is_asked(clock, transport, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     for name in ("no_proxy", "NO_PROXY"):
@@ -250,9 +213,7 @@ def test_a_proxy_is_asked(
         assert server.connections == 0
 
 
-def test_without_credentials_it_says_so(
-    clock: HandClock, transport: Transport, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_credentials_it_says_so(clock, transport, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(StoreError, match="no S3 credentials"):

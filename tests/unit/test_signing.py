@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -22,7 +21,7 @@ def openssl(*arguments: str, data: bytes | None = None) -> bytes:
     return done.stdout
 
 
-def test_openssl_verifies_what_we_sign(tmp_path: Path) -> None:
+def test_openssl_verifies_what_we_sign(tmp_path):
     key, message = SigningKey.generate(), b"seal\n"
     files = {"key.pem": key.public.pem, "message": message, "sig": key.sign(message)}
     for name, data in files.items():
@@ -35,7 +34,7 @@ def test_openssl_verifies_what_we_sign(tmp_path: Path) -> None:
     assert b"Verified Successfully" in told
 
 
-def test_we_read_the_keys_that_openssl_makes(tmp_path: Path) -> None:
+def test_we_read_the_keys_that_openssl_makes(tmp_path):
     pem = openssl("genpkey", "-algorithm", "ed25519")
     (tmp_path / "private.pem").write_bytes(pem)
     (tmp_path / "message").write_bytes(b"words")
@@ -50,19 +49,19 @@ def test_we_read_the_keys_that_openssl_makes(tmp_path: Path) -> None:
     assert PublicKey.from_pem(public).verifies(b"words", signature)
 
 
-def test_the_key_id_is_the_digest_of_the_public_key_as_der(tmp_path: Path) -> None:
+def test_the_key_id_is_the_digest_of_the_public_key_as_der(tmp_path):
     key = SigningKey.generate()
     der = openssl("pkey", "-pubin", "-outform", "DER", data=key.public.pem)
     assert key.public.key_id == hashlib.sha256(der).hexdigest()[:16]
 
 
-def test_the_private_key_reads_back_and_signs_the_same() -> None:
+def test_the_private_key_reads_back_and_signs_the_same():
     key = SigningKey.generate()
     assert key.pem.startswith(b"-----BEGIN PRIVATE KEY-----")
     assert SigningKey.from_pem(key.pem).sign(b"x") == key.sign(b"x") == key.sign(b"x")
 
 
-def test_a_changed_byte_or_another_key_does_not_verify() -> None:
+def test_a_changed_byte_or_another_key_does_not_verify():
     key, other = SigningKey.generate(), SigningKey.generate()
     signature = key.sign(b"message")
     assert key.public.verifies(b"message", signature)
@@ -73,7 +72,7 @@ def test_a_changed_byte_or_another_key_does_not_verify() -> None:
 
 
 @pytest.mark.parametrize("kind", ["RSA", "X25519", "EC"])
-def test_other_kinds_of_keys_are_refused(kind: str) -> None:
+def test_other_kinds_of_keys_are_refused(kind):
     more = {"RSA": ["rsa_keygen_bits:1024"], "EC": ["ec_paramgen_curve:P-256"]}.get(kind, [])
     options = [part for option in more for part in ("-pkeyopt", option)]
     pem = openssl("genpkey", "-algorithm", kind, *options)
@@ -83,14 +82,14 @@ def test_other_kinds_of_keys_are_refused(kind: str) -> None:
         PublicKey.from_pem(openssl("pkey", "-pubout", data=pem))
 
 
-def test_an_encrypted_key_is_refused() -> None:
+def test_an_encrypted_key_is_refused():
     pem = openssl("genpkey", "-algorithm", "ed25519", "-aes256", "-pass", "pass:secret")
     with pytest.raises(FormatError, match="unencrypted"):
         SigningKey.from_pem(pem)
 
 
 @pytest.mark.parametrize("pem", [b"", b"\xff\xfe", b"-----BEGIN PRIVATE KEY-----\n", b"x" * 100])
-def test_what_is_no_pem_is_a_format_error(pem: bytes) -> None:
+def test_what_is_no_pem_is_a_format_error(pem):
     with pytest.raises(FormatError):
         SigningKey.from_pem(pem)
     with pytest.raises(FormatError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,13 +19,7 @@ from tests.fakes.population import a_call
 from tests.fakes.traps import Connection, Trap
 from tests.system.tcp_proxy import reset
 
-ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"id":"vc_1"}'
 Connect = Callable[..., VoiceCallsClient]
-
-
-@pytest.fixture(params=["fast", "standard"])
-def transport(request: pytest.FixtureRequest) -> Transport:
-    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture
@@ -55,9 +48,7 @@ def rude() -> Trap:
 
 
 @pytest.mark.parametrize(("scheme", "reason"), [("https", "unreachable"), ("http", "broken_off")])
-def test_a_broken_handshake_is_an_outage(
-    connect: Connect, clock: HandClock, scheme: str, reason: str
-) -> None:
+def test_a_broken_handshake_is_an_outage(connect, clock, scheme, reason):
     """A request that breaks off may be its call's own matter."""
     with rude() as server:
         client = connect(f"{scheme}://{server.address}/api/v1")
@@ -66,9 +57,7 @@ def test_a_broken_handshake_is_an_outage(
     assert (caught.value.reason, len(clock.sleeps)) == (reason, 4)
 
 
-def test_a_certificate_is_checked_and_said_to_be_untrusted_once(
-    connect: Connect, clock: HandClock, tls: Any, root: Path
-) -> None:
+def test_a_certificate_is_checked_and_said_to_be_untrusted_once(connect, clock, tls, root):
     with Platform([a_call()], clock=clock.now, tls=tls[0]) as platform:
         client = connect(platform.api_url, platform.token, roots=root)
         assert client.call("vc_1")[0].id == "vc_1"
@@ -80,7 +69,7 @@ def test_a_certificate_is_checked_and_said_to_be_untrusted_once(
 
 
 @pytest.mark.parametrize("url", ["https://", "ftp://example.com/api/v1"])
-def test_what_is_no_url_is_said_to_be_none(connect: Connect, clock: HandClock, url: str) -> None:
+def test_what_is_no_url_is_said_to_be_none(connect, clock, url):
     """Most of these the settings refuse."""
     with pytest.raises(SourceError, match="is not a URL that can be asked"):
         connect(url).check_access()

@@ -15,7 +15,7 @@ from tests.fakes.traps import OK, answering, silent
 SESSION = boto3.Session("a", "b", region_name="us-east-1")
 
 
-def test_it_tries_once() -> None:
+def test_it_tries_once():
     """Trying again is `retry.py`'s matter, which knows what may have happened."""
     with answering(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n") as server:
         client = make_client(StoreOptions("bucket", endpoint_url=server.url), SESSION)
@@ -24,7 +24,7 @@ def test_it_tries_once() -> None:
         assert len(server.requests) == 1
 
 
-def test_it_waits_no_longer_than_it_is_told() -> None:
+def test_it_waits_no_longer_than_it_is_told():
     with silent() as server:
         options = StoreOptions("bucket", endpoint_url=server.url)
         client = make_client(options, SESSION, read_timeout_seconds=0.2)
@@ -33,7 +33,7 @@ def test_it_waits_no_longer_than_it_is_told() -> None:
         assert len(server.requests) == 1
 
 
-def test_checksums_are_sent_where_we_give_them_alone() -> None:
+def test_checksums_are_sent_where_we_give_them_alone():
     with answering(OK + b"Content-Length: 0\r\n\r\n") as server:
         client = make_client(StoreOptions("bucket", endpoint_url=server.url), SESSION)
         client.put_object(Bucket="bucket", Key="k", Body=b"data")
@@ -51,7 +51,7 @@ def test_checksums_are_sent_where_we_give_them_alone() -> None:
         ("https://store.example.com:9000", "store.example.com:9000", "/bucket/k"),
     ],
 )
-def test_where_a_bucket_lies(endpoint: str | None, host: str, path: str) -> None:
+def test_where_a_bucket_lies(endpoint, host, path):
     """A store behind an address of its own rarely has a name for each bucket."""
     client = make_client(StoreOptions("bucket", endpoint_url=endpoint), SESSION)
     where = {"Bucket": "bucket", "Key": "k"}
@@ -59,6 +59,6 @@ def test_where_a_bucket_lies(endpoint: str | None, host: str, path: str) -> None
     assert (url.netloc, url.path) == (host, path)
 
 
-def test_an_endpoint_that_is_none_is_said_to_be_none() -> None:
+def test_an_endpoint_that_is_none_is_said_to_be_none():
     with pytest.raises(StoreError, match="ARCHIVER_S3_ENDPOINT_URL"):
         make_client(StoreOptions("bucket", endpoint_url="store.example.com"), SESSION)

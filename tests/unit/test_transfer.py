@@ -19,15 +19,23 @@ from archiver.observability.metrics import REGISTRY
 from archiver.pipeline.call import FailedTry
 from archiver.store.bucket import Bucket
 from tests.fakes.audio import MULAW, chunk, fmt, noise, riff, wav
-from tests.fakes.clock import HandClock
 from tests.fakes.http_server import Reply, Request
 from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call, voice
-from tests.fakes.rig import HOUR, WINDOW, Archive, Rig
+from tests.fakes.rig import HOUR, WINDOW, Rig
 
-MakeRig = Callable[..., Rig]
 DIR = "recordings/dt=2024-01-15/vc_1/"
 DAYS = timedelta(days=30)
+
+
+@pytest.fixture
+def platform(served: Platform) -> Platform:
+    return served
+
+
+@pytest.fixture
+def bucket(open_bucket: Callable[..., Bucket]) -> Bucket:
+    return open_bucket()
 
 
 def archived(made: Rig, call_id: str = "vc_1", *, settled: bool = True, **options: Any) -> Record:
@@ -45,7 +53,7 @@ def unarchived(made: Rig, call_id: str = "vc_1", *, settled: bool = True) -> Fai
     return found
 
 
-def test_the_whole_of_a_call(platform: Platform, rig: MakeRig, bucket: Bucket) -> None:
+def test_the_whole_of_a_call(platform, rig, bucket):
     survey = {"state": "Completed", "responses": [{"score": 5}]}
     call = a_call(seconds=2, epa=survey, unknown={"ü": [1, None]})
     platform.add(call)
@@ -72,9 +80,7 @@ def test_the_whole_of_a_call(platform: Platform, rig: MakeRig, bucket: Bucket) -
     assert source["request_id"].startswith("req_")
 
 
-def test_again_is_the_same_record_and_no_new_version(
-    platform: Platform, rig: MakeRig, bucket: Bucket
-) -> None:
+def test_again_is_the_same_record_and_no_new_version(platform, rig, bucket):
     platform.add(a_call(epa={"a": 1}))
     first, again = archived(rig()), archived(rig())
     assert again.data == first.data
@@ -82,9 +88,7 @@ def test_again_is_the_same_record_and_no_new_version(
     assert len(versions) == len({version.key for version in versions}) == 4
 
 
-def test_files_without_a_record_are_adopted_or_written_beside(
-    platform: Platform, rig: MakeRig, bucket: Bucket
-) -> None:
+def test_files_without_a_record_are_adopted_or_written_beside(platform, rig, bucket):
     """A crash left files; since then the transcript has changed."""
     platform.add(a_call())
     kept = bucket.put_once(DIR + "recording.wav", voice())
@@ -98,9 +102,7 @@ def test_files_without_a_record_are_adopted_or_written_beside(
 
 
 @pytest.mark.parametrize("size", [5 << 20, (5 << 20) + 1, (10 << 20) + 44, 12 << 20])
-def test_a_large_recording_goes_in_parts_under_a_key_of_its_own(
-    platform: Platform, rig: MakeRig, bucket: Bucket, size: int
-) -> None:
+def test_a_large_recording_goes_in_parts_under_a_key_of_its_own(platform, rig, bucket, size):
     data = riff(chunk(b"fmt ", fmt()), chunk(b"data", noise(size - 44)))[:size]
     platform.add(a_call(audio=data, durationSeconds=size // 16000))
     found = archived(rig(part_bytes=5 << 20))
@@ -112,9 +114,7 @@ def test_a_large_recording_goes_in_parts_under_a_key_of_its_own(
     assert stored == data
 
 
-def test_a_multipart_upload_that_breaks_is_aborted(
-    platform: Platform, rig: MakeRig, bucket: Bucket
-) -> None:
+def test_a_multipart_upload_that_breaks_is_aborted(platform, rig, bucket):
     data = riff(chunk(b"fmt ", fmt()), chunk(b"data", noise(11 << 20)))
     platform.add(a_call(audio=data))
     cut = Reply(200, {}, data, close_after=8 << 20)
@@ -125,9 +125,7 @@ def test_a_multipart_upload_that_breaks_is_aborted(
     assert list(bucket.list("")) == []
 
 
-def test_an_upload_whose_call_has_no_record_yet_is_used_again(
-    platform: Platform, rig: MakeRig, bucket: Bucket
-) -> None:
+def test_an_upload_whose_call_has_no_record_yet_is_used_again(platform, rig, bucket):
     """The recording's stream is closed with its body unread, and the next try opens another."""
     data = riff(chunk(b"fmt ", fmt()), chunk(b"data", noise(7 << 20)))
     platform.add(a_call(audio=data, durationSeconds=len(data) // 16000))
@@ -143,7 +141,7 @@ def test_an_upload_whose_call_has_no_record_yet_is_used_again(
 # --- the signed URL
 
 
-def test_a_refused_url_is_replaced_three_times_at_most(platform: Platform, rig: MakeRig) -> None:
+def test_a_refused_url_is_replaced_three_times_at_most(platform, rig):
     platform.add(a_call())
     refused = Reply(403, {}, b"<Error/>")
     platform.hooks.append(lambda request: refused if request.server == "blob" else None)
@@ -154,7 +152,7 @@ def test_a_refused_url_is_replaced_three_times_at_most(platform: Platform, rig: 
     assert (REGISTRY.get_sample_value("archiver_sas_renewals_total") or 0) > before
 
 
-def test_an_expired_url_is_replaced(platform: Platform, rig: MakeRig) -> None:
+def test_an_expired_url_is_replaced(platform, rig):
     platform.add(a_call())
 
     def expire_once(request: Request) -> None:
@@ -175,7 +173,7 @@ def test_an_expired_url_is_replaced(platform: Platform, rig: MakeRig) -> None:
         Reply(200, {"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}, wav(1)),
     ],
 )
-def test_a_fault_that_passes_is_overcome(platform: Platform, rig: MakeRig, fault: Reply) -> None:
+def test_a_fault_that_passes_is_overcome(platform, rig, fault):
     platform.add(a_call())
     left = [fault, fault]
     platform.hooks.append(lambda request: left.pop() if request.server == "blob" and left else None)
@@ -198,9 +196,7 @@ BAD: dict[str, object] = {
 
 
 @pytest.mark.parametrize("reason", BAD)
-def test_a_bad_blob_is_pending_then_failed(
-    platform: Platform, rig: MakeRig, clock: HandClock, reason: str
-) -> None:
+def test_a_bad_blob_is_pending_then_failed(platform, rig, clock, reason):
     platform.add(a_call(epa={"a": 1}))
     platform.hooks.append(lambda request: BAD[reason] if request.server == "blob" else None)
     made = rig(give_up=2 * HOUR)
@@ -215,7 +211,7 @@ def test_a_bad_blob_is_pending_then_failed(
     assert document["audio"] is None
 
 
-def test_a_bad_url_is_never_asked(platform: Platform, rig: MakeRig, clock: HandClock) -> None:
+def test_a_bad_url_is_never_asked(platform, rig, clock):
     platform.add(a_call())
     answer = Reply(200, {}, b'{"recordingUrl":"http://127.0.0.1:9/a.wav?sig=x"}')
     platform.hooks.append(
@@ -225,9 +221,7 @@ def test_a_bad_url_is_never_asked(platform: Platform, rig: MakeRig, clock: HandC
     assert platform.served("blob") == []
 
 
-def test_failed_becomes_archived_as_the_next_revision(
-    platform: Platform, rig: MakeRig, clock: HandClock, archive: Callable[[], Archive]
-) -> None:
+def test_failed_becomes_archived_as_the_next_revision(platform, rig, clock, archive):
     platform.add(a_call())
     platform.find("vc_1").blob_missing = True  # type: ignore[union-attr]
     clock.turn_to(WINDOW.end + DAYS)
@@ -241,9 +235,7 @@ def test_failed_becomes_archived_as_the_next_revision(
     assert len(archive().below("records/")) == 2
 
 
-def test_a_call_that_is_listed_but_not_found(
-    platform: Platform, rig: MakeRig, clock: HandClock
-) -> None:
+def test_a_call_that_is_listed_but_not_found(platform, rig, clock):
     assert unarchived(rig()).reason == "call_missing"
     clock.turn_to(WINDOW.end + DAYS)
     document = archived(rig()).document
@@ -253,9 +245,7 @@ def test_a_call_that_is_listed_but_not_found(
     assert document["files"] == []
 
 
-def test_no_recording_is_a_result_only_when_the_window_has_settled(
-    platform: Platform, rig: MakeRig
-) -> None:
+def test_no_recording_is_a_result_only_when_the_window_has_settled(platform, rig):
     platform.add(a_call(audio=None, epa={"a": 1}))
     made = rig()
     assert unarchived(made, settled=False).status == 404
@@ -270,9 +260,7 @@ def test_no_recording_is_a_result_only_when_the_window_has_settled(
 # --- surveys, audio
 
 
-def test_the_inline_survey_stands_where_the_endpoint_has_none(
-    platform: Platform, rig: MakeRig, bucket: Bucket
-) -> None:
+def test_the_inline_survey_stands_where_the_endpoint_has_none(platform, rig, bucket):
     platform.add(a_call(epa={"state": "Completed", "inlineOnly": 1}))
     short = Reply(200, {}, json.dumps({"data": {"state": "Later"}}).encode())
     platform.hooks.append(lambda request: short if "epa-results" in request.path else None)
@@ -280,7 +268,7 @@ def test_the_inline_survey_stands_where_the_endpoint_has_none(
     assert bucket.read(DIR + "epa.json") == b'{"inlineOnly":1,"state":"Later"}\n'
 
 
-def test_no_survey_is_no_file(platform: Platform, rig: MakeRig, bucket: Bucket) -> None:
+def test_no_survey_is_no_file(platform, rig, bucket):
     platform.add(a_call(epaResults=None))
     assert len(archived(rig()).document["files"]) == 2
     assert bucket.head(DIR + "epa.json") is None
@@ -301,14 +289,12 @@ def test_no_survey_is_no_file(platform: Platform, rig: MakeRig, bucket: Bucket) 
         (riff(chunk(b"fmt ", fmt(MULAW, bits=8)), chunk(b"data", noise(8000))), 1, []),
     ],
 )
-def test_what_the_header_says_is_held_against_the_call(
-    platform: Platform, rig: MakeRig, audio: bytes, told: object, findings: list[str]
-) -> None:
+def test_what_the_header_says_is_held_against_the_call(platform, rig, audio, told, findings):
     platform.add(a_call(audio=audio, durationSeconds=told))
     assert archived(rig()).document["findings"] == findings
 
 
-def test_read_back_finds_other_bytes(platform: Platform, rig: MakeRig, bucket: Bucket) -> None:
+def test_read_back_finds_other_bytes(platform, rig, bucket):
     platform.add(a_call())
 
     class Lying(Bucket):
@@ -322,9 +308,7 @@ def test_read_back_finds_other_bytes(platform: Platform, rig: MakeRig, bucket: B
     assert not list(bucket.list("records/"))
 
 
-def test_an_id_that_wants_to_be_a_path_is_archived_under_its_digest(
-    platform: Platform, rig: MakeRig, archive: Callable[[], Archive]
-) -> None:
+def test_an_id_that_wants_to_be_a_path_is_archived_under_its_digest(platform, rig, archive):
     for call_id in ("../x", "👋\u202e", "a" * 300, "nul\0"):
         platform.add(a_call(call_id))
         found = archived(rig(), call_id)
@@ -336,9 +320,7 @@ def test_an_id_that_wants_to_be_a_path_is_archived_under_its_digest(
 
 
 @pytest.mark.parametrize("call_id", [".", ".."])
-def test_an_id_that_no_url_can_name_is_never_asked_for(
-    platform: Platform, rig: MakeRig, call_id: str
-) -> None:
+def test_an_id_that_no_url_can_name_is_never_asked_for(platform, rig, call_id):
     """Clients and proxies resolve both (RFC 3986, section 5.2.4): another URL would be asked."""
     found = unarchived(rig(), call_id)
     assert (found.reason, found.status) == ("bad_document", None)
@@ -352,8 +334,6 @@ def test_an_id_that_no_url_can_name_is_never_asked_for(
         ({"startTime": "2024-01-15T23:59:59-05:00"}, "2024-01-16"),
     ],
 )
-def test_the_day_is_that_of_the_start_else_of_the_window(
-    platform: Platform, rig: MakeRig, times: dict[str, Any], day: str
-) -> None:
+def test_the_day_is_that_of_the_start_else_of_the_window(platform, rig, times, day):
     platform.add(a_call(at=TEN.replace(hour=23, minute=59, second=59), **times))
     assert archived(rig()).key == f"records/dt={day}/vc_1/r1.json"

@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 import pytest
 
 from archiver.core.clock import Interrupted
-from archiver.core.errors import SourceError, SourceRefused
+from archiver.core.errors import SourceRefused
 from archiver.core.model import Window, window_of
 from archiver.manifest import layout
-from archiver.observability import metrics
 from archiver.pipeline import loop as loop_module
 from archiver.pipeline.backfill import range_windows
 from archiver.pipeline.loop import loop_start
 from archiver.pipeline.plan import Purpose
 from tests.fakes.http_server import Reply, Request
-from tests.fakes.platform import Platform
-from tests.fakes.population import TEN, a_call, call_of
-from tests.fakes.rig import HOUR, WINDOW, Archive, Rig
-from tests.unit.test_sealing import Crash, Crashing
+from tests.fakes.memory_rig import Crash
+from tests.fakes.population import TEN, a_call
+from tests.fakes.relisting import crashing, missing, stranger, troubled, value
+from tests.fakes.rig import HOUR, WINDOW
 
-MakeRig = Callable[..., Rig]
-Look = Callable[[], Archive]
 MINUTE = timedelta(minutes=1)
 SETTLED = WINDOW.end + 2 * HOUR
 GIVEN_UP = WINDOW.end + timedelta(days=1)
-
-
-def missing(platform: Platform, call_id: str, *, gone: bool = True) -> None:
-    call_of(platform, call_id).blob_missing = gone
-
-
-def value(name: str) -> float:
-    found = metrics.REGISTRY.get_sample_value(name)
-    assert found is not None
-    return found
 
 
 # --- backfill
@@ -145,7 +131,7 @@ def test_foreign_bytes_in_the_place_of_a_segment_stop_nothing(
     clock.turn_to(SETTLED)
     rig().backfill(TEN - HOUR)
     platform.add(a_call())
-    bucket.put_once(layout.SegmentName(TEN, 1).jsonl, b"{}\n")
+    stranger(bucket).put_once(layout.SegmentName(TEN, 1).jsonl, b"{}\n")
     totals = rig().backfill()
     assert (totals.closed, totals.committed) == (1, {"archived": 1})
     assert layout.SegmentName(TEN, 2).seal in archive().keys
@@ -155,7 +141,7 @@ def test_foreign_bytes_in_the_place_of_a_segment_stop_nothing(
 def test_a_plan_writes_nothing_even_after_a_crash(platform, rig, clock, bucket, archive):
     clock.turn_to(SETTLED)
     platform.add(a_call())
-    dying = rig(Crashing(bucket, ".sha256"))
+    dying = rig(crashing(bucket, ".sha256"))
     with pytest.raises(Crash):
         dying.backfill()
     platform.add(a_call("new"))
@@ -171,26 +157,34 @@ def test_two_backfills_at_once_make_one_record_a_call_and_one_chain(
     clock.turn_to(SETTLED + 5 * HOUR)
     platform.add(*[a_call(f"vc_{n:02}", TEN + n * 20 * MINUTE) for n in range(15)])
     rigs = [rig(), rig()]
-    errors: list[Exception] = []
-
-    def run(made: Rig) -> None:
-        try:
-            made.backfill(hours=5)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(made,)) for made in rigs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda made: made.backfill(hours=5), rigs))
     look = archive()
     look.check(key)
     assert len(look.records) == len(look.below("records/")) == 15
     assert all(one.name.revision == 1 for one in look.segments.values())
     versions = [version.key for version in bucket.versions("")]
     assert len(versions) == len(set(versions))
+
+
+def test_a_segment_of_another_writer_that_died_before_it_was_sealed(
+    platform, rig, clock, bucket, archive, key
+):
+    """Who finds the key taken lists once more, and seals what is there."""
+    platform.add(a_call())
+    rival = rig(crashing(bucket, "1000.r1.sha256"))
+
+    def faster() -> None:
+        clock.forward(timedelta(seconds=1))
+        with pytest.raises(Crash):
+            rival.backfill()
+
+    loop = rig(troubled(bucket, "put", "1000.r1.jsonl", faster)).loop()
+    loop.round_at(SETTLED)
+    look = archive()
+    look.check(key)
+    assert [one.name for one in look.segments.values()] == [layout.SegmentName(TEN, 1)]
+    assert look.seals[-1].watermark == WINDOW.end
 
 
 def test_a_refused_token_stops_the_run_and_fails_no_call(platform, rig, clock, archive):
@@ -222,18 +216,14 @@ def test_shards_share_every_window_once(count):
 
 
 def test_the_loop_archives_at_once_and_seals_when_settled(platform, rig, clock, archive, key):
-    made = rig()
-    made.found(TEN)
-    loop = made.loop()
+    loop = rig().loop()
     platform.add(a_call(), a_call("none", audio=None))
-    clock.turn_to(SETTLED - MINUTE)
-    totals = loop.round()
+    totals = loop.round_at(SETTLED - MINUTE)
     assert totals.committed == {"archived": 1}
     assert archive().segments == {}
     assert value("archiver_pending_calls") == 1
     assert value("archiver_oldest_unarchived_seconds") == (clock.now() - TEN).total_seconds()
-    clock.turn_to(SETTLED)
-    assert loop.round().committed == {"no_recording": 1}
+    assert loop.round_at(SETTLED).committed == {"no_recording": 1}
     look = archive()
     look.check(key)
     assert look.seals[-1].watermark == WINDOW.end
@@ -248,8 +238,7 @@ def test_a_window_that_settles_while_a_round_looks_at_it_is_the_next_ones(
 ):
     """It was not due when the round began, which is why nobody would seal it; and there may be no
     other round, for the process may end."""
-    made = rig()
-    made.found(TEN)
+    loop = rig().loop()
     platform.add(a_call())
     clock.turn_to(SETTLED - timedelta(seconds=1))
 
@@ -259,71 +248,43 @@ def test_a_window_that_settles_while_a_round_looks_at_it_is_the_next_ones(
         return None
 
     platform.hooks.append(later)
-    made.loop().round()
+    loop.round()
     look = archive()
     assert clock.now() >= SETTLED
     assert "vc_1" in look.records
     assert look.below("manifest/segments/") == []
-    made.loop().round()
+    loop.round()
     look = archive()
     look.check(key)
     assert look.seals[-1].watermark == WINDOW.end
 
 
-def test_no_recording_before_settling_may_still_come(platform, rig, clock, archive):
-    made = rig()
-    made.found(TEN)
-    loop = made.loop()
-    platform.add(a_call(audio=None))
-    assert clock.now() < SETTLED
-    loop.round()
-    assert archive().records == {}
-    platform.add(a_call())
-    loop.round()
-    assert archive().records == {}, "a call that failed rests for a while"
-    clock.forward(MINUTE)
-    loop.round()
-    assert archive().records["vc_1"]["outcome"] == "archived"
-    assert archive().records["vc_1"]["revision"] == 1
-
-
 def test_pending_is_listed_again_until_it_comes(platform, rig, clock, archive, key):
-    made = rig()
-    made.found(TEN)
-    loop = made.loop()
+    loop = rig().loop()
     platform.add(a_call())
     missing(platform, "vc_1")
-    clock.turn_to(SETTLED)
-    assert loop.round().pending >= 1
+    assert loop.round_at(SETTLED).pending >= 1
     assert archive().line()["pending"] == ["vc_1"]
-    clock.forward(MINUTE)
-    loop.round()
+    loop.round_after(MINUTE)
     assert archive().line()["pending"] == ["vc_1"]
     assert not [key for key in archive().segments if "1000.r2" in key], "nothing new, nothing told"
     missing(platform, "vc_1", gone=False)
-    clock.forward(MINUTE)
-    loop.round()
+    loop.round_after(MINUTE)
     assert not [key for key in archive().segments if "1000.r2" in key], "it rests two minutes now"
-    clock.forward(MINUTE)
-    loop.round()
+    loop.round_after(MINUTE)
     assert archive().line(revision=2)["archived"] == 1
     archive().check(key)
 
 
 @pytest.mark.parametrize("restarted", [False, True])
 def test_pending_is_given_up_in_time(platform, rig, clock, archive, key, restarted):
-    made = rig(give_up=4 * HOUR)
-    made.found(TEN)
-    loop = made.loop()
+    loop = rig(give_up=4 * HOUR).loop()
     platform.add(a_call())
     missing(platform, "vc_1")
-    clock.turn_to(SETTLED)
-    loop.round()
+    loop.round_at(SETTLED)
     clock.turn_to(WINDOW.end + 4 * HOUR)
     if restarted:
-        made = rig(give_up=4 * HOUR)
-        made.found()
-        loop = made.loop()
+        loop = rig(give_up=4 * HOUR).loop()
     loop.round()
     look = archive()
     assert look.records["vc_1"]["outcome"] == "failed"
@@ -336,25 +297,23 @@ def test_pending_is_given_up_in_time(platform, rig, clock, archive, key, restart
 def test_the_watermark_moves_over_windows_that_a_backfill_sealed(
     platform, rig, clock, archive, key
 ):
-    made = rig()
-    made.found(TEN)
+    loop = rig().loop()
     clock.turn_to(SETTLED + 2 * HOUR)
     rig().backfill(TEN + HOUR)
     assert archive().seals[-1].watermark == TEN, "a backfill carries it on unchanged"
     platform.add(a_call())
-    made.loop().round()
+    loop.round()
     look = archive()
     assert look.seals[-1].watermark == TEN + 3 * HOUR
     look.check(key)
 
 
 def test_a_backlog_is_worked_off_in_order(platform, rig, clock, archive, key, monkeypatch):
-    made = rig()
-    made.found(TEN)
+    loop = rig().loop()
     platform.add(*[a_call(f"vc_{n}", TEN + n * HOUR) for n in range(10)])
     clock.turn_to(TEN + 12 * HOUR)
     monkeypatch.setattr(loop_module, "CLOSED_AT_A_TIME", 4)
-    made.loop().round()
+    loop.round()
     look = archive()
     look.check(key)
     assert [one.watermark for one in look.seals] == [TEN + n * HOUR for n in (0, 4, 8, 10)]
@@ -363,9 +322,7 @@ def test_a_backlog_is_worked_off_in_order(platform, rig, clock, archive, key, mo
 
 
 def test_an_unstable_window_is_not_closed_and_the_mark_waits(platform, rig, clock, archive, key):
-    made = rig()
-    made.found(TEN)
-    loop = made.loop()
+    loop = rig().loop()
     clock.turn_to(SETTLED + HOUR)
     numbers = iter(range(1000))
 
@@ -384,8 +341,7 @@ def test_an_unstable_window_is_not_closed_and_the_mark_waits(platform, rig, cloc
 
 
 def test_a_round_that_fails_is_followed_by_another(platform, rig, clock, archive, key):
-    made = rig()
-    made.found(TEN)
+    loop = rig().loop()
     platform.add(a_call())
     clock.turn_to(SETTLED)
 
@@ -398,20 +354,11 @@ def test_a_round_that_fails_is_followed_by_another(platform, rig, clock, archive
 
     platform.hooks += [stop_at_last, down_at_first]
     with pytest.raises(Interrupted):
-        made.loop().run_forever()
+        loop.run_forever()
     clock.go_on()
     archive().check(key)
     assert archive().records["vc_1"]["outcome"] == "archived"
     assert 60.0 in clock.sleeps
-
-
-def test_a_single_round_tells_its_failure(platform, rig, clock):
-    made = rig()
-    made.found(TEN)
-    clock.turn_to(SETTLED)
-    platform.hooks.append(lambda _: Reply(500, {}, b""))
-    with pytest.raises(SourceError):
-        made.loop().round()
 
 
 def test_an_archive_that_begins_in_the_future_waits(rig, clock, archive):
