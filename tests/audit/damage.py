@@ -126,7 +126,7 @@ def wrong_segment(**options: Any) -> Callable[[Builder], object]:
 
     def do(builder: Builder) -> None:
         found = builder.call("vc_e", hour(13))
-        builder.seal(builder.segment(hour(13), [found], **options))
+        builder.close(hour(13), [found], **options)
 
     return do
 
@@ -209,37 +209,37 @@ def odd_file(**fields: Any) -> Callable[[Builder], object]:
 
 def fall_silent(builder: Builder) -> None:
     """A call is pending, and the next revision does not speak of it."""
-    builder.seal(builder.segment(hour(13), [], pending=["vc_p"]))
-    builder.seal(builder.segment(hour(13), [], revision=2, outcomes={}))
+    builder.close(hour(13), pending=["vc_p"])
+    builder.close(hour(13), revision=2, outcomes={})
 
 
 def skip_window(builder: Builder) -> None:
-    builder.seal(builder.segment(hour(14), []))
+    builder.close(hour(14))
 
 
 def seal_late(builder: Builder) -> None:
     """The watermark passes a window that only the next seal covers."""
     builder.seal(watermark=hour(13).end)
-    builder.seal(builder.segment(hour(13), []))
+    builder.close(hour(13))
 
 
 def skip_revision(builder: Builder) -> None:
-    builder.seal(builder.segment(hour(11), [], revision=3))
+    builder.close(hour(11), revision=3)
 
 
 def overlap(builder: Builder) -> None:
     window = hour(12)
     half = type(window)(window.start + timedelta(minutes=30), window.end)
-    builder.seal(builder.segment(half, []), watermark=hour(12).end)
+    builder.close(half, watermark=hour(12).end)
 
 
 def count_twice(builder: Builder) -> None:
     """A window counts a call of the window before."""
-    builder.seal(builder.segment(hour(13), [record.parse(builder.store.data(RECORD))]))
+    builder.close(hour(13), [record.parse(builder.store.data(RECORD))])
 
 
 def archive_without_recording(builder: Builder) -> None:
-    builder.seal(builder.segment(hour(13), [builder.call("vc_e", hour(13), kinds=("transcript",))]))
+    builder.close(hour(13), [builder.call("vc_e", hour(13), kinds=("transcript",))])
 
 
 def event(builder: Builder, line: dict[str, Any]) -> None:
@@ -281,6 +281,10 @@ DAMAGES = [
     Damage("a seal is gone", {"seal_missing"}, lambda b: lose_seal(b, 2)),
     Damage("the newest seal is gone, its signature is not", {"seal_missing", "pointer_dangling",
         *UNTOLD}, lambda b: lose_seal(b, 4, signature=False)),
+    Damage("the newest seal and its signature are gone", {"pointer_dangling", *UNTOLD}, lambda b:
+        lose_seal(b, 4), shell=False),
+    Damage("a segment is gone that no seal names, its companion is not", {"segment_missing"},
+        lambda b: b.store.lose(b.segment(hour(13), []).name.jsonl), shell=False),
     Damage("seal 0 is gone", {"seal_missing"}, lambda b: lose_seal(b, 0)),
     Damage("a signature is gone", {"signature_missing"}, lambda b:
         b.store.lose(layout.signature_key(4))),

@@ -104,9 +104,17 @@ def passed_over(at_first: bytes | None, **options: Any) -> Callable[[Builder], o
     def do(builder: Builder) -> None:
         if at_first is not None:
             builder.store.put(THIRTEEN + ".jsonl", at_first)
-        builder.seal(
-            builder.segment(hour(13), [builder.call("vc_e", hour(13))], revision=2, **options)
-        )
+        builder.close(hour(13), [builder.call("vc_e", hour(13))], revision=2, **options)
+
+    return do
+
+
+def windows_late(*pairs: tuple[int, int]) -> Callable[[Builder], object]:
+    """Windows that are not sealed in order, each with the window that the watermark stays at."""
+
+    def do(builder: Builder) -> None:
+        for window, mark in pairs:
+            builder.close(hour(window), watermark=hour(mark).end)
 
     return do
 
@@ -133,7 +141,7 @@ def second_record(builder: Builder) -> None:
     """A call whose first record is r2, because something else lies at the key of r1."""
     found = builder.call("vc_e", hour(13), revision=2)
     builder.store.put(found.key.replace("r2", "r1"), FOREIGN_BYTES)
-    builder.seal(builder.segment(hour(13), [found]))
+    builder.close(hour(13), [found])
 
 
 def kinds(*files: tuple[str, str]) -> Callable[[Builder], object]:
@@ -225,6 +233,9 @@ FOREIGN = [
 """Each is found at every level, and is all that is said."""
 
 SOUND: list[tuple[str, Callable[[Builder], object]]] = [
+    ("the probe of the store, twice", lambda b: [b.store.put(layout.PROBE, b"x") for _ in "12"]),
+    ("windows of a backfill", windows_late((3, 12), (20, 12))),
+    ("windows of earlier seals", windows_late((14, 12), (13, 14))),
     ("a call that is archived", sight("vc_d", "vc_c")),
     ("a call that the window beside tells of", sight("vc_a")),
     ("a call that was pending once", sight("vc_x", window=10)),

@@ -49,7 +49,7 @@ def test_a_record_in_two_segments_of_a_window_is_one_row() -> None:
     builder = small_archive()
     found = record.parse(builder.store.data("records/dt=2024-01-15/vc_d/r1.json"))
     known = {"vc_c": "failed", "vc_d": "archived", "../önd\n=1": "archived"}
-    sealed = builder.seal(builder.segment(hour(12), [found], revision=2, outcomes=known))
+    sealed = builder.close(hour(12), [found], revision=2, outcomes=known)
 
     rows = [r for r in Query(builder.store).records(*ALL) if r.record.call_id == "vc_d"]
     assert [(row.segment[-8:], row.seal) for row in rows] == [("r2.jsonl", sealed.seq)]
@@ -190,7 +190,7 @@ def test_jsonl_is_the_exact_lines() -> None:
 def test_csv_is_quoted_and_has_no_formulas() -> None:
     builder = Builder().genesis()
     names = ["=1+1", " \t=1", "@x", "+4", "-4", "\tx", "\rx", 'say "hi",\nyou', "plain"]
-    builder.seal(builder.segment(hour(10), [builder.call(name, hour(10)) for name in names]))
+    builder.close(hour(10), [builder.call(name, hour(10)) for name in names])
 
     text = told(builder, "csv")
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
@@ -284,7 +284,7 @@ def test_a_call_that_is_not_sealed_yet_says_so() -> None:
 def test_a_record_that_was_amended_before_any_segment_told_of_it_says_so() -> None:
     builder = small_archive()
     builder.call("vc_e", hour(13), outcome="failed")
-    sealed = builder.seal(builder.segment(hour(13), [builder.call("vc_e", hour(13), revision=2)]))
+    sealed = builder.close(hour(13), [builder.call("vc_e", hour(13), revision=2)])
     history = Query(builder.store).find("vc_e")
 
     assert history is not None
@@ -299,7 +299,7 @@ def test_a_call_in_a_window_far_from_its_start_is_found() -> None:
     builder = small_archive()
     found = builder.call("vc_e", hour(13))
     far = type(hour(0))(hour(0).start + timedelta(days=90), hour(1).start + timedelta(days=90))
-    sealed = builder.seal(builder.segment(far, [found]), watermark=hour(12).end)
+    sealed = builder.close(far, [found], watermark=hour(12).end)
     history = Query(builder.store).find("vc_e")
 
     assert history is not None

@@ -94,7 +94,7 @@ def archive(
     """An archive with hour 10 sealed, and records of it that are not."""
     builder = Builder().genesis()
     records = [builder.call(call_id, hour(10), outcome=outcome) for call_id, outcome in outcomes]
-    builder.seal(builder.segment(hour(10), records, pending=pending))
+    builder.close(hour(10), records, pending=pending)
     for call_id, outcome in unsealed:
         builder.call(call_id, hour(10), outcome=outcome)
     return builder
@@ -204,7 +204,7 @@ def test_failed_until_a_newer_record_says_otherwise(
     builder = archive(("vc_f", "failed"))
     amended = builder.call("vc_f", hour(10), revision=2)
     if sealed:
-        builder.seal(builder.segment(hour(10), [amended], revision=2))
+        builder.close(hour(10), [amended], revision=2)
 
     result = run(builder.store)
 
@@ -214,7 +214,7 @@ def test_failed_until_a_newer_record_says_otherwise(
 
 def test_gone_without_ever_having_had_a_record(platform: Platform, run: Run) -> None:
     builder = archive(pending=("vc_p",))
-    builder.seal(builder.segment(hour(10), [], revision=2, vanished=["vc_p"]))
+    builder.close(hour(10), revision=2, vanished=["vc_p"])
 
     assert told(run(builder.store)) == {"gone": [gone("vc_p")]}
 
@@ -271,7 +271,7 @@ def test_what_the_record_lacks_and_the_source_has_differs(platform: Platform, ru
     whole = builder.call("vc_d", hour(10))
     document = {**whole.document, "duration_seconds": None, "state": None}
     bare = record.parse(canonical.dump(document))
-    builder.seal(builder.segment(hour(10), [bare]))
+    builder.close(hour(10), [bare])
 
     [difference] = told(run(builder.store))["differs"]
 
@@ -304,8 +304,8 @@ def test_a_call_that_two_windows_tell_of_is_not_gone(platform: Platform, run: Ru
     source_has(platform, "vc_a", window=hour(9))
     builder = archive(("vc_a", "archived"))
     same = record.parse(builder.store.data(r1("vc_a")))
-    builder.seal(builder.segment(hour(9), [same]))
-    builder.seal(builder.segment(hour(10), [], revision=2, outcomes={}, vanished=["vc_a"]))
+    builder.close(hour(9), [same])
+    builder.close(hour(10), revision=2, outcomes={}, vanished=["vc_a"])
 
     assert counts(run(builder.store, hour(9), hour(10))) == {"source": 1, "archived": 1}
     assert counts(run(builder.store, hour(10))) == {"gone": 1}, "as far as was listed"
@@ -364,7 +364,7 @@ def test_calls_of_other_windows_are_left_to_them(
 def test_a_newer_record_in_another_window_counts(platform: Platform, run: Run) -> None:
     source_has(platform, "vc_f", window=hour(11))
     builder = archive(("vc_f", "failed"))
-    builder.seal(builder.segment(hour(11), [builder.call("vc_f", hour(10), revision=2)]))
+    builder.close(hour(11), [builder.call("vc_f", hour(10), revision=2)])
 
     assert counts(run(builder.store, hour(11))) == {"source": 1, "archived": 1}
     source_has(platform, "vc_f")
@@ -385,7 +385,7 @@ def test_of_two_records_the_newer_counts_and_of_two_as_new_the_one_with_a_result
         bad: builder.call("vc_a", day_before, outcome="failed"),
     }
     for number in (9, 11):
-        builder.seal(builder.segment(hour(number), [records[number]]))
+        builder.close(hour(number), [records[number]])
 
     assert counts(run(builder.store)) == {"source": 1, "archived": 1}
 
@@ -395,7 +395,7 @@ def test_each_segment_is_read_once(platform: Platform, run: Run) -> None:
     builder = Builder().genesis()
     for number in range(5, 12):
         source_has(platform, f"vc_{number}", window=hour(number))
-        builder.seal(builder.segment(hour(number), [], pending=[f"vc_{number}"]))
+        builder.close(hour(number), pending=[f"vc_{number}"])
 
     assert counts(run(builder.store, hour(5), hour(11))) == {"source": 7, "pending": 7}
 
@@ -554,7 +554,7 @@ def test_the_archive_s_own_windows_are_the_grid(run: Run) -> None:
 def test_a_window_of_another_length_is_refused(run: Run) -> None:
     builder = Builder().genesis()
     quarter = Window(hour(10).start, hour(10).start + timedelta(minutes=15))
-    builder.seal(builder.segment(quarter, []))
+    builder.close(quarter)
 
     with pytest.raises(UsageError, match="ARCHIVER_WINDOW"):
         run(builder.store)
@@ -676,11 +676,7 @@ def test_a_revision_with_another_filter_is_told_of(platform: Platform, run: Run)
     """The archive itself was made with the wrong filter for a while: what vanished then, and is
     not asked for now, is not gone for sure."""
     builder = listed_with(COMPLETED)
-    builder.seal(
-        builder.segment(
-            hour(10), [], revision=2, outcomes={}, vanished=["vc_a"], filters=NOPE.document()
-        )
-    )
+    builder.close(hour(10), revision=2, outcomes={}, vanished=["vc_a"], filters=NOPE.document())
     source_has(platform, "vc_a")
 
     wrong, right = run(builder.store, filters=NOPE), run(builder.store)
@@ -695,8 +691,8 @@ def test_each_other_filter_is_counted(run: Run) -> None:
     builder = listed_with(
         COMPLETED, {"state": ["Busy"]}, {"state": ["Busy", "Busy"]}, WIDE.document()
     )
-    builder.seal(builder.segment(hour(11), [], filters={"state": ["Busy"]}))
-    builder.seal(builder.segment(hour(12), [], filters={}))
+    builder.close(hour(11), filters={"state": ["Busy"]})
+    builder.close(hour(12), filters={})
 
     result = run(builder.store, hour(10), hour(12), filters=WIDE)
 
@@ -709,7 +705,7 @@ def test_each_other_filter_is_counted(run: Run) -> None:
 
 def test_a_call_without_a_record_and_with_another_filter(run: Run) -> None:
     builder = archive(pending=("vc_p",))
-    builder.seal(builder.segment(hour(10), [], revision=2, vanished=["vc_p"]))
+    builder.close(hour(10), revision=2, vanished=["vc_p"])
 
     result = run(builder.store, filters=WIDE)
 
@@ -817,8 +813,8 @@ def test_damage_is_one_clear_line_and_the_other_windows_go_on(
     source_has(platform, "vc_m", window=hour(20))
     builder = archive(("vc_a", "archived"))
     builder.call("vc_u", hour(10))
-    builder.seal(builder.segment(hour(10), [], revision=2, outcomes={"vc_a": "archived"}))
-    builder.seal(builder.segment(hour(11), [builder.call("vc_n", hour(11))]))
+    builder.close(hour(10), revision=2, outcomes={"vc_a": "archived"})
+    builder.close(hour(11), [builder.call("vc_n", hour(11))])
     assert run(builder.store, hour(10), hour(20)).unreadable == {}
     damage(builder)
 
@@ -1113,11 +1109,7 @@ def test_a_good_end_says_so(platform: Platform, run: Run) -> None:
 
     source_has(platform, "vc_a", "vc_b", durationSeconds=1)
     for call_id in ("vc_b", "vc_g"):
-        builder.seal(
-            builder.segment(
-                hour(10), [builder.call(call_id, hour(10))], revision=len(builder.seals)
-            )
-        )
+        builder.close(hour(10), [builder.call(call_id, hour(10))], revision=len(builder.seals))
     text = as_text(run(builder.store))
     assert text.endswith("3 calls listed, 1 of them not sealed yet; 1 gone, 2 differ\n")
 

@@ -56,7 +56,7 @@ def test_a_sound_archive_holds(tmp_path: Path) -> None:
 def test_files_of_every_kind_are_hashed_known_or_not(tmp_path: Path) -> None:
     kinds = ("recording", "transcript_malformed", "epa_malformed", "summary")
     builder = Builder().genesis()
-    builder.seal(builder.segment(hour(10), [builder.call("vc_a", hour(10), kinds=kinds)]))
+    builder.close(hour(10), [builder.call("vc_a", hour(10), kinds=kinds)])
     assert check(builder, tmp_path / "archive")[0] == 0
     builder.store.rot("recordings/dt=2024-01-15/vc_a/summary.md", flip)
     code, rest = check(builder, tmp_path / "damaged")
@@ -109,7 +109,7 @@ def test_events_and_many_revisions_hold(tmp_path: Path) -> None:
     builder = small_archive()
     known = {"vc_c": "failed", "vc_d": "archived", "../önd\n=1": "archived"}
     for revision in range(2, 12):
-        builder.seal(builder.segment(hour(12), [], revision=revision, outcomes=known))
+        builder.close(hour(12), revision=revision, outcomes=known)
     builder.seal(events=[builder.hold("add", "vc_c", "vc_d")])
     builder.seal(events=[builder.hold("remove", "vc_c")])
 
@@ -155,7 +155,7 @@ def test_a_sighted_call_with_an_odd_id_may_have_its_record(tmp_path: Path) -> No
     builder = small_archive()
     sight("../odd\nid", "vc_p")(builder)
     builder.call("../odd\nid", hour(13))
-    builder.seal(builder.segment(hour(13), [], pending=["vc_p"]))
+    builder.close(hour(13), pending=["vc_p"])
 
     assert check(builder, tmp_path / "archive")[0] == 0
 
