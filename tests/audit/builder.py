@@ -14,6 +14,7 @@ from typing import Any
 
 from archiver.audit.findings import Report
 from archiver.audit.verify import Options, verify
+from archiver.core.errors import StoreError
 from archiver.core.model import Call, Window, format_time
 from archiver.manifest import canonical, event, layout, record, seal
 from archiver.manifest.event import HoldEvent, ObjectRef
@@ -240,6 +241,10 @@ class Builder:
         entry = self.store.entry(key)
         entry.lock_mode = mode
         entry.lock_until = datetime.fromisoformat(until) if until else None
+
+    def refuse(self, key: str) -> None:
+        """Have the store refuse whatever is asked of this key, or below this prefix."""
+        self.store.refuse[key] = StoreError("odd", reason="denied")
 
     # --- what the auditor says of it
 

@@ -6,7 +6,6 @@ import pytest
 
 from archiver.audit import leftovers
 from archiver.audit.findings import CODES, Report
-from archiver.core.errors import StoreError
 from tests.audit.builder import hour, small_archive
 from tests.audit.damage import SEGMENTS, Damage
 from tests.audit.foreign import (
@@ -125,7 +124,7 @@ def test_a_record_that_cannot_be_read_is_a_finding(level: str) -> None:
     builder = small_archive()
     builder.call("vc_e", hour(13), kinds=())
     key = "records/dt=2024-01-15/vc_e/r1.json"
-    builder.store.refuse[key] = StoreError("odd", reason="denied")
+    builder.refuse(key)
 
     report = builder.audit(level=level)
 
@@ -181,7 +180,7 @@ def test_the_balance_of_a_revision_that_was_passed_over_is_checked() -> None:
 def test_a_revision_whose_key_cannot_be_read_was_passed_over() -> None:
     builder = small_archive()
     passed_over(FOREIGN_BYTES)(builder)
-    builder.store.refuse[THIRTEEN + ".jsonl"] = StoreError("odd", reason="denied")
+    builder.refuse(THIRTEEN + ".jsonl")
 
     assert set(builder.audit().totals) >= {"revision_skipped", "unreadable"}
 
@@ -254,6 +253,6 @@ def test_without_all_segments_no_call_is_called_lost() -> None:
 def test_a_sighting_that_cannot_be_read_is_a_finding() -> None:
     builder = small_archive()
     sight("vc_lost")(builder)
-    builder.store.refuse[SIGHTING] = StoreError("odd", reason="denied")
+    builder.refuse(SIGHTING)
 
     assert builder.audit().totals == {"unreadable": 1}

@@ -292,7 +292,7 @@ def test_a_prefix_that_cannot_be_listed_is_a_finding(prefix: str, level: str) ->
 @pytest.mark.parametrize("prefix", ["manifest/", "records/", "recordings/"])
 def test_versions_that_cannot_be_listed_below_a_prefix_are_a_finding(prefix: str) -> None:
     builder = fresh()
-    builder.store.refuse[prefix] = StoreError("odd", reason="denied")
+    builder.refuse(prefix)
     builder.store.put(WAV, builder.store.data(WAV))
 
     totals = set(audit(builder).totals)

@@ -39,7 +39,7 @@ from archiver.source.api import Filter
 from archiver.source.listing import Lister
 from archiver.store.bucket import Bucket
 from tests.audit.builder import COMPLETED, DAY, HOUR, Builder, hour
-from tests.audit.damage import seal_bytes
+from tests.audit.damage import FIRST, SEGMENTS, seal_bytes
 from tests.audit.foreign import newer
 from tests.audit.store import MemoryStore
 from tests.fakes.clock import HandClock
@@ -789,20 +789,18 @@ def test_what_one_pass_alone_has_seen_was_listed(
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda b: b.store.rot("manifest/segments/dt=2024-01-15/1000.r1.jsonl", lambda d: d + b"x"),
-        lambda b: b.store.rot(
-            "manifest/segments/dt=2024-01-15/1000.r1.jsonl", lambda d: d.replace(b"vc_a", b"vc_b")
-        ),
-        lambda b: b.store.lose("manifest/segments/dt=2024-01-15/1000.r1.jsonl"),
-        lambda b: b.store.rot("manifest/segments/dt=2024-01-15/1000.r1.seal", lambda _: b"0\n"),
+        lambda b: b.store.rot(FIRST + ".jsonl", lambda d: d + b"x"),
+        lambda b: b.store.rot(FIRST + ".jsonl", lambda d: d.replace(b"vc_a", b"vc_b")),
+        lambda b: b.store.lose(FIRST + ".jsonl"),
+        lambda b: b.store.rot(FIRST + ".seal", lambda _: b"0\n"),
         lambda b: b.store.lose(layout.seal_key(1)),
         lambda b: b.store.rot(r1("vc_u"), lambda _: b"{}"),
         lambda b: b.store.rot(r1("vc_u"), newer),
-        lambda b: refuse(b, "manifest/segments/dt=2024-01-15/1000.r2.jsonl"),
-        lambda b: refuse(b, "manifest/segments/dt=2024-01-15/1000.r1.seal"),
-        lambda b: refuse(b, layout.seal_key(1)),
-        lambda b: refuse(b, r1("vc_u")),
-        lambda b: refuse(b, "records/dt=2024-01-15/vc_u/"),
+        lambda b: b.refuse(SEGMENTS + "1000.r2.jsonl"),
+        lambda b: b.refuse(FIRST + ".seal"),
+        lambda b: b.refuse(layout.seal_key(1)),
+        lambda b: b.refuse(r1("vc_u")),
+        lambda b: b.refuse("records/dt=2024-01-15/vc_u/"),
     ],
 )
 def test_damage_is_one_clear_line_and_the_other_windows_go_on(
@@ -834,10 +832,6 @@ def test_damage_is_one_clear_line_and_the_other_windows_go_on(
     text = as_text(result)
     assert f"damaged   2024-01-15T10:00:00Z  {problem}" in text
     assert "1 object of the archive could not be read: run archiver verify" in text
-
-
-def refuse(builder: Builder, key: str) -> None:
-    builder.store.refuse[key] = StoreError("odd", reason="denied")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}\n", b"[]\n"])
@@ -951,7 +945,7 @@ def test_an_older_record_counts_where_the_newest_cannot_be_read(
 def test_a_day_of_segments_that_cannot_be_listed_is_told(platform: Platform, run: Run) -> None:
     source_has(platform, "vc_a")
     builder = archive(("vc_a", "archived"))
-    refuse(builder, "manifest/segments/dt=2024-01-15/")
+    builder.refuse("manifest/segments/dt=2024-01-15/")
 
     result = run(builder.store)
 
