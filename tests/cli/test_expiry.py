@@ -45,8 +45,7 @@ def records(s3: Any, prefix: str) -> list[dict[str, Any]]:
 def test_it_is_one_error_and_no_failed_call(
     command: Command, s3: Any, prefix: str, hour: list[str], expiring: threading.Event
 ) -> None:
-    done = command.run("backfill", *hour)
-    assert done.code == 3, done.err
+    done = command.run("backfill", *hour).expect(3)
     assert "401" in done.complaint
     assert "ARCHIVER_API_TOKEN" in done.complaint
     found = records(s3, prefix)

@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,13 @@ def open_bucket(server: Server, known: Known, prefix: str, clock: HandClock) -> 
         return bucket
 
     return make
+
+
+@pytest.fixture
+def locking(open_bucket: MakeBucket, clock: HandClock) -> MakeBucket:
+    """Opens the bucket with Object Lock. The real server judges dates by the real time."""
+    clock.turn_to(datetime.now(UTC).replace(microsecond=0))
+    return lambda lock_mode="GOVERNANCE": open_bucket("locked", lock_mode=lock_mode)
 
 
 @pytest.fixture

@@ -107,9 +107,7 @@ class Crew:
 
     def act(self, role: str, *arguments: str, alone: bool = True) -> Done:
         options = self._alone if alone else []
-        done = self.command.run(*arguments, *options, **self._scene.doors[role].settings)
-        assert done.code == 0, (role, arguments, done.out, done.err)
-        return done
+        return self.command.run(*arguments, *options, **self._scene.doors[role].settings).expect()
 
     def read(self, role: str, *arguments: str) -> Done:
         return self.act(role, *arguments, alone=False)
