@@ -232,6 +232,23 @@ FOREIGN = [
 ]  # fmt: skip
 """Each is found at every level, and is all that is said."""
 
+
+def many_revisions(builder: Builder) -> None:
+    """Of a window; and acts about two of its calls."""
+    known = {"vc_c": "failed", "vc_d": "archived", "../önd\n=1": "archived"}
+    for revision in range(2, 12):
+        builder.close(hour(12), revision=revision, outcomes=known)
+    builder.seal(events=[builder.hold("add", "vc_c", "vc_d")])
+    builder.seal(events=[builder.hold("remove", "vc_c")])
+
+
+def sight_odd_id(builder: Builder) -> None:
+    """A sighted call with an odd id has its record."""
+    sight("../odd\nid", "vc_p")(builder)
+    builder.call("../odd\nid", hour(13))
+    builder.close(hour(13), pending=["vc_p"])
+
+
 SOUND: list[tuple[str, Callable[[Builder], object]]] = [
     ("the probe of the store, twice", lambda b: [b.store.put(layout.PROBE, b"x") for _ in "12"]),
     ("windows of a backfill", windows_late((3, 12), (20, 12))),
@@ -243,6 +260,8 @@ SOUND: list[tuple[str, Callable[[Builder], object]]] = [
     ("a window that is not sealed", sight("vc_lost", window=14)),
     ("a call whose record waits for its seal", lambda b: (b.call("vc_e", hour(13), kinds=()),
         sight("vc_e")(b))),
+    ("a call with an odd id that has its record", sight_odd_id),
+    ("many revisions, and events", many_revisions),
     ("entries that can be told again", lambda b: unreadable_entries(b, 3, 0)),
     ("documents that are no JSON, and kinds of a later release", kinds(("transcript_malformed",
         "transcript.bad"), ("epa_malformed", f"epa-{TAG}.bad"), ("summary", "Summary_1.v2.json"))),

@@ -106,14 +106,18 @@ WITHOUT_VERSIONS: list[tuple[Act, str, set[str]]] = [
     (lambda a, k: a.overwrite(k, b"{}\n"), "record", {"record_mismatch"}),
     (Attacker.recreate, "transcript", set()),  # the same bytes, and nothing tells of the others
 ]
-WRITES = (Attacker.overwrite, Attacker.recreate)
-BY_KEY = ("record", SEAL, SEGMENT.seal)
-"""What is asked for without a version, and has a lock."""
+
+
+def with_the_lock_gone(act: Act, what: str, codes: set[str]) -> tuple[Act, str, set[str]]:
+    """A new version has no lock: that is seen of what is not asked for by version."""
+    is_new = act in (Attacker.overwrite, Attacker.recreate)
+    is_seen = is_new and what in ("record", SEAL, SEGMENT.seal)
+    return act, what, codes | ({"retention_missing"} if is_seen else set())
+
+
 ATTACKS = {
     LOCKED: [
-        # A new version has no lock: that is seen of what is not asked for by version.
-        *((act, what, codes | ({"retention_missing"} if what in BY_KEY and act in WRITES else set()))
-          for act, what, codes in ON_ANY_VERSIONS),
+        *itertools.starmap(with_the_lock_gone, ON_ANY_VERSIONS),
         *ON_A_LOCKED_BUCKET,
     ],
     VERSIONED: [

@@ -33,7 +33,6 @@ from tests.audit.plain import (
     Revision,
     ids_sha256,
     listed,
-    merkle_root,
     newest,
     recompute,
     sha256,
@@ -41,6 +40,7 @@ from tests.audit.plain import (
 )
 from tests.conftest import LOCKED
 from tests.fakes.clock import HandClock
+from tests.fakes.merkle import merkle_root
 from tests.fakes.platform import Platform
 from tests.fakes.rig import new_key
 from tests.system.servers import Weed

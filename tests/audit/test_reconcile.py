@@ -52,6 +52,8 @@ pytestmark = pytest.mark.usefixtures("any_order")
 
 Run = Callable[..., Result]
 TENTH = hour(10)
+A, F, N = ("vc_a", "archived"), ("vc_f", "failed"), ("vc_n", "no_recording")
+"""Calls and their outcomes."""
 
 
 @pytest.fixture
@@ -124,7 +126,6 @@ def gone(call_id: str, outcome: str | None = None, *, asked_for: bool = True) ->
 # --- the classes
 
 
-A, F, N = ("vc_a", "archived"), ("vc_f", "failed"), ("vc_n", "no_recording")
 FAILED = {"reason": "not_wav", "record": r1("vc_f")}
 CLASSES: dict[str, tuple[list[str], Builder, dict[str, Any], dict[str, int], int]] = {
     "all is well": (["vc_a", "vc_n"], archive(A, N), {}, {"archived": 1, "no_recording": 1}, 0),
@@ -201,7 +202,7 @@ def test_failed_until_a_newer_record_says_otherwise(
     platform: Platform, run: Run, sealed: bool
 ) -> None:
     source_has(platform, "vc_f")
-    builder = archive(("vc_f", "failed"))
+    builder = archive(F)
     amended = builder.call("vc_f", hour(10), revision=2)
     if sealed:
         builder.close(hour(10), [amended], revision=2)
@@ -302,7 +303,7 @@ def test_a_call_that_the_source_lists_in_the_window_beside(
 def test_a_call_that_two_windows_tell_of_is_not_gone(platform: Platform, run: Run) -> None:
     """It moved, and the archiver took note: gone from hour 10, and told in hour 9."""
     source_has(platform, "vc_a", window=hour(9))
-    builder = archive(("vc_a", "archived"))
+    builder = archive(A)
     same = record.parse(builder.store.data(r1("vc_a")))
     builder.close(hour(9), [same])
     builder.close(hour(10), revision=2, outcomes={}, vanished=["vc_a"])
@@ -313,7 +314,7 @@ def test_a_call_that_two_windows_tell_of_is_not_gone(platform: Platform, run: Ru
 
 def test_a_call_that_moved_far_is_found_by_its_record(platform: Platform, run: Run) -> None:
     source_has(platform, "vc_a", "vc_f", window=hour(20))
-    builder = archive(("vc_a", "archived"), ("vc_f", "failed"))
+    builder = archive(A, F)
 
     assert counts(run(builder.store, hour(20))) == {"source": 2, "archived": 1, "failed": 1}
 
@@ -332,15 +333,15 @@ def test_a_call_is_looked_for_in_the_windows_of_its_own_times(
     """A source whose filter reads the end of a call; its own window does not list it."""
     platform.options.filter_field = "endTime"
     source_has(platform, "vc_a", "vc_p", window=hour(20), **times)
-    builder = archive(("vc_a", "archived"), pending=("vc_p",))
+    builder = archive(A, pending=("vc_p",))
 
     assert counts(run(builder.store, hour(20))) == {"source": 2, "archived": 1, "pending": 1}
 
 
 def test_a_time_at_the_calendar_s_end_is_in_no_window() -> None:
     builder = archive()
-    options = ReconcileOptions(TENTH.start, TENTH.end, HOUR, 1)
     items = ItemReader(builder.store)
+    options = ReconcileOptions(TENTH.start, TENTH.end, HOUR, 1)
     lookup = ArchiveLookup(items, SealedSegments(items), options)
     last = Call("vc_z", {"startTime": "9999-12-31T23:59:59Z"})
 
@@ -363,7 +364,7 @@ def test_calls_of_other_windows_are_left_to_them(
 
 def test_a_newer_record_in_another_window_counts(platform: Platform, run: Run) -> None:
     source_has(platform, "vc_f", window=hour(11))
-    builder = archive(("vc_f", "failed"))
+    builder = archive(F)
     builder.close(hour(11), [builder.call("vc_f", hour(10), revision=2)])
 
     assert counts(run(builder.store, hour(11))) == {"source": 1, "archived": 1}
@@ -478,7 +479,7 @@ def test_a_row_for_each_day_and_the_range_in_whole_windows(platform: Platform, r
     source_has(platform, "vc_a")
     source_has(platform, "vc_late", window=Window(DAY + 24 * HOUR, DAY + 25 * HOUR))
     source_has(platform, "vc_out", window=Window(DAY + 25 * HOUR, DAY + 26 * HOUR))
-    builder = archive(("vc_a", "archived"))
+    builder = archive(A)
     half = timedelta(minutes=30)
 
     result = run(builder.store, Window(DAY + 10 * HOUR + half, DAY), Window(DAY, DAY + 24.5 * HOUR))
@@ -572,10 +573,7 @@ def listed_with(*filters: dict[str, Any], **fields: Any) -> Builder:
     found = builder.call("vc_a", hour(10), fields=fields)
     for revision, each in enumerate(filters, 1):
         records = [found] if revision == 1 else []
-        segment = builder.segment(
-            hour(10), records, revision=revision, outcomes={"vc_a": "archived"}, filters=each
-        )
-        builder.seal(segment)
+        builder.close(hour(10), records, revision=revision, outcomes=dict([A]), filters=each)
     return builder
 
 
@@ -598,18 +596,13 @@ def test_the_same_filter_is_no_other_one(platform: Platform, run: Run) -> None:
 def test_calls_that_were_not_asked_for_are_no_success(platform: Platform, run: Run) -> None:
     """The settings name a campaign that the archive was not made with."""
     source_has(platform, "vc_a", "vc_b", "vc_new")
-    builder = archive(("vc_a", "archived"), ("vc_b", "archived"), ("vc_f", "failed"))
+    builder = archive(A, ("vc_b", "archived"), F)
     builder.seal(builder.segment(hour(11), []), builder.segment(hour(12), []))
 
     result = run(builder.store, hour(10), hour(13), filters=NOPE)
 
-    assert told(result) == {
-        "gone": [
-            gone("vc_a", "archived", asked_for=False),
-            gone("vc_b", "archived", asked_for=False),
-            gone("vc_f", "failed", asked_for=False),
-        ]
-    }
+    all_gone = [gone(*one, asked_for=False) for one in (A, ("vc_b", "archived"), F)]
+    assert told(result) == {"gone": all_gone}
     assert others(result) == [{"filter": COMPLETED, "windows": 3}]
     assert (result.ok, result.exit_code) == (False, 1)
     lines = as_text(result).splitlines()
@@ -665,7 +658,7 @@ def test_a_call_that_was_asked_for_is_gone_whatever_filter_its_window_had(
 
     result = run(builder.store, filters=filters)
 
-    assert told(result) == {"gone": [gone("vc_a", "archived", asked_for=asked_for)]}
+    assert told(result) == {"gone": [gone(*A, asked_for=asked_for)]}
     assert result.exit_code == (0 if asked_for else 1)
     verdict = as_text(result).splitlines()[-1]
     assert verdict.endswith("; 1 gone")
@@ -681,7 +674,7 @@ def test_a_revision_with_another_filter_is_told_of(platform: Platform, run: Run)
 
     wrong, right = run(builder.store, filters=NOPE), run(builder.store)
 
-    assert told(wrong) == {"gone": [gone("vc_a", "archived", asked_for=False)]}
+    assert told(wrong) == {"gone": [gone(*A, asked_for=False)]}
     assert (others(wrong), wrong.exit_code) == ([{"filter": COMPLETED, "windows": 1}], 1)
     assert told(right) == {}
     assert (others(right)[0]["filter"], right.exit_code) == (NOPE.document(), 0)
@@ -780,7 +773,7 @@ def test_what_one_pass_alone_has_seen_was_listed(
 
     platform.hooks.append(hide)
 
-    result = run(archive(("vc_a", "archived")).store)
+    result = run(archive(A).store)
 
     assert result.unstable == []
     assert counts(result) == {"source": 2, "archived": 1, "missing": 1}
@@ -809,9 +802,9 @@ def test_damage_is_one_clear_line_and_the_other_windows_go_on(
     source_has(platform, "vc_a", "vc_u")
     source_has(platform, "vc_n", window=hour(11))
     source_has(platform, "vc_m", window=hour(20))
-    builder = archive(("vc_a", "archived"))
+    builder = archive(A)
     builder.call("vc_u", hour(10))
-    builder.close(hour(10), revision=2, outcomes={"vc_a": "archived"})
+    builder.close(hour(10), revision=2, outcomes=dict([A]))
     builder.close(hour(11), [builder.call("vc_n", hour(11))])
     assert run(builder.store, hour(10), hour(20)).unreadable == {}
     damage(builder)
@@ -872,7 +865,7 @@ def bent(platform: Platform, clock: HandClock) -> Iterator[Run]:
 
     def now(bad: Callable[[Lister, Window], Any]) -> Result:
         lister = _Bent(Lister(api, Filter(("Completed",)), clock, HOUR), bad)
-        store = archive(("vc_a", "archived"), ("vc_b", "archived")).store
+        store = archive(A, ("vc_b", "archived")).store
         return reconcile(lister, store, ReconcileOptions(hour(10).start, hour(11).end, HOUR, 2))
 
     yield now
@@ -944,7 +937,7 @@ def test_an_older_record_counts_where_the_newest_cannot_be_read(
 
 def test_a_day_of_segments_that_cannot_be_listed_is_told(platform: Platform, run: Run) -> None:
     source_has(platform, "vc_a")
-    builder = archive(("vc_a", "archived"))
+    builder = archive(A)
     builder.refuse("manifest/segments/dt=2024-01-15/")
 
     result = run(builder.store)
@@ -971,7 +964,7 @@ def test_a_source_or_store_that_refuses_ends_it(platform: Platform, run: Run) ->
 def test_the_order_of_events_does_not_matter(platform: Platform, run: Run) -> None:
     """The same calls, listed in any order by a source that sorts by nothing: the same words."""
     platform.options.sort = "given"
-    builder = archive(("vc_a", "archived"), ("vc_f", "failed"), ("vc_g", "archived"))
+    builder = archive(A, F, ("vc_g", "archived"))
     builder.call("vc_u", hour(10))
     builder.call("vc_v", hour(11))
     calls = [*[(i, 10) for i in ("vc_a", "vc_f", "vc_m", "vc_u")], ("vc_v", 11), ("vc_l", 11)]
@@ -1000,7 +993,7 @@ def everything(platform: Platform, run: Run) -> Result:
     source_has(platform, "vc_d", durationSeconds=1)
     source_has(platform, "vc_u", "vc_m", window=hour(11))
     builder = archive(
-        ("vc_a", "archived"), ("vc_d", "archived"), ("vc_f", "failed"), ("vc_g", "archived"),
+        A, ("vc_d", "archived"), F, ("vc_g", "archived"),
         pending=("vc_p",),
     )  # fmt: skip
     builder.call("vc_u", hour(11))
@@ -1092,7 +1085,7 @@ def test_the_text_form(platform: Platform, run: Run) -> None:
 
 def test_a_good_end_says_so(platform: Platform, run: Run) -> None:
     source_has(platform, "vc_a")
-    builder = archive(("vc_a", "archived"))
+    builder = archive(A)
     text = as_text(run(builder.store))
     assert text.endswith("\nOK: the archive has a result for each of the 1 calls listed\n")
 

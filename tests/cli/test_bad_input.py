@@ -167,9 +167,7 @@ def test_a_bad_shard_of_the_environment(
 
 
 def test_run_needs_its_metrics_port(command: Command) -> None:
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
+    with socket.create_server(("", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = command.run("run", "--once", ARCHIVER_METRICS_PORT=port)
     assert done.code == 2

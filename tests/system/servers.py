@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -23,6 +24,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tests.system.checker import Expected
 from tests.system.command import BIN, ROOT, clean_environment
 
 REGION = "us-east-1"
@@ -224,20 +226,18 @@ class Weed(Server):
         return False
 
 
-class Source(Server):
-    """The simulated platform as a process of its own; `truth` is what it serves, by call id."""
+class SimulatedSource(Server):
+    """The simulated platform as a process of its own, `python -m module`; `truth` is what it
+    serves, by call id."""
 
-    def __init__(self, directory: Path, *arguments: str, truth: bool = True) -> None:
+    def __init__(self, directory: Path, module: str, *arguments: str) -> None:
         super().__init__()
-        file = directory / f"truth-{secrets.token_hex(4)}.jsonl"
-        command = [sys.executable, "-m", "tests.fakes.platform", *arguments]
-        command += ["--truth", str(file)] if truth else []
+        self.truth: dict[str, dict[str, Any]] = {}
+        command = [sys.executable, "-m", module, *arguments]
         with (directory / "source.log").open("a") as log:
-            process = self._spawn(command, log, stdout=subprocess.PIPE, cwd=ROOT)
-        assert process.stdout is not None
+            self._served = self._spawn(command, log, stdout=subprocess.PIPE, cwd=ROOT)
         try:
-            self.addresses: dict[str, Any] = json.loads(process.stdout.readline())
-            self.truth = _by_id(file) if truth else {}
+            self.addresses: dict[str, Any] = self._answer()
         except ValueError:
             self.stop()
             pytest.fail(f"the source does not start: see {directory / 'source.log'}")
@@ -249,6 +249,26 @@ class Source(Server):
             "RECORDING_HOSTS": self.addresses["blob_host"],
             "ALLOW_HTTP": "true",
         }
+
+    def expected(self, start: datetime, end: datetime, **more: Any) -> Expected:
+        """What an archive of all its calls must hold."""
+        told = {"api": self.addresses["api_url"], "recording_host": self.addresses["blob_host"]}
+        return Expected(self.truth, start, end, **{**told, **more})
+
+    def _answer(self) -> Any:
+        """The next line that it prints."""
+        assert self._served.stdout is not None
+        return json.loads(self._served.stdout.readline())
+
+
+class Source(SimulatedSource):
+    """One with calls that its options tell of."""
+
+    def __init__(self, directory: Path, *arguments: str, truth: bool = True) -> None:
+        file = directory / f"truth-{secrets.token_hex(4)}.jsonl"
+        told = ("--truth", str(file)) if truth else ()
+        super().__init__(directory, "tests.fakes.platform", *arguments, *told)
+        self.truth = _by_id(file) if truth else {}
 
 
 def _by_id(file: Path) -> dict[str, dict[str, Any]]:
