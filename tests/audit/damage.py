@@ -92,8 +92,16 @@ def edit_seal(builder: Builder, seq: int, *, sign: bool = False, **fields: Any) 
         builder.store.rot(layout.signature_key(seq), lambda _: builder.key.sign(data))
 
 
-def swap_seals(builder: Builder) -> None:
-    for make in (layout.seal_key, layout.signature_key):
+def dropped_and_rechained(builder: Builder) -> None:
+    """As above, and the seal after it as well."""
+    dropped_and_resealed(builder)
+    edit_seal(builder, 3, records=builder.seals[3].records - 1)
+    before = seal.parse_seal(builder.store.data(layout.seal_key(3)))
+    edit_seal(builder, 4, prev=before.sha256, records=builder.seals[4].records - 1)
+
+
+def swap_seals(builder: Builder, *, signatures: bool = True) -> None:
+    for make in (layout.seal_key, layout.signature_key)[: 1 + signatures]:
         builder.store.swap(make(2), make(3))
 
 
@@ -262,6 +270,8 @@ DAMAGES = [
         b.store.rot(THIRD + ".jsonl", replace(b"Outbound", b"Outbounc"))),
     Damage("flip in a seal", {"signature_invalid", "prev_mismatch"}, lambda b:
         b.store.rot(layout.seal_key(2), replace(b"00Z", b"01Z"))),
+    Damage("flip in the newest seal", {"signature_invalid"}, lambda b:
+        b.store.rot(layout.seal_key(4), replace(b"00Z", b"01Z"))),
     Damage("flip that leaves no JSON", {"seal_invalid", "signature_invalid", "prev_mismatch"},
         lambda b: b.store.rot(layout.seal_key(2), replace(b'"v":1', b'"v";1'))),
     Damage("flip in a signature", {"signature_invalid"}, lambda b:
@@ -295,11 +305,19 @@ DAMAGES = [
     # what somebody did on purpose
     Damage("two seals swapped", {"seal_number", "prev_mismatch", "running_total",
         "pointer_mismatch", "watermark_back", "watermark_ahead"}, swap_seals),
+    Damage("two seals swapped, their signatures left", {"signature_invalid", "seal_number",
+        "prev_mismatch", "running_total", "pointer_mismatch", "watermark_back", "watermark_ahead"},
+        lambda b:
+        swap_seals(b, signatures=False)),
     Damage("a record dropped, companion re-hashed", {"segment_mismatch", "companion_mismatch",
         "window_counts", "listed_mismatch"}, dropped_and_rehashed),
     Damage("a record dropped, seal rewritten without the key", {"signature_invalid",
         "prev_mismatch", "running_total", "companion_mismatch", "window_counts", "listed_mismatch",
         *UNTOLD}, dropped_and_resealed),
+    Damage("a record dropped, all seals rewritten without the key", {"signature_invalid",
+        "companion_mismatch", "window_counts", "listed_mismatch", *UNTOLD}, dropped_and_rechained),
+    Damage("the newest seal rewritten without the key", {"signature_invalid"}, lambda b:
+        edit_seal(b, 4, sealed_at="2024-01-17T00:00:01Z")),
     Damage("a cut-off tail", {"tail_missing", *UNTOLD}, cut_tail, head=True),
     Damage("a rewritten tail", {"head_mismatch"}, lambda b: edit_seal(b, 4, sign=True,
         sealed_at="2024-01-17T00:00:01Z"), head=True),

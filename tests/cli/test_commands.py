@@ -15,22 +15,16 @@ import pytest
 
 from archiver.manifest.signing import SigningKey
 from tests.fakes.command import Command
-from tests.fakes.http_server import Request
 from tests.fakes.platform import Platform
 from tests.fakes.population import PHONE, SECRET_WORDS, TEN, a_call, call_of
 from tests.fakes.rig import Archive
+from tests.system.servers import free_port
 
 VERBS = {
     "backfill", "check", "demo", "hold", "init", "keygen", "manifest", "reconcile", "run", "verify"
 }  # fmt: skip
 Look = Callable[[], Archive]
 Versions = Callable[[], list[tuple[str, str | None]]]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # --- keygen, init, check
@@ -201,32 +195,6 @@ def test_secrets_from_files(
         changes[f"ARCHIVER_{name}_FILE"] = str(file)
     done = command.run("backfill", *hour, **changes).expect()
     assert "3 archived" in done.out
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_backfill_ends_with_130_and_the_next_completes_it(
-    command: Command, platform: Platform, archive: Look, key: SigningKey,
-    hour: list[str], number: signal.Signals,
-) -> None:  # fmt: skip
-    platform.add(*[a_call(f"vc_{n}") for n in range(4, 40)])
-
-    def slow(request: Request) -> None:
-        if request.server == "blob":
-            import time
-
-            time.sleep(0.2)
-
-    platform.hooks.append(slow)
-    done = command.interrupt(
-        lambda: len(platform.served("blob", status=200)) >= 3, number, "backfill", *hour
-    ).expect(130)
-    assert done.complaint == "archiver: interrupted"
-    platform.hooks.clear()
-    assert archive().segments == {}
-    command.run("backfill", *hour).expect()
-    look = archive()
-    look.check(key)
-    assert len(look.records) == len(look.below("records/")) == 39
 
 
 # --- run

@@ -21,12 +21,12 @@ import pytest
 from archiver.core.retry import Retry
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions, connect, make_client
-from tests.contract.servers import REGION, Rclone
+from tests.contract.servers import Rclone
 from tests.contract.stores import KNOWN, Known
 from tests.fakes.clock import HandClock
 from tests.fakes.rig import SIGNED, TRANSPORT, aws_session, store_requests
 from tests.system.ceph import Ceph
-from tests.system.servers import Weed
+from tests.system.servers import REGION, Weed
 
 _HERE = Path(__file__).parent
 ASKED = os.environ.get("CONTRACT_STORES", "weed,moto,rclone").split(",")

@@ -11,12 +11,12 @@ import pytest
 from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
 from tests.contract.conftest import STORES, MakeBucket, Server
-from tests.contract.servers import REGION
 from tests.contract.stores import KNOWN, Known
 from tests.fakes.command import Command, command_for
 from tests.fakes.platform import Platform
 from tests.fakes.population import a_call
 from tests.fakes.rig import Archive
+from tests.system.servers import REGION
 
 OVERWRITES = [name for name in STORES if not KNOWN[name].proved.create_once]
 UNLOCKS = [name for name in STORES if KNOWN[name].proved.lock_holds is False]

@@ -21,10 +21,10 @@ from archiver.core.errors import StoreError
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions, make_client
 from tests.contract.conftest import STORES, MakeBucket, Server
-from tests.contract.servers import REGION
 from tests.contract.stores import KNOWN, MATTERS, told
 from tests.fakes.audio import noise
 from tests.fakes.clock import HandClock
+from tests.system.servers import REGION
 
 WRONG = checksums.hex_to_base64(checksums.sha256_hex(b"another"))
 DAY = timedelta(days=1)

@@ -26,11 +26,11 @@ from archiver.core.retry import Retry
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions
 from tests.contract.conftest import LOCKED, LOCKING, STORES, MakeBucket, Server
-from tests.contract.servers import REGION
 from tests.contract.stores import KNOWN, Known, told
 from tests.fakes.audio import noise
 from tests.fakes.clock import HandClock
 from tests.fakes.proxy import FaultProxy
+from tests.system.servers import REGION
 
 PART = 5 << 20
 ATOMIC = [name for name in STORES if KNOWN[name].proved.create_once and name != "moto"]

@@ -30,7 +30,7 @@ from tests.system.command import BIN, ROOT, clean_environment
 REGION = "us-east-1"
 AZURITE = ROOT / ".cache" / "azurite" / "node_modules" / ".bin" / "azurite-blob"
 _GRPC_OFFSET = 10_000
-_START_TRIES = 3
+START_TRIES = 3
 _WEED_PARTS = ("s3", "master", "volume", "filer", "admin")
 
 
@@ -86,6 +86,16 @@ class Server:
         )
         return self._process
 
+    def _listens(self, port: int) -> bool:
+        """Waits for it; False where the process ended: somebody else took the port meanwhile."""
+        assert self._process is not None
+        end = time.monotonic() + 30
+        while self._process.poll() is None and time.monotonic() < end:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                return True
+            time.sleep(0.05)
+        return False
+
     def stop(self) -> None:
         if self._process is None:
             return
@@ -131,7 +141,7 @@ class Weed(Server):
         (directory / "s3.json").write_text(json.dumps(self._identities()))
         log_file = directory / "weed.log"
         self._log = log_file.open("w")
-        for _ in range(_START_TRIES):
+        for _ in range(START_TRIES):
             # Another process may take a port between the check and the start: then others do.
             self._ports = {part: free_port(grpc=True) for part in _WEED_PARTS}
             environment = clean_environment(WEED_S3_SSE_KEK_PASSPHRASE=secrets.token_hex(16))
@@ -297,7 +307,9 @@ class Azurite(Server):
         environment = clean_environment(AZURITE_ACCOUNTS=f"{self.account}:{self.key}")
         with (directory / "azurite.log").open("w") as log:
             self._spawn(command, log, env=environment, cwd=directory)
-        self._wait()
+        if not self._listens(self.port):
+            self.stop()
+            pytest.fail("Azurite does not start")
 
     @property
     def host(self) -> str:
@@ -306,12 +318,3 @@ class Azurite(Server):
     @property
     def account_url(self) -> str:
         return f"{'https' if self.tls else 'http'}://{self.host}/{self.account}"
-
-    def _wait(self) -> None:
-        end = time.monotonic() + 30
-        while time.monotonic() < end:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
-                return
-            time.sleep(0.05)
-        self.stop()
-        pytest.fail("Azurite does not start")
