@@ -10,7 +10,6 @@ from archiver.manifest import canonical
 from archiver.manifest.event import HoldEvent, ObjectRef
 from tests.audit.builder import Builder, hour, small_archive
 from tests.audit.damage import RECORD, WAV, lose_seal
-from tests.audit.store import MemoryStore
 
 pytestmark = pytest.mark.usefixtures("any_order")
 
@@ -96,26 +95,14 @@ def test_a_revision_that_came_after_the_act_is_held_too() -> None:
     assert builder.found() == [("hold_missing", again.key)]
 
 
-class Busy(MemoryStore):
-    """Somebody's command is at work while the auditor looks for versions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.then: list = []
-
-    def versions(self, prefix: str):
-        while self.then:
-            self.then.pop()()
-        return super().versions(prefix)
-
-
 @pytest.mark.parametrize(("before", "after"), [("add", "remove"), ("remove", "add")])
 def test_an_act_that_is_sealed_meanwhile_is_no_finding(before: str, after: str) -> None:
-    store = Busy()
-    builder = small_archive(store)
+    """Somebody's command is at work while the auditor looks for versions."""
+    builder = small_archive()
+    store = builder.store
     builder.seal(events=[builder.hold(before, "vc_d", "vc_c")])
     event = builder.hold(after, "vc_d")  # the store has it already, the chain not yet
-    store.then = [lambda: builder.seal(events=[event])]
+    store.meanwhile["versions "] = lambda: builder.seal(events=[event])
     for key in (key for key in store.all_keys() if "/vc_c/" in key):
         store.entry(key).held = before != "add"
 

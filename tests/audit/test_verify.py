@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -346,23 +346,10 @@ def test_damage_in_a_seal_is_not_told_again_of_its_segments() -> None:
     assert any("gaps in time were not looked for" in note for note in report.notes)
 
 
-class Growing(MemoryStore):
-    """A writer seals a further window while the auditor lists the segments."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.then: list = []
-
-    def list(self, prefix: str) -> Iterator:
-        if prefix == layout.SEGMENTS and self.then:
-            self.then.pop()()
-        return super().list(prefix)
-
-
 def test_a_seal_made_meanwhile_is_no_finding() -> None:
-    store = Growing()
-    builder = small_archive(store)
-    store.then = [lambda: builder.close(hour(13))]
+    """A writer seals a further window while the auditor lists the segments."""
+    builder = small_archive()
+    builder.store.meanwhile[f"list {layout.SEGMENTS}"] = lambda: builder.close(hour(13))
 
     assert builder.audit().totals == {}
 
