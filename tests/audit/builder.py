@@ -1,4 +1,7 @@
-"""Real archives for the auditor, made with the formats alone: no line of the pipeline runs here."""
+"""Real archives for the auditor, made with the formats alone: no line of the pipeline runs here.
+
+A builder also says what `verify` finds in its archive.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from archiver.audit.findings import Report
+from archiver.audit.verify import Options, verify
+from archiver.core.errors import StoreError
 from archiver.core.model import Call, Window, format_time
 from archiver.manifest import canonical, event, layout, record, seal
 from archiver.manifest.event import HoldEvent, ObjectRef
@@ -205,6 +211,17 @@ class Builder:
             self.put(layout.seal_pointer_key(key), f"{sealed.seq}\n".encode())
         return sealed
 
+    def close(
+        self,
+        window: Window,
+        records: Sequence[Record] = (),
+        *,
+        watermark: datetime | None = None,
+        **options: Any,
+    ) -> Seal:
+        """Close a window, and seal it; `options` are those of `segment`."""
+        return self.seal(self.segment(window, records, **options), watermark=watermark)
+
     def put_seal(self, data: bytes, *, at: int | None = None) -> Seal:
         """Write a seal's bytes with a good signature."""
         sealed = seal.parse_seal(data)
@@ -218,6 +235,26 @@ class Builder:
     def head(self) -> str:
         """What an auditor notes of the chain: SEQ:SHA256."""
         return f"{self.seals[-1].seq}:{self.seals[-1].sha256}"
+
+    def lock(self, key: str, mode: str | None, until: str | None) -> None:
+        """Have the store say that its newest version is locked so."""
+        entry = self.store.entry(key)
+        entry.lock_mode = mode
+        entry.lock_until = datetime.fromisoformat(until) if until else None
+
+    def refuse(self, key: str) -> None:
+        """Have the store refuse whatever is asked of this key, or below this prefix."""
+        self.store.refuse[key] = StoreError("odd", reason="denied")
+
+    # --- what the auditor says of it
+
+    def audit(self, *, now: datetime | None = None, **options: Any) -> Report:
+        """What `verify` reports; nobody waits for a writer at work."""
+        return verify(self.store, Options(**options), now=now, pause=lambda _: None)
+
+    def found(self, **options: Any) -> list[tuple[str, str]]:
+        """Code and key of each finding."""
+        return [(one.code, one.key) for one in self.audit(**options).findings]
 
 
 def small_archive(store: MemoryStore | None = None, **options: Any) -> Builder:
@@ -240,7 +277,7 @@ def small_archive(store: MemoryStore | None = None, **options: Any) -> Builder:
         pending=["vc_x"],
     )
     builder.seal(first)
-    builder.seal(builder.segment(hour(11), []))
+    builder.close(hour(11))
     third = builder.segment(
         hour(12),
         [
@@ -278,20 +315,18 @@ def unordered_archive() -> Builder:
         for call_id, number in (("vc_a", 2), ("vc_a", 3), ("vc_b", 9))
     )
     known = {"vc_a": "archived"}
-    builder.seal(builder.segment(hour(10), [a10, a2], outcomes=known))
+    builder.close(hour(10), [a10, a2], outcomes=known)
     known["vc_b"] = "archived"
-    builder.seal(builder.segment(hour(10), [a3, b10], revision=2, outcomes=known))
-    builder.seal(builder.segment(hour(10), [b9], revision=3, outcomes=known))
+    builder.close(hour(10), [a3, b10], revision=2, outcomes=known)
+    builder.close(hour(10), [b9], revision=3, outcomes=known)
     known = {"vc_c": "failed"}
     failed = builder.call("vc_c", hour(11), outcome="failed")
-    builder.seal(builder.segment(hour(11), [failed], pending=["vc_p"]))
+    builder.close(hour(11), [failed], pending=["vc_p"])
     for number in range(2, 10):
-        builder.seal(
-            builder.segment(hour(11), [], revision=number, outcomes=known, pending=["vc_p"])
-        )
+        builder.close(hour(11), revision=number, outcomes=known, pending=["vc_p"])
     late = [builder.call("vc_c", hour(11), revision=2)]
     late += [builder.call(call_id, hour(11)) for call_id in ("vc_d", "vc_p")]
-    builder.seal(builder.segment(hour(11), late, revision=10))
+    builder.close(hour(11), late, revision=10)
     known = {"vc_c": "archived", "vc_p": "archived"}
     last = builder.segment(hour(11), [], revision=11, outcomes=known, vanished=["vc_d"])
     builder.seal(last)

@@ -92,8 +92,16 @@ def edit_seal(builder: Builder, seq: int, *, sign: bool = False, **fields: Any) 
         builder.store.rot(layout.signature_key(seq), lambda _: builder.key.sign(data))
 
 
-def swap_seals(builder: Builder) -> None:
-    for make in (layout.seal_key, layout.signature_key):
+def dropped_and_rechained(builder: Builder) -> None:
+    """As above, and the seal after it as well."""
+    dropped_and_resealed(builder)
+    edit_seal(builder, 3, records=builder.seals[3].records - 1)
+    before = seal.parse_seal(builder.store.data(layout.seal_key(3)))
+    edit_seal(builder, 4, prev=before.sha256, records=builder.seals[4].records - 1)
+
+
+def swap_seals(builder: Builder, *, signatures: bool = True) -> None:
+    for make in (layout.seal_key, layout.signature_key)[: 1 + signatures]:
         builder.store.swap(make(2), make(3))
 
 
@@ -126,7 +134,7 @@ def wrong_segment(**options: Any) -> Callable[[Builder], object]:
 
     def do(builder: Builder) -> None:
         found = builder.call("vc_e", hour(13))
-        builder.seal(builder.segment(hour(13), [found], **options))
+        builder.close(hour(13), [found], **options)
 
     return do
 
@@ -209,37 +217,37 @@ def odd_file(**fields: Any) -> Callable[[Builder], object]:
 
 def fall_silent(builder: Builder) -> None:
     """A call is pending, and the next revision does not speak of it."""
-    builder.seal(builder.segment(hour(13), [], pending=["vc_p"]))
-    builder.seal(builder.segment(hour(13), [], revision=2, outcomes={}))
+    builder.close(hour(13), pending=["vc_p"])
+    builder.close(hour(13), revision=2, outcomes={})
 
 
 def skip_window(builder: Builder) -> None:
-    builder.seal(builder.segment(hour(14), []))
+    builder.close(hour(14))
 
 
 def seal_late(builder: Builder) -> None:
     """The watermark passes a window that only the next seal covers."""
     builder.seal(watermark=hour(13).end)
-    builder.seal(builder.segment(hour(13), []))
+    builder.close(hour(13))
 
 
 def skip_revision(builder: Builder) -> None:
-    builder.seal(builder.segment(hour(11), [], revision=3))
+    builder.close(hour(11), revision=3)
 
 
 def overlap(builder: Builder) -> None:
     window = hour(12)
     half = type(window)(window.start + timedelta(minutes=30), window.end)
-    builder.seal(builder.segment(half, []), watermark=hour(12).end)
+    builder.close(half, watermark=hour(12).end)
 
 
 def count_twice(builder: Builder) -> None:
     """A window counts a call of the window before."""
-    builder.seal(builder.segment(hour(13), [record.parse(builder.store.data(RECORD))]))
+    builder.close(hour(13), [record.parse(builder.store.data(RECORD))])
 
 
 def archive_without_recording(builder: Builder) -> None:
-    builder.seal(builder.segment(hour(13), [builder.call("vc_e", hour(13), kinds=("transcript",))]))
+    builder.close(hour(13), [builder.call("vc_e", hour(13), kinds=("transcript",))])
 
 
 def event(builder: Builder, line: dict[str, Any]) -> None:
@@ -262,6 +270,8 @@ DAMAGES = [
         b.store.rot(THIRD + ".jsonl", replace(b"Outbound", b"Outbounc"))),
     Damage("flip in a seal", {"signature_invalid", "prev_mismatch"}, lambda b:
         b.store.rot(layout.seal_key(2), replace(b"00Z", b"01Z"))),
+    Damage("flip in the newest seal", {"signature_invalid"}, lambda b:
+        b.store.rot(layout.seal_key(4), replace(b"00Z", b"01Z"))),
     Damage("flip that leaves no JSON", {"seal_invalid", "signature_invalid", "prev_mismatch"},
         lambda b: b.store.rot(layout.seal_key(2), replace(b'"v":1', b'"v";1'))),
     Damage("flip in a signature", {"signature_invalid"}, lambda b:
@@ -281,6 +291,10 @@ DAMAGES = [
     Damage("a seal is gone", {"seal_missing"}, lambda b: lose_seal(b, 2)),
     Damage("the newest seal is gone, its signature is not", {"seal_missing", "pointer_dangling",
         *UNTOLD}, lambda b: lose_seal(b, 4, signature=False)),
+    Damage("the newest seal and its signature are gone", {"pointer_dangling", *UNTOLD}, lambda b:
+        lose_seal(b, 4), shell=False),
+    Damage("a segment is gone that no seal names, its companion is not", {"segment_missing"},
+        lambda b: b.store.lose(b.segment(hour(13), []).name.jsonl), shell=False),
     Damage("seal 0 is gone", {"seal_missing"}, lambda b: lose_seal(b, 0)),
     Damage("a signature is gone", {"signature_missing"}, lambda b:
         b.store.lose(layout.signature_key(4))),
@@ -291,11 +305,19 @@ DAMAGES = [
     # what somebody did on purpose
     Damage("two seals swapped", {"seal_number", "prev_mismatch", "running_total",
         "pointer_mismatch", "watermark_back", "watermark_ahead"}, swap_seals),
+    Damage("two seals swapped, their signatures left", {"signature_invalid", "seal_number",
+        "prev_mismatch", "running_total", "pointer_mismatch", "watermark_back", "watermark_ahead"},
+        lambda b:
+        swap_seals(b, signatures=False)),
     Damage("a record dropped, companion re-hashed", {"segment_mismatch", "companion_mismatch",
         "window_counts", "listed_mismatch"}, dropped_and_rehashed),
     Damage("a record dropped, seal rewritten without the key", {"signature_invalid",
         "prev_mismatch", "running_total", "companion_mismatch", "window_counts", "listed_mismatch",
         *UNTOLD}, dropped_and_resealed),
+    Damage("a record dropped, all seals rewritten without the key", {"signature_invalid",
+        "companion_mismatch", "window_counts", "listed_mismatch", *UNTOLD}, dropped_and_rechained),
+    Damage("the newest seal rewritten without the key", {"signature_invalid"}, lambda b:
+        edit_seal(b, 4, sealed_at="2024-01-17T00:00:01Z")),
     Damage("a cut-off tail", {"tail_missing", *UNTOLD}, cut_tail, head=True),
     Damage("a rewritten tail", {"head_mismatch"}, lambda b: edit_seal(b, 4, sign=True,
         sealed_at="2024-01-17T00:00:01Z"), head=True),

@@ -104,9 +104,17 @@ def passed_over(at_first: bytes | None, **options: Any) -> Callable[[Builder], o
     def do(builder: Builder) -> None:
         if at_first is not None:
             builder.store.put(THIRTEEN + ".jsonl", at_first)
-        builder.seal(
-            builder.segment(hour(13), [builder.call("vc_e", hour(13))], revision=2, **options)
-        )
+        builder.close(hour(13), [builder.call("vc_e", hour(13))], revision=2, **options)
+
+    return do
+
+
+def windows_late(*pairs: tuple[int, int]) -> Callable[[Builder], object]:
+    """Windows that are not sealed in order, each with the window that the watermark stays at."""
+
+    def do(builder: Builder) -> None:
+        for window, mark in pairs:
+            builder.close(hour(window), watermark=hour(mark).end)
 
     return do
 
@@ -133,7 +141,7 @@ def second_record(builder: Builder) -> None:
     """A call whose first record is r2, because something else lies at the key of r1."""
     found = builder.call("vc_e", hour(13), revision=2)
     builder.store.put(found.key.replace("r2", "r1"), FOREIGN_BYTES)
-    builder.seal(builder.segment(hour(13), [found]))
+    builder.close(hour(13), [found])
 
 
 def kinds(*files: tuple[str, str]) -> Callable[[Builder], object]:
@@ -224,7 +232,27 @@ FOREIGN = [
 ]  # fmt: skip
 """Each is found at every level, and is all that is said."""
 
+
+def many_revisions(builder: Builder) -> None:
+    """Of a window; and acts about two of its calls."""
+    known = {"vc_c": "failed", "vc_d": "archived", "../önd\n=1": "archived"}
+    for revision in range(2, 12):
+        builder.close(hour(12), revision=revision, outcomes=known)
+    builder.seal(events=[builder.hold("add", "vc_c", "vc_d")])
+    builder.seal(events=[builder.hold("remove", "vc_c")])
+
+
+def sight_odd_id(builder: Builder) -> None:
+    """A sighted call with an odd id has its record."""
+    sight("../odd\nid", "vc_p")(builder)
+    builder.call("../odd\nid", hour(13))
+    builder.close(hour(13), pending=["vc_p"])
+
+
 SOUND: list[tuple[str, Callable[[Builder], object]]] = [
+    ("the probe of the store, twice", lambda b: [b.store.put(layout.PROBE, b"x") for _ in "12"]),
+    ("windows of a backfill", windows_late((3, 12), (20, 12))),
+    ("windows of earlier seals", windows_late((14, 12), (13, 14))),
     ("a call that is archived", sight("vc_d", "vc_c")),
     ("a call that the window beside tells of", sight("vc_a")),
     ("a call that was pending once", sight("vc_x", window=10)),
@@ -232,6 +260,8 @@ SOUND: list[tuple[str, Callable[[Builder], object]]] = [
     ("a window that is not sealed", sight("vc_lost", window=14)),
     ("a call whose record waits for its seal", lambda b: (b.call("vc_e", hour(13), kinds=()),
         sight("vc_e")(b))),
+    ("a call with an odd id that has its record", sight_odd_id),
+    ("many revisions, and events", many_revisions),
     ("entries that can be told again", lambda b: unreadable_entries(b, 3, 0)),
     ("documents that are no JSON, and kinds of a later release", kinds(("transcript_malformed",
         "transcript.bad"), ("epa_malformed", f"epa-{TAG}.bad"), ("diary", "Diary_1.v2.json"))),

@@ -105,14 +105,3 @@ def sha256(data: bytes) -> str:
 
 def ids_sha256(ids: list[str]) -> str:
     return sha256("".join(f"{call_id}\n" for call_id in ids).encode())
-
-
-def merkle_root(leaves: list[bytes]) -> bytes:
-    """RFC 6962, 2.1, as it is defined there: split at the largest power of two below n."""
-    if len(leaves) == 1:
-        return hashlib.sha256(b"\0" + leaves[0]).digest()
-    split = 1
-    while split * 2 < len(leaves):
-        split *= 2
-    halves = merkle_root(leaves[:split]) + merkle_root(leaves[split:])
-    return hashlib.sha256(b"\1" + halves).digest()

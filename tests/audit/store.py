@@ -45,6 +45,8 @@ class MemoryStore:
         """By key or prefix: each request for it is refused, for ever."""
         self.refuse_all: dict[str, StoreError] = {}
         """By operation (`read`, `stream`, `head`, `list`, `versions`): each is refused."""
+        self.meanwhile: dict[str, Callable[[], object]] = {}
+        """By the beginning of a request (`list manifest/`): what somebody does at the first one."""
         self.requests: list[str] = []
         self._entries: dict[str, list[Entry]] = {}
         self._ids = itertools.count(1)
@@ -185,8 +187,12 @@ class MemoryStore:
         return entries[-1] if entries and entries[-1].data is not None else None
 
     def _note(self, operation: str, key: str) -> None:
+        request = f"{operation} {key}"
         with self._lock:
-            self.requests.append(f"{operation} {key}")
+            self.requests.append(request)
+            due = [self.meanwhile.pop(one) for one in [*self.meanwhile] if request.startswith(one)]
+        for act in due:
+            act()
         if operation in self.refuse_all:
             raise self.refuse_all[operation]
         if key in self.refuse:

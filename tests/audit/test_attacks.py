@@ -83,9 +83,13 @@ ON_ANY_VERSIONS: list[tuple[Act, str, set[str]]] = [
     (Attacker.overwrite, "recording", {"overwritten"}),
     (Attacker.hide, "recording", {"deleted"}),
     (Attacker.recreate, "recording", {"recreated"}),
+    (Attacker.overwrite, "record", {"overwritten"}),
     (Attacker.hide, "record", {"deleted", "record_missing"}),
+    (Attacker.recreate, "record", {"recreated"}),
     (Attacker.wipe, "transcript", {"file_missing"}),
     (Attacker.overwrite, SEAL, {"overwritten"}),
+    (Attacker.recreate, layout.seal_key(0), {"recreated"}),
+    (Attacker.hide, SEGMENT.sha256, {"deleted", "companion_missing"}),
     (Attacker.recreate, SEGMENT.seal, {"recreated"}),
 ]
 ON_A_LOCKED_BUCKET: list[tuple[Act, str, set[str]]] = [
@@ -102,14 +106,25 @@ WITHOUT_VERSIONS: list[tuple[Act, str, set[str]]] = [
     (lambda a, k: a.overwrite(k, b"{}\n"), "record", {"record_mismatch"}),
     (Attacker.recreate, "transcript", set()),  # the same bytes, and nothing tells of the others
 ]
+
+
+def with_the_lock_gone(act: Act, what: str, codes: set[str]) -> tuple[Act, str, set[str]]:
+    """A new version has no lock: that is seen of what is not asked for by version."""
+    is_new = act in (Attacker.overwrite, Attacker.recreate)
+    is_seen = is_new and what in ("record", SEAL, SEGMENT.seal)
+    return act, what, codes | ({"retention_missing"} if is_seen else set())
+
+
 ATTACKS = {
     LOCKED: [
-        # A new version has no lock: that is seen of what is not asked for by version.
-        *((act, what, codes | ({"retention_missing"} if what in (SEAL, SEGMENT.seal) else set()))
-          for act, what, codes in ON_ANY_VERSIONS),
+        *itertools.starmap(with_the_lock_gone, ON_ANY_VERSIONS),
         *ON_A_LOCKED_BUCKET,
     ],
-    VERSIONED: ON_ANY_VERSIONS,
+    VERSIONED: [
+        *ON_ANY_VERSIONS,
+        (lambda a, k: a.overwrite(k, b"other"), "recording", {"overwritten"}),
+        (Attacker.overwrite, SEGMENT.jsonl, {"overwritten"}),
+    ],
     PLAIN: WITHOUT_VERSIONS,
 }  # fmt: skip
 RETENTION = {LOCKED: Retention("GOVERNANCE", 20 * 365), VERSIONED: Retention(), PLAIN: Retention()}

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from archiver.audit.chain import KnownHead
 from archiver.audit.findings import CODES
-from archiver.audit.verify import Options, verify
 from archiver.manifest.signing import SigningKey
-from tests.audit.builder import small_archive
+from tests.audit.builder import Builder, small_archive
 from tests.audit.damage import DAMAGES, Damage, damaged
 from tests.audit.foreign import FOREIGN
 
 
-def found(builder, options: Options) -> set[str]:
-    report = verify(builder.store, options, pause=lambda _: None)
+def codes(builder: Builder, **options: Any) -> set[str]:
+    report = builder.audit(**options)
     assert report.exit_code == (0 if report.ok else 1)
     return set(report.totals)
 
@@ -24,9 +23,9 @@ def found(builder, options: Options) -> set[str]:
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
 def test_damage_has_its_code(damage: Damage) -> None:
     builder, head = damaged(damage)
-    options = Options(level=damage.level, head=KnownHead.parse(head) if damage.head else None)
+    known = KnownHead.parse(head) if damage.head else None
 
-    assert found(builder, options) == damage.codes
+    assert codes(builder, level=damage.level, head=known) == damage.codes
 
 
 @pytest.mark.parametrize(
@@ -34,29 +33,28 @@ def test_damage_has_its_code(damage: Damage) -> None:
 )
 def test_without_the_known_head_it_cannot_be_seen(damage: Damage) -> None:
     """But for what a lost seal leaves behind, which is no more than information."""
-    codes = found(damaged(damage)[0], Options(level="bytes"))
-    assert {code for code in codes if CODES[code].severity != "info"} == set()
+    found = codes(damaged(damage)[0], level="bytes")
+    assert {code for code in found if CODES[code].severity != "info"} == set()
 
 
 def test_a_whole_chain_of_another_key_needs_the_key_from_outside() -> None:
     forged = small_archive()
     real = SigningKey.generate().public
 
-    assert found(forged, Options()) == set()
-    assert found(forged, Options(public_key=real)) == {"key_mismatch", "signature_invalid"}
+    assert codes(forged) == set()
+    assert codes(forged, public_key=real) == {"key_mismatch", "signature_invalid"}
 
 
 @pytest.mark.parametrize("level", ["manifest", "objects", "bytes"])
 def test_a_sound_archive_is_clean(level) -> None:
     builder = small_archive()
-    options = Options(
-        level=level, public_key=builder.key.public, head=KnownHead.parse(builder.head)
-    )
+    head = KnownHead.parse(builder.head)
+    options = {"level": level, "public_key": builder.key.public, "head": head}
 
-    report = verify(builder.store, replace(options, workers=1))
+    report = builder.audit(**options, workers=1)
 
     assert (report.ok, report.exit_code, report.totals, report.notes) == (True, 0, {}, [])
-    assert verify(builder.store, options).counts == report.counts
+    assert builder.audit(**options).counts == report.counts
 
 
 def test_every_code_is_provoked_by_some_test() -> None:

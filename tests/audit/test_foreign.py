@@ -6,9 +6,7 @@ import pytest
 
 from archiver.audit import leftovers
 from archiver.audit.findings import CODES, Report
-from archiver.audit.verify import Options, verify
-from archiver.core.errors import StoreError
-from tests.audit.builder import Builder, hour, small_archive
+from tests.audit.builder import hour, small_archive
 from tests.audit.damage import SEGMENTS, Damage
 from tests.audit.foreign import (
     FOREIGN,
@@ -28,14 +26,6 @@ from tests.audit.store import MemoryStore
 LEVELS = ["manifest", "objects", "bytes"]
 
 
-def audit(builder: Builder, level: str = "objects", **options) -> Report:
-    return verify(
-        builder.store,
-        Options(level=level, **options),  # type: ignore[arg-type]
-        pause=lambda _: None,
-    )
-
-
 def without_leftovers(report: Report) -> set[str]:
     """The codes, but for what a window that is not sealed leaves behind at the higher levels."""
     return set(report.totals) - {"untold_record", "unnamed_object"}
@@ -47,7 +37,7 @@ def test_what_is_foreign_has_its_code(damage: Damage, level: str) -> None:
     builder = small_archive()
     damage.do(builder)
 
-    report = audit(builder, level)
+    report = builder.audit(level=level)
 
     if "recordings/" in damage.name and level == "manifest":
         assert report.totals == {}, "what lies there is looked at from level objects on"
@@ -63,7 +53,7 @@ def test_what_is_sound_is_no_damage(name: str, do, level: str) -> None:
     builder = small_archive()
     do(builder)
 
-    report = audit(builder, level)
+    report = builder.audit(level=level)
 
     assert without_leftovers(report) == set()
     assert report.ok
@@ -76,7 +66,7 @@ def test_in_a_bucket_without_versions_too(versioned: bool, level: str) -> None:
     at(STRANGE, FOREIGN_BYTES)(builder)
     at("manifest/evil.json", FOREIGN_BYTES)(builder)
 
-    assert audit(builder, level).totals == {"foreign_object": 1, "record_unreadable": 1}
+    assert builder.audit(level=level).totals == {"foreign_object": 1, "record_unreadable": 1}
 
 
 # --- records
@@ -86,7 +76,7 @@ def test_records_that_a_segment_names_are_not_read_at_level_manifest() -> None:
     builder = small_archive()
     at(STRANGE, FOREIGN_BYTES)(builder)
 
-    audit(builder, "manifest")
+    builder.audit(level="manifest")
 
     asked = [one for one in builder.store.requests if " records/dt" in one]
     assert asked == [f"read {STRANGE}"]
@@ -98,7 +88,7 @@ def test_very_many_records_are_read_as_far_as_it_goes(monkeypatch) -> None:
     for number in range(8):
         builder.store.put(f"records/dt=2024-01-16/vc_{number}/r1.json", b"x")
 
-    report = audit(builder)
+    report = builder.audit()
 
     assert report.totals == {"record_unreadable": 5, "untold_record": 3}
     assert "3 records that no sealed segment names were not read" in report.notes
@@ -109,7 +99,7 @@ def test_very_many_foreign_keys_are_counted() -> None:
     for number in range(30):
         builder.store.put(f"records/{number:02}", b"x")
 
-    report = audit(builder)
+    report = builder.audit()
 
     assert report.totals == {"foreign_object": 30}
     assert len(report.findings) == leftovers.SHOWN
@@ -119,14 +109,14 @@ def test_what_another_archive_keeps_beside_is_nothing_of_ours() -> None:
     builder = small_archive()
     builder.store.put("elsewhere/records/x", b"x")
 
-    assert audit(builder).totals == {}
+    assert builder.audit().totals == {}
 
 
 def test_a_log_of_a_newer_release_is_information() -> None:
     builder = small_archive()
     builder.store.put("manifest/log/checkpoint", b"x")
 
-    assert audit(builder).totals == {"unexpected_object": 1}
+    assert builder.audit().totals == {"unexpected_object": 1}
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -134,9 +124,9 @@ def test_a_record_that_cannot_be_read_is_a_finding(level: str) -> None:
     builder = small_archive()
     builder.call("vc_e", hour(13), kinds=())
     key = "records/dt=2024-01-15/vc_e/r1.json"
-    builder.store.refuse[key] = StoreError("odd", reason="denied")
+    builder.refuse(key)
 
-    report = audit(builder, level)
+    report = builder.audit(level=level)
 
     assert [(f.code, f.key) for f in report.findings] == [("unreadable", key)]
 
@@ -151,14 +141,14 @@ def test_what_is_known_of_a_newer_segment_is_checked() -> None:
     builder.store.rot(THIRTEEN + ".seal", lambda _: b"7\n")
 
     codes = {"newer_format", "segment_mismatch", "pointer_mismatch"}
-    assert set(audit(builder, "manifest").totals) == codes
+    assert set(builder.audit(level="manifest").totals) == codes
 
 
 def test_a_newer_release_is_named_in_words() -> None:
     builder = small_archive()
     sealed_segment(0, 1, 2)(builder)
 
-    [finding] = audit(builder).findings
+    [finding] = builder.audit().findings
 
     assert (finding.severity, finding.detail) == ("warning", "3 lines")
     assert "verify with that release" in CODES["newer_format"].meaning
@@ -171,7 +161,7 @@ def test_a_revision_that_was_passed_over_is_explained() -> None:
     builder = small_archive()
     passed_over(FOREIGN_BYTES)(builder)
 
-    report = audit(builder)
+    report = builder.audit()
 
     skipped = next(f for f in report.findings if f.code == "revision_skipped")
     assert (skipped.key, skipped.severity) == (f"{SEGMENTS}1300.r2.jsonl", "info")
@@ -184,15 +174,15 @@ def test_the_balance_of_a_revision_that_was_passed_over_is_checked() -> None:
     passed_over(FOREIGN_BYTES, outcomes={"vc_e": "archived", "vc_more": "archived"})(builder)
 
     codes = {"revision_skipped", "segment_invalid", "window_counts", "listed_mismatch"}
-    assert set(audit(builder).totals) == codes
+    assert set(builder.audit().totals) == codes
 
 
 def test_a_revision_whose_key_cannot_be_read_was_passed_over() -> None:
     builder = small_archive()
     passed_over(FOREIGN_BYTES)(builder)
-    builder.store.refuse[THIRTEEN + ".jsonl"] = StoreError("odd", reason="denied")
+    builder.refuse(THIRTEEN + ".jsonl")
 
-    assert set(audit(builder).totals) >= {"revision_skipped", "unreadable"}
+    assert set(builder.audit().totals) >= {"revision_skipped", "unreadable"}
 
 
 # --- listings
@@ -202,7 +192,7 @@ def test_entries_that_are_no_calls_are_counted_by_window() -> None:
     builder = small_archive()
     unreadable_entries(builder, 1, 3)
 
-    [finding] = audit(builder, "manifest").findings
+    [finding] = builder.audit(level="manifest").findings
 
     assert finding.key == f"{SEGMENTS}1300.r2.jsonl"
     assert finding.detail == "3 entries of the window from 2024-01-15T13:00:00Z"
@@ -226,7 +216,7 @@ def test_a_lost_call_is_told_with_its_window(ids: list[str], detail: str) -> Non
     builder = small_archive()
     sight(*ids)(builder)
 
-    [finding] = audit(builder).findings
+    [finding] = builder.audit().findings
 
     assert (finding.key, finding.detail) == (SIGHTING, detail)
 
@@ -236,14 +226,14 @@ def test_a_record_that_is_foreign_saves_no_sighted_call() -> None:
     sight("vc_strange")(builder)
     at(STRANGE, FOREIGN_BYTES)(builder)
 
-    assert audit(builder, "manifest").totals == {"record_unreadable": 1, "sighting_lost": 1}
+    assert builder.audit(level="manifest").totals == {"record_unreadable": 1, "sighting_lost": 1}
 
 
 def test_a_range_does_not_hold_sightings_against_windows() -> None:
     builder = small_archive()
     sight("vc_lost")(builder)
 
-    report = audit(builder, start=hour(10).start)
+    report = builder.audit(start=hour(10).start)
 
     assert report.totals == {}
     assert any("sightings were not held" in note for note in report.notes)
@@ -254,7 +244,7 @@ def test_without_all_segments_no_call_is_called_lost() -> None:
     sight("vc_a", "vc_lost")(builder)
     builder.store.lose(f"{SEGMENTS}1000.r1.jsonl")
 
-    report = audit(builder, "manifest")
+    report = builder.audit(level="manifest")
 
     assert set(report.totals) == {"segment_missing"}
     assert any("sightings were not held" in note for note in report.notes)
@@ -263,6 +253,6 @@ def test_without_all_segments_no_call_is_called_lost() -> None:
 def test_a_sighting_that_cannot_be_read_is_a_finding() -> None:
     builder = small_archive()
     sight("vc_lost")(builder)
-    builder.store.refuse[SIGHTING] = StoreError("odd", reason="denied")
+    builder.refuse(SIGHTING)
 
-    assert audit(builder).totals == {"unreadable": 1}
+    assert builder.audit().totals == {"unreadable": 1}

@@ -33,7 +33,6 @@ from tests.audit.plain import (
     Revision,
     ids_sha256,
     listed,
-    merkle_root,
     newest,
     recompute,
     sha256,
@@ -41,6 +40,7 @@ from tests.audit.plain import (
 )
 from tests.conftest import LOCKED
 from tests.fakes.clock import HandClock
+from tests.fakes.merkle import merkle_root
 from tests.fakes.platform import Platform
 from tests.fakes.rig import new_key
 from tests.system.servers import Weed
@@ -343,15 +343,10 @@ def test_what_is_newest_need_not_come_last(tmp_path: Path) -> None:
 def test_a_call_that_two_windows_count_is_named(tmp_path: Path) -> None:
     builder = Builder().genesis()
     found = [builder.call(call_id, hour(10)) for call_id in ("vc_a", "vc_b", "vc_c")]
-    builder.seal(builder.segment(hour(10), found, pending=["vc_p"]))
-    builder.seal(builder.segment(hour(11), found[:2], pending=["vc_p"]))
-    builder.seal(
-        builder.segment(
-            hour(10), [], revision=2, pending=["vc_p"], vanished=["vc_b"],
-            outcomes={"vc_a": "archived", "vc_c": "archived"},
-        ),
-        watermark=hour(11).end,
-    )  # fmt: skip
+    builder.close(hour(10), found, pending=["vc_p"])
+    builder.close(hour(11), found[:2], pending=["vc_p"])
+    builder.close(hour(10), revision=2, pending=["vc_p"], vanished=["vc_b"],
+            outcomes={"vc_a": "archived", "vc_c": "archived"}, watermark=hour(11).end)  # fmt: skip
     builder.store.save(tmp_path)
 
     printed = block("that two windows count").run(tmp_path).stdout

@@ -6,19 +6,12 @@ from datetime import timedelta
 
 import pytest
 
-from archiver.audit.verify import Options, verify
 from archiver.manifest import canonical
 from archiver.manifest.event import HoldEvent, ObjectRef
 from tests.audit.builder import Builder, hour, small_archive
 from tests.audit.damage import RECORD, WAV, lose_seal
-from tests.audit.store import MemoryStore
 
 pytestmark = pytest.mark.usefixtures("any_order")
-
-
-def found(builder: Builder, **options) -> list[tuple[str, str]]:
-    report = verify(builder.store, Options(**options), pause=lambda _: None)
-    return [(finding.code, finding.key) for finding in report.findings]
 
 
 def acts(*actions: str, **options) -> Builder:
@@ -36,11 +29,11 @@ def acts(*actions: str, **options) -> Builder:
 )  # fmt: skip
 def test_the_newest_act_counts(actions: list[str], held: bool) -> None:
     builder = acts(*actions)
-    assert found(builder) == []
+    assert builder.found() == []
 
     builder.store.entry(WAV).held = not held
-    assert found(builder) == [("hold_missing" if held else "hold_unrecorded", WAV)]
-    assert found(builder, level="manifest") == [], "nothing is asked of objects"
+    assert builder.found() == [("hold_missing" if held else "hold_unrecorded", WAV)]
+    assert builder.found(level="manifest") == [], "nothing is asked of objects"
 
 
 def test_the_order_is_that_of_the_chain_and_not_of_time_or_name() -> None:
@@ -52,12 +45,12 @@ def test_the_order_is_that_of_the_chain_and_not_of_time_or_name() -> None:
     earlier = builder.hold("add", "vc_d")
     builder.now = now
     builder.seal(events=[later, earlier])
-    assert found(builder) == []
+    assert builder.found() == []
 
     lines = [HoldEvent(a, "vc_d", "Ada", "", builder.now, ()).line for a in ("add", "remove")]
     documents = [canonical.load_object(line) for line in lines]
     builder.seal(events=[builder.event("000000-00000000", *documents)])
-    assert ("hold_unrecorded", WAV) in found(builder)
+    assert ("hold_unrecorded", WAV) in builder.found()
 
 
 def test_every_object_of_a_held_call_is_looked_at_once() -> None:
@@ -65,14 +58,14 @@ def test_every_object_of_a_held_call_is_looked_at_once() -> None:
     builder.store.requests.clear()
     of_the_call = [key for key in builder.store.all_keys() if "/vc_d/" in key]
 
-    assert found(builder) == []
+    assert builder.found() == []
     heads = [one for one in builder.store.requests if one.startswith("head record")]
     assert sorted(one for one in heads if "/vc_d/" in one) == [f"head {k}" for k in of_the_call]
     assert not [one for one in heads if " records/" in one and "/vc_d/" not in one]
 
     for key in of_the_call:
         builder.store.entry(key).held = False
-    assert found(builder) == [("hold_missing", key) for key in of_the_call]
+    assert builder.found() == [("hold_missing", key) for key in of_the_call]
 
 
 def test_a_range_does_not_hide_a_hold() -> None:
@@ -81,51 +74,39 @@ def test_a_range_does_not_hide_a_hold() -> None:
     builder.store.entry(WAV).held = False
     early = {"end": hour(12).start}
 
-    assert found(builder, **early) == [("hold_missing", WAV)]
+    assert builder.found(**early) == [("hold_missing", WAV)]
     builder.store.lose(RECORD)
-    assert ("hold_missing", RECORD) in found(builder, **early)
+    assert ("hold_missing", RECORD) in builder.found(**early)
 
 
 def test_the_version_that_was_held_is_the_one_that_counts() -> None:
     """Another one lies over it, without a hold; the file's own is asked for by its record."""
     builder = acts("add")
     builder.store.put(WAV, builder.store.data(WAV))
-    assert found(builder) == [("overwritten", WAV)]
+    assert builder.found() == [("overwritten", WAV)]
 
 
 def test_a_revision_that_came_after_the_act_is_held_too() -> None:
     builder = acts("add")
     again = builder.call("vc_d", hour(12), revision=2)
     known = {"vc_c": "failed", "vc_d": "archived", "../önd\n=1": "archived"}
-    builder.seal(builder.segment(hour(12), [again], revision=2, outcomes=known))
+    builder.close(hour(12), [again], revision=2, outcomes=known)
 
-    assert found(builder) == [("hold_missing", again.key)]
-
-
-class Busy(MemoryStore):
-    """Somebody's command is at work while the auditor looks for versions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.then: list = []
-
-    def versions(self, prefix: str):
-        while self.then:
-            self.then.pop()()
-        return super().versions(prefix)
+    assert builder.found() == [("hold_missing", again.key)]
 
 
 @pytest.mark.parametrize(("before", "after"), [("add", "remove"), ("remove", "add")])
 def test_an_act_that_is_sealed_meanwhile_is_no_finding(before: str, after: str) -> None:
-    store = Busy()
-    builder = small_archive(store)
+    """Somebody's command is at work while the auditor looks for versions."""
+    builder = small_archive()
+    store = builder.store
     builder.seal(events=[builder.hold(before, "vc_d", "vc_c")])
     event = builder.hold(after, "vc_d")  # the store has it already, the chain not yet
-    store.then = [lambda: builder.seal(events=[event])]
+    store.meanwhile["versions "] = lambda: builder.seal(events=[event])
     for key in (key for key in store.all_keys() if "/vc_c/" in key):
         store.entry(key).held = before != "add"
 
-    keys = {key for code, key in found(builder) if code.startswith("hold_")}
+    keys = {key for code, key in builder.found() if code.startswith("hold_")}
 
     assert keys
     assert {key.split("/")[2] for key in keys} == {"vc_c"}
@@ -140,7 +121,7 @@ def test_without_all_events_it_cannot_be_told_who_is_held(lost: str) -> None:
     else:
         builder.store.lose(builder.store.all_keys("manifest/events/")[0])
 
-    report = verify(builder.store, Options(), pause=lambda _: None)
+    report = builder.audit()
 
     assert not {"hold_missing", "hold_unrecorded"} & set(report.totals)
     assert any("legal holds were not looked at" in note for note in report.notes)
@@ -153,11 +134,11 @@ def test_a_hold_with_an_odd_version_is_no_question_to_the_store() -> None:
         document = canonical.load_object(act.line)
         builder.seal(events=[builder.event(f"00000{len(builder.seals)}-00000000", document)])
 
-    assert [code for code, _ in found(builder)] == ["event_invalid"] * 3
+    assert [code for code, _ in builder.found()] == ["event_invalid"] * 3
 
 
 def test_a_hold_on_a_record_is_seen_though_no_lock_is_promised() -> None:
     """What a removal that was cut off leaves: records come last."""
     builder = acts("add", "remove", object_lock=True)
     builder.store.entry(RECORD).held = True
-    assert found(builder) == [("hold_unrecorded", RECORD)]
+    assert builder.found() == [("hold_unrecorded", RECORD)]

@@ -71,6 +71,6 @@ def test_a_file_that_two_revisions_name_counts_once_though_one_line_is_odd() -> 
     builder = Builder().genesis()
     first = builder.call("vc_a", hour(10))
     odd = builder.call("vc_a", hour(10), revision=2, fields={"campaignId": "a\tb"})
-    builder.seal(builder.segment(hour(10), [first, odd]))
+    builder.close(hour(10), [first, odd])
     counts = verify(builder.store, Options(level="manifest")).counts
     assert (counts.records, counts.files) == (2, 3)

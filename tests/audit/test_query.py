@@ -11,7 +11,7 @@ import pytest
 
 from archiver.audit import tables
 from archiver.audit.chain import SealedSegments
-from archiver.audit.query import Query
+from archiver.audit.query import CallHistory, Query
 from archiver.core.errors import FormatError, StoreError
 from archiver.manifest import layout, record
 from tests.audit.builder import DAY, Builder, hour, small_archive, unordered_archive
@@ -28,6 +28,12 @@ def ids(builder: Builder, start=ALL[0], end=ALL[1], outcome=None) -> list[tuple[
     return [(row.record.call_id, row.record.revision) for row in rows]
 
 
+def history_of(builder: Builder, call_id: str) -> CallHistory:
+    found = Query(builder.store).find(call_id)
+    assert found is not None
+    return found
+
+
 def test_each_call_once_in_its_newest_revision() -> None:
     assert ids(small_archive()) == [
         ("vc_a", 2), ("vc_b", 1), ("vc_g", 1), ("vc_x", 1), ("../önd\n=1", 1), ("vc_c", 1),
@@ -40,8 +46,8 @@ def test_the_newest_is_the_one_with_the_highest_number() -> None:
 
     assert ids(builder) == [("vc_a", 10), ("vc_b", 10), ("vc_c", 2), ("vc_d", 1), ("vc_p", 1)]
     assert ids(builder, outcome="failed") == []
-    history = Query(builder.store).find("vc_a")
-    assert history is not None
+    history = history_of(builder, "vc_a")
+
     assert [found.revision for found in history.revisions] == [2, 3, 10]
 
 
@@ -49,7 +55,7 @@ def test_a_record_in_two_segments_of_a_window_is_one_row() -> None:
     builder = small_archive()
     found = record.parse(builder.store.data("records/dt=2024-01-15/vc_d/r1.json"))
     known = {"vc_c": "failed", "vc_d": "archived", "../önd\n=1": "archived"}
-    sealed = builder.seal(builder.segment(hour(12), [found], revision=2, outcomes=known))
+    sealed = builder.close(hour(12), [found], revision=2, outcomes=known)
 
     rows = [r for r in Query(builder.store).records(*ALL) if r.record.call_id == "vc_d"]
     assert [(row.segment[-8:], row.seal) for row in rows] == [("r2.jsonl", sealed.seq)]
@@ -122,9 +128,9 @@ def test_a_later_window_alone_has_no_first_revision() -> None:
         lambda b: edit_seal(b, 3, segments=[]),
         lambda b: b.store.rot(THIRD + ".seal", lambda _: "٣".encode()),
         lambda b: b.store.rot(THIRD + ".seal", lambda _: b"-1"),
-        lambda b: refuse(b, THIRD + ".jsonl"),
-        lambda b: refuse(b, THIRD + ".seal"),
-        lambda b: refuse(b, layout.seal_key(3)),
+        lambda b: b.refuse(THIRD + ".jsonl"),
+        lambda b: b.refuse(THIRD + ".seal"),
+        lambda b: b.refuse(layout.seal_key(3)),
     ],
 )
 def test_damage_is_one_clear_line_and_the_rest_is_listed(damage) -> None:
@@ -137,13 +143,9 @@ def test_damage_is_one_clear_line_and_the_rest_is_listed(damage) -> None:
     assert [call_id for call_id, _ in ids(builder)] == ["vc_a", "vc_b", "vc_g", "vc_x"]
 
 
-def refuse(builder: Builder, key: str) -> None:
-    builder.store.refuse[key] = StoreError("odd", reason="denied")
-
-
 def test_a_day_that_cannot_be_listed_is_left_out() -> None:
     builder = small_archive()
-    refuse(builder, "manifest/segments/dt=2024-01-15/")
+    builder.refuse("manifest/segments/dt=2024-01-15/")
 
     assert damages(builder) == ["manifest/segments/dt=2024-01-15/ cannot be listed (odd)"]
 
@@ -190,7 +192,7 @@ def test_jsonl_is_the_exact_lines() -> None:
 def test_csv_is_quoted_and_has_no_formulas() -> None:
     builder = Builder().genesis()
     names = ["=1+1", " \t=1", "@x", "+4", "-4", "\tx", "\rx", 'say "hi",\nyou', "plain"]
-    builder.seal(builder.segment(hour(10), [builder.call(name, hour(10)) for name in names]))
+    builder.close(hour(10), [builder.call(name, hour(10)) for name in names])
 
     text = told(builder, "csv")
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
@@ -214,10 +216,8 @@ def test_the_table_shows_no_control_characters() -> None:
 
 
 def test_all_revisions_with_files_and_seals() -> None:
-    builder = small_archive()
-    history = Query(builder.store).find("vc_a")
+    history = history_of(small_archive(), "vc_a")
 
-    assert history is not None
     document = history.document()
     assert [(r["record"]["revision"], r["seal"]) for r in document["revisions"]] == [(1, 1), (2, 4)]
     assert [r["segment"][-8:] for r in document["revisions"]] == ["r1.jsonl", "r2.jsonl"]
@@ -228,20 +228,17 @@ def test_all_revisions_with_files_and_seals() -> None:
 
 
 def test_a_call_that_vanished_keeps_its_record() -> None:
-    history = Query(small_archive().store).find("vc_g")
+    history = history_of(small_archive(), "vc_g")
 
-    assert history is not None
     assert [(row["key"], row["seal"]) for row in history.document()["revisions"]] == [
         ("records/dt=2024-01-15/vc_g/r1.json", 1)
     ]
 
 
 def test_an_odd_id_is_found_and_shown_harmless() -> None:
-    builder = small_archive()
-    history = Query(builder.store).find("../önd\n=1")
+    shown = tables.history_text(history_of(small_archive(), "../önd\n=1"))
 
-    assert history is not None
-    assert "call ../önd\\n=1\n" in tables.history_text(history)
+    assert "call ../önd\\n=1\n" in shown
 
 
 def test_an_unknown_call_is_none() -> None:
@@ -265,8 +262,7 @@ def test_a_call_of_tomorrow_and_one_of_another_century_are_found() -> None:
         builder.call(f"vc_{days}", window)
 
     for days in (400, -20_000):
-        history = Query(builder.store).find(f"vc_{days}")
-        assert history is not None
+        history = history_of(builder, f"vc_{days}")
         assert history.document()["revisions"][0]["seal"] is None
 
 
@@ -274,9 +270,8 @@ def test_a_call_that_is_not_sealed_yet_says_so() -> None:
     builder = small_archive()
     builder.now += timedelta(days=1)
     builder.call("vc_e", hour(13))
-    history = Query(builder.store).find("vc_e")
+    history = history_of(builder, "vc_e")
 
-    assert history is not None
     assert "sealed    " in tables.history_text(history)
     assert "not yet" in tables.history_text(history)
 
@@ -284,10 +279,9 @@ def test_a_call_that_is_not_sealed_yet_says_so() -> None:
 def test_a_record_that_was_amended_before_any_segment_told_of_it_says_so() -> None:
     builder = small_archive()
     builder.call("vc_e", hour(13), outcome="failed")
-    sealed = builder.seal(builder.segment(hour(13), [builder.call("vc_e", hour(13), revision=2)]))
-    history = Query(builder.store).find("vc_e")
+    sealed = builder.close(hour(13), [builder.call("vc_e", hour(13), revision=2)])
+    history = history_of(builder, "vc_e")
 
-    assert history is not None
     first, second = history.document()["revisions"]
     assert (first["seal"], first["segment"], second["seal"]) == (None, None, sealed.seq)
     text = tables.history_text(history)
@@ -299,10 +293,9 @@ def test_a_call_in_a_window_far_from_its_start_is_found() -> None:
     builder = small_archive()
     found = builder.call("vc_e", hour(13))
     far = type(hour(0))(hour(0).start + timedelta(days=90), hour(1).start + timedelta(days=90))
-    sealed = builder.seal(builder.segment(far, [found]), watermark=hour(12).end)
-    history = Query(builder.store).find("vc_e")
+    sealed = builder.close(far, [found], watermark=hour(12).end)
+    history = history_of(builder, "vc_e")
 
-    assert history is not None
     assert history.sealed[found.key][1] == sealed.seq
 
 
@@ -312,7 +305,7 @@ def test_a_call_in_a_window_far_from_its_start_is_found() -> None:
         lambda b, key: b.store.rot(key, lambda _: b"{}"),
         lambda b, key: b.store.rot(key, newer),
         lambda b, key: b.store.rot(key, lambda _: b" " * (2 << 20)),
-        lambda b, key: b.store.refuse.update({key: StoreError("odd", reason="denied")}),
+        lambda b, key: b.refuse(key),
     ],
 )
 def test_a_damaged_record_is_one_clear_line_and_the_others_are_shown(damage) -> None:
@@ -330,7 +323,7 @@ def test_a_damaged_record_is_one_clear_line_and_the_others_are_shown(damage) -> 
 
 def test_a_segment_that_cannot_be_read_hides_no_call() -> None:
     builder = small_archive()
-    refuse(builder, FIRST + ".jsonl")
+    builder.refuse(FIRST + ".jsonl")
 
     query = Query(builder.store)
     history = query.find("vc_a")
@@ -350,8 +343,8 @@ def test_findings_stand_in_every_form() -> None:
     told = "document_malformed survey_unavailable transcript_unavailable"
     for form in ("table", "csv"):
         assert told in "".join(tables.records_text(rows, form))
-    history = Query(builder.store).find("vc_e")
-    assert history is not None
+    history = history_of(builder, "vc_e")
+
     assert f"findings      {told}\n" in tables.history_text(history)
     assert "transcript_malformed" in tables.history_text(history)
 

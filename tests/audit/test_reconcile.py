@@ -39,7 +39,7 @@ from archiver.source.api import Filter
 from archiver.source.listing import Lister
 from archiver.store.bucket import Bucket
 from tests.audit.builder import COMPLETED, DAY, HOUR, Builder, hour
-from tests.audit.damage import seal_bytes
+from tests.audit.damage import FIRST, SEGMENTS, seal_bytes
 from tests.audit.foreign import newer
 from tests.audit.store import MemoryStore
 from tests.fakes.clock import HandClock
@@ -50,8 +50,10 @@ from tests.fakes.rig import api_client, wired
 
 pytestmark = pytest.mark.usefixtures("any_order")
 
-Run = Callable[..., Result]
+COMPLETED_ONLY = Filter(("Completed",))
 TENTH = hour(10)
+A, F, N = ("vc_a", "archived"), ("vc_f", "failed"), ("vc_n", "no_recording")
+"""Calls and their outcomes."""
 
 
 @pytest.fixture
@@ -61,29 +63,39 @@ def platform(clock: HandClock) -> Iterator[Platform]:
         assert served.violations == []
 
 
-@pytest.fixture
-def run(platform: Platform, clock: HandClock) -> Iterator[Run]:
+class Run:
     """Reconciles a store's hour 10, or another range, with the platform."""
-    api = api_client(platform, clock)
 
-    def now(
+    def __init__(self, platform: Platform, clock: HandClock) -> None:
+        self.platform = platform
+        self.api = api_client(platform, clock)
+        self._clock = clock
+
+    def source_has(self, *ids: str, window: Window = TENTH, **fields: Any) -> None:
+        """As the builder's calls are, unless `fields` tell otherwise."""
+        at = window.start + timedelta(minutes=5)
+        for call_id in ids:
+            self.platform.add(a_call(call_id, at, **{"seconds": 312, "audio": None, **fields}))
+
+    def lister(self, filters: Filter = COMPLETED_ONLY) -> Lister:
+        return Lister(self.api, filters, self._clock, HOUR)
+
+    def __call__(
+        self,
         store: Reader,
         first: Window = TENTH,
         last: Window | None = None,
-        filters: Filter = Filter(("Completed",)),  # noqa: B008 - it is frozen
+        filters: Filter = COMPLETED_ONLY,
     ) -> Result:
-        lister = Lister(api, filters, clock, HOUR)
-        return reconcile(lister, store, ReconcileOptions(first.start, (last or first).end, HOUR, 2))
-
-    yield now
-    api.close()
+        options = ReconcileOptions(first.start, (last or first).end, HOUR, 2)
+        return reconcile(self.lister(filters), store, options)
 
 
-def source_has(platform: Platform, *ids: str, window: Window = TENTH, **fields: Any) -> None:
-    """As the builder's calls are, unless `fields` tell otherwise."""
-    at = window.start + timedelta(minutes=5)
-    for call_id in ids:
-        platform.add(a_call(call_id, at, **{"seconds": 312, "audio": None, **fields}))
+@pytest.fixture
+def run(platform: Platform, clock: HandClock) -> Iterator[Run]:
+    made = Run(platform, clock)
+    yield made
+    made.api.close()
 
 
 def archive(
@@ -94,7 +106,7 @@ def archive(
     """An archive with hour 10 sealed, and records of it that are not."""
     builder = Builder().genesis()
     records = [builder.call(call_id, hour(10), outcome=outcome) for call_id, outcome in outcomes]
-    builder.seal(builder.segment(hour(10), records, pending=pending))
+    builder.close(hour(10), records, pending=pending)
     for call_id, outcome in unsealed:
         builder.call(call_id, hour(10), outcome=outcome)
     return builder
@@ -124,7 +136,6 @@ def gone(call_id: str, outcome: str | None = None, *, asked_for: bool = True) ->
 # --- the classes
 
 
-A, F, N = ("vc_a", "archived"), ("vc_f", "failed"), ("vc_n", "no_recording")
 FAILED = {"reason": "not_wav", "record": r1("vc_f")}
 CLASSES: dict[str, tuple[list[str], Builder, dict[str, Any], dict[str, int], int]] = {
     "all is well": (["vc_a", "vc_n"], archive(A, N), {}, {"archived": 1, "no_recording": 1}, 0),
@@ -165,9 +176,9 @@ CLASSES: dict[str, tuple[list[str], Builder, dict[str, Any], dict[str, int], int
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_each_class_of_calls(platform: Platform, run: Run, name: str) -> None:
+def test_each_class_of_calls(run: Run, name: str) -> None:
     listed, builder, said, counted, code = CLASSES[name]
-    source_has(platform, *listed)
+    run.source_has(*listed)
     builder.store.requests.clear()
 
     result = run(builder.store)
@@ -183,8 +194,8 @@ def test_each_class_of_calls(platform: Platform, run: Run, name: str) -> None:
         assert not any(line.startswith("read") for line in asked), "a sealed record is known"
 
 
-def test_pending_until_the_newest_revision_says_otherwise(platform: Platform, run: Run) -> None:
-    source_has(platform, "vc_p")
+def test_pending_until_the_newest_revision_says_otherwise(run: Run) -> None:
+    run.source_has("vc_p")
     builder = archive(pending=("vc_p",))
     again = builder.segment(hour(10), [builder.call("vc_p", hour(10))], revision=2)
     assert counts(run(builder.store)) == {"source": 1, "unsealed": 1}, "not official as yet"
@@ -197,14 +208,12 @@ def test_pending_until_the_newest_revision_says_otherwise(platform: Platform, ru
 
 
 @pytest.mark.parametrize("sealed", [True, False])
-def test_failed_until_a_newer_record_says_otherwise(
-    platform: Platform, run: Run, sealed: bool
-) -> None:
-    source_has(platform, "vc_f")
-    builder = archive(("vc_f", "failed"))
+def test_failed_until_a_newer_record_says_otherwise(run: Run, sealed: bool) -> None:
+    run.source_has("vc_f")
+    builder = archive(F)
     amended = builder.call("vc_f", hour(10), revision=2)
     if sealed:
-        builder.seal(builder.segment(hour(10), [amended], revision=2))
+        builder.close(hour(10), [amended], revision=2)
 
     result = run(builder.store)
 
@@ -212,13 +221,13 @@ def test_failed_until_a_newer_record_says_otherwise(
     assert result.exit_code == 0
 
 
-def test_gone_without_ever_having_had_a_record(platform: Platform, run: Run) -> None:
+def test_gone_without_ever_having_had_a_record(run: Run) -> None:
     builder = archive(pending=("vc_p",))
-    builder.seal(builder.segment(hour(10), [], revision=2, vanished=["vc_p"]))
+    builder.close(hour(10), revision=2, vanished=["vc_p"])
 
     assert told(run(builder.store)) == {"gone": [gone("vc_p")]}
 
-    source_has(platform, "vc_p")
+    run.source_has("vc_p")
     assert counts(run(builder.store)) == {"source": 1, "missing": 1}
 
 
@@ -241,11 +250,9 @@ def test_gone_without_ever_having_had_a_record(platform: Platform, run: Run) -> 
         ({"outcome": "other", "campaignId": "camp_9"}, {}),
     ],
 )
-def test_differs(
-    platform: Platform, run: Run, fields: dict[str, Any], differing: dict[str, Any]
-) -> None:
-    source_has(platform, "vc_d", **fields)
-    platform.hooks.append(lambda request: _any_state(platform, request))
+def test_differs(run: Run, fields: dict[str, Any], differing: dict[str, Any]) -> None:
+    run.source_has("vc_d", **fields)
+    run.platform.hooks.append(lambda request: _any_state(run.platform, request))
 
     result = run(archive(("vc_d", "archived")).store)
 
@@ -265,13 +272,13 @@ def _with(request: Request, pairs: list[tuple[str, str]]) -> Request:
     return dataclasses.replace(request, raw_query=urlencode(pairs))
 
 
-def test_what_the_record_lacks_and_the_source_has_differs(platform: Platform, run: Run) -> None:
-    source_has(platform, "vc_d")
+def test_what_the_record_lacks_and_the_source_has_differs(run: Run) -> None:
+    run.source_has("vc_d")
     builder = Builder().genesis()
     whole = builder.call("vc_d", hour(10))
     document = {**whole.document, "duration_seconds": None, "state": None}
     bare = record.parse(canonical.dump(document))
-    builder.seal(builder.segment(hour(10), [bare]))
+    builder.close(hour(10), [bare])
 
     [difference] = told(run(builder.store))["differs"]
 
@@ -287,10 +294,10 @@ def test_what_the_record_lacks_and_the_source_has_differs(platform: Platform, ru
 @pytest.mark.parametrize("other", [9, 11])
 @pytest.mark.parametrize("outcome", ["archived", "failed", "pending"])
 def test_a_call_that_the_source_lists_in_the_window_beside(
-    platform: Platform, run: Run, other: int, outcome: str
+    run: Run, other: int, outcome: str
 ) -> None:
     """Hour 10 has it; the source says now that it began in another hour."""
-    source_has(platform, "vc_a", window=hour(other))
+    run.source_has("vc_a", window=hour(other))
     is_pending = outcome == "pending"
     builder = archive(pending=("vc_a",)) if is_pending else archive(("vc_a", outcome))
 
@@ -299,21 +306,21 @@ def test_a_call_that_the_source_lists_in_the_window_beside(
     assert both == {"source": 1, outcome: 1}, "and hour 10 does not call it gone"
 
 
-def test_a_call_that_two_windows_tell_of_is_not_gone(platform: Platform, run: Run) -> None:
+def test_a_call_that_two_windows_tell_of_is_not_gone(run: Run) -> None:
     """It moved, and the archiver took note: gone from hour 10, and told in hour 9."""
-    source_has(platform, "vc_a", window=hour(9))
-    builder = archive(("vc_a", "archived"))
+    run.source_has("vc_a", window=hour(9))
+    builder = archive(A)
     same = record.parse(builder.store.data(r1("vc_a")))
-    builder.seal(builder.segment(hour(9), [same]))
-    builder.seal(builder.segment(hour(10), [], revision=2, outcomes={}, vanished=["vc_a"]))
+    builder.close(hour(9), [same])
+    builder.close(hour(10), revision=2, outcomes={}, vanished=["vc_a"])
 
     assert counts(run(builder.store, hour(9), hour(10))) == {"source": 1, "archived": 1}
     assert counts(run(builder.store, hour(10))) == {"gone": 1}, "as far as was listed"
 
 
-def test_a_call_that_moved_far_is_found_by_its_record(platform: Platform, run: Run) -> None:
-    source_has(platform, "vc_a", "vc_f", window=hour(20))
-    builder = archive(("vc_a", "archived"), ("vc_f", "failed"))
+def test_a_call_that_moved_far_is_found_by_its_record(run: Run) -> None:
+    run.source_has("vc_a", "vc_f", window=hour(20))
+    builder = archive(A, F)
 
     assert counts(run(builder.store, hour(20))) == {"source": 2, "archived": 1, "failed": 1}
 
@@ -327,20 +334,20 @@ def test_a_call_that_moved_far_is_found_by_its_record(platform: Platform, run: R
     ],
 )
 def test_a_call_is_looked_for_in_the_windows_of_its_own_times(
-    platform: Platform, run: Run, times: dict[str, Any]
+    run: Run, times: dict[str, Any]
 ) -> None:
     """A source whose filter reads the end of a call; its own window does not list it."""
-    platform.options.filter_field = "endTime"
-    source_has(platform, "vc_a", "vc_p", window=hour(20), **times)
-    builder = archive(("vc_a", "archived"), pending=("vc_p",))
+    run.platform.options.filter_field = "endTime"
+    run.source_has("vc_a", "vc_p", window=hour(20), **times)
+    builder = archive(A, pending=("vc_p",))
 
     assert counts(run(builder.store, hour(20))) == {"source": 2, "archived": 1, "pending": 1}
 
 
 def test_a_time_at_the_calendar_s_end_is_in_no_window() -> None:
     builder = archive()
-    options = ReconcileOptions(TENTH.start, TENTH.end, HOUR, 1)
     items = ItemReader(builder.store)
+    options = ReconcileOptions(TENTH.start, TENTH.end, HOUR, 1)
     lookup = ArchiveLookup(items, SealedSegments(items), options)
     last = Call("vc_z", {"startTime": "9999-12-31T23:59:59Z"})
 
@@ -349,35 +356,33 @@ def test_a_time_at_the_calendar_s_end_is_in_no_window() -> None:
 
 
 @pytest.mark.parametrize("outcome", ["missing", "archived"])
-def test_calls_of_other_windows_are_left_to_them(
-    platform: Platform, run: Run, outcome: str
-) -> None:
+def test_calls_of_other_windows_are_left_to_them(run: Run, outcome: str) -> None:
     """A filter of whole days lists every call of the day in each window."""
-    platform.options.whole_days = True
-    source_has(platform, "vc_b", window=hour(14))
+    run.platform.options.whole_days = True
+    run.source_has("vc_b", window=hour(14))
     builder = archive(("vc_b", outcome)) if outcome == "archived" else archive()
 
     assert counts(run(builder.store)) == {}, "and it is not gone"
     assert counts(run(builder.store, hour(10), hour(14))) == {"source": 1, outcome: 1}
 
 
-def test_a_newer_record_in_another_window_counts(platform: Platform, run: Run) -> None:
-    source_has(platform, "vc_f", window=hour(11))
-    builder = archive(("vc_f", "failed"))
-    builder.seal(builder.segment(hour(11), [builder.call("vc_f", hour(10), revision=2)]))
+def test_a_newer_record_in_another_window_counts(run: Run) -> None:
+    run.source_has("vc_f", window=hour(11))
+    builder = archive(F)
+    builder.close(hour(11), [builder.call("vc_f", hour(10), revision=2)])
 
     assert counts(run(builder.store, hour(11))) == {"source": 1, "archived": 1}
-    source_has(platform, "vc_f")
+    run.source_has("vc_f")
     assert counts(run(builder.store)) == {"source": 1, "archived": 1}
 
 
 @pytest.mark.parametrize("revision", [1, 2])
 @pytest.mark.parametrize(("good", "bad"), [(9, 11), (11, 9)])
 def test_of_two_records_the_newer_counts_and_of_two_as_new_the_one_with_a_result(
-    platform: Platform, run: Run, good: int, bad: int, revision: int
+    run: Run, good: int, bad: int, revision: int
 ) -> None:
     """Below two days, because the source changed the call's start."""
-    source_has(platform, "vc_a")
+    run.source_has("vc_a")
     builder = Builder().genesis()
     day_before = Window(hour(10).start - 24 * HOUR, hour(10).end - 24 * HOUR)
     records = {
@@ -385,17 +390,17 @@ def test_of_two_records_the_newer_counts_and_of_two_as_new_the_one_with_a_result
         bad: builder.call("vc_a", day_before, outcome="failed"),
     }
     for number in (9, 11):
-        builder.seal(builder.segment(hour(number), [records[number]]))
+        builder.close(hour(number), [records[number]])
 
     assert counts(run(builder.store)) == {"source": 1, "archived": 1}
 
 
-def test_each_segment_is_read_once(platform: Platform, run: Run) -> None:
+def test_each_segment_is_read_once(run: Run) -> None:
     """Though each window has a call that is looked for in the windows beside it."""
     builder = Builder().genesis()
     for number in range(5, 12):
-        source_has(platform, f"vc_{number}", window=hour(number))
-        builder.seal(builder.segment(hour(number), [], pending=[f"vc_{number}"]))
+        run.source_has(f"vc_{number}", window=hour(number))
+        builder.close(hour(number), pending=[f"vc_{number}"])
 
     assert counts(run(builder.store, hour(5), hour(11))) == {"source": 7, "pending": 7}
 
@@ -415,10 +420,10 @@ def test_each_segment_is_read_once(platform: Platform, run: Run) -> None:
     ],
 )
 def test_a_record_is_looked_for_below_each_day_it_may_lie(
-    platform: Platform, run: Run, fields: dict[str, Any], day: str
+    run: Run, fields: dict[str, Any], day: str
 ) -> None:
-    platform.options.filter_field = "endTime"
-    source_has(platform, "vc_u", **fields)
+    run.platform.options.filter_field = "endTime"
+    run.source_has("vc_u", **fields)
     builder = archive()
     at = datetime.fromisoformat(day).replace(tzinfo=UTC) + 10 * HOUR
     builder.call("vc_u", Window(at, at + HOUR))
@@ -428,9 +433,9 @@ def test_a_record_is_looked_for_below_each_day_it_may_lie(
     assert [one["record"] for one in told(result)["unsealed"]] == [r1("vc_u", day)]
 
 
-def test_an_odd_id_has_its_record_under_its_digest(platform: Platform, run: Run) -> None:
+def test_an_odd_id_has_its_record_under_its_digest(run: Run) -> None:
     odd = "../önd\n=1"
-    source_has(platform, odd)
+    run.source_has(odd)
     builder = archive()
     assert counts(run(builder.store)) == {"source": 1, "missing": 1}
 
@@ -440,11 +445,9 @@ def test_an_odd_id_has_its_record_under_its_digest(platform: Platform, run: Run)
 
 
 @pytest.mark.parametrize("count", [ASKED_ONE_BY_ONE, ASKED_ONE_BY_ONE + 1])
-def test_many_calls_are_looked_for_with_one_listing(
-    platform: Platform, run: Run, count: int
-) -> None:
+def test_many_calls_are_looked_for_with_one_listing(run: Run, count: int) -> None:
     ids = [f"vc_{number}" for number in range(count)]
-    source_has(platform, *ids)
+    run.source_has(*ids)
     builder = archive()
     for call_id in ids[1:]:
         builder.call(call_id, hour(10))
@@ -457,8 +460,8 @@ def test_many_calls_are_looked_for_with_one_listing(
     assert len(listed) == (count if count == ASKED_ONE_BY_ONE else 1)
 
 
-def test_the_newest_of_a_call_s_records_is_read_and_no_other(platform: Platform, run: Run) -> None:
-    source_has(platform, "vc_u")
+def test_the_newest_of_a_call_s_records_is_read_and_no_other(run: Run) -> None:
+    run.source_has("vc_u")
     builder = archive()
     for revision in range(1, 12):
         outcome = "archived" if revision == 11 else "failed"
@@ -474,11 +477,11 @@ def test_the_newest_of_a_call_s_records_is_read_and_no_other(platform: Platform,
 # --- the range
 
 
-def test_a_row_for_each_day_and_the_range_in_whole_windows(platform: Platform, run: Run) -> None:
-    source_has(platform, "vc_a")
-    source_has(platform, "vc_late", window=Window(DAY + 24 * HOUR, DAY + 25 * HOUR))
-    source_has(platform, "vc_out", window=Window(DAY + 25 * HOUR, DAY + 26 * HOUR))
-    builder = archive(("vc_a", "archived"))
+def test_a_row_for_each_day_and_the_range_in_whole_windows(run: Run) -> None:
+    run.source_has("vc_a")
+    run.source_has("vc_late", window=Window(DAY + 24 * HOUR, DAY + 25 * HOUR))
+    run.source_has("vc_out", window=Window(DAY + 25 * HOUR, DAY + 26 * HOUR))
+    builder = archive(A)
     half = timedelta(minutes=30)
 
     result = run(builder.store, Window(DAY + 10 * HOUR + half, DAY), Window(DAY, DAY + 24.5 * HOUR))
@@ -490,7 +493,7 @@ def test_a_row_for_each_day_and_the_range_in_whole_windows(platform: Platform, r
     }
 
 
-def test_progress_is_told_of_each_window(platform: Platform, clock: HandClock) -> None:
+def test_progress_is_told_of_each_window(run: Run) -> None:
     class Seen:
         def __init__(self) -> None:
             self.calls: list[tuple[int, int]] = []
@@ -498,28 +501,26 @@ def test_progress_is_told_of_each_window(platform: Platform, clock: HandClock) -
         def windows(self, done: int, total: int) -> None:
             self.calls.append((done, total))
 
-    api, seen = api_client(platform, clock), Seen()
-    lister = Lister(api, Filter(("Completed",)), clock, HOUR)
+    seen = Seen()
     options = ReconcileOptions(DAY + 10.5 * HOUR, DAY + 12.5 * HOUR, HOUR)
-    reconcile(lister, archive().store, options, seen)
-    api.close()
+    reconcile(run.lister(), archive().store, options, seen)
 
     assert seen.calls == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_the_first_window_of_the_calendar(platform: Platform, run: Run) -> None:
+def test_the_first_window_of_the_calendar(run: Run) -> None:
     first = Window(datetime(1, 1, 1, tzinfo=UTC), datetime(1, 1, 1, 1, tzinfo=UTC))
-    source_has(platform, "vc_old", startTime="0001-01-01T00:05:00Z", createdAt=None)
+    run.source_has("vc_old", startTime="0001-01-01T00:05:00Z", createdAt=None)
 
     assert counts(run(archive().store, first)) == {"source": 1, "missing": 1}
 
 
-def test_without_an_archive_everything_is_missing(platform: Platform, run: Run) -> None:
+def test_without_an_archive_everything_is_missing(run: Run) -> None:
     store = MemoryStore()
     nothing = run(store)
     assert (nothing.archive, nothing.exit_code) == (None, 1), "perhaps it is the wrong bucket"
 
-    source_has(platform, "vc_a", "vc_b")
+    run.source_has("vc_a", "vc_b")
     result = run(store)
 
     assert counts(result) == {"source": 2, "missing": 2}
@@ -554,7 +555,7 @@ def test_the_archive_s_own_windows_are_the_grid(run: Run) -> None:
 def test_a_window_of_another_length_is_refused(run: Run) -> None:
     builder = Builder().genesis()
     quarter = Window(hour(10).start, hour(10).start + timedelta(minutes=15))
-    builder.seal(builder.segment(quarter, []))
+    builder.close(quarter)
 
     with pytest.raises(UsageError, match="ARCHIVER_WINDOW"):
         run(builder.store)
@@ -572,10 +573,7 @@ def listed_with(*filters: dict[str, Any], **fields: Any) -> Builder:
     found = builder.call("vc_a", hour(10), fields=fields)
     for revision, each in enumerate(filters, 1):
         records = [found] if revision == 1 else []
-        segment = builder.segment(
-            hour(10), records, revision=revision, outcomes={"vc_a": "archived"}, filters=each
-        )
-        builder.seal(segment)
+        builder.close(hour(10), records, revision=revision, outcomes=dict([A]), filters=each)
     return builder
 
 
@@ -583,8 +581,8 @@ def others(result: Result) -> list[dict[str, Any]]:
     return result.document()["other_filters"]
 
 
-def test_the_same_filter_is_no_other_one(platform: Platform, run: Run) -> None:
-    source_has(platform, "vc_a")
+def test_the_same_filter_is_no_other_one(run: Run) -> None:
+    run.source_has("vc_a")
     both = Filter(("Completed", "Busy"), "camp_456", "Outbound")
     told_so = {"direction": "Outbound", "state": ["Busy", "Completed"], "campaign_id": "camp_456"}
 
@@ -595,21 +593,16 @@ def test_the_same_filter_is_no_other_one(platform: Platform, run: Run) -> None:
     assert "note:" not in as_text(result)
 
 
-def test_calls_that_were_not_asked_for_are_no_success(platform: Platform, run: Run) -> None:
+def test_calls_that_were_not_asked_for_are_no_success(run: Run) -> None:
     """The settings name a campaign that the archive was not made with."""
-    source_has(platform, "vc_a", "vc_b", "vc_new")
-    builder = archive(("vc_a", "archived"), ("vc_b", "archived"), ("vc_f", "failed"))
+    run.source_has("vc_a", "vc_b", "vc_new")
+    builder = archive(A, ("vc_b", "archived"), F)
     builder.seal(builder.segment(hour(11), []), builder.segment(hour(12), []))
 
     result = run(builder.store, hour(10), hour(13), filters=NOPE)
 
-    assert told(result) == {
-        "gone": [
-            gone("vc_a", "archived", asked_for=False),
-            gone("vc_b", "archived", asked_for=False),
-            gone("vc_f", "failed", asked_for=False),
-        ]
-    }
+    all_gone = [gone(*one, asked_for=False) for one in (A, ("vc_b", "archived"), F)]
+    assert told(result) == {"gone": all_gone}
     assert others(result) == [{"filter": COMPLETED, "windows": 3}]
     assert (result.ok, result.exit_code) == (False, 1)
     lines = as_text(result).splitlines()
@@ -624,11 +617,9 @@ def test_calls_that_were_not_asked_for_are_no_success(platform: Platform, run: R
     )
 
 
-def test_another_filter_is_only_told_and_what_it_finds_is_missing(
-    platform: Platform, run: Run
-) -> None:
+def test_another_filter_is_only_told_and_what_it_finds_is_missing(run: Run) -> None:
     """A state was added over the years: nothing is gone."""
-    source_has(platform, "vc_a")
+    run.source_has("vc_a")
     builder = listed_with(COMPLETED)
 
     result = run(builder.store, filters=WIDE)
@@ -636,7 +627,7 @@ def test_another_filter_is_only_told_and_what_it_finds_is_missing(
     assert (told(result), result.ok, result.exit_code) == ({}, True, 0)
     assert as_text(result).splitlines()[-2].startswith("note: 1 window of the archive ")
 
-    source_has(platform, "vc_m", state="Busy")
+    run.source_has("vc_m", state="Busy")
     result = run(builder.store, filters=WIDE)
     assert told(result) == {"missing": [{"id": "vc_m", "window_sealed": True}]}
     assert result.exit_code == 1
@@ -665,27 +656,23 @@ def test_a_call_that_was_asked_for_is_gone_whatever_filter_its_window_had(
 
     result = run(builder.store, filters=filters)
 
-    assert told(result) == {"gone": [gone("vc_a", "archived", asked_for=asked_for)]}
+    assert told(result) == {"gone": [gone(*A, asked_for=asked_for)]}
     assert result.exit_code == (0 if asked_for else 1)
     verdict = as_text(result).splitlines()[-1]
     assert verdict.endswith("; 1 gone")
     assert verdict.startswith("OK: " if asked_for else "NOT OK: ")
 
 
-def test_a_revision_with_another_filter_is_told_of(platform: Platform, run: Run) -> None:
+def test_a_revision_with_another_filter_is_told_of(run: Run) -> None:
     """The archive itself was made with the wrong filter for a while: what vanished then, and is
     not asked for now, is not gone for sure."""
     builder = listed_with(COMPLETED)
-    builder.seal(
-        builder.segment(
-            hour(10), [], revision=2, outcomes={}, vanished=["vc_a"], filters=NOPE.document()
-        )
-    )
-    source_has(platform, "vc_a")
+    builder.close(hour(10), revision=2, outcomes={}, vanished=["vc_a"], filters=NOPE.document())
+    run.source_has("vc_a")
 
     wrong, right = run(builder.store, filters=NOPE), run(builder.store)
 
-    assert told(wrong) == {"gone": [gone("vc_a", "archived", asked_for=False)]}
+    assert told(wrong) == {"gone": [gone(*A, asked_for=False)]}
     assert (others(wrong), wrong.exit_code) == ([{"filter": COMPLETED, "windows": 1}], 1)
     assert told(right) == {}
     assert (others(right)[0]["filter"], right.exit_code) == (NOPE.document(), 0)
@@ -695,8 +682,8 @@ def test_each_other_filter_is_counted(run: Run) -> None:
     builder = listed_with(
         COMPLETED, {"state": ["Busy"]}, {"state": ["Busy", "Busy"]}, WIDE.document()
     )
-    builder.seal(builder.segment(hour(11), [], filters={"state": ["Busy"]}))
-    builder.seal(builder.segment(hour(12), [], filters={}))
+    builder.close(hour(11), filters={"state": ["Busy"]})
+    builder.close(hour(12), filters={})
 
     result = run(builder.store, hour(10), hour(12), filters=WIDE)
 
@@ -709,7 +696,7 @@ def test_each_other_filter_is_counted(run: Run) -> None:
 
 def test_a_call_without_a_record_and_with_another_filter(run: Run) -> None:
     builder = archive(pending=("vc_p",))
-    builder.seal(builder.segment(hour(10), [], revision=2, vanished=["vc_p"]))
+    builder.close(hour(10), revision=2, vanished=["vc_p"])
 
     result = run(builder.store, filters=WIDE)
 
@@ -748,15 +735,13 @@ def test_a_long_filter_and_many_of_them_are_cut_in_the_text() -> None:
 # --- sources and stores that misbehave
 
 
-def test_a_listing_that_keeps_changing_is_said_and_is_no_success(
-    platform: Platform, run: Run
-) -> None:
+def test_a_listing_that_keeps_changing_is_said_and_is_no_success(run: Run) -> None:
     numbers = itertools.count()
 
     def one_more(_: Request) -> None:
-        source_has(platform, f"vc_{next(numbers)}")
+        run.source_has(f"vc_{next(numbers)}")
 
-    platform.hooks.append(one_more)
+    run.platform.hooks.append(one_more)
     builder = archive()
     for number in range(50):
         builder.call(f"vc_{number}", hour(10))
@@ -772,19 +757,17 @@ def test_a_listing_that_keeps_changing_is_said_and_is_no_success(
 
 
 @pytest.mark.parametrize("call_id", ["vc_a", "vc_m"])
-def test_what_one_pass_alone_has_seen_was_listed(
-    platform: Platform, run: Run, call_id: str
-) -> None:
+def test_what_one_pass_alone_has_seen_was_listed(run: Run, call_id: str) -> None:
     """It is missing where the archive lacks it, and not gone where the archive has it."""
-    source_has(platform, "vc_a", "vc_m")
+    run.source_has("vc_a", "vc_m")
 
     def hide(_: Request) -> None:
-        if len(platform.requests) == 1:
-            platform.remove(call_id)
+        if len(run.platform.requests) == 1:
+            run.platform.remove(call_id)
 
-    platform.hooks.append(hide)
+    run.platform.hooks.append(hide)
 
-    result = run(archive(("vc_a", "archived")).store)
+    result = run(archive(A).store)
 
     assert result.unstable == []
     assert counts(result) == {"source": 2, "archived": 1, "missing": 1}
@@ -793,32 +776,30 @@ def test_what_one_pass_alone_has_seen_was_listed(
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda b: b.store.rot("manifest/segments/dt=2024-01-15/1000.r1.jsonl", lambda d: d + b"x"),
-        lambda b: b.store.rot(
-            "manifest/segments/dt=2024-01-15/1000.r1.jsonl", lambda d: d.replace(b"vc_a", b"vc_b")
-        ),
-        lambda b: b.store.lose("manifest/segments/dt=2024-01-15/1000.r1.jsonl"),
-        lambda b: b.store.rot("manifest/segments/dt=2024-01-15/1000.r1.seal", lambda _: b"0\n"),
+        lambda b: b.store.rot(FIRST + ".jsonl", lambda d: d + b"x"),
+        lambda b: b.store.rot(FIRST + ".jsonl", lambda d: d.replace(b"vc_a", b"vc_b")),
+        lambda b: b.store.lose(FIRST + ".jsonl"),
+        lambda b: b.store.rot(FIRST + ".seal", lambda _: b"0\n"),
         lambda b: b.store.lose(layout.seal_key(1)),
         lambda b: b.store.rot(r1("vc_u"), lambda _: b"{}"),
         lambda b: b.store.rot(r1("vc_u"), newer),
-        lambda b: refuse(b, "manifest/segments/dt=2024-01-15/1000.r2.jsonl"),
-        lambda b: refuse(b, "manifest/segments/dt=2024-01-15/1000.r1.seal"),
-        lambda b: refuse(b, layout.seal_key(1)),
-        lambda b: refuse(b, r1("vc_u")),
-        lambda b: refuse(b, "records/dt=2024-01-15/vc_u/"),
+        lambda b: b.refuse(SEGMENTS + "1000.r2.jsonl"),
+        lambda b: b.refuse(FIRST + ".seal"),
+        lambda b: b.refuse(layout.seal_key(1)),
+        lambda b: b.refuse(r1("vc_u")),
+        lambda b: b.refuse("records/dt=2024-01-15/vc_u/"),
     ],
 )
 def test_damage_is_one_clear_line_and_the_other_windows_go_on(
-    platform: Platform, run: Run, damage: Callable[[Builder], None]
+    run: Run, damage: Callable[[Builder], None]
 ) -> None:
-    source_has(platform, "vc_a", "vc_u")
-    source_has(platform, "vc_n", window=hour(11))
-    source_has(platform, "vc_m", window=hour(20))
-    builder = archive(("vc_a", "archived"))
+    run.source_has("vc_a", "vc_u")
+    run.source_has("vc_n", window=hour(11))
+    run.source_has("vc_m", window=hour(20))
+    builder = archive(A)
     builder.call("vc_u", hour(10))
-    builder.seal(builder.segment(hour(10), [], revision=2, outcomes={"vc_a": "archived"}))
-    builder.seal(builder.segment(hour(11), [builder.call("vc_n", hour(11))]))
+    builder.close(hour(10), revision=2, outcomes=dict([A]))
+    builder.close(hour(11), [builder.call("vc_n", hour(11))])
     assert run(builder.store, hour(10), hour(20)).unreadable == {}
     damage(builder)
 
@@ -838,10 +819,6 @@ def test_damage_is_one_clear_line_and_the_other_windows_go_on(
     text = as_text(result)
     assert f"damaged   2024-01-15T10:00:00Z  {problem}" in text
     assert "1 object of the archive could not be read: run archiver verify" in text
-
-
-def refuse(builder: Builder, key: str) -> None:
-    builder.store.refuse[key] = StoreError("odd", reason="denied")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}\n", b"[]\n"])
@@ -874,19 +851,17 @@ class _Bent:
 
 
 @pytest.fixture
-def bent(platform: Platform, clock: HandClock) -> Iterator[Run]:
+def bent(run: Run) -> Callable[..., Result]:
     """Reconciles hours 10 and 11 with a source that has something bad in hour 10."""
-    api = api_client(platform, clock)
-    source_has(platform, "vc_a")
-    source_has(platform, "vc_m", window=hour(11))
+    run.source_has("vc_a")
+    run.source_has("vc_m", window=hour(11))
 
     def now(bad: Callable[[Lister, Window], Any]) -> Result:
-        lister = _Bent(Lister(api, Filter(("Completed",)), clock, HOUR), bad)
-        store = archive(("vc_a", "archived"), ("vc_b", "archived")).store
-        return reconcile(lister, store, ReconcileOptions(hour(10).start, hour(11).end, HOUR, 2))
+        store = archive(A, ("vc_b", "archived")).store
+        options = ReconcileOptions(hour(10).start, hour(11).end, HOUR, 2)
+        return reconcile(_Bent(run.lister(), bad), store, options)
 
-    yield now
-    api.close()
+    return now
 
 
 def fail(_: Lister, window: Window) -> None:
@@ -924,7 +899,7 @@ def odd(lister: Lister, window: Window) -> Any:
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_listing_is_told_and_the_others_go_on(
-    bent: Run, bad: Any, member: str, said: dict[str, Any], row: str, verdict: str, classes: Any
+    bent: Any, bad: Any, member: str, said: dict[str, Any], row: str, verdict: str, classes: Any
 ) -> None:
     result = bent(bad)
 
@@ -937,10 +912,8 @@ def test_what_is_wrong_with_a_listing_is_told_and_the_others_go_on(
     assert result.exit_code == 1
 
 
-def test_an_older_record_counts_where_the_newest_cannot_be_read(
-    platform: Platform, run: Run
-) -> None:
-    source_has(platform, "vc_u")
+def test_an_older_record_counts_where_the_newest_cannot_be_read(run: Run) -> None:
+    run.source_has("vc_u")
     builder = Builder().genesis()
     builder.call("vc_u", hour(10))
     builder.store.put("records/dt=2024-01-15/vc_u/r2.json", b"not ours")
@@ -952,10 +925,10 @@ def test_an_older_record_counts_where_the_newest_cannot_be_read(
     assert problem.startswith("records/dt=2024-01-15/vc_u/r2.json: ")
 
 
-def test_a_day_of_segments_that_cannot_be_listed_is_told(platform: Platform, run: Run) -> None:
-    source_has(platform, "vc_a")
-    builder = archive(("vc_a", "archived"))
-    refuse(builder, "manifest/segments/dt=2024-01-15/")
+def test_a_day_of_segments_that_cannot_be_listed_is_told(run: Run) -> None:
+    run.source_has("vc_a")
+    builder = archive(A)
+    builder.refuse("manifest/segments/dt=2024-01-15/")
 
     result = run(builder.store)
 
@@ -963,14 +936,14 @@ def test_a_day_of_segments_that_cannot_be_listed_is_told(platform: Platform, run
     assert result.exit_code == 1
 
 
-def test_a_source_or_store_that_refuses_ends_it(platform: Platform, run: Run) -> None:
+def test_a_source_or_store_that_refuses_ends_it(run: Run) -> None:
     builder = archive()
     gone = StoreError("no", reason="unreachable")
     builder.store.refuse_all = dict.fromkeys(("read", "stream", "head", "list", "versions"), gone)
     with pytest.raises(StoreError):
         run(builder.store)
 
-    platform.options.tokens.clear()
+    run.platform.options.tokens.clear()
     with pytest.raises(SourceRefused):
         run(archive().store, hour(0), hour(23))
 
@@ -978,20 +951,20 @@ def test_a_source_or_store_that_refuses_ends_it(platform: Platform, run: Run) ->
 # --- what does not matter
 
 
-def test_the_order_of_events_does_not_matter(platform: Platform, run: Run) -> None:
+def test_the_order_of_events_does_not_matter(run: Run) -> None:
     """The same calls, listed in any order by a source that sorts by nothing: the same words."""
-    platform.options.sort = "given"
-    builder = archive(("vc_a", "archived"), ("vc_f", "failed"), ("vc_g", "archived"))
+    run.platform.options.sort = "given"
+    builder = archive(A, F, ("vc_g", "archived"))
     builder.call("vc_u", hour(10))
     builder.call("vc_v", hour(11))
     calls = [*[(i, 10) for i in ("vc_a", "vc_f", "vc_m", "vc_u")], ("vc_v", 11), ("vc_l", 11)]
     seen = set()
     for number in range(5):
         random.Random(number).shuffle(calls)
-        for call in platform.calls:
-            platform.remove(call.id)
+        for call in run.platform.calls:
+            run.platform.remove(call.id)
         for call_id, at in calls:
-            source_has(platform, call_id, window=hour(at))
+            run.source_has(call_id, window=hour(at))
         seen.add(as_json(run(builder.store, hour(9), hour(12))))
 
     [text] = seen
@@ -1004,21 +977,21 @@ def test_the_order_of_events_does_not_matter(platform: Platform, run: Run) -> No
 # --- how it reads
 
 
-def everything(platform: Platform, run: Run) -> Result:
+def everything(run: Run) -> Result:
     """One call of each class but two of missing, over two hours."""
-    source_has(platform, "vc_a", "vc_f", "vc_p", "vc_z\x1b[2J\u202e")
-    source_has(platform, "vc_d", durationSeconds=1)
-    source_has(platform, "vc_u", "vc_m", window=hour(11))
+    run.source_has("vc_a", "vc_f", "vc_p", "vc_z\x1b[2J\u202e")
+    run.source_has("vc_d", durationSeconds=1)
+    run.source_has("vc_u", "vc_m", window=hour(11))
     builder = archive(
-        ("vc_a", "archived"), ("vc_d", "archived"), ("vc_f", "failed"), ("vc_g", "archived"),
+        A, ("vc_d", "archived"), F, ("vc_g", "archived"),
         pending=("vc_p",),
     )  # fmt: skip
     builder.call("vc_u", hour(11))
     return run(builder.store, hour(10), hour(11))
 
 
-def test_the_json_form_is_stable(platform: Platform, run: Run) -> None:
-    text = as_json(everything(platform, run))
+def test_the_json_form_is_stable(run: Run) -> None:
+    text = as_json(everything(run))
     document = json.loads(text)
 
     assert text.isascii()
@@ -1071,8 +1044,8 @@ def test_the_json_form_is_stable(platform: Platform, run: Run) -> None:
     assert total["source"] == sum(total[name] for name in settled)
 
 
-def test_the_text_form(platform: Platform, run: Run) -> None:
-    text = as_text(everything(platform, run))
+def test_the_text_form(run: Run) -> None:
+    text = as_text(everything(run))
 
     assert all(c.isprintable() or c == "\n" for c in text)
     lines = text.splitlines()
@@ -1100,30 +1073,26 @@ def test_the_text_form(platform: Platform, run: Run) -> None:
     )
 
 
-def test_a_good_end_says_so(platform: Platform, run: Run) -> None:
-    source_has(platform, "vc_a")
-    builder = archive(("vc_a", "archived"))
+def test_a_good_end_says_so(run: Run) -> None:
+    run.source_has("vc_a")
+    builder = archive(A)
     text = as_text(run(builder.store))
     assert text.endswith("\nOK: the archive has a result for each of the 1 calls listed\n")
 
-    source_has(platform, "vc_u")
+    run.source_has("vc_u")
     builder.call("vc_u", hour(10))
     text = as_text(run(builder.store))
     assert text.endswith("each of the 2 calls listed, 1 of them not sealed yet\n")
 
-    source_has(platform, "vc_a", "vc_b", durationSeconds=1)
+    run.source_has("vc_a", "vc_b", durationSeconds=1)
     for call_id in ("vc_b", "vc_g"):
-        builder.seal(
-            builder.segment(
-                hour(10), [builder.call(call_id, hour(10))], revision=len(builder.seals)
-            )
-        )
+        builder.close(hour(10), [builder.call(call_id, hour(10))], revision=len(builder.seals))
     text = as_text(run(builder.store))
     assert text.endswith("3 calls listed, 1 of them not sealed yet; 1 gone, 2 differ\n")
 
 
-def test_many_calls_are_summed_up_in_the_text_and_not_in_json(platform: Platform, run: Run) -> None:
-    source_has(platform, *[f"vc_{number:02}" for number in range(SHOWN + 3)])
+def test_many_calls_are_summed_up_in_the_text_and_not_in_json(run: Run) -> None:
+    run.source_has(*[f"vc_{number:02}" for number in range(SHOWN + 3)])
     result = run(archive().store)
 
     text = as_text(result)
@@ -1196,7 +1165,7 @@ def test_the_archiver_s_own_archive_and_nothing_is_written(
 
 @pytest.mark.weed
 def test_an_empty_bucket_stays_empty(platform: Platform, bucket: Bucket, run: Run) -> None:
-    source_has(platform, "vc_a")
+    run.source_has("vc_a")
 
     assert counts(run(bucket)) == {"source": 1, "missing": 1}
     assert versions(bucket) == []

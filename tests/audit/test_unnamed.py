@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from archiver.audit.leftovers import SHOWN
-from archiver.audit.verify import Options, verify
 from archiver.core.errors import StoreError
 from tests.audit.builder import Builder, hour, small_archive
 from tests.audit.damage import THIRD, flip
@@ -22,10 +21,6 @@ def with_leftovers(store: MemoryStore | None = None, *, files: int = 1) -> Build
     return builder
 
 
-def audit(builder: Builder, **options):
-    return verify(builder.store, Options(**options), pause=lambda _: None)
-
-
 @pytest.mark.parametrize("versioned", [True, False])
 @pytest.mark.parametrize("refused", [False, True])
 def test_leftovers_are_information(versioned: bool, refused: bool) -> None:
@@ -35,7 +30,7 @@ def test_leftovers_are_information(versioned: bool, refused: bool) -> None:
         whole = builder.store.versions
         builder.store.versions = lambda prefix: fail(whole(prefix))  # type: ignore[method-assign]
 
-    report = audit(builder)
+    report = builder.audit()
 
     assert report.ok
     assert [(f.code, f.key.split("/", 2)[2]) for f in report.findings] == [
@@ -53,7 +48,7 @@ def fail(versions):
 
 
 def test_many_leftovers_are_counted_and_few_of_them_shown() -> None:
-    report = audit(with_leftovers(files=300))
+    report = with_leftovers(files=300).audit()
 
     shown = [f for f in report.findings if f.code == "unnamed_object"]
     assert report.totals == {"unnamed_object": 302, "untold_record": 1}
@@ -63,22 +58,22 @@ def test_many_leftovers_are_counted_and_few_of_them_shown() -> None:
 def test_leftovers_do_not_crowd_out_what_is_wrong() -> None:
     builder = with_leftovers(files=30)
     builder.store.delete(THIRD + ".seal")
-    report = verify(builder.store, Options(max_findings=3), pause=lambda _: None)
+    report = builder.audit(max_findings=3)
 
     assert {"pointer_missing", "deleted"} <= {f.code for f in report.findings}
 
 
 def test_where_it_cannot_be_told_nothing_is_said() -> None:
-    assert audit(with_leftovers(), start=hour(12).start).totals == {}, "other windows may name it"
-    assert audit(with_leftovers(), level="manifest").totals == {}
+    assert with_leftovers().audit(start=hour(12).start).totals == {}, "other windows may name it"
+    assert with_leftovers().audit(level="manifest").totals == {}
 
     builder = with_leftovers()
     builder.store.rot(THIRD + ".jsonl", flip)
-    report = audit(builder)
+    report = builder.audit()
     assert not {"unnamed_object", "untold_record"} & set(report.totals)
     assert any("what nothing names was not looked for" in note for note in report.notes)
 
 
 def test_a_carried_file_and_an_amended_record_have_their_names() -> None:
     """vc_a has two revisions, in two segments; both name the recording."""
-    assert audit(small_archive()).totals == {}
+    assert small_archive().audit().totals == {}

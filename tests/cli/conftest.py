@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from archiver.manifest.signing import SigningKey
+from archiver.store.bucket import Bucket
 from tests.fakes.command import Command, command_for
 from tests.fakes.platform import Platform
 from tests.fakes.population import TEN, a_call
@@ -29,6 +30,12 @@ def command(platform: Platform, weed: Any, prefix: str, tmp_path: Path, key: Sig
         platform, key, tmp_path, weed.environment,
         S3_BUCKET="locked", S3_PREFIX=prefix, S3_ENDPOINT_URL=weed.endpoint_url, WORKERS="2",
     )  # fmt: skip
+
+
+@pytest.fixture
+def versions(bucket: Bucket) -> Callable[[], list[tuple[str, str | None]]]:
+    """Every version that is in the bucket when it is called."""
+    return lambda: sorted((v.key, v.version_id) for v in bucket.versions(""))
 
 
 @pytest.fixture

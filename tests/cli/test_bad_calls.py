@@ -27,8 +27,7 @@ def test_a_bad_blob_is_its_call_s_matter(
     if bad == "cut":
         cut = Reply(200, {}, wav(1), close_after=99)
         platform.hooks.append(lambda r: cut if r.server == "blob" and "bad" in r.path else None)
-    done = command.run("backfill", *hour)
-    assert done.code == 1, done.err
+    done = command.run("backfill", *hour).expect(1)
     assert "3 archived, 1 no recording, 1 failed" in done.out
     look = archive()
     look.check(key)
@@ -49,25 +48,22 @@ def test_a_document_that_is_no_json_is_kept_and_shown(
     bad = b'{"id":"vc_1","x":NaN,"text":"' + SECRET_WORDS.encode() + b'"}'
     paths = ("/voice-calls/vc_1", "/voice-calls/vc_2/epa-results")
     platform.hooks.append(lambda r: Reply(200, {}, bad) if r.path.endswith(paths) else None)
-    done = command.run("backfill", *hour, ARCHIVER_LOG_LEVEL="debug")
-    assert done.code == 1, "two documents were left behind"
+    done = command.run("backfill", *hour, ARCHIVER_LOG_LEVEL="debug").expect(1)
     assert SECRET_WORDS not in done.err + done.out
     look = archive()
     look.check(key)
     assert {found["outcome"] for found in look.records.values()} == {"archived"}
     assert look.read("recordings/dt=2024-01-15/vc_1/transcript.bad") == bad
-    shown = command.run("manifest", "show", "vc_1")
-    assert shown.code == 0, shown.err
+    shown = command.run("manifest", "show", "vc_1").expect()
     assert "recordings/dt=2024-01-15/vc_1/transcript.bad" in shown.out
     assert "document_malformed transcript_unavailable" in shown.out
-    checked = command.run("verify", "--level", "bytes")
-    assert checked.code == 0, checked.out
+    command.run("verify", "--level", "bytes").expect()
     platform.hooks.clear()
-    assert command.run("backfill", *hour).code == 0
+    command.run("backfill", *hour).expect()
     found = archive().records
     assert [found[one]["revision"] for one in ("vc_1", "vc_2", "vc_3")] == [2, 2, 1]
     assert {tuple(one["findings"]) for one in found.values()} == {()}
-    assert command.run("verify", "--level", "bytes").code == 0
+    command.run("verify", "--level", "bytes").expect()
 
 
 FIRST = "vc_1"
@@ -113,4 +109,4 @@ def test_the_preflight_takes_one_bad_call_for_one_bad_call(
     listed = command.run("manifest", "list", *hour, "--format", "jsonl").out.splitlines()
     archived = {row["call_id"] for row in map(json.loads, listed) if row["outcome"] == "archived"}
     assert archived == {"vc_1", "vc_2", "vc_3"} - (set() if whole else {FIRST})
-    assert command.run("check").code == 0
+    command.run("check").expect()

@@ -11,14 +11,16 @@ import pytest
 from tests.fakes.command import Command
 from tests.fakes.http_server import Reply
 from tests.fakes.platform import READ, Platform
+from tests.fakes.proxy import FaultProxy
 from tests.fakes.rig import Archive
 
 Look = Callable[[], Archive]
+DAY = ["--from", "2024-01-15", "--to", "2024-01-16"]
 VERBS = [
     ["init"],
     ["run", "--once"],
-    ["backfill", "--from", "2024-01-15", "--to", "2024-01-16"],
-    ["backfill", "--from", "2024-01-15", "--to", "2024-01-16", "--dry-run"],
+    ["backfill", *DAY],
+    ["backfill", *DAY, "--dry-run"],
     ["check"],
 ]
 
@@ -32,8 +34,7 @@ def _nothing_written(archive: Look) -> Iterator[None]:
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb[0] + str(len(verb)))
 def test_no_settings(command: Command, verb: list[str]) -> None:
     bare = Command(command.directory)
-    done = bare.fresh(*verb)
-    assert done.code == 2
+    done = bare.fresh(*verb).expect(2)
     for name in ("API_BASE_URL", "RECORDING_HOSTS", "S3_BUCKET", "SIGNING_KEY_FILE"):
         assert f"ARCHIVER_{name}" in done.complaint
     assert done.out == ""
@@ -53,8 +54,7 @@ def test_no_settings(command: Command, verb: list[str]) -> None:
 def test_wrong_settings(
     command: Command, verb: list[str], changes: dict[str, str], code: int, told: str
 ) -> None:
-    done = command.run(*verb, **changes)
-    assert done.code == code
+    done = command.run(*verb, **changes).expect(code)
     assert told in done.complaint
     assert done.out == ""
 
@@ -100,8 +100,7 @@ def test_a_token_without_the_audio_scope(
     command: Command, platform: Platform, hour: list[str]
 ) -> None:
     token = platform.token_for(READ)
-    done = command.run("backfill", *hour, ARCHIVER_API_TOKEN=token)
-    assert done.code == 3
+    done = command.run("backfill", *hour, ARCHIVER_API_TOKEN=token).expect(3)
     assert "audio:download" in done.complaint
     assert token not in done.err
 
@@ -109,64 +108,48 @@ def test_a_token_without_the_audio_scope(
 def test_a_bucket_without_permission(command: Command, weed: Any, hour: list[str]) -> None:
     """An identity of this server's that may do nothing cannot be had at run time: the answer of
     one that lacks the permission is given in its place."""
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-    from threading import Thread
-
-    class Denied(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = b"<Error><Code>AccessDenied</Code><Message>secret words</Message></Error>"
-            self.send_response(403)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Denied)
-    Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    done = command.run("backfill", *hour, ARCHIVER_S3_ENDPOINT_URL=url)
-    server.shutdown()
-    assert done.code == 4
+    with FaultProxy(weed.endpoint_url) as proxy, proxy.harming("denied", "", 99):
+        done = command.run("backfill", *hour, ARCHIVER_S3_ENDPOINT_URL=proxy.url).expect(4)
     assert "s3:ListBucket" in done.complaint
-    assert "secret words" not in done.err
 
 
 def test_a_source_that_answers_html(command: Command, platform: Platform, hour: list[str]) -> None:
     page = Reply(200, {"Content-Type": "text/html"}, b"<!doctype html><h1>Sign in</h1>")
     platform.hooks.append(lambda _: page)
-    done = command.run("backfill", *hour)
-    assert done.code == 3
+    done = command.run("backfill", *hour).expect(3)
     assert "ARCHIVER_API_BASE_URL" in done.complaint
     assert "Sign in" not in done.err
 
 
 @pytest.mark.parametrize(
-    "options",
+    "arguments",
     [
-        ["--from", "2024-01-16", "--to", "2024-01-15"],
-        ["--from", "2024-01-15", "--to", "2024-01-15"],
-        ["--from", "2124-01-15", "--to", "2124-01-16"],
-        ["--from", "yesterday", "--to", "2024-01-15"],
-        ["--from", "2024-01-15"],
-        [],
-        ["--from", "2024-01-15", "--to", "2024-01-16", "--shard", "4/4"],
-        ["--from", "2024-01-15", "--to", "2024-01-16", "--shard", "²/4"],
-        ["--from", "2024-01-15", "--to", "2024-01-16", "--shard", "0/" + "9" * 5000],
-        ["--from", "2024-01-15", "--to", "2024-01-16", "--shards", "1"],
+        ["backfill", "--from", "2024-01-16", "--to", "2024-01-15"],
+        ["backfill", "--from", "2024-01-15", "--to", "2024-01-15"],
+        ["backfill", "--from", "2124-01-15", "--to", "2124-01-16"],
+        ["backfill", "--from", "yesterday", "--to", "2024-01-15"],
+        ["backfill", "--from", "2024-01-15"],
+        ["backfill"],
+        ["backfill", *DAY, "--shard", "4/4"],
+        ["backfill", *DAY, "--shard", "²/4"],
+        ["backfill", *DAY, "--shard", "0/" + "9" * 5000],
+        ["backfill", *DAY, "--shards", "1"],
+        ["reconcile"],
+        ["reconcile", "--from", "2024-01-15", "--to", "2024-01-15"],
+        ["reconcile", "--from", "2999-01-15", "--to", "2999-01-16"],
+        ["reconcile", *DAY, "--format", "json"],
     ],
 )
-def test_a_bad_range_or_option(command: Command, options: list[str]) -> None:
-    done = command.run("backfill", *options)
-    assert done.code == 2
+def test_a_bad_range_or_option(command: Command, platform: Platform, arguments: list[str]) -> None:
+    done = command.run(*arguments).expect(2)
     assert done.complaint
+    assert done.out == ""
+    assert platform.served() == []
 
 
 @pytest.mark.parametrize("arguments", [["no-such-verb"], ["run", "--twice"], ["keygen"]])
 def test_a_bad_command_line(command: Command, arguments: list[str]) -> None:
-    done = command.run(*arguments)
-    assert done.code == 2
+    done = command.run(*arguments).expect(2)
     assert "--help" in done.complaint
 
 
@@ -179,15 +162,12 @@ def test_a_bad_shard_of_the_environment(
 ) -> None:
     done = command.run(
         "backfill", *hour, "--dry-run", JOB_COMPLETION_INDEX=index, ARCHIVER_SHARDS=count
-    )
-    assert done.code == code, done.err
+    ).expect(code)
     assert code == 0 or done.complaint
 
 
 def test_run_needs_its_metrics_port(command: Command) -> None:
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
+    with socket.create_server(("", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = command.run("run", "--once", ARCHIVER_METRICS_PORT=port)
     assert done.code == 2

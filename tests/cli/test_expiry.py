@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +14,9 @@ from tests.fakes.command import Command
 from tests.fakes.http_server import Reply, Request
 from tests.fakes.platform import AUDIO, READ, Platform
 from tests.fakes.population import TEN, a_call
+from tests.fakes.rig import Archive
 
+Look = Callable[[], Archive]
 CALLS, BEFORE = 40, 10
 
 
@@ -36,20 +38,13 @@ def expiring(platform: Platform) -> threading.Event:
     return expired
 
 
-def records(s3: Any, prefix: str) -> list[dict[str, Any]]:
-    listing = s3.list_objects_v2(Bucket="locked", Prefix=f"{prefix}/records/").get("Contents", [])
-    bodies = (s3.get_object(Bucket="locked", Key=one["Key"])["Body"] for one in listing)
-    return [json.loads(body.read()) for body in bodies]
-
-
 def test_it_is_one_error_and_no_failed_call(
-    command: Command, s3: Any, prefix: str, hour: list[str], expiring: threading.Event
+    command: Command, archive: Look, hour: list[str], expiring: threading.Event
 ) -> None:
-    done = command.run("backfill", *hour)
-    assert done.code == 3, done.err
+    done = command.run("backfill", *hour).expect(3)
     assert "401" in done.complaint
     assert "ARCHIVER_API_TOKEN" in done.complaint
-    found = records(s3, prefix)
+    found = archive().records.values()
     assert 0 < len(found) < CALLS
     assert {record["outcome"] for record in found} == {"archived"}
 
@@ -57,8 +52,7 @@ def test_it_is_one_error_and_no_failed_call(
 def test_with_a_rotated_file_it_goes_on_by_itself(
     command: Command,
     platform: Platform,
-    s3: Any,
-    prefix: str,
+    archive: Look,
     hour: list[str],
     expiring: threading.Event,
     tmp_path: Path,
@@ -80,6 +74,6 @@ def test_with_a_rotated_file_it_goes_on_by_itself(
     assert done.code == 0, done.err
     said = [json.loads(line)["event"] for line in done.err.splitlines() if line.startswith("{")]
     assert said.count("source.credentials_expired") <= 1
-    found = records(s3, prefix)
+    found = archive().records.values()
     assert len(found) == CALLS + 3, "vc_1 to vc_3 are there too"
     assert {record["outcome"] for record in found} == {"archived"}

@@ -60,7 +60,7 @@ def test_from_the_first_act_to_the_last(archived: Command, bucket: Bucket) -> No
     assert [one["held"] for one in told["revisions"][0]["objects"]] == [True] * 3
     assert told["hold"]["held"] is True
 
-    assert holder.run("hold", "add", "vc_1", "--by", "M. Roe", "--reason", "Audit").code == 0
+    holder.run("hold", "add", "vc_1", "--by", "M. Roe", "--reason", "Audit").expect()
     refused = holder.run("hold", "remove", "vc_1", *WHO)
     assert (refused.code, refused.out) == (2, "")
     assert "--all" in refused.complaint
@@ -76,7 +76,7 @@ def test_from_the_first_act_to_the_last(archived: Command, bucket: Bucket) -> No
     first, second = document["calls"]
     assert [act["action"] for act in first["acts"]] == ["add", "add", "remove"]
     assert second == {"acts": [], "call_id": "vc_2", "held": False}
-    assert reader.run("verify").code == 0
+    reader.run("verify").expect()
     heads = [bucket.head(one.key, one.version_id) for one in bucket.versions("rec")]
     assert [head.held for head in heads if head] == [False] * 6
 
@@ -134,12 +134,9 @@ def test_wrong_settings(
 
 
 def test_what_is_refused_leaves_everything_as_it_is(
-    archived: Command, tmp_path: Path, bucket: Bucket
+    archived: Command, tmp_path: Path, versions: Callable[[], list[Any]]
 ) -> None:
-    def look() -> list[Any]:
-        return sorted((v.key, v.version_id) for v in bucket.versions(""))
-
-    before = look()
+    before = versions()
     for arguments, told in (
         (["add", "vc_1", "vc_9", *WHO], "vc_9"),
         (["add", "", " vc_1", *WHO], "'', ' vc_1'"),
@@ -154,7 +151,7 @@ def test_what_is_refused_leaves_everything_as_it_is(
         "hold", "add", "vc_1", *WHO, ARCHIVER_SIGNING_KEY_FILE=str(tmp_path / "other.pem")
     )
     assert (done.code, "signed with" in done.complaint) == (2, True)
-    assert look() == before
+    assert versions() == before
 
 
 def test_what_is_left_of_a_damaged_call_is_held(
@@ -208,7 +205,7 @@ def test_what_lies_on_top_of_a_record_or_hides_it_keeps_nothing_from_being_held(
     assert (removed.code, removed.out) == (1, "vc_1: hold taken off, 4 objects; seal 3\n")
     assert f"{file['key']} is missing, hidden or unreadable" in removed.err
     assert not any(states(bucket, "vc_1"))
-    assert archived.run("hold", "add", "vc_1", *WHO).code == 1
+    archived.run("hold", "add", "vc_1", *WHO).expect(1)
     assert states(bucket, "vc_1") == [True] * 5
     assert archived.run("hold", "list", "vc_1").out.startswith("vc_1: held since ")
 
@@ -249,7 +246,7 @@ def test_an_act_is_locked_no_less_than_the_archive(
     assert (refused.code, "ARCHIVER_OBJECT_LOCK_MODE" in refused.complaint) == (2, True)
     assert not any(states(bucket, "vc_1"))
     shorter = {**locked, "ARCHIVER_RETENTION_DAYS": "2"}
-    assert command.run("hold", "add", "vc_1", *WHO, **shorter).code == 0
+    command.run("hold", "add", "vc_1", *WHO, **shorter).expect()
     least = bucket.head(layout.seal_key(1))
     assert least is not None
     new = [one.key for one in bucket.list("manifest/events/")]

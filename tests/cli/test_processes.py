@@ -97,8 +97,7 @@ def test_together_they_do_what_one_does(command, slow, archive, key):
 def test_a_share_of_a_share(command, platform, archive):
     """As a pod of an Indexed Job: its own windows only, by two processes."""
     platform.add(*[a_call(f"h{n}", TEN + timedelta(hours=n)) for n in range(4)])
-    done = command.run("backfill", *SPAN, "--shard", "0/2", "--processes", "2")
-    assert done.code == 0, done.err
+    done = command.run("backfill", *SPAN, "--shard", "0/2", "--processes", "2").expect()
     assert done.out.startswith("2 windows, 2 closed")
     assert [key[-13:-9] for key in sorted(archive().segments)] == ["1000", "1200"]
 
@@ -116,7 +115,7 @@ def test_one_that_is_killed_leaves_the_others_going(command, slow, archive, key)
     assert len(look.segments) == WINDOWS / 2
     assert len(look.records) < CALLS + 3
     slow.hooks.clear()
-    assert command.run("backfill", *SPAN).code == 0
+    command.run("backfill", *SPAN).expect()
     look = archive()
     look.check(key)
     assert len(look.records) == len(look.below("records/")) == CALLS + 3
@@ -171,8 +170,7 @@ def test_what_several_complain_of_is_told_once_and_the_worst_counts(command, slo
     [["--processes", "0"], ["--processes", "two"], ["--processes", "2", "--single-writer"]],
 )
 def test_what_cannot_be(command, archive, options):
-    done = command.run("backfill", *SPAN, *options)
-    assert done.code == 2
+    done = command.run("backfill", *SPAN, *options).expect(2)
     assert "--processes" in done.complaint
     assert archive().keys == []
 

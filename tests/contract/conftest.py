@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ import pytest
 from archiver.core.retry import Retry
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions, connect, make_client
-from tests.contract.servers import REGION, Rclone
+from tests.contract.servers import Rclone
 from tests.contract.stores import KNOWN, Known
 from tests.fakes.clock import HandClock
 from tests.fakes.rig import SIGNED, TRANSPORT, aws_session, store_requests
 from tests.system.ceph import Ceph
-from tests.system.servers import Weed
+from tests.system.servers import REGION, Weed
 
 _HERE = Path(__file__).parent
 ASKED = os.environ.get("CONTRACT_STORES", "weed,moto,rclone").split(",")
@@ -145,6 +146,13 @@ def open_bucket(server: Server, known: Known, prefix: str, clock: HandClock) -> 
         return bucket
 
     return make
+
+
+@pytest.fixture
+def locking(open_bucket: MakeBucket, clock: HandClock) -> MakeBucket:
+    """Opens the bucket with Object Lock. The real server judges dates by the real time."""
+    clock.turn_to(datetime.now(UTC).replace(microsecond=0))
+    return lambda lock_mode="GOVERNANCE": open_bucket("locked", lock_mode=lock_mode)
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import pytest
 from archiver.manifest import layout
 from archiver.manifest.signing import SigningKey
 from tests.contract.conftest import STORES, MakeBucket, Server
-from tests.contract.servers import REGION
 from tests.contract.stores import KNOWN, Known
 from tests.fakes.command import Command, command_for
 from tests.fakes.platform import Platform
 from tests.fakes.population import a_call
 from tests.fakes.rig import Archive
+from tests.system.servers import REGION
 
 OVERWRITES = [name for name in STORES if not KNOWN[name].proved.create_once]
 UNLOCKS = [name for name in STORES if KNOWN[name].proved.lock_holds is False]
@@ -44,12 +44,10 @@ def command(
 @pytest.mark.parametrize("store", OVERWRITES)
 def test_several_writers_are_refused(command: Command, platform: Platform) -> None:
     for verb in (["init"], ["run", "--once"]):
-        done = command.run(*verb)
-        assert done.code == 4, done.err
+        done = command.run(*verb).expect(4)
         assert "--single-writer" in done.complaint
     assert not platform.served("blob")
-    checked = command.run("check")
-    assert checked.code == 4
+    checked = command.run("check").expect(4)
     [failed] = [line for line in checked.out.splitlines() if line.startswith("FAIL")]
     assert "create-once" in failed
     assert "--single-writer" in failed
@@ -59,20 +57,17 @@ def test_several_writers_are_refused(command: Command, platform: Platform) -> No
 def test_one_writer_is_accepted_and_each_seal_says_so(
     command: Command, open_bucket: MakeBucket, key: SigningKey
 ) -> None:
-    first = command.run("backfill", *HOUR, "--single-writer")
-    assert first.code == 0, first.err
+    command.run("backfill", *HOUR, "--single-writer").expect()
     look = Archive(open_bucket())
     look.check(key)
     assert look.records.keys() == {"vc_1", "vc_2"}
     assert look.seals[0].document["store"]["create_once"] is False
     assert all(seal.document["single_writer"] is True for seal in look.seals[1:])
-    again = command.run("backfill", *HOUR, "--single-writer")
-    assert again.code == 0, again.err
+    command.run("backfill", *HOUR, "--single-writer").expect()
     assert sorted(set(Archive(open_bucket()).keys)) == sorted(set(look.keys))
     versions = [v.key for v in open_bucket().versions("") if v.key != layout.PROBE]
     assert len(versions) == len(set(versions)), "something was overwritten"
-    verified = command.run("verify", "--level", "bytes", "--json")
-    assert verified.code == 0, verified.out
+    command.run("verify", "--level", "bytes", "--json").expect()
     assert command.run("backfill", *HOUR).code == 4, "the next one says it again"
 
 
@@ -80,8 +75,7 @@ def test_one_writer_is_accepted_and_each_seal_says_so(
 def test_a_store_whose_locks_do_not_hold_is_refused(command: Command, platform: Platform) -> None:
     locking = {"ARCHIVER_OBJECT_LOCK_MODE": "COMPLIANCE", "ARCHIVER_RETENTION_DAYS": "7300"}
     for options in ([], ["--single-writer"]):
-        done = command.run("init", *options, **locking)
-        assert done.code == 4, done.err
+        done = command.run("init", *options, **locking).expect(4)
         assert "ARCHIVER_OBJECT_LOCK_MODE" in done.complaint
     checked = json.loads(command.run("check", "--json", **locking).out)
     failed = {line["name"]: line for line in checked if not line["ok"]}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 
 import pytest
@@ -22,13 +22,6 @@ from tests.fakes.clock import HandClock
 
 DAY = timedelta(days=1)
 pytestmark = pytest.mark.parametrize("store", LOCKING)
-
-
-@pytest.fixture
-def locking(open_bucket: MakeBucket, clock: HandClock) -> MakeBucket:
-    """The real server judges dates by the real time."""
-    clock.turn_to(datetime.now(UTC).replace(microsecond=0))
-    return lambda mode: open_bucket("locked", lock_mode=mode)
 
 
 def lock_of(bucket: Bucket, key: str) -> tuple[str | None, datetime | None]:

@@ -21,10 +21,10 @@ from archiver.core.errors import StoreError
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions, make_client
 from tests.contract.conftest import STORES, MakeBucket, Server
-from tests.contract.servers import REGION
 from tests.contract.stores import KNOWN, MATTERS, told
 from tests.fakes.audio import noise
 from tests.fakes.clock import HandClock
+from tests.system.servers import REGION
 
 WRONG = checksums.hex_to_base64(checksums.sha256_hex(b"another"))
 DAY = timedelta(days=1)
@@ -89,18 +89,6 @@ class Scene:
         self.ask(lambda: end(**at, MultipartUpload={"Parts": parts}, **condition))
 
 
-Observer = Callable[[Scene], str]
-OBSERVERS: dict[str, Observer] = {}
-
-
-def observes(matter: str) -> Callable[[Observer], Observer]:
-    def register(observer: Observer) -> Observer:
-        OBSERVERS[matter] = observer
-        return observer
-
-    return register
-
-
 @pytest.fixture
 def scene(server: Server, bucket: Bucket, open_bucket: MakeBucket, clock: HandClock) -> Scene:
     clock.turn_to(datetime.now(UTC).replace(microsecond=0))
@@ -146,21 +134,12 @@ def test_the_version_of_ceph_too(store: str, scene: Scene) -> None:
 # --- create-once
 
 
-@observes("a create-once write of a taken key")
-def _overwrite(scene: Scene) -> str:
+def _overwritten(scene: Scene, *, in_parts: bool) -> str:
     scene.put("k")
-    return _taken(scene, lambda: scene.put("k", Body=b"y", ChecksumSHA256=_sha256(b"y"),
-                                           IfNoneMatch="*"))  # fmt: skip
-
-
-@observes("a create-once end of an upload, of a taken key")
-def _overwrite_in_parts(scene: Scene) -> str:
-    scene.put("k")
-    upload = scene.upload()
-    return _taken(scene, lambda: scene.end(upload, IfNoneMatch="*"))
-
-
-def _taken(scene: Scene, write: Callable[[], object]) -> str:
+    if in_parts:
+        write = partial(scene.end, scene.upload(), IfNoneMatch="*")
+    else:
+        write = partial(scene.put, "k", Body=b"y", ChecksumSHA256=_sha256(b"y"), IfNoneMatch="*")
     if scene.refusal(write, status=412):
         assert scene.bucket.read("k") == b"x"
         return "refused"
@@ -172,25 +151,14 @@ def _taken(scene: Scene, write: Callable[[], object]) -> str:
 # --- checksums
 
 
-@observes("an object with a wrong SHA-256")
-def _wrong_checksum(scene: Scene) -> str:
-    return _is_kept(scene, lambda: scene.put("k", ChecksumSHA256=WRONG))
-
-
-@observes("an object with a wrong Content-MD5")
-def _wrong_md5(scene: Scene) -> str:
-    return _is_kept(scene, lambda: scene.put("k", ContentMD5="AAAAAAAAAAAAAAAAAAAAAA=="))
-
-
-def _is_kept(scene: Scene, write: Callable[[], object]) -> str:
-    if scene.refusal(write, status=400):
+def _is_kept(scene: Scene, **digest: str) -> str:
+    if scene.refusal(lambda: scene.put("k", **digest), status=400):
         assert scene.bucket.head("k") is None
         return "refused"
     assert scene.bucket.read("k") == b"x"
     return "kept"
 
 
-@observes("a part with a wrong SHA-256")
 def _wrong_part(scene: Scene) -> str:
     upload, other = scene.bucket.begin("k", content_type="a/b", retain_until=None), b"another"
     try:
@@ -200,7 +168,6 @@ def _wrong_part(scene: Scene) -> str:
         upload.abort()
 
 
-@observes("the SHA-256 of an object, asked for later")
 def _told_checksum(scene: Scene) -> str:
     scene.put("k")
     head = scene.bucket.head("k")
@@ -212,7 +179,6 @@ def _told_checksum(scene: Scene) -> str:
 # --- Object Lock
 
 
-@observes("a lock given with an object")
 def _lock_with_put(scene: Scene) -> str:
     lock = {"ObjectLockMode": "GOVERNANCE", "ObjectLockRetainUntilDate": scene.now + DAY}
     if scene.refusal(lambda: scene.put("k", **lock), status=400):
@@ -221,42 +187,12 @@ def _lock_with_put(scene: Scene) -> str:
     return "kept" if head is not None and head.lock_mode == "GOVERNANCE" else "dropped"
 
 
-@observes("a lock given when an upload begins")
 def _lock_with_upload(scene: Scene) -> str:
     scene.end(scene.upload(ObjectLockMode="GOVERNANCE", ObjectLockRetainUntilDate=scene.now + DAY))
     head = scene.bucket.head("k")
     return "kept" if head is not None and head.lock_mode == "GOVERNANCE" else "dropped"
 
 
-@observes("deleting a locked version")
-def _delete_locked(scene: Scene) -> str:
-    version = scene.locked("COMPLIANCE")
-    return _is_locked_still(scene, version, lambda: _delete(scene, version))
-
-
-@observes("deleting a version locked in COMPLIANCE, with the bypass")
-def _bypass(scene: Scene) -> str:
-    version = scene.locked("COMPLIANCE")
-    return _is_locked_still(
-        scene, version, lambda: _delete(scene, version, BypassGovernanceRetention=True)
-    )
-
-
-@observes("shortening a lock")
-def _shorten(scene: Scene) -> str:
-    version = scene.locked("COMPLIANCE")
-    sooner = scene.now + DAY / 2
-    return _is_locked_still(scene, version, lambda: scene.retain(version, "COMPLIANCE", sooner))
-
-
-@observes("weakening COMPLIANCE to GOVERNANCE")
-def _weaken(scene: Scene) -> str:
-    version = scene.locked("COMPLIANCE")
-    lax = {"mode": "GOVERNANCE", "until": scene.now + DAY, "BypassGovernanceRetention": True}
-    return _is_locked_still(scene, version, lambda: scene.retain(version, **lax))
-
-
-@observes("strengthening GOVERNANCE to COMPLIANCE")
 def _strengthen(scene: Scene) -> str:
     version = scene.locked("GOVERNANCE")
     if scene.refusal(lambda: scene.retain(version, "COMPLIANCE", scene.now + DAY), status=403):
@@ -269,17 +205,18 @@ def _delete(scene: Scene, version: str, **more: Any) -> None:
     scene.ask(lambda: scene.s3.delete_object(**scene.at("k", version), **more))
 
 
-def _is_locked_still(scene: Scene, version: str, attack: Callable[[], object]) -> str:
+def _attacked(scene: Scene, attack: Callable[..., object], **arguments: Any) -> str:
     """What an attack on a version locked in COMPLIANCE for a day did: one looks, whatever the
     answer was."""
-    answer = "refused" if scene.refusal(attack) else "without effect"
+    version = scene.locked("COMPLIANCE")
+    refused = scene.refusal(lambda: attack(scene, version, **arguments))
+    answer = "refused" if refused else "without effect"
     head = scene.bucket.head("k", version)
     if head is None or head.lock_mode != "COMPLIANCE" or head.lock_until != scene.now + DAY:
         return "done"
     return answer
 
 
-@observes("deleting a version on legal hold")
 def _delete_held(scene: Scene) -> str:
     version = str(scene.put("k")["VersionId"])
     scene.bucket.set_hold("k", version, True)
@@ -289,7 +226,6 @@ def _delete_held(scene: Scene) -> str:
     return "refused" if attack else "without effect"
 
 
-@observes("a plain delete of a locked object")
 def _marker(scene: Scene) -> str:
     version = scene.locked("COMPLIANCE")
     scene.s3.delete_object(**scene.at("k"))
@@ -298,16 +234,6 @@ def _marker(scene: Scene) -> str:
 
 
 # --- settings of each write
-
-
-@observes("encryption (ARCHIVER_SSE=AES256)")
-def _encryption(scene: Scene) -> str:
-    return _setting(scene, "SSE", sse="AES256")
-
-
-@observes("a storage class (ARCHIVER_STORAGE_CLASS=STANDARD_IA)")
-def _storage_class(scene: Scene) -> str:
-    return _setting(scene, "STORAGE_CLASS", storage_class="STANDARD_IA")
 
 
 def _setting(scene: Scene, name: str, **options: str) -> str:
@@ -330,7 +256,6 @@ def _as_sent(options: dict[str, str]) -> dict[str, str]:
 # --- the rest
 
 
-@observes("a listing of versions")
 def _versions(scene: Scene) -> str:
     scene.put("k")
     found = [(v.key, v.is_latest, v.is_delete_marker) for v in scene.bucket.versions("k")]
@@ -338,7 +263,6 @@ def _versions(scene: Scene) -> str:
     return "told" if found else "not there"
 
 
-@observes("an object uploaded in parts")
 def _parts(scene: Scene) -> str:
     data = noise(5 << 20)
     upload = scene.bucket.begin("k", content_type="audio/wav", retain_until=None)
@@ -351,7 +275,6 @@ def _parts(scene: Scene) -> str:
     return "kept" if scene.bucket.read("k") == data + b"the end" else "damaged"
 
 
-@observes("the time when an upload was begun")
 def _begun(scene: Scene) -> str:
     scene.upload()
     where = {"Bucket": scene.bucket.options.bucket, "Prefix": scene.bucket.client.prefix}
@@ -360,7 +283,6 @@ def _begun(scene: Scene) -> str:
     return "told" if abs(age) < timedelta(minutes=5) else f"always one of {upload['Initiated']:%Y}"
 
 
-@observes("a wrong secret key")
 def _wrong_secret(scene: Scene) -> str:
     with pytest.MonkeyPatch.context() as patch:
         scene.server.use(patch)
@@ -376,3 +298,38 @@ def _wrong_secret(scene: Scene) -> str:
 
 def _sha256(data: bytes) -> str:
     return checksums.hex_to_base64(checksums.sha256_hex(data))
+
+
+BYPASS = {"BypassGovernanceRetention": True}
+OBSERVERS: dict[str, Callable[[Scene], str]] = {
+    "a create-once write of a taken key": partial(_overwritten, in_parts=False),
+    "a create-once end of an upload, of a taken key": partial(_overwritten, in_parts=True),
+    "an object with a wrong SHA-256": partial(_is_kept, ChecksumSHA256=WRONG),
+    "an object with a wrong Content-MD5": partial(_is_kept, ContentMD5="A" * 22 + "=="),
+    "a part with a wrong SHA-256": _wrong_part,
+    "the SHA-256 of an object, asked for later": _told_checksum,
+    "a lock given with an object": _lock_with_put,
+    "a lock given when an upload begins": _lock_with_upload,
+    "deleting a locked version": lambda scene: _attacked(scene, _delete),
+    "deleting a version locked in COMPLIANCE, with the bypass": lambda scene: _attacked(
+        scene, _delete, **BYPASS
+    ),
+    "shortening a lock": lambda scene: _attacked(
+        scene, Scene.retain, mode="COMPLIANCE", until=scene.now + DAY / 2
+    ),
+    "weakening COMPLIANCE to GOVERNANCE": lambda scene: _attacked(
+        scene, Scene.retain, mode="GOVERNANCE", until=scene.now + DAY, **BYPASS
+    ),
+    "strengthening GOVERNANCE to COMPLIANCE": _strengthen,
+    "deleting a version on legal hold": _delete_held,
+    "a plain delete of a locked object": _marker,
+    "encryption (ARCHIVER_SSE=AES256)": lambda scene: _setting(scene, "SSE", sse="AES256"),
+    "a storage class (ARCHIVER_STORAGE_CLASS=STANDARD_IA)": lambda scene: _setting(
+        scene, "STORAGE_CLASS", storage_class="STANDARD_IA"
+    ),
+    "a listing of versions": _versions,
+    "an object uploaded in parts": _parts,
+    "the time when an upload was begun": _begun,
+    "a wrong secret key": _wrong_secret,
+}
+"""How each matter of `stores.py` is looked at."""

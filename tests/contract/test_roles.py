@@ -21,14 +21,13 @@ from archiver.store.probe import probe
 from tests.contract import roles
 from tests.contract.conftest import ASKED
 from tests.contract.roles import BUCKET, ROLES, Scene
-from tests.contract.servers import REGION
 from tests.fakes import iam
 from tests.fakes.audio import wav
 from tests.fakes.command import Done, command_for
 from tests.fakes.gate import Gate
 from tests.fakes.platform import Platform
 from tests.fakes.population import YESTERDAY_TEN, a_call
-from tests.system.servers import Weed
+from tests.system.servers import REGION, Weed
 
 TEN = YESTERDAY_TEN
 HOUR = ["--from", TEN.isoformat(), "--to", (TEN + timedelta(hours=1)).isoformat()]
@@ -107,9 +106,7 @@ class Crew:
 
     def act(self, role: str, *arguments: str, alone: bool = True) -> Done:
         options = self._alone if alone else []
-        done = self.command.run(*arguments, *options, **self._scene.doors[role].settings)
-        assert done.code == 0, (role, arguments, done.out, done.err)
-        return done
+        return self.command.run(*arguments, *options, **self._scene.doors[role].settings).expect()
 
     def read(self, role: str, *arguments: str) -> Done:
         return self.act(role, *arguments, alone=False)

@@ -11,7 +11,7 @@ import io
 import mmap
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -26,11 +26,11 @@ from archiver.core.retry import Retry
 from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions
 from tests.contract.conftest import LOCKED, LOCKING, STORES, MakeBucket, Server
-from tests.contract.servers import REGION
 from tests.contract.stores import KNOWN, Known, told
 from tests.fakes.audio import noise
 from tests.fakes.clock import HandClock
 from tests.fakes.proxy import FaultProxy
+from tests.system.servers import REGION
 
 PART = 5 << 20
 ATOMIC = [name for name in STORES if KNOWN[name].proved.create_once and name != "moto"]
@@ -329,10 +329,10 @@ def test_an_upload_whose_process_is_gone_is_aborted_once_it_is_old(bucket: Bucke
 
 
 @pytest.fixture
-def locking(open_bucket: MakeBucket, clock: HandClock) -> MakeBucket:
-    """The real server judges dates by the real time."""
-    clock.turn_to(datetime.now(UTC))
-    return lambda **options: open_bucket("locked", **{"lock_mode": "GOVERNANCE", **options})
+def locking(locking: MakeBucket, clock: HandClock) -> MakeBucket:
+    """Dates lie within a second, here."""
+    clock.forward(timedelta(milliseconds=1))
+    return locking
 
 
 def assert_locked(
@@ -346,6 +346,14 @@ def assert_locked(
     assert timedelta(0) <= head.lock_until - until < timedelta(seconds=1)
 
 
+Put = Callable[[Bucket, str, datetime | None], str | None]
+"""Writes an object; its version."""
+
+
+def put_whole(bucket: Bucket, key: str, until: datetime | None) -> str | None:
+    return bucket.put_once(key, b"x", retain_until=until).version_id
+
+
 def put_in_parts(bucket: Bucket, key: str, until: datetime | None) -> str | None:
     upload = bucket.begin(key, content_type="audio/wav", retain_until=until)
     upload.part(noise(PART))
@@ -355,23 +363,17 @@ def put_in_parts(bucket: Bucket, key: str, until: datetime | None) -> str | None
 
 @pytest.mark.parametrize("store", LOCKING)
 @pytest.mark.parametrize("mode", ["GOVERNANCE", "COMPLIANCE"])
-def test_a_put_is_locked_until_its_date(locking: MakeBucket, clock: HandClock, mode: str) -> None:
-    bucket = locking(lock_mode=mode)
+@pytest.mark.parametrize("put", [put_whole, put_in_parts])
+def test_an_object_is_locked_until_its_date(
+    locking: MakeBucket, clock: HandClock, mode: str, put: Put
+) -> None:
+    """In parts too, also where the store drops a lock that is given when the upload begins."""
+    bucket = locking(mode)
     # Of a real archive the store keeps it for years: this one is thrown away with its disk.
     until = clock.now() + timedelta(days=2)
-    stored = bucket.put_once("k", b"x", retain_until=until)
-    assert_locked(bucket, "k", mode, until, stored.version_id)
-
-
-@pytest.mark.parametrize("store", LOCKING)
-@pytest.mark.parametrize("mode", ["GOVERNANCE", "COMPLIANCE"])
-def test_a_multipart_upload_is_locked_too(locking: MakeBucket, clock: HandClock, mode: str) -> None:
-    """Also where the store drops a lock that is given when the upload begins."""
-    bucket = locking(lock_mode=mode)
-    until = clock.now() + timedelta(days=2)
-    version = put_in_parts(bucket, "big", until)
-    assert_locked(bucket, "big", mode, until, version)
-    assert versions_of(bucket, "big") == 1
+    version = put(bucket, "k", until)
+    assert_locked(bucket, "k", mode, until, version)
+    assert versions_of(bucket, "k") == 1
 
 
 @pytest.mark.parametrize("store", LOCKING)
@@ -574,16 +576,13 @@ def test_a_setting_that_the_store_drops_is_found_out(
 ) -> None:
     options, argument = DROPPED[setting]
     honest = open_bucket(**options)
-    honest.put_once("kept", b"x")
+    put_whole(honest, "kept", None)
     put_in_parts(honest, "kept in parts", None)
     client = Careless(honest.client.s3, argument)
     careless = Bucket(honest.options, clock, Retry(clock), client=client)
-    for write in (
-        lambda: careless.put_once("k", b"x"),
-        lambda: put_in_parts(careless, "in parts", None),
-    ):
+    for key, put in (("whole", put_whole), ("in parts", put_in_parts)):
         with pytest.raises(StoreError, match=setting) as caught:
-            write()
+            put(careless, key, None)
         assert caught.value.exit_code == 4
     # What is there already was written with the settings of its day.
     open_bucket().put_once("old", b"x")
@@ -595,10 +594,9 @@ def test_a_lock_that_the_store_drops_is_set_again(locking: MakeBucket, clock: Ha
     honest, until = locking(), clock.now() + timedelta(days=1)
     client = Careless(honest.client.s3, "ObjectLockMode", "ObjectLockRetainUntilDate")
     careless = Bucket(honest.options, clock, Retry(clock), client=client)
-    version = careless.put_once("k", b"x", retain_until=until).version_id
-    assert_locked(honest, "k", "GOVERNANCE", until, version)
-    version = put_in_parts(careless, "in parts", until)
-    assert_locked(honest, "in parts", "GOVERNANCE", until, version)
+    for key, put in (("whole", put_whole), ("in parts", put_in_parts)):
+        version = put(careless, key, until)
+        assert_locked(honest, key, "GOVERNANCE", until, version)
 
 
 class Forgetful(Careless):

@@ -42,6 +42,11 @@ class Done:
     out: str
     err: str
 
+    def expect(self, code: int = 0) -> Done:
+        """Fails where it ended with another code."""
+        assert self.code == code, f"exit code {self.code}\n{self.out}\n{self.err}"
+        return self
+
     @property
     def complaint(self) -> str:
         """The one line on stderr that tells what is wrong; fails where there is not just one."""

@@ -95,26 +95,30 @@ def body_places(cutter: Cutter) -> Iterator[int]:
             yield place
 
 
-def test_a_read(bucket: Bucket, cutter: Cutter, open_bucket: Callable[..., Bucket]) -> None:
+def everywhere(cutter: Cutter) -> Iterator[int]:
+    return itertools.chain(places(cutter), body_places(cutter))
+
+
+QUESTIONS: dict[str, tuple[Callable[[Bucket], object], Callable[[Cutter], Iterator[int]]]] = {
+    "a read": (lambda bucket: bucket.read("k"), places),
+    # An answer with an error is read whole before anybody asked for its body.
+    "a refusal": (lambda bucket: bucket.read("missing"), body_places),
+    "a listing": (lambda bucket: list(bucket.list("")), everywhere),
+    "a head": (lambda bucket: bucket.head("k"), places),
+}
+"""What the store is asked, and where its answer is cut."""
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_question(
+    bucket: Bucket, cutter: Cutter, open_bucket: Callable[..., Bucket], name: str
+) -> None:
+    ask, cuts = QUESTIONS[name]
     open_bucket().put_once("k", noise(3000))
-    bucket.read("k")
-    for _ in places(cutter):
-        assert bucket.read("k") == noise(3000)
+    whole = ask(bucket)
+    for _ in cuts(cutter):
+        assert ask(bucket) == whole
         assert cutter.cut_at is None
-
-
-def test_a_refusal(bucket: Bucket, cutter: Cutter) -> None:
-    """An answer with an error is read whole before anybody asked for its body."""
-    assert bucket.read("missing") is None
-    for _ in body_places(cutter):
-        assert bucket.read("missing") is None
-
-
-def test_a_listing(bucket: Bucket, cutter: Cutter) -> None:
-    bucket.put_once("k", b"data")
-    whole = list(bucket.list(""))
-    for _ in itertools.chain(places(cutter), body_places(cutter)):
-        assert list(bucket.list("")) == whole
 
 
 def test_the_end_of_an_upload(
@@ -129,13 +133,6 @@ def test_the_end_of_an_upload(
         stored = upload.complete(checksums.sha256_hex(b"data"))
         [version] = direct.versions(f"k{place}")
         assert stored.version_id == version.version_id
-
-
-def test_a_head(bucket: Bucket, cutter: Cutter, open_bucket: Callable[..., Bucket]) -> None:
-    open_bucket().put_once("k", b"data")
-    whole = bucket.head("k")
-    for _ in places(cutter):
-        assert bucket.head("k") == whole
 
 
 def test_a_put(bucket: Bucket, cutter: Cutter, open_bucket: Callable[..., Bucket]) -> None:
@@ -155,7 +152,7 @@ def test_an_answer_of_the_api(cutter: Cutter, clock: HandClock) -> None:
         url = platform.api_url.replace(platform.api_host, cutter.address)
         api = api_client(platform, clock, base_url=url)
         whole = api.call("vc_1")[0]
-        for _ in itertools.chain(places(cutter), body_places(cutter)):
+        for _ in everywhere(cutter):
             assert api.call("vc_1")[0] == whole
             assert cutter.cut_at is None
         assert platform.violations == []

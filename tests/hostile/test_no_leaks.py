@@ -112,7 +112,6 @@ def test_a_source_that_is_not_the_api_gives_one_line(
 ) -> None:
     page = f"<h1>{SECRET_WORDS}</h1><a href='?sig={SIG}'>{PHONE}</a>".encode()
     platform.hooks.insert(0, lambda _: Reply(200, {"Content-Type": "text/html"}, page))
-    done = command.run(*verb, ARCHIVER_LOG_LEVEL="debug")
-    assert done.code == 3, done.err
+    done = command.run(*verb, ARCHIVER_LOG_LEVEL="debug").expect(3)
     for secret in (SECRET_WORDS, SIG, PHONE):
         assert secret not in done.err + done.out

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
+from tests.fakes.merkle import merkle_root
+
 OUTCOMES = ("archived", "no_recording", "failed")
 _SEGMENT = re.compile(r"(manifest/segments/dt=[0-9-]{10}/\d{4})\.r(\d+)\.jsonl")
 _EVENTS = "manifest/events/"
@@ -216,7 +218,7 @@ class Ledger:
                 assert entry["key"] not in covered, f"{entry['key']} stands in two seals"
                 assert entry == {
                     "key": blob.key, "bytes": len(blob.data), "sha256": blob.sha256,
-                    "records": len(lines) - last, "root": _root(lines).hex(),
+                    "records": len(lines) - last, "root": merkle_root(lines).hex(),
                 }  # fmt: skip
                 covered[entry["key"]] = seal["seq"]
         segments = {one.key for window in self.windows for one in window.revisions}
@@ -276,16 +278,6 @@ def _check_line(
     assert line["listed_sha256"] == digest.hexdigest(), f"{name}: listed_sha256"
     for ids in (line["pending"], line["vanished"]):
         assert ids == sorted(set(ids)), f"{name}: ids not sorted, or repeated"
-
-
-def _root(leaves: list[bytes]) -> bytes:
-    """The Merkle tree hash of RFC 6962, as it defines it."""
-    if not leaves:
-        return hashlib.sha256(b"").digest()
-    if len(leaves) == 1:
-        return hashlib.sha256(b"\0" + leaves[0]).digest()
-    half = 1 << (len(leaves) - 1).bit_length() - 1
-    return hashlib.sha256(b"\1" + _root(leaves[:half]) + _root(leaves[half:])).digest()
 
 
 def is_unknowable(call_id: str, seen: list[Any], ended: set[str], objects: list[Any]) -> bool:

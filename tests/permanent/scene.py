@@ -26,17 +26,14 @@ from tests.fakes.calls import SimulatedCall
 from tests.fakes.harm import Harm, put_there
 from tests.fakes.memory_rig import HOUR, Times
 from tests.fakes.population import a_call
-from tests.simulation.plot import sound
+from tests.simulation.plot import LENGTH, MINUTE, PART_BYTES, START, sound
 from tests.simulation.wire import Wire
 from tests.simulation.world import SimWorld, SimWriter
 
-START = datetime.fromisoformat("2024-01-15T12:00:00+00:00")
-LENGTH, MINUTE = 6 * HOUR, timedelta(minutes=1)
 TIMES = Times(window=LENGTH, settle=HOUR, give_up=2 * HOUR, relist=(3 * HOUR, 5 * HOUR))
 WINDOWS = tuple(Window(START + n * LENGTH, START + (n + 1) * LENGTH) for n in range(3))
 FIRST, SECOND, THIRD = WINDOWS
 END = THIRD.end
-PART_BYTES = 500
 LOCK_DAYS = 30
 
 CALLS = {

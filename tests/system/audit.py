@@ -35,6 +35,12 @@ def assert_clean(archiver: Archiver) -> None:
     assert findings(archiver, "--level", "bytes", code=0) == set()
 
 
+def assert_script_clean(copy: Path, *options: str) -> None:
+    """`sha256sum`, `openssl` and `jq` alone find nothing either."""
+    script = run_script(copy, *options)
+    assert script.returncode == 0, script.stdout[-2000:] + script.stderr[-2000:]
+
+
 def run_script(copy: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """`verify.sh` out of the bucket on a copy of it, with nothing but standard tools to call."""
     tools = copy.parent / "standard-tools"

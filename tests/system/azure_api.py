@@ -9,10 +9,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import io
 import json
+import random
 import ssl
 import threading
 import time
+import wave
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,6 +43,32 @@ class AzureCall:
     blob: str | None = None
     stale_urls: int = 0
     """So many signed URLs are handed out that have expired already."""
+
+
+def audio(chance: random.Random, seconds: int) -> bytes:
+    """A telephone WAV of noise: 8 kHz, 16 bit, mono."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(8000)
+        out.writeframes(chance.randbytes(16_000 * seconds))
+    return file.getvalue()
+
+
+def call_document(call_id: str, at: datetime, seconds: int, **more: Any) -> dict[str, Any]:
+    """A completed call that began at `at`."""
+    return {
+        "id": call_id,
+        "campaignId": "camp_456",
+        "direction": "Inbound",
+        "state": "Completed",
+        "startTime": _text(at, "milliseconds"),
+        "endTime": _text(at + timedelta(seconds=seconds), "milliseconds"),
+        "durationSeconds": seconds,
+        "createdAt": _text(at, "milliseconds"),
+        **more,
+    }
 
 
 class Blobs:
@@ -296,5 +325,5 @@ def _listed(document: dict[str, Any], query: dict[str, str]) -> bool:
     )
 
 
-def _text(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+def _text(moment: datetime, precision: str = "seconds") -> str:
+    return moment.isoformat(timespec=precision).replace("+00:00", "Z")

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+PROBE = "manifest/probe"
+"""The archiver's test of the store may leave a second version of this one small object."""
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -50,6 +53,24 @@ class Bucket:
             (item["Key"], item["ETag"], item["Size"], item["LastModified"].isoformat())
             for item in self._pages("list_objects_v2", "Contents", "")
         )
+
+    def assert_written_once(self, *, but: str = "") -> set[tuple[str, str]]:
+        """No key has two versions, and none was deleted; key and version of each object. `but` is
+        a key of which this need not hold."""
+        versions = [row for row in self.versions() if row[0] != but]
+        assert not [row for row in versions if row[2]], "something was deleted"
+        assert len({row[0] for row in versions}) == len(versions), "something was written twice"
+        return {row[:2] for row in versions}
+
+    def head(self, key: str, version_id: str | None = None) -> dict[str, Any]:
+        more = {"VersionId": version_id} if version_id else {}
+        told: dict[str, Any] = self.client.head_object(Bucket=self.name, Key=key, **more)
+        return told
+
+    def open_uploads(self) -> list[str]:
+        """Multipart uploads that nobody aborted: they cost money and are seen by nobody."""
+        answer = self.client.list_multipart_uploads(Bucket=self.name)
+        return [upload["Key"] for upload in answer.get("Uploads", ())]
 
     def get(self, key: str, version_id: str | None = None) -> bytes:
         more = {"VersionId": version_id} if version_id else {}

@@ -10,11 +10,13 @@ import hashlib
 import json
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from tests.fakes.merkle import merkle_root
 
 RECORD = {
     "archived_at", "audio", "call_id", "campaign_id", "direction", "duration_seconds", "ended_at",
@@ -100,20 +102,6 @@ def canonical(document: Any) -> bytes:
     """The archive's JSON: sorted keys, compact, UTF-8, one newline."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return text.encode() + b"\n"
-
-
-def merkle_root(leaves: Sequence[bytes]) -> str:
-    """RFC 6962, section 2.1, as it is written there."""
-
-    def tree(entries: Sequence[bytes]) -> bytes:
-        if not entries:
-            return hashlib.sha256(b"").digest()
-        if len(entries) == 1:
-            return hashlib.sha256(b"\x00" + entries[0]).digest()
-        split = 1 << ((len(entries) - 1).bit_length() - 1)
-        return hashlib.sha256(b"\x01" + tree(entries[:split]) + tree(entries[split:])).digest()
-
-    return tree(leaves).hex()
 
 
 def sha256(data: bytes) -> str:
@@ -408,7 +396,7 @@ class _Check:
             "bytes": len(data),
             "key": key,
             "records": len(lines) - 1,
-            "root": merkle_root(lines),
+            "root": merkle_root(lines).hex(),
             "sha256": sha256(data),
         }, f"{key} in seal {number}"
         pointer = key.replace(".jsonl", ".seal")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -116,6 +117,13 @@ class Running:
     @property
     def ended(self) -> bool:
         return self._process.poll() is not None
+
+    @property
+    def peak_bytes(self) -> int:
+        """The largest resident set of the process so far, as the kernel counts it."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+        return int(found[1]) * 1024 if found else 0
 
     def _read(self, name: str) -> None:
         for line in getattr(self._process, name):

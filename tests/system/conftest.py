@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import trustme
 
 from tests.system.bucket import Bucket
+from tests.system.ceph import Ceph, is_asked_for
 from tests.system.command import Archiver
 from tests.system.servers import Tls, Weed
 
@@ -36,6 +37,26 @@ def signing_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def archiver_to(
+    store: Weed | Ceph, bucket: str, signing_key: Path, source: Mapping[str, str], **more: str
+) -> Archiver:
+    """The command from a source to a bucket, with all that it needs and with `more` settings."""
+    settings = {
+        **source,
+        **store.settings(bucket),
+        "SIGNING_KEY_FILE": str(signing_key),
+        "METRICS_PORT": "0",
+    }
+    return Archiver({**settings, **more}, store.environment)
+
+
+@pytest.fixture(scope="session")
+def locking_store(request: pytest.FixtureRequest) -> Weed | Ceph:
+    """SeaweedFS; with `CONTRACT_STORES=rgw` Ceph's gateway instead."""
+    found: Weed | Ceph = request.getfixturevalue("ceph" if is_asked_for() else "weed")
+    return found
+
+
 _numbers = itertools.count(1)
 
 MakeArchive = Callable[..., tuple[Archiver, Bucket]]
@@ -50,13 +71,7 @@ def make_archive(weed: Weed, signing_key: Path) -> MakeArchive:
     ) -> tuple[Archiver, Bucket]:
         name = f"calls-{next(_numbers)}"
         bucket = Bucket.make(weed.client, name, versioned=versioned, lock=lock)
-        settings = {
-            **source,
-            **weed.settings(name),
-            "SIGNING_KEY_FILE": str(signing_key),
-            "METRICS_PORT": "0",
-        }
-        return Archiver(settings, weed.environment), bucket
+        return archiver_to(weed, name, signing_key, source), bucket
 
     return make
 

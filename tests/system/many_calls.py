@@ -12,7 +12,6 @@ import hashlib
 import http.client
 import json
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -24,8 +23,8 @@ from urllib.parse import quote, urlsplit
 
 from tests.fakes.calls import NoiseRecording, SimulatedCall
 from tests.fakes.platform import Platform
-from tests.system.command import ROOT
-from tests.system.servers import Server, Weed
+from tests.system.checker import canonical
+from tests.system.servers import SimulatedSource, Weed
 
 START = datetime(2024, 5, 6, 10, tzinfo=UTC)
 LENGTH = timedelta(hours=1)
@@ -74,19 +73,11 @@ def _time(moment: datetime) -> str:
 # --- the source
 
 
-class ManyCalls(Server):
+class ManyCalls(SimulatedSource):
     """The simulated platform over `documents(count)`."""
 
     def __init__(self, directory: Path, count: int) -> None:
-        super().__init__()
-        command = [sys.executable, "-m", "tests.system.many_calls", str(count)]
-        with (directory / "source.log").open("a") as log:
-            process = self._spawn(command, log, stdout=subprocess.PIPE, cwd=ROOT)
-        assert process.stdout is not None
-        self._settings: dict[str, str] = json.loads(process.stdout.readline())
-
-    def settings(self) -> dict[str, str]:
-        return {**self._settings, "ALLOW_HTTP": "true"}
+        super().__init__(directory, "tests.system.many_calls", str(count))
 
 
 def _serve(count: int) -> None:
@@ -98,12 +89,12 @@ def _serve(count: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     # A listing with the surveys inline: all that the documents let a source send but transcripts.
     with Platform(calls, frozen=True, listing_has_transcripts=True) as platform:
-        settings = {
-            "API_BASE_URL": platform.api_url,
-            "API_TOKEN": platform.token,
-            "RECORDING_HOSTS": platform.blob_host,
+        told = {
+            "api_url": platform.api_url,
+            "token": platform.token,
+            "blob_host": platform.blob_host,
         }
-        print(json.dumps(settings), flush=True)
+        print(json.dumps(told), flush=True)
         stop.wait()
 
 
@@ -171,12 +162,6 @@ def segment(count: int) -> bytes:
         "vanished": [],
     }
     return b"".join([*(data for _, data in sorted(records(count))), canonical(line)])
-
-
-def canonical(document: dict[str, Any]) -> bytes:
-    """The archive's JSON form, as docs/manifest-format.md has it."""
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode() + b"\n"
 
 
 def _record(document: dict[str, Any], key: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -23,12 +24,13 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tests.system.checker import Expected
 from tests.system.command import BIN, ROOT, clean_environment
 
 REGION = "us-east-1"
 AZURITE = ROOT / ".cache" / "azurite" / "node_modules" / ".bin" / "azurite-blob"
 _GRPC_OFFSET = 10_000
-_START_TRIES = 3
+START_TRIES = 3
 _WEED_PARTS = ("s3", "master", "volume", "filer", "admin")
 
 
@@ -84,6 +86,16 @@ class Server:
         )
         return self._process
 
+    def _listens(self, port: int) -> bool:
+        """Waits for it; False where the process ended: somebody else took the port meanwhile."""
+        assert self._process is not None
+        end = time.monotonic() + 30
+        while self._process.poll() is None and time.monotonic() < end:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                return True
+            time.sleep(0.05)
+        return False
+
     def stop(self) -> None:
         if self._process is None:
             return
@@ -129,7 +141,7 @@ class Weed(Server):
         (directory / "s3.json").write_text(json.dumps(self._identities()))
         log_file = directory / "weed.log"
         self._log = log_file.open("w")
-        for _ in range(_START_TRIES):
+        for _ in range(START_TRIES):
             # Another process may take a port between the check and the start: then others do.
             self._ports = {part: free_port(grpc=True) for part in _WEED_PARTS}
             environment = clean_environment(WEED_S3_SSE_KEK_PASSPHRASE=secrets.token_hex(16))
@@ -224,20 +236,18 @@ class Weed(Server):
         return False
 
 
-class Source(Server):
-    """The simulated platform as a process of its own; `truth` is what it serves, by call id."""
+class SimulatedSource(Server):
+    """The simulated platform as a process of its own, `python -m module`; `truth` is what it
+    serves, by call id."""
 
-    def __init__(self, directory: Path, *arguments: str, truth: bool = True) -> None:
+    def __init__(self, directory: Path, module: str, *arguments: str) -> None:
         super().__init__()
-        file = directory / f"truth-{secrets.token_hex(4)}.jsonl"
-        command = [sys.executable, "-m", "tests.fakes.platform", *arguments]
-        command += ["--truth", str(file)] if truth else []
+        self.truth: dict[str, dict[str, Any]] = {}
+        command = [sys.executable, "-m", module, *arguments]
         with (directory / "source.log").open("a") as log:
-            process = self._spawn(command, log, stdout=subprocess.PIPE, cwd=ROOT)
-        assert process.stdout is not None
+            self._served = self._spawn(command, log, stdout=subprocess.PIPE, cwd=ROOT)
         try:
-            self.addresses: dict[str, Any] = json.loads(process.stdout.readline())
-            self.truth = _by_id(file) if truth else {}
+            self.addresses: dict[str, Any] = self._answer()
         except ValueError:
             self.stop()
             pytest.fail(f"the source does not start: see {directory / 'source.log'}")
@@ -249,6 +259,26 @@ class Source(Server):
             "RECORDING_HOSTS": self.addresses["blob_host"],
             "ALLOW_HTTP": "true",
         }
+
+    def expected(self, start: datetime, end: datetime, **more: Any) -> Expected:
+        """What an archive of all its calls must hold."""
+        told = {"api": self.addresses["api_url"], "recording_host": self.addresses["blob_host"]}
+        return Expected(self.truth, start, end, **{**told, **more})
+
+    def _answer(self) -> Any:
+        """The next line that it prints."""
+        assert self._served.stdout is not None
+        return json.loads(self._served.stdout.readline())
+
+
+class Source(SimulatedSource):
+    """One with calls that its options tell of."""
+
+    def __init__(self, directory: Path, *arguments: str, truth: bool = True) -> None:
+        file = directory / f"truth-{secrets.token_hex(4)}.jsonl"
+        told = ("--truth", str(file)) if truth else ()
+        super().__init__(directory, "tests.fakes.platform", *arguments, *told)
+        self.truth = _by_id(file) if truth else {}
 
 
 def _by_id(file: Path) -> dict[str, dict[str, Any]]:
@@ -277,7 +307,9 @@ class Azurite(Server):
         environment = clean_environment(AZURITE_ACCOUNTS=f"{self.account}:{self.key}")
         with (directory / "azurite.log").open("w") as log:
             self._spawn(command, log, env=environment, cwd=directory)
-        self._wait()
+        if not self._listens(self.port):
+            self.stop()
+            pytest.fail("Azurite does not start")
 
     @property
     def host(self) -> str:
@@ -286,12 +318,3 @@ class Azurite(Server):
     @property
     def account_url(self) -> str:
         return f"{'https' if self.tls else 'http'}://{self.host}/{self.account}"
-
-    def _wait(self) -> None:
-        end = time.monotonic() + 30
-        while time.monotonic() < end:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
-                return
-            time.sleep(0.05)
-        self.stop()
-        pytest.fail("Azurite does not start")

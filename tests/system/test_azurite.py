@@ -4,21 +4,19 @@ server; and the same over TLS on both legs, with a private root."""
 from __future__ import annotations
 
 import hashlib
-import io
 import random
-import wave
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.system import audit, checker
-from tests.system.azure_api import AzureApi, AzureCall, Blobs
+from tests.system.azure_api import AzureApi, AzureCall, Blobs, audio, call_document
 from tests.system.bucket import Bucket
 from tests.system.command import Archiver
-from tests.system.conftest import MakeArchive
+from tests.system.conftest import MakeArchive, archiver_to
 from tests.system.servers import Azurite, Tls, Weed
 
 START, END = datetime(2024, 1, 15, 10, tzinfo=UTC), datetime(2024, 1, 15, 12, tzinfo=UTC)
@@ -26,31 +24,15 @@ RANGE = ("--from", "2024-01-15T10:00:00Z", "--to", "2024-01-15T12:00:00Z")
 LONG, ODD, SILENT = "vc_long", "Anruf 7/8 ü?", "vc_silent"
 
 
-def audio(seed: str, seconds: int) -> bytes:
-    """A telephone WAV of noise: 8 kHz, 16 bit, mono."""
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(8000)
-        out.writeframes(random.Random(seed).randbytes(16_000 * seconds))
-    return file.getvalue()
-
-
 def document(call_id: str, number: int, seconds: int) -> dict[str, object]:
-    at = START.replace(minute=number * 4 % 60, hour=10 + number * 4 // 60)
-    return {
-        "id": call_id,
-        "campaignId": "camp_456",
-        "direction": "Inbound",
-        "state": "Completed",
-        "startTime": f"{at:%Y-%m-%dT%H:%M:%S}.250Z",
-        "endTime": f"{at.replace(second=59):%Y-%m-%dT%H:%M:%SZ}",
-        "durationSeconds": seconds,
-        "transcript": [{"role": "agent", "text": f"Grüß Gott, {number} 👋", "timestamp": "0.5"}],
-        "createdAt": f"{at:%Y-%m-%dT%H:%M:%SZ}",
-        "unheardOf": {"nested": [1, 2.5, None, True], "z": "ß"},
-    }
+    turn = {"role": "agent", "text": f"Grüß Gott, {number} 👋", "timestamp": "0.5"}
+    return call_document(
+        call_id,
+        START + timedelta(minutes=4 * number, milliseconds=250),
+        seconds,
+        transcript=[turn],
+        unheardOf={"nested": [1, 2.5, None, True], "z": "ß"},
+    )
 
 
 @dataclass
@@ -70,7 +52,7 @@ class Scene:
         self.calls[call_id] = call
         self.truth[call_id] = {"document": told, "epa": epa, "recording": None}
         if seconds:
-            self.upload(call_id, audio(call_id, seconds), in_blocks=seconds > 300)
+            self.upload(call_id, audio(random.Random(call_id), seconds), in_blocks=seconds > 300)
         return call
 
     def upload(self, call_id: str, data: bytes, *, in_blocks: bool = False) -> None:
@@ -120,7 +102,7 @@ def test_every_byte_from_real_signed_urls(
     """All calls arrive, the first over URLs that have expired, one of them overwritten before."""
     scene.calls["vc_0000"].stale_urls = 1
     scene.calls["vc_0001"].stale_urls = 3
-    scene.upload("vc_0002", audio("the second take", 5))
+    scene.upload("vc_0002", audio(random.Random("the second take"), 5))
     with AzureApi(list(scene.calls.values()), scene.blobs) as api:
         archiver, bucket = make_archive(api.settings(scene.azurite), versioned=True)
         result = archiver.run("backfill", *RANGE).expect(0)
@@ -137,7 +119,7 @@ def test_every_byte_from_real_signed_urls(
         before = bucket.versions()
         name = scene.calls["vc_0003"].blob
         assert name is not None
-        scene.blobs.put(name, audio("another", 9))
+        scene.blobs.put(name, audio(random.Random("another"), 9))
         archiver.run("backfill", *RANGE).expect(0)
         assert bucket.versions() == before
 
@@ -158,7 +140,7 @@ def test_a_deleted_blob_is_a_failed_call_and_heals(
         assert api.urls_given["vc_0005"] == 4, "a first URL and three fresh ones"
         audit.assert_clean(archiver)
 
-        scene.upload("vc_0004", audio("vc_0004", 3))
+        scene.upload("vc_0004", audio(random.Random("vc_0004"), 3))
         scene.calls["vc_0005"].stale_urls = 0
         archiver.run("backfill", *RANGE).expect(0)
         healed = scene.expected(api, revisions=dict.fromkeys(reasons, 2))
@@ -175,13 +157,7 @@ def test_tls_on_both_legs(
     with Azurite(tmp_path / "azurite", tls) as azurite:
         scene = make_scene(azurite)
         with AzureApi(list(scene.calls.values()), scene.blobs, tls) as api:
-            settings = {
-                **api.settings(azurite),
-                **tls_weed.settings("calls"),
-                "SIGNING_KEY_FILE": str(signing_key),
-                "METRICS_PORT": "0",
-            }
-            archiver = Archiver(settings, tls_weed.environment)
+            archiver = archiver_to(tls_weed, "calls", signing_key, api.settings(azurite))
             refuses_wrong_roots(archiver, bucket, tls, other_tls)
             trusting = archiver.within(SSL_CERT_FILE=str(tls.ca), AWS_CA_BUNDLE=str(tls.ca))
             trusting.run("backfill", *RANGE).expect(0)

@@ -7,14 +7,14 @@ Done when 3: stored WAVs equal the source's, sidecars hold every field, all form
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from tests.system import audit, checker
-from tests.system.bucket import Bucket
+from tests.system.bucket import PROBE, Bucket
 from tests.system.command import Archiver, Result
 from tests.system.conftest import MakeArchive
 from tests.system.servers import Source
@@ -40,8 +40,7 @@ class Done:
 @pytest.fixture(scope="module")
 def done(make_archive: MakeArchive, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
     directory = tmp_path_factory.mktemp("backfill-200")
-    dates = ("--from", f"{START:%Y-%m-%d}", "--to", f"{END:%Y-%m-%d}")
-    with Source(directory, "--calls", "200", *dates, "--enveloped", "mixed") as source:
+    with Source(directory, "--calls", "200", *RANGE, "--enveloped", "mixed") as source:
         archiver, bucket = make_archive(source.settings(), lock=True)
         archiver = archiver.having(
             OBJECT_LOCK_MODE="COMPLIANCE", RETENTION_DAYS=str(RETENTION_DAYS)
@@ -50,22 +49,12 @@ def done(make_archive: MakeArchive, tmp_path_factory: pytest.TempPathFactory) ->
         yield Done(source, archiver, bucket, result, bucket.download(directory / "copy"))
 
 
-def expectation(source: Source) -> checker.Expected:
-    return checker.Expected(
-        source.truth,
-        START,
-        END,
-        api=source.addresses["api_url"],
-        recording_host=source.addresses["blob_host"],
-        retention=("COMPLIANCE", RETENTION_DAYS),
-        totals=False,
-    )
-
-
 def test_every_byte_field_and_format(done: Done) -> None:
     """Done when 3."""
     done.result.expect(0)
-    checked = checker.check(done.copy, expectation(done.source))
+    retention = ("COMPLIANCE", RETENTION_DAYS)
+    expected = done.source.expected(START, END, retention=retention, totals=False)
+    checked = checker.check(done.copy, expected)
     outcomes = [record["outcome"] for record in checked.records.values()]
     assert len(done.source.truth) == 200
     assert outcomes.count("archived") >= 150
@@ -78,42 +67,26 @@ def test_every_byte_field_and_format(done: Done) -> None:
 def test_verify_and_its_script_agree(done: Done) -> None:
     """Done when 3: `sha256sum`, `openssl` and `jq` alone check the whole chain."""
     audit.assert_clean(done.archiver)
-    script = audit.run_script(done.copy)
-    assert script.returncode == 0, script.stdout[-2000:] + script.stderr[-2000:]
+    audit.assert_script_clean(done.copy)
 
 
 def test_again_changes_nothing(done: Done) -> None:
     """Done when 4: exit 0, no new object, no new version, no new seal."""
+    done.bucket.assert_written_once(but=PROBE)
     before = done.bucket.versions()
-    # The test of the store may leave a second version of its one small object.
-    keys = [row[0] for row in before if row[0] != "manifest/probe"]
-    assert len(set(keys)) == len(keys), "a key has several versions"
     again = done.archiver.run("backfill", *RANGE).expect(0)
     assert done.bucket.versions() == before
     assert not again.events("seal.appended")
 
 
-def test_nothing_secret_is_logged(done: Done) -> None:
-    """Invariant 8: no signature, token or transcript text in a log."""
-    output = done.result.stdout + done.result.stderr
-    assert done.result.events("call.archived")
-    assert done.source.addresses["token"] not in output
-    assert "sig=" not in output
-    for call in done.source.truth.values():
-        for turn in call["document"].get("transcript") or ():
-            assert turn["text"] not in output
-
-
 def test_a_window_of_several_pages(make_archive: MakeArchive, tmp_path: Path) -> None:
     """A listing goes on to its last page: one window of a day, more calls than a page takes."""
     end = datetime(2024, 1, 16, tzinfo=UTC)
-    dates = ("--from", f"{START:%Y-%m-%d}", "--to", f"{end:%Y-%m-%d}")
+    dates = ("--from", "2024-01-15", "--to", "2024-01-16")
     with Source(tmp_path, "--calls", "230", "--short", *dates) as source:
         archiver, bucket = make_archive(source.settings())
         archiver.having(WINDOW="1d").run("backfill", *dates).expect(0)
-        expected = replace(
-            expectation(source), end=end, window=end - START, retention=None, totals=True
-        )
+        expected = source.expected(START, end, window=end - START)
         checked = checker.check(bucket.download(tmp_path / "copy"), expected)
         assert checked.segments == 1
         assert len(checked.records) > 200

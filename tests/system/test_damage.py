@@ -1,21 +1,24 @@
 """Done when 6: `verify` exits 1 and names the damage by its code, whatever the damage is; and what
-stands in the bucket, `verify.sh` finds as well, with standard tools alone."""
+stands in the bucket, `verify.sh` finds as well, with standard tools alone.
+
+What lies below the newest versions of a bucket: tests/audit/test_attacks.py.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
+from tests.fakes.merkle import merkle_root
 from tests.system import audit
 from tests.system.bucket import Bucket
-from tests.system.checker import canonical, merkle_root
+from tests.system.checker import canonical, sha256
 from tests.system.command import Archiver
 from tests.system.conftest import MakeArchive
 from tests.system.servers import Source
@@ -69,24 +72,21 @@ class Archive:
     head: str
 
 
-def make(make_archive: MakeArchive, directory: Path, *, versioned: bool) -> Archive:
+@pytest.fixture(scope="module")
+def sound(make_archive: MakeArchive, tmp_path_factory: pytest.TempPathFactory) -> Archive:
     """Six windows, sealed in three runs: at least four seals."""
+    directory = tmp_path_factory.mktemp("damage")
     dates = ("--from", f"{DAY}T00:00:00", "--to", f"{DAY}T06:00:00")
     with Source(directory, "--calls", str(CALLS), "--short", *dates, truth=False) as source:
-        archiver, bucket = make_archive(source.settings(), versioned=versioned)
+        archiver, bucket = make_archive(source.settings())
         for hour in (0, 2, 4):
             start, end = (f"{DAY}T{h:02}:00:00Z" for h in (hour, hour + 2))
             archiver.run("backfill", "--from", start, "--to", end).expect(0)
     seals = bucket.keys("manifest/seals/")[::2]
     assert len(seals) >= 4
-    head = f"{len(seals) - 1}:{hashlib.sha256(bucket.get(seals[-1])).hexdigest()}"
+    head = f"{len(seals) - 1}:{sha256(bucket.get(seals[-1]))}"
     audit.assert_clean(archiver)
     return Archive(archiver, bucket, bucket.download(directory / "copy"), head)
-
-
-@pytest.fixture(scope="module")
-def sound(make_archive: MakeArchive, tmp_path_factory: pytest.TempPathFactory) -> Archive:
-    return make(make_archive, tmp_path_factory.mktemp("damage"), versioned=False)
 
 
 # --- what a vandal does: to a bucket or to a copy of it
@@ -146,7 +146,7 @@ def without_a_record(objects: Objects, key: str) -> bytes:
     ids = sorted(json.loads(line)["call_id"] for line in lines[1:-1])
     window["listed"] -= 1
     window[dropped["outcome"]] -= 1
-    window["listed_sha256"] = hashlib.sha256("".join(f"{i}\n" for i in ids).encode()).hexdigest()
+    window["listed_sha256"] = sha256("".join(f"{i}\n" for i in ids).encode())
     return b"".join(line + b"\n" for line in lines[1:-1]) + canonical(window)
 
 
@@ -162,7 +162,7 @@ def drop_a_record(*, reseal: bool, rechain: bool) -> Callable[[Objects], None]:
         checksum_list = key.replace(".jsonl", ".sha256")
         rows = objects.get(checksum_list).decode().splitlines()[1:]
         rows = [row for row in rows if row.split("  ", 1)[1] not in gone]
-        rows.insert(0, f"{hashlib.sha256(data).hexdigest()}  {key}")
+        rows.insert(0, f"{sha256(data)}  {key}")
         objects.put(checksum_list, "".join(f"{row}\n" for row in rows).encode())
         objects.put(key, data)
         if reseal:
@@ -180,14 +180,14 @@ def reseal_segment(objects: Objects, number: int, key: str, data: bytes, *, rech
             entry |= {
                 "bytes": len(data),
                 "records": len(lines) - 1,
-                "root": merkle_root(lines),
-                "sha256": hashlib.sha256(data).hexdigest(),
+                "root": merkle_root(lines).hex(),
+                "sha256": sha256(data),
             }
     seal["records"] -= 1
     objects.put(seal_key(number), canonical(seal))
     while rechain and seal_key(number + 1) in objects.keys("manifest/seals/"):
         following = json.loads(objects.get(seal_key(number + 1)))
-        following["prev"] = hashlib.sha256(objects.get(seal_key(number))).hexdigest()
+        following["prev"] = sha256(objects.get(seal_key(number)))
         following["records"] -= 1
         number += 1
         objects.put(seal_key(number), canonical(following))
@@ -201,96 +201,86 @@ class Damage:
     """
 
     do: Callable[[Objects], None]
-    codes: frozenset[str]
-    also: frozenset[str]
+    codes: set[str]
+    also: set[str] = field(default_factory=set)
     head: bool = False
 
 
-def case(
-    name: str,
-    do: Callable[[Objects], None],
-    *codes: str,
-    also: Iterable[str] = (),
-    head: bool = False,
-) -> Any:
-    return pytest.param(Damage(do, frozenset(codes), frozenset(also), head), id=name)
-
-
 SEGMENTS, SEALS = "manifest/segments/", "manifest/seals/"
-BROKEN_SEGMENT = ("segment_invalid", "record_mismatch", "companion_mismatch", "file_hash",
-                  "window_counts", "listed_mismatch", "window_balance")  # fmt: skip
-BROKEN_SEAL = ("seal_invalid", "segment_missing", "segment_mismatch", "segment_root",
-               "segment_records", "pointer_missing", "pointer_dangling", "running_total",
-               "archive_mismatch", "key_mismatch", "watermark_back", "seal_time",
-               "companion_mismatch")  # fmt: skip
-SWAPPED = ("pointer_mismatch", "running_total", "segment_twice")
-
-DAMAGES = [
-    case("flipped bit in a recording", flip("recordings/", ".wav"), "file_hash"),
-    case("flipped bit in a transcript", flip("recordings/", "transcript.json"), "file_hash"),
-    case("flipped bit in a survey", flip("recordings/", "epa.json"), "file_hash"),
-    case("flipped bit in a record", flip("records/", ".json"), "record_mismatch"),
-    case(
-        "flipped bit in a segment",
-        flip(SEGMENTS, ".jsonl"),
-        "segment_mismatch",
-        also=BROKEN_SEGMENT,
-    ),
-    case("flipped bit in a companion", flip(SEGMENTS, ".sha256"), "companion_mismatch"),
-    case(
-        "flipped bit in a seal",
-        flip(SEALS, ".json", 1),
-        "signature_invalid",
-        "prev_mismatch",
-        also=BROKEN_SEAL,
-    ),
-    case(
-        "flipped bit in the newest seal",
-        flip(SEALS, ".json", -1),
-        "signature_invalid",
-        also=BROKEN_SEAL,
-    ),
-    case("flipped bit in a signature", flip(SEALS, ".sig", 1), "signature_invalid"),
-    case("missing recording", lose("recordings/", ".wav"), "file_missing"),
-    case("missing transcript", lose("recordings/", "transcript.json"), "file_missing"),
-    case("missing record", lose("records/", ".json"), "record_missing"),
-    case("missing segment", lose(SEGMENTS, ".jsonl"), "segment_missing"),
-    case("missing companion", lose(SEGMENTS, ".sha256"), "companion_missing"),
-    case("missing pointer", lose(SEGMENTS, ".seal"), "pointer_missing"),
-    case("missing seal", lose(SEALS, ".json", 2), "seal_missing", also=["pointer_dangling"]),
-    case("missing signature", lose(SEALS, ".sig", 2), "signature_missing"),
+BROKEN_SEGMENT = {
+    "segment_invalid", "record_mismatch", "companion_mismatch", "file_hash", "window_counts",
+    "listed_mismatch", "window_balance",
+}  # fmt: skip
+BROKEN_SEAL = {
+    "seal_invalid", "segment_missing", "segment_mismatch", "segment_root", "segment_records",
+    "pointer_missing", "pointer_dangling", "running_total", "archive_mismatch", "key_mismatch",
+    "watermark_back", "seal_time", "companion_mismatch",
+}  # fmt: skip
+SWAPPED = {"pointer_mismatch", "running_total", "segment_twice"}
+PLACES = {
+    "recording": ("recordings/", ".wav"),
+    "transcript": ("recordings/", "transcript.json"),
+    "survey": ("recordings/", "epa.json"),
+    "record": ("records/", ".json"),
+    "segment": (SEGMENTS, ".jsonl"),
+    "companion": (SEGMENTS, ".sha256"),
+    "pointer": (SEGMENTS, ".seal"),
+    "public key": ("manifest/keys/", ".pem"),
+    "seal 0": (SEALS, ".json", 0),
+    "seal 1": (SEALS, ".json", 1),
+    "seal 2": (SEALS, ".json", 2),
+    "newest seal": (SEALS, ".json", -1),
+    "signature 1": (SEALS, ".sig", 1),
+    "signature 2": (SEALS, ".sig", 2),
+}
+FLIPPED: dict[str, tuple[set[str], set[str]]] = {
+    "recording": ({"file_hash"}, set()),
+    "transcript": ({"file_hash"}, set()),
+    "survey": ({"file_hash"}, set()),
+    "record": ({"record_mismatch"}, set()),
+    "segment": ({"segment_mismatch"}, BROKEN_SEGMENT),
+    "companion": ({"companion_mismatch"}, set()),
+    "seal 1": ({"signature_invalid", "prev_mismatch"}, BROKEN_SEAL),
+    "newest seal": ({"signature_invalid"}, BROKEN_SEAL),
+    "signature 1": ({"signature_invalid"}, set()),
+}
+MISSING: dict[str, tuple[set[str], set[str]]] = {
+    "recording": ({"file_missing"}, set()),
+    "transcript": ({"file_missing"}, set()),
+    "record": ({"record_missing"}, set()),
+    "segment": ({"segment_missing"}, set()),
+    "companion": ({"companion_missing"}, set()),
+    "pointer": ({"pointer_missing"}, set()),
+    "seal 2": ({"seal_missing"}, {"pointer_dangling"}),
+    "signature 2": ({"signature_missing"}, set()),
     # Without seal 0, and no key from outside, nothing tells which key the archive has.
-    case("missing seal 0", lose(SEALS, ".json", 0), "seal_missing", also=["signature_invalid"]),
-    case("missing public key", lose("manifest/keys/", ".pem"), "public_key_missing"),
-    case("swapped seals", swap("", ".sig"), "seal_number", "prev_mismatch", also=SWAPPED),
-    case(
-        "swapped seals with their signatures left",
-        swap(""),
-        "signature_invalid",
-        "seal_number",
-        "prev_mismatch",
-        also=SWAPPED,
+    "seal 0": ({"seal_missing"}, {"signature_invalid"}),
+    "public key": ({"public_key_missing"}, set()),
+}
+DAMAGES = {
+    **{
+        f"flipped bit in {one}": Damage(flip(*PLACES[one]), *codes)
+        for one, codes in FLIPPED.items()
+    },
+    **{f"missing {one}": Damage(lose(*PLACES[one]), *codes) for one, codes in MISSING.items()},
+    "swapped seals": Damage(swap("", ".sig"), {"seal_number", "prev_mismatch"}, SWAPPED),
+    "swapped seals with their signatures left": Damage(
+        swap(""), {"signature_invalid", "seal_number", "prev_mismatch"}, SWAPPED
     ),
-    case(
-        "dropped record and companion made anew",
-        drop_a_record(reseal=False, rechain=False),
-        "segment_mismatch",
-        also=["companion_mismatch"],
+    "dropped record and companion made anew": Damage(
+        drop_a_record(reseal=False, rechain=False), {"segment_mismatch"}, {"companion_mismatch"}
     ),
-    case(
-        "dropped record and seal made anew",
+    "dropped record and seal made anew": Damage(
         drop_a_record(reseal=True, rechain=False),
-        "signature_invalid",
-        "prev_mismatch",
-        also=["running_total"],
+        {"signature_invalid", "prev_mismatch"},
+        {"running_total"},
     ),
-    case(
-        "dropped record and all seals made anew",
-        drop_a_record(reseal=True, rechain=True),
-        "signature_invalid",
+    "dropped record and all seals made anew": Damage(
+        drop_a_record(reseal=True, rechain=True), {"signature_invalid"}
     ),
-    case("cut-off tail", truncate, "tail_missing", head=True),
-]
+    "cut-off tail": Damage(truncate, {"tail_missing"}, head=True),
+}
+each_damage = pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
 
 
 @pytest.fixture
@@ -307,7 +297,7 @@ def restored(sound: Archive) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("restored")
-@pytest.mark.parametrize("damage", DAMAGES)
+@each_damage
 def test_verify_names_the_damage(sound: Archive, damage: Damage) -> None:
     options = ("--head", sound.head) if damage.head else ()
     damage.do(sound.bucket)
@@ -315,7 +305,7 @@ def test_verify_names_the_damage(sound: Archive, damage: Damage) -> None:
     assert damage.codes <= found <= damage.codes | damage.also
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@each_damage
 def test_the_script_finds_it_too(sound: Archive, damage: Damage, tmp_path: Path) -> None:
     copy = Copy(shutil.copytree(sound.copy, tmp_path / "copy"))
     options = ("--head", sound.head) if damage.head else ()
@@ -333,70 +323,3 @@ def test_without_a_known_head_a_cut_off_tail_cannot_be_told(sound: Archive, tmp_
     script = audit.run_script(copy.directory)
     assert script.returncode == 0
     assert "--head" in script.stdout
-
-
-# --- a bucket with versions: what lies below the newest one
-
-
-@pytest.fixture(scope="module")
-def versioned(make_archive: MakeArchive, tmp_path_factory: pytest.TempPathFactory) -> Archive:
-    return make(make_archive, tmp_path_factory.mktemp("versions"), versioned=True)
-
-
-@pytest.fixture
-def versions_restored(versioned: Archive) -> Iterator[None]:
-    before = {row[:3] for row in versioned.bucket.versions()}
-    yield
-    bucket = versioned.bucket
-    for key, version_id, _ in {row[:3] for row in bucket.versions()} - before:
-        bucket.client.delete_object(Bucket=bucket.name, Key=key, VersionId=version_id)
-
-
-PLACES = [("recordings/", ".wav"), ("records/", ".json"), (SEGMENTS, ".jsonl"), (SEALS, ".json")]
-
-
-@pytest.mark.usefixtures("versions_restored")
-@pytest.mark.parametrize(("prefix", "suffix"), PLACES)
-def test_an_overwritten_object(versioned: Archive, prefix: str, suffix: str) -> None:
-    """Even by the same bytes: nothing committed is ever written again."""
-    bucket = versioned.bucket
-    key = first(bucket, prefix, suffix)
-    bucket.put(key, bucket.get(key))
-    found = audit.findings(versioned.archiver, "--level", "bytes", code=1)
-    assert found == {"overwritten"}
-
-
-@pytest.mark.usefixtures("versions_restored")
-def test_an_object_overwritten_by_other_bytes(versioned: Archive) -> None:
-    """The record's own version is still whole, and the key is not."""
-    flip("recordings/", ".wav")(versioned.bucket)
-    found = audit.findings(versioned.archiver, "--level", "bytes", code=1)
-    assert found == {"overwritten"}
-
-
-@pytest.mark.usefixtures("versions_restored")
-def test_a_hidden_object(versioned: Archive) -> None:
-    lose("recordings/", ".wav")(versioned.bucket)
-    found = audit.findings(versioned.archiver, "--level", "bytes", code=1)
-    assert found == {"deleted"}
-
-
-@pytest.mark.usefixtures("versions_restored")
-def test_an_object_hidden_and_written_again(versioned: Archive) -> None:
-    bucket = versioned.bucket
-    key = first(bucket, "recordings/", ".wav")
-    data = bucket.get(key)
-    bucket.delete(key)
-    bucket.put(key, data)
-    assert audit.findings(versioned.archiver, "--level", "bytes", code=1) == {"recreated"}
-
-
-def test_a_version_that_is_gone(versioned: Archive) -> None:
-    """The last test here: this cannot be put right again."""
-    bucket = versioned.bucket
-    key = first(bucket, "recordings/", ".wav")
-    [version_id] = [row[1] for row in bucket.versions() if row[0] == key]
-    bucket.put(key, bucket.get(key))
-    bucket.client.delete_object(Bucket=bucket.name, Key=key, VersionId=version_id)
-    found = audit.findings(versioned.archiver, "--level", "bytes", code=1)
-    assert found == {"file_missing"}

@@ -23,6 +23,7 @@ from tests.system import audit
 from tests.system.bucket import Bucket
 from tests.system.ceph import Ceph, is_asked_for
 from tests.system.command import Archiver
+from tests.system.conftest import archiver_to
 from tests.system.servers import Source, Weed
 
 AHEAD = timedelta(seconds=25)
@@ -51,12 +52,6 @@ class Archive:
         assert len(found) == len(keys) > 2
         return found
 
-    def head(self, key: str, version: str) -> dict[str, Any]:
-        told: dict[str, Any] = self.bucket.client.head_object(
-            Bucket=self.bucket.name, Key=key, VersionId=version
-        )
-        return told
-
     def delete(self, key: str, version: str) -> int:
         """The status that the store answers with."""
         try:
@@ -73,26 +68,19 @@ class Archive:
 
 @pytest.fixture(scope="module")
 def archive(
-    request: pytest.FixtureRequest, signing_key: Path, tmp_path_factory: pytest.TempPathFactory
+    locking_store: Weed | Ceph, signing_key: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Archive:
-    store: Weed | Ceph = request.getfixturevalue("ceph" if is_asked_for() else "weed")
-    bucket = Bucket.make(store.client, "held", lock=True)
-    writing = {
-        **store.settings("held"),
-        "SIGNING_KEY_FILE": str(signing_key),
-        "OBJECT_LOCK_MODE": "COMPLIANCE",
-        "RETENTION_DAYS": "1",
-        "METRICS_PORT": "0",
-    }
+    bucket = Bucket.make(locking_store.client, "held", lock=True)
+    kept = {"OBJECT_LOCK_MODE": "COMPLIANCE", "RETENTION_DAYS": "1"}
     start = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1) + AHEAD
     times = ("--from", start.isoformat(), "--to", (start + timedelta(seconds=2)).isoformat())
     with Source(tmp_path_factory.mktemp("hold"), "--calls", "2", "--short", *times) as source:
-        archiver = Archiver({**source.settings(), **writing}, store.environment)
+        archiver = archiver_to(locking_store, "held", signing_key, source.settings(), **kept)
         archiver.run("backfill", *times, *ALONE).expect(0)
     records = [json.loads(bucket.get(key)) for key in bucket.keys("records/")]
     held, free = sorted(records, key=lambda record: len(record["files"]), reverse=True)
-    holding = {name: v for name, v in writing.items() if name.startswith(HOLDERS)}
-    return Archive(archiver, Archiver(holding, store.environment), bucket, held, free)
+    holding = {name: v for name, v in archiver.settings.items() if name.startswith(HOLDERS)}
+    return Archive(archiver, Archiver(holding, archiver.environment), bucket, held, free)
 
 
 def test_a_hold_outlives_the_date_and_its_removal_ends_it(
@@ -105,17 +93,17 @@ def test_a_hold_outlives_the_date_and_its_removal_ends_it(
     assert "ARCHIVER_OBJECT_LOCK_MODE" in complaint
     added = archive.holder.run("hold", "add", call_id, *why, *ALONE).expect(0)
     assert added.stdout.startswith(f"{call_id}: held, {len(objects)} objects; seal ")
-    dates = [archive.head(*one)["ObjectLockRetainUntilDate"] for one in objects]
+    dates = [archive.bucket.head(*one)["ObjectLockRetainUntilDate"] for one in objects]
     assert min(dates) > datetime.now(UTC), "held before the date has passed"
 
     time.sleep(max(0.0, (max(dates) - datetime.now(UTC)).total_seconds()) + 1.5)
     for one in objects:
         assert archive.delete(*one) == 403, one
-        head = archive.head(*one)
+        head = archive.bucket.head(*one)
         assert head["ObjectLockLegalHoldStatus"] == "ON"
         assert head["ObjectLockRetainUntilDate"] < datetime.now(UTC), "the hold alone keeps it"
     for one in archive.versions(archive.free):
-        assert archive.head(*one).get("ObjectLockLegalHoldStatus", "OFF") == "OFF"
+        assert archive.bucket.head(*one).get("ObjectLockLegalHoldStatus", "OFF") == "OFF"
     assert audit.findings(archive.archiver, code=0) == set()
     listed = json.loads(archive.holder.run("hold", "list", "--json").expect(0).stdout)
     assert [one["call_id"] for one in listed["calls"]] == [call_id]
@@ -155,5 +143,4 @@ def check_ledger(
         assert (act["by"], act["reason"]) == ("J. Doe, Legal", "Case 4711")
         assert act["call_id"] == archive.held["call_id"]
         assert [(one["key"], one["version_id"]) for one in act["objects"]] == sorted(objects)
-    done = audit.run_script(copy)
-    assert done.returncode == 0, done.stdout + done.stderr
+    audit.assert_script_clean(copy)

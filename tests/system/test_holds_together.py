@@ -66,8 +66,7 @@ def test_commands_of_the_same_words_four_at_a_time(
     assert len({act["id"] for act in acts}) == len(acts) >= done
     assert audit.findings(archiver, "--level", "bytes", code=0) == set()
     copy = bucket.download(tmp_path / "copy")
-    script = audit.run_script(copy)
-    assert script.returncode == 0, script.stdout + script.stderr
+    audit.assert_script_clean(copy)
     archiver.run("hold", "add", *ids, *WORDS).expect(0)
     listed = json.loads(archiver.run("hold", "list", "--json").expect(0).stdout)
     assert sorted(one["call_id"] for one in listed["calls"]) == ids

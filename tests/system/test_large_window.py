@@ -23,7 +23,8 @@ from typing import Any
 import pytest
 
 from tests.system.bucket import Bucket
-from tests.system.command import Archiver, Running
+from tests.system.command import Archiver
+from tests.system.conftest import archiver_to
 from tests.system.many_calls import ManyCalls, OpenWeed, records, segment
 from tests.system.servers import free_port
 
@@ -66,12 +67,7 @@ def begin(own_weed: OpenWeed, source: ManyCalls, signing_key: Path) -> Begin:
 
     def made(name: str) -> tuple[Archiver, Bucket]:
         bucket = Bucket.make(own_weed.client, name)
-        settings = {
-            **source.settings(),
-            **own_weed.settings(name),
-            "SIGNING_KEY_FILE": str(signing_key),
-        }
-        archiver = Archiver(settings, own_weed.environment)
+        archiver = archiver_to(own_weed, name, signing_key, source.settings())
         archiver.run("init").expect(0)
         return archiver, bucket
 
@@ -115,17 +111,11 @@ def backfill(archiver: Archiver) -> tuple[int, float]:
     running = archiver.having(METRICS_PORT=str(port)).start("backfill", *DATES)
     peak, listing_seconds = 0, 0.0
     while not running.ended:
-        peak = max(peak, peak_bytes(running))
+        peak = max(peak, running.peak_bytes)
         listing_seconds = max(listing_seconds, seconds_of_pages(port))
         time.sleep(0.1)
     running.wait().expect(0)
     return peak, listing_seconds
-
-
-def peak_bytes(running: Running) -> int:
-    status = Path(f"/proc/{running.pid}/status").read_text()
-    found = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
 
 
 def seconds_of_pages(port: int) -> float:

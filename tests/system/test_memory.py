@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.system.bucket import Bucket
-from tests.system.command import Archiver, Running
+from tests.system.conftest import archiver_to
 from tests.system.servers import Source, Weed
 
 RECORDINGS, BYTES, WORKERS = 8, 250_000_000, 4
@@ -27,13 +26,6 @@ def own_weed(tmp_path: Path) -> Iterator[Weed]:
     weed.remove()
 
 
-def peak_bytes(running: Running) -> int:
-    """The largest resident set of the process so far, as the kernel counts it."""
-    status = Path(f"/proc/{running.pid}/status").read_text()
-    found = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
-
-
 def test_peak_memory(
     own_weed: Weed,
     signing_key: Path,
@@ -43,19 +35,13 @@ def test_peak_memory(
     bucket = Bucket.make(own_weed.client, "calls")
     huge = ("--calls", "0", "--huge", str(RECORDINGS), "--huge-bytes", str(BYTES))
     with Source(tmp_path, *huge, *DATES) as source:
-        settings = {
-            **source.settings(),
-            **own_weed.settings("calls"),
-            "SIGNING_KEY_FILE": str(signing_key),
-            "METRICS_PORT": "0",
-            "WORKERS": str(WORKERS),
-        }
-        running = Archiver(settings, own_weed.environment).start("backfill", *DATES)
+        archiver = archiver_to(own_weed, "calls", signing_key, source.settings())
+        running = archiver.having(WORKERS=str(WORKERS)).start("backfill", *DATES)
         peak = 0
 
         def ended() -> bool:
             nonlocal peak
-            peak = max(peak, peak_bytes(running))
+            peak = max(peak, running.peak_bytes)
             return running.ended
 
         running.wait_until(ended, timeout=240)

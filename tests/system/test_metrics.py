@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -129,17 +128,3 @@ def test_the_scrape_tells_of_the_work(scrape: str) -> None:
         if name == "archiver_stage_seconds_count" and value > 0
     }
     assert stages == STAGES
-
-
-def test_a_taken_port(source: Source, make_archive: MakeArchive) -> None:
-    """`run` fails; a backfill goes on without metrics, with a warning."""
-    archiver, bucket = make_archive(source.settings())
-    with socket.create_server(("", 0)) as taken:
-        archiver = archiver.having(METRICS_PORT=str(taken.getsockname()[1]))
-        [line] = archiver.run("run", "--once").expect(2).complaints
-        assert "ARCHIVER_METRICS_PORT" in line
-        assert bucket.keys() == []
-        hour = ("--from", "2024-05-01T00:00:00", "--to", "2024-05-01T01:00:00")
-        result = archiver.run("backfill", *hour).expect(0)
-        [warning] = result.events("metrics.unavailable")
-        assert warning["level"] == "warning"

@@ -8,7 +8,7 @@ import signal
 from datetime import UTC, datetime, timedelta
 
 from tests.system import audit
-from tests.system.azure_api import AzureApi, AzureCall
+from tests.system.azure_api import AzureApi, AzureCall, call_document
 from tests.system.bucket import Bucket
 from tests.system.command import Archiver
 from tests.system.conftest import MakeArchive
@@ -19,18 +19,7 @@ RANGE = ("--from", "2024-01-15T10:00:00Z", "--to", "2024-01-15T12:00:00Z")
 
 def a_call(call_id: str, at: datetime) -> AzureCall:
     """It has no recording, so no blob store is needed."""
-    return AzureCall(
-        {
-            "id": call_id,
-            "campaignId": "camp_456",
-            "direction": "Inbound",
-            "state": "Completed",
-            "startTime": f"{at:%Y-%m-%dT%H:%M:%SZ}",
-            "endTime": f"{at + timedelta(seconds=30):%Y-%m-%dT%H:%M:%SZ}",
-            "durationSeconds": 30,
-            "createdAt": f"{at:%Y-%m-%dT%H:%M:%SZ}",
-        }
-    )
+    return AzureCall(call_document(call_id, at, 30))
 
 
 def killed_before_it_archives(api: AzureApi, archiver: Archiver, *command: str) -> None:

@@ -19,9 +19,7 @@ RANGE = ("--from", "2024-02-01", "--to", "2024-02-02")
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
     directory = tmp_path_factory.mktemp("together")
-    with Source(
-        directory, "--calls", "80", "--short", "--from", "2024-02-01", "--to", "2024-02-02"
-    ) as running:
+    with Source(directory, "--calls", "80", "--short", *RANGE) as running:
         yield running
 
 
@@ -47,20 +45,11 @@ def test_one_record_a_call_and_one_chain(
     running = [archiver.start("backfill", *RANGE, *share) for share in shares]
     for one in running:
         one.wait().expect(0)
-    expected = checker.Expected(
-        source.truth,
-        START,
-        END,
-        api=source.addresses["api_url"],
-        recording_host=source.addresses["blob_host"],
-        leftovers=True,
-    )
+    expected = source.expected(START, END, leftovers=True)
     checked = checker.check(bucket.download(tmp_path / "copy"), expected)
     assert {record["revision"] for record in checked.records.values()} == {1}
     assert checked.segments == 24, "one listing of each window, whoever wrote it"
     if versioned:
-        keys = [row[0] for row in bucket.versions()]
-        assert len(keys) == len(set(keys)), "something was written twice"
+        bucket.assert_written_once()
     audit.assert_clean(archiver)
-    script = audit.run_script(tmp_path / "copy", "--head", checked.head)
-    assert script.returncode == 0, script.stdout
+    audit.assert_script_clean(tmp_path / "copy", "--head", checked.head)

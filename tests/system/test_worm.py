@@ -21,6 +21,7 @@ from tests.system import audit
 from tests.system.bucket import Bucket
 from tests.system.ceph import Ceph, is_asked_for
 from tests.system.command import Archiver
+from tests.system.conftest import archiver_to
 from tests.system.servers import Source, Weed
 
 RANGE = ("--from", "2024-01-15", "--to", "2024-01-16")
@@ -38,19 +39,6 @@ class Archive:
     bucket: Bucket
     records: list[dict[str, Any]]
 
-    def head(self, key: str, version: str | None = None) -> dict[str, Any]:
-        more = {"VersionId": version} if version else {}
-        answer: dict[str, Any] = self.bucket.client.head_object(
-            Bucket=self.bucket.name, Key=key, **more
-        )
-        return answer
-
-
-@pytest.fixture(scope="module")
-def store(request: pytest.FixtureRequest) -> Weed | Ceph:
-    found: Weed | Ceph = request.getfixturevalue("ceph" if is_asked_for() else "weed")
-    return found
-
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
@@ -61,21 +49,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
 
 
 @pytest.fixture(scope="module")
-def archiver(store: Weed | Ceph, source: Source, signing_key: Path) -> Archiver:
-    settings = {
-        **source.settings(),
-        **store.settings("worm"),
-        "SIGNING_KEY_FILE": str(signing_key),
-        "METRICS_PORT": "0",
-        "OBJECT_LOCK_MODE": "COMPLIANCE",
-        "RETENTION_DAYS": str(DAYS),
-    }
-    return Archiver(settings, store.environment)
+def archiver(locking_store: Weed | Ceph, source: Source, signing_key: Path) -> Archiver:
+    kept = {"OBJECT_LOCK_MODE": "COMPLIANCE", "RETENTION_DAYS": str(DAYS)}
+    return archiver_to(locking_store, "worm", signing_key, source.settings(), **kept)
 
 
 @pytest.fixture(scope="module")
-def archive(store: Weed | Ceph, archiver: Archiver) -> Archive:
-    bucket = Bucket.make(store.client, "worm", lock=True)
+def archive(locking_store: Weed | Ceph, archiver: Archiver) -> Archive:
+    bucket = Bucket.make(locking_store.client, "worm", lock=True)
     if ALONE:
         refused = archiver.run("backfill", *RANGE).expect(4)
         [complaint] = refused.complaints
@@ -120,7 +101,7 @@ def test_every_object_has_the_promised_mode_and_date(archive: Archive) -> None:
     keys = {one for one in keys if not one.startswith("manifest/sightings/")}
     assert until.keys() <= keys
     for key in sorted(keys):
-        head = archive.head(key)
+        head = archive.bucket.head(key)
         assert head.get("ObjectLockMode") == "COMPLIANCE", key
         if key in until:
             late = head["ObjectLockRetainUntilDate"] - until[key]
@@ -165,13 +146,13 @@ def test_seals_say_whether_there_was_one_writer(archive: Archive) -> None:
 
 def test_nothing_can_be_deleted_shortened_or_got_round(archive: Archive) -> None:
     for key in _one_of_each(archive):
-        head, data = archive.head(key), archive.bucket.sha256(key)
+        head, data = archive.bucket.head(key), archive.bucket.sha256(key)
         until = head["ObjectLockRetainUntilDate"]
         for attack in _attacks(archive.bucket, key, head["VersionId"], until):
             with pytest.raises(ClientError) as caught:
                 attack()
             assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403, key
-        after = archive.head(key, head["VersionId"])
+        after = archive.bucket.head(key, head["VersionId"])
         assert after["ObjectLockMode"] == "COMPLIANCE"
         assert after["ObjectLockRetainUntilDate"] == until
         assert archive.bucket.sha256(key) == data
@@ -199,7 +180,7 @@ def test_an_overwrite_leaves_the_version_that_the_record_names(archive: Archive)
     record = max(archive.records, key=lambda one: sum(file["bytes"] for file in one["files"]))
     [file] = [file for file in record["files"] if file["kind"] == "recording"]
     archive.bucket.put(file["key"], b"something else")
-    head = archive.head(file["key"], file["version_id"])
+    head = archive.bucket.head(file["key"], file["version_id"])
     assert head["ContentLength"] == file["bytes"]
     assert head["ObjectLockMode"] == "COMPLIANCE"
     assert audit.findings(archive.archiver, "--level", "objects", code=1)

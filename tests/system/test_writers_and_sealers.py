@@ -28,7 +28,7 @@ from pathlib import Path
 import pytest
 
 from tests.system import audit, checker
-from tests.system.bucket import Bucket
+from tests.system.bucket import PROBE, Bucket
 from tests.system.command import Archiver, Result, Running
 from tests.system.conftest import MakeArchive
 from tests.system.waves import Plan, Waves
@@ -40,7 +40,6 @@ SEED = os.environ.get("RACE_SEED") or secrets.token_hex(4)
 LENGTH = timedelta(minutes=5)
 """No round takes as long: a window does not settle in the midst of one."""
 RETENTION_DAYS = 30
-PROBE = "manifest/probe"
 WORK = {
     *("call.archived", "call.no_recording", "record.adopted"),
     *("records.orphaned", "window.conflict", "seal.appended"),
@@ -220,12 +219,9 @@ def test_most_kills_struck_processes_at_work(race: Race) -> None:
 
 def test_one_record_a_call_and_one_chain(race: Race, tmp_path: Path) -> None:
     """Every byte and digest, no gap, no fork, each segment in one seal; hashlib and openssl."""
-    expected = checker.Expected(
-        race.source.truth,
+    expected = race.source.expected(
         race.plan.start,
         race.plan.end,
-        api=race.source.addresses["api_url"],
-        recording_host=race.source.addresses["blob_host"],
         window=LENGTH,
         retention=("COMPLIANCE", RETENTION_DAYS),
         leftovers=True,
@@ -237,11 +233,8 @@ def test_one_record_a_call_and_one_chain(race: Race, tmp_path: Path) -> None:
     files = [file for record in checked.records.values() for file in record["files"]]
     assert sum(file["bytes"] > 8 << 20 for file in files) == race.plan.big
     # No key has two versions: so what was checked are the very ones that the records name.
-    versions = [row for row in race.bucket.versions() if row[0] != PROBE]
-    assert not [row for row in versions if row[2]], "something was deleted"
-    assert len({row[0] for row in versions}) == len(versions), "something was written twice"
-    named = {(file["key"], file["version_id"]) for file in files}
-    assert named <= {row[:2] for row in versions}
+    there = race.bucket.assert_written_once(but=PROBE)
+    assert {(file["key"], file["version_id"]) for file in files} <= there
 
 
 def test_verify_finds_nothing(race: Race) -> None:

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
-import pytest
-
 from tests.fakes.calls import NoiseRecording, make_calls
 from tests.fakes.platform import Platform
-from tests.system.command import ROOT
-from tests.system.servers import Server
+from tests.system.servers import SimulatedSource
 
 BIG_SECONDS = 560
 """16 kB each: more than 8 MiB, so such a recording is uploaded in parts."""
@@ -67,37 +63,17 @@ class Plan:
         return cls(**{**told, "length": timedelta(seconds=told["length"])})
 
 
-class Waves(Server):
+class Waves(SimulatedSource):
     """The source over a plan's calls; `truth` is what it serves once all waves have come."""
 
     def __init__(self, directory: Path, plan: Plan) -> None:
-        super().__init__()
-        command = [sys.executable, "-m", "tests.system.waves", plan.to_json()]
-        with (directory / "source.log").open("a") as log:
-            self._served = self._spawn(command, log, stdout=subprocess.PIPE, cwd=ROOT)
-        try:
-            self.addresses: dict[str, Any] = self._answer()
-            self.truth = {call["id"]: call for call in self.addresses.pop("truth")}
-        except ValueError:
-            self.stop()
-            pytest.fail(f"the source does not start: see {directory / 'source.log'}")
+        super().__init__(directory, "tests.system.waves", plan.to_json())
+        self.truth = {call["id"]: call for call in self.addresses.pop("truth")}
 
     def next(self) -> None:
         """Have the next wave listed; back when it is."""
         self._served.send_signal(signal.SIGUSR1)
         self._answer()
-
-    def settings(self) -> dict[str, str]:
-        return {
-            "API_BASE_URL": self.addresses["api_url"],
-            "API_TOKEN": self.addresses["token"],
-            "RECORDING_HOSTS": self.addresses["blob_host"],
-            "ALLOW_HTTP": "true",
-        }
-
-    def _answer(self) -> Any:
-        assert self._served.stdout is not None
-        return json.loads(self._served.stdout.readline())
 
 
 def _serve(plan: Plan) -> None:

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import io
 import random
 import threading
 import time
-import wave
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from tests.system.azure_api import AzureApi, AzureCall, Blobs
+from tests.system.azure_api import AzureApi, AzureCall, Blobs, audio, call_document
 from tests.system.servers import Azurite
 
 Kind = Literal[
@@ -145,7 +143,7 @@ class Calls:
         recording = None
         name = f"{call_id}.wav"
         if kind not in ("silent", "lost"):
-            data = _audio(chance, seconds)
+            data = audio(chance, seconds)
             recording = len(data), hashlib.sha256(data).hexdigest()
             self._blobs.put(name, data, in_blocks=kind == "blocks")
         self.truth[call_id] = Truth(document, epa, recording, lost=kind == "lost")
@@ -176,35 +174,16 @@ class Calls:
             at = start + (end - start) * chance.random()
         else:
             self.last = at
-        return {
-            "id": f"vc_{chance.getrandbits(40):010x}",
-            "campaignId": f"camp_{number % 7}",
-            "direction": chance.choice(("Inbound", "Outbound")),
-            "state": "Completed",
-            "startTime": _text(at),
-            "endTime": _text(at + timedelta(seconds=seconds)),
-            "durationSeconds": seconds,
-            "transcript": [
-                {"role": "agent", "text": f"Grüß Gott, {number} 👋", "timestamp": "0.5"}
-            ],
-            "createdAt": _text(at),
-        }
+        turn = {"role": "agent", "text": f"Grüß Gott, {number} 👋", "timestamp": "0.5"}
+        return call_document(
+            f"vc_{chance.getrandbits(40):010x}",
+            at,
+            seconds,
+            campaignId=f"camp_{number % 7}",
+            direction=chance.choice(("Inbound", "Outbound")),
+            transcript=[turn],
+        )
 
 
 def _survey(chance: random.Random) -> dict[str, Any]:
     return {"state": "Completed", "calculatedScore": chance.randint(0, 100) / 10}
-
-
-def _audio(chance: random.Random, seconds: int) -> bytes:
-    """A telephone WAV of noise: 8 kHz, 16 bit, mono."""
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(8000)
-        out.writeframes(chance.randbytes(16_000 * seconds))
-    return file.getvalue()
-
-
-def _text(moment: datetime) -> str:
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
