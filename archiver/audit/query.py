@@ -120,13 +120,6 @@ class Query:
         moved to another window is in both. Raises `StoreError` if the store is unreachable or
         refuses everything.
         """
-        for names in self._windows(start, end):
-            for row in self._window(names, start):
-                if outcome is None or row.record.outcome == outcome:
-                    yield row
-
-    def _windows(self, start: datetime, end: datetime) -> Iterator[list[SegmentName]]:
-        """Yield the segments of each window that may overlap the range, oldest revision first."""
         day = start.date()
         while datetime.combine(day, datetime.min.time(), UTC) < end:
             windows = dict[datetime, list[SegmentName]]()
@@ -135,7 +128,10 @@ class Query:
             # Of the windows that begin before the range, only the last one may reach into it. A
             # window never crosses midnight.
             first = max((moment for moment in windows if moment <= start), default=start)
-            yield from (names for moment, names in windows.items() if first <= moment < end)
+            for moment, names in windows.items():
+                if first <= moment < end:
+                    rows = self._window(names, start)
+                    yield from (row for row in rows if outcome in (None, row.record.outcome))
             day += DAY
 
     def _window(self, names: list[SegmentName], start: datetime) -> Iterator[Row]:
