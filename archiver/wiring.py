@@ -375,4 +375,3 @@ def open_holds(
         yield Holds(bucket, chain, ledger, workers, clock, keep)
     finally:
         workers.close()
-        ledger.close()

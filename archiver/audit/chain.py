@@ -12,21 +12,28 @@ SHA-256 that the seal states. It does not check signatures; `check_chain` does.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from functools import lru_cache
+from itertools import groupby
 from typing import IO, NamedTuple
 
-from archiver.audit.safe_reader import ItemReader, ReportingReader, Unreadable
-from archiver.audit.segment_lines import MAX_SEGMENT_BYTES, segment_name
+from archiver.audit.safe_reader import ItemReader, ReportingReader, Unreadable, naming
+from archiver.audit.segment_lines import (
+    MAX_RECORD_BYTES,
+    MAX_SEGMENT_BYTES,
+    parse_record,
+    segment_name,
+)
 from archiver.core.concurrency import ordered
-from archiver.core.errors import ArchiverError, FormatError, NewerFormat, UsageError
+from archiver.core.errors import ArchiverError, FormatError, UsageError
 from archiver.manifest import canonical, layout, seal
 from archiver.manifest.layout import SegmentName
-from archiver.manifest.record import refuse_newer
+from archiver.manifest.record import Record
 from archiver.manifest.seal import POINTER_BYTES, Seal, SegmentEntry, parse_seal_pointer
 from archiver.manifest.signing import PublicKey
 
@@ -51,11 +58,11 @@ class KnownHead:
     def parse(cls, text: str) -> KnownHead:
         """Parse `SEQ:SHA256`. Raises `UsageError`."""
         seq, _, digest = text.strip().lower().partition(":")
-        if not (seq.isascii() and seq.isdigit() and len(seq) <= 12):
+        if not re.fullmatch("[0-9]{1,12}", seq):
             raise UsageError(
                 "--head takes SEQ:SHA256, for instance 41:9f86d0…, as verify prints it"
             )
-        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+        if not re.fullmatch("[0-9a-f]{64}", digest):
             raise UsageError("--head takes SEQ:SHA256 with the 64 hex digits that verify prints")
         return cls(int(seq), digest)
 
@@ -145,7 +152,7 @@ def check_chain(
         if known is not None and known.seq == seq and known.sha256 != digest:
             report("head_mismatch", key, f"its SHA-256 is {digest}")
         # 3. The format.
-        this = _parse(reader, key, data)
+        this = reader.parsed(key, data, _parse, "seal_invalid")
         # 4. Seal 0.
         if this is not None and seq == 0:
             _check_genesis(reader, view, this)
@@ -237,18 +244,11 @@ def find_newest(is_there: Callable[[int], bool], low: int = -1) -> int:
     return low
 
 
-def _parse(reader: ReportingReader, key: str, data: bytes) -> Seal | None:
-    try:
-        refuse_newer(canonical.load_object(data))
-        parsed = seal.parse_seal(data)
-        if canonical.dump(parsed.document) == data:
-            return parsed
-        reader.findings.add("seal_invalid", key, "not in canonical form")
-    except NewerFormat as error:
-        reader.findings.add("newer_format", key, str(error))
-    except FormatError as error:
-        reader.findings.add("seal_invalid", key, str(error))
-    return None
+def _parse(data: bytes) -> Seal:
+    parsed = seal.parse_seal(data)
+    if canonical.dump(parsed.document) != data:
+        raise FormatError("not in canonical form")
+    return parsed
 
 
 def _check_genesis(reader: ReportingReader, view: ChainView, genesis: Seal) -> None:
@@ -303,6 +303,16 @@ class SealedSegments:
         names = (segment_name(item.key) for item in self._reader.list(prefix))
         return sorted(name for name in names if name is not None)
 
+    def windows(self, day: date) -> dict[datetime, list[SegmentName]]:
+        """Return the segments of a day by the start of their window, oldest revision first."""
+        names = self.names(layout.segment_prefix(day))
+        return {start: list(own) for start, own in groupby(names, lambda name: name.start)}
+
+    def record(self, key: str) -> Record:
+        """Read the record at a key, sealed or not."""
+        with naming(key):
+            return parse_record(self._reader.read(key, None, MAX_RECORD_BYTES) or b"")
+
     def entry(self, name: SegmentName) -> SealedEntry | None:
         """Return the seal's entry for a segment; None while no seal names it."""
         key = layout.seal_pointer_key(name.jsonl)
@@ -353,11 +363,8 @@ class SealedSegments:
 
     def _read_seal(self, number: int) -> Seal:
         key = layout.seal_key(number)
-        data = self._reader.read(key, None, MAX_SEAL_BYTES)
-        try:
-            return seal.parse_seal(data or b"")
-        except FormatError as error:
-            raise FormatError(f"{key}: {error}; run archiver verify") from None
+        with naming(key):
+            return seal.parse_seal(self._reader.read(key, None, MAX_SEAL_BYTES) or b"")
 
     def _is_there(self, number: int) -> bool:
         return self._reader.head(layout.seal_key(number)) is not None

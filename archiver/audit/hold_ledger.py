@@ -22,10 +22,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from archiver.audit.chain import MAX_SEAL_BYTES, SealedSegments, record_days
-from archiver.audit.safe_reader import ItemReader, Reader, Unreadable, lists_no_versions
+from archiver.audit.safe_reader import Damages, ItemReader, Reader, Unreadable, lists_no_versions
 from archiver.audit.segment_lines import MAX_RECORD_BYTES, is_held_object, parse_record
 from archiver.core.concurrency import ordered
 from archiver.core.errors import FormatError, Reach, StoreError
@@ -89,13 +91,11 @@ class AllVersions:
 
 @dataclass
 class _EventSegment:
-    """A segment of events: its versions, those of its seal pointer, and the seals that these
-    name."""
+    """The versions of a segment of events, and those of its seal pointer."""
 
     key: str
     jsonl: list[ObjectRef] = field(default_factory=list)
     pointers: list[ObjectRef] = field(default_factory=list)
-    seals: set[int] = field(default_factory=set)
 
 
 class HoldEvents:
@@ -110,8 +110,12 @@ class HoldEvents:
         """Seal number → its entries for segments of events, by their keys."""
         self.unsealed: list[str] = []
         """The keys of segments of events that no seal names, as of the last reading."""
-        self.damaged: list[str] = []
+        self._damages = Damages()
+
+    @property
+    def damaged(self) -> list[str]:
         """A line for each object that is damaged or cannot be read, as of the last reading."""
+        return sorted(self._damages)
 
     def acts(self) -> list[SealedHold]:
         """Return all sealed acts, oldest first. Raises `StoreError`, also if an act is damaged or
@@ -133,33 +137,26 @@ class HoldEvents:
         if the events cannot be listed.
 
         1. List the segments of events, and skip those that were read before.
-        2. Read their seal pointers, and the seals that these name.
+        2. Read each segment as the seals that its pointers name have it.
         3. For segments that no seal names so far, read the newest seal, and list their pointers
            again. A writer completes a seal before it writes the next one, so only the newest seal
            can lack pointers, and a pointer may have been written since step 1.
-        4. Read the version of each segment that its seal names.
         """
         # 1. New segments.
         listed = sorted(self._list(layout.EVENTS).items())
         todo = [segment for key, segment in listed if key not in self._acts]
-        self.unsealed, self.damaged = [], []
+        self.unsealed, self._damages = [], Damages()
+        # 2. The segments with a pointer.
         with ThreadPoolExecutor(AT_ONCE) as executor:
-            # 2. Pointers and seals.
-            list(executor.map(self._read_pointers, todo))
-            self._read_seals(executor, todo)
-            # 3. The newest seal, and pointers written since.
-            unplaced = [segment for segment in todo if self._entry(segment) is None]
-            if unplaced:
-                newest = SealedSegments(self._reader).newest().seq
-                for segment in unplaced:
-                    again = self._list(layout.seal_pointer_key(segment.key)).get(segment.key)
-                    segment.pointers = again.pointers if again is not None else []
-                    self._read_pointers(segment)
-                    segment.seals.add(newest)
-                self._read_seals(executor, unplaced)
-            # 4. The segments.
-            list(executor.map(self._read_acts, todo))
-        self.unsealed, self.damaged = sorted(self.unsealed), sorted(set(self.damaged))
+            read = list(executor.map(self._read_acts, todo))
+        # 3. The newest seal, and pointers written since.
+        unplaced = [segment for segment, is_sealed in zip(todo, read, strict=True) if not is_sealed]
+        newest = SealedSegments(self._reader).newest().seq if unplaced else 0
+        for segment in unplaced:
+            again = self._list(layout.seal_pointer_key(segment.key)).get(segment.key)
+            segment.pointers = again.pointers if again is not None else []
+            if not self._read_acts(segment, newest) and segment.jsonl:
+                self.unsealed.append(segment.key)
         in_order = sorted(self._acts.values(), key=lambda one: one[0])
         return [act for _, acts in in_order for act in acts]
 
@@ -174,76 +171,60 @@ class HoldEvents:
                 (segment.jsonl if parsed[1] == "jsonl" else segment.pointers).append(ref)
         return found
 
-    def _read_pointers(self, segment: _EventSegment) -> None:
+    def _read_acts(self, segment: _EventSegment, *numbers: int) -> bool:
+        """Read the acts of a segment, as the first of the seals has them that its pointers or
+        `numbers` name. Returns False if none of these seals names the segment."""
+        key, seals = segment.key, set(numbers)
         for ref in segment.pointers:
-            try:
+            with self._damages:
                 number = parse_seal_pointer(self._read(ref, POINTER_BYTES) or b"")
-            except Unreadable as error:
-                self.damaged.append(str(error))
-                continue
-            if number is not None:
-                segment.seals.add(number)
+                seals |= {number} if number is not None else set()
+        entries = [self._entries(number) for number in sorted(seals)]
+        sealed = next((one[key] for one in entries if key in one), None)
+        if sealed is None:
+            return False
+        place, entry = sealed
+        unreadable = Damages()
+        for ref in segment.jsonl:
+            data = b""
+            with unreadable:
+                data = self._read(ref, entry.bytes) or b""
+            if hashlib.sha256(data).hexdigest() == entry.sha256:
+                try:
+                    holds = event.parse_segment(data)
+                    self._acts[key] = (place, [SealedHold(one, key, place[0]) for one in holds])
+                except FormatError as error:
+                    self._damages[f"{key}: {error}"] = None
+                return True
+        self._damages |= unreadable or {f"{key} is not there as seal {place[0]} tells of it": None}
+        return True
 
-    def _read_seals(self, executor: ThreadPoolExecutor, segments: Iterable[_EventSegment]) -> None:
-        new = sorted(set().union(*(segment.seals for segment in segments)) - self._seals.keys())
-        list(executor.map(self._read_seal, new))
-
-    def _read_seal(self, number: int) -> None:
-        """Read a seal's entries for segments of events. Ignores a number without a seal: anybody
-        with write access may write a pointer."""
+    def _entries(self, number: int) -> Mapping[str, tuple[ChainPlace, SegmentEntry]]:
+        """Return a seal's entries for segments of events, by their keys. Ignores a number without a
+        seal: anybody with write access may write a pointer."""
+        if number in self._seals:
+            return self._seals[number]
         key = layout.seal_key(number)
         try:
             data = self._read(ObjectRef(key, None), MAX_SEAL_BYTES)
         except Unreadable as error:
-            self.damaged.append(str(error))
-            return
+            self._damages[str(error)] = None
+            return {}
         # Without a seal and without its signature, the number was never used. A signature without
         # its seal shows that the seal was removed or hidden: that is damage.
         if data is None and next(iter(self._versions.below(key + ".sig")), None) is None:
-            return
+            return {}
         try:
             sealed = seal.parse_seal(data or b"")
         except FormatError as error:
-            self.damaged.append(f"{key} cannot be read ({error})")
-            return
+            self._damages[f"{key} cannot be read ({error})"] = None
+            return {}
         self._seals[number] = {
             entry.key: ((number, at), entry)
             for at, entry in enumerate(sealed.segments)
             if layout.parse_event_key(entry.key) is not None
         }
-
-    def _entry(self, segment: _EventSegment) -> tuple[ChainPlace, SegmentEntry] | None:
-        """Return a segment's entry in the first seal that names it."""
-        seals = (self._seals.get(number, {}) for number in sorted(segment.seals))
-        return next((entries[segment.key] for entries in seals if segment.key in entries), None)
-
-    def _read_acts(self, segment: _EventSegment) -> None:
-        key, sealed = segment.key, self._entry(segment)
-        if sealed is None:
-            self.unsealed += [key] if segment.jsonl else []
-            return
-        place, entry = sealed
-        data, unreadable = None, list[str]()
-        for ref in segment.jsonl:
-            try:
-                version = self._read(ref, entry.bytes) or b""
-            except Unreadable as error:
-                unreadable.append(str(error))
-                continue
-            if hashlib.sha256(version).hexdigest() == entry.sha256:
-                data = version
-                break
-        if data is None:
-            missing = f"{key} is not there as seal {place[0]} tells of it"
-            self.damaged += unreadable or [missing]
-            return
-        try:
-            self._acts[key] = (
-                place,
-                [SealedHold(one, key, place[0]) for one in event.parse_segment(data)],
-            )
-        except FormatError as error:
-            self.damaged.append(f"{key}: {error}")
+        return self._seals[number]
 
     def _read(self, ref: ObjectRef, max_bytes: int) -> bytes | None:
         """Return None if the object is missing or larger than `max_bytes`. Raises `Unreadable`."""
@@ -259,17 +240,13 @@ class HoldEvents:
 
 
 class CallFinder:
-    """Finds the objects of calls. For one thread, except `current_objects`. Close it after use."""
+    """Finds the objects of calls. For one thread, except `current_objects`."""
 
     def __init__(self, reader: Reader, at_once: int, *, page: int = LIST_PAGE) -> None:
         self._reader = ItemReader(reader)
         self._versions = AllVersions(self._reader)
         self._page = page
-        self._ahead = 2 * at_once
-        self._executor = ThreadPoolExecutor(at_once, thread_name_prefix="objects")
-
-    def close(self) -> None:
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._at_once = at_once
 
     def find(
         self, call_ids: Collection[str]
@@ -279,12 +256,6 @@ class CallFinder:
         refuses to list."""
         dirs = {layout.call_dir(call_id): call_id for call_id in call_ids}
         days: dict[str, set[str]] = {}
-        listed = record_days(self._versions.folders(layout.RECORDS))
-        for found_there in ordered(
-            self._executor, lambda day: self._calls_of_day(day, dirs), listed, self._ahead
-        ):
-            for day, call_dir in found_there:
-                days.setdefault(dirs[call_dir], set()).add(day)
 
         def try_one(call: tuple[str, set[str]]) -> CallObjects | StoreError:
             """An error about one call's objects does not stop the other calls."""
@@ -295,21 +266,26 @@ class CallFinder:
                     raise
                 return error
 
-        calls, left = dict[str, CallObjects](), dict[str, StoreError]()
-        tried = ordered(self._executor, try_one, list(days.items()), self._ahead)
-        for call_id, one in zip(days, tried, strict=True):
-            if isinstance(one, StoreError):
-                left[call_id] = one
-            else:
-                calls[call_id] = one
-        return calls, left
+        executor = ThreadPoolExecutor(self._at_once, thread_name_prefix="objects")
+        try:
+            listed = record_days(self._versions.folders(layout.RECORDS))
+            find_calls = partial(self._calls_of_day, dirs)
+            for found_there in ordered(executor, find_calls, listed, 2 * self._at_once):
+                for day, call_dir in found_there:
+                    days.setdefault(dirs[call_dir], set()).add(day)
+            tried = list(ordered(executor, try_one, days.items(), 2 * self._at_once))
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+        found = list(zip(days, tried, strict=True))
+        calls = {call_id: one for call_id, one in found if not isinstance(one, StoreError)}
+        return calls, {call_id: one for call_id, one in found if isinstance(one, StoreError)}
 
     def current_objects(self, hold: HoldEvent) -> CallObjects:
         """Return the objects that exist now in the directories of a hold's objects: later revisions
         of a call stay on the day of the first one. Threads share it. Raises `StoreError`."""
         return self._objects(hold.call_id, {one.key.split("/")[1] for one in hold.objects})
 
-    def _calls_of_day(self, day: date, dirs: Collection[str]) -> set[tuple[str, str]]:
+    def _calls_of_day(self, dirs: Collection[str], day: date) -> set[tuple[str, str]]:
         """Return `(dt=<day>, directory)` of each of these calls that has a record on a day."""
         prefix, found = layout.record_prefix(day), set[tuple[str, str]]()
         if len(dirs) > 1:
@@ -338,13 +314,9 @@ class CallFinder:
         `StoreError`, with reach `ITEM` if only these objects are affected."""
         held, loose, gone, dates = set[ObjectRef](), set[ObjectRef](), set[str](), set[datetime]()
         tops = (layout.RECORDS, layout.RECORDINGS)
-        prefixes = [
-            f"{top}{day}/{layout.call_dir(call_id)}/" for day in sorted(days) for top in tops
-        ]
+        dirs = [f"{top}{day}/{layout.call_dir(call_id)}/" for day in sorted(days) for top in tops]
         try:
-            for ref, is_marker in (
-                one for prefix in prefixes for one in self._versions.below(prefix)
-            ):
+            for ref, is_marker in chain.from_iterable(map(self._versions.below, dirs)):
                 head = None if is_marker else self._reader.head(ref.key, ref.version_id)
                 if head is None:
                     gone.add(ref.key)
@@ -380,35 +352,20 @@ class CallFinder:
         return missing
 
 
-class ArchivedHolds:
-    """The acts and the objects of calls: the reading side of `pipeline/hold_acts.py`. For one
-    thread, except `current_objects`. Close it after use."""
+class ArchivedHolds(HoldEvents):
+    """The acts, and the objects of calls: the reading side of `pipeline/hold_acts.py`. For one
+    thread, except `current_objects`."""
 
     def __init__(self, reader: Reader, at_once: int) -> None:
-        self._ledger = HoldEvents(reader)
+        super().__init__(reader)
         finder = CallFinder(reader, at_once)
-        self.acts, self.readable = self._ledger.acts, self._ledger.readable
-        self.find, self.current_objects, self.close = (
-            finder.find,
-            finder.current_objects,
-            finder.close,
-        )
-
-    @property
-    def damaged(self) -> Sequence[str]:
-        return self._ledger.damaged
+        self.find, self.current_objects = finder.find, finder.current_objects
 
 
 def have_records(reader: Reader, call_ids: Collection[str]) -> set[str]:
     """Return those of these calls that have a record in the archive, hidden or not."""
-    if not call_ids:
-        return set()
-    finder = CallFinder(reader, AT_ONCE)
-    try:
-        calls, left = finder.find(call_ids)
-        return {*calls, *left}
-    finally:
-        finder.close()
+    calls, left = CallFinder(reader, AT_ONCE).find(call_ids) if call_ids else ({}, {})
+    return {*calls, *left}
 
 
 # --- the holds of one call
@@ -447,7 +404,7 @@ def holds_by_call(acts: Sequence[SealedHold]) -> dict[str, CallHolds]:
 
 def holds_of(
     reader: Reader, call_id: str, objects: Collection[ObjectRef]
-) -> tuple[CallHolds, list[str]]:
+) -> tuple[CallHolds, Damages]:
     """Return the holds of a call, and a line for each event or object that could not be read.
 
     `objects` are those that the call's records name; the objects of its newest act are added.
@@ -455,14 +412,12 @@ def holds_of(
     ledger, items = HoldEvents(reader), ItemReader(reader)
     acts = [act for act in ledger.readable() if act.hold.call_id == call_id]
     wanted = {*objects, *(acts[-1].hold.objects if acts else ())}
-    damages = list(ledger.damaged)
+    damages = Damages(dict.fromkeys(ledger.damaged))
 
     def head(one: ObjectRef) -> ObjectHead | None:
-        try:
+        with damages:
             return items.head(one.key, one.version_id)
-        except Unreadable as error:
-            damages.append(str(error))
-            return None
+        return None
 
     with ThreadPoolExecutor(AT_ONCE) as executor:
         heads = executor.map(head, wanted)

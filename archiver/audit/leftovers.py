@@ -35,8 +35,9 @@ from archiver.audit.segment_lines import (
 )
 from archiver.audit.segments import ChecksumList, SegmentCheck
 from archiver.core.concurrency import ordered
-from archiver.core.errors import FormatError, NewerFormat, StoreError
+from archiver.core.errors import FormatError, StoreError
 from archiver.manifest import layout, seal, sighting
+from archiver.manifest.sighting import Sighting
 
 MAX_SEGMENTS_READ = 1000
 """Limit of unsealed segments that are read; the others are only reported. An intact archive has one
@@ -253,19 +254,14 @@ class Orphans:
 
         def is_sound(key: str) -> bool:
             """Whether the object is a record of this key; reports it if not."""
-            data = reader.read(key, MAX_RECORD_BYTES, None)
-            if data is None:
-                return False
-            try:
+
+            def parse(data: bytes) -> bool:
                 if parse_record(data).key != key:
                     raise FormatError("the record of another key")
-            except NewerFormat as error:
-                reader.findings.add("newer_format", key, str(error))
-            except FormatError as error:
-                reader.findings.add("record_unreadable", key, str(error))
-            else:
                 return True
-            return False
+
+            data = reader.read(key, MAX_RECORD_BYTES, None)
+            return data is not None and reader.parsed(key, data, parse, "record_unreadable") is True
 
         sound, first = _FirstKeys(SHOWN), self._records.first
         for key, is_ours in zip(first, ordered(executor, is_sound, first, ahead), strict=True):
@@ -313,18 +309,14 @@ def check_sightings(
     """
 
     def check(key: str) -> None:
-        data = reader.read(key, sighting.MAX_BYTES, None)
-        if data is None:
-            return
-        try:
+        def parse(data: bytes) -> Sighting:
             found = sighting.parse(data)
             if found.window.start != layout.parse_sighting_key(key):
                 raise FormatError("a sighting of another window")
-        except NewerFormat as error:
-            reader.findings.add("newer_format", key, str(error))
-            return
-        except FormatError as error:
-            reader.findings.add("sighting_unreadable", key, str(error))
+            return found
+
+        data = reader.read(key, sighting.MAX_BYTES, None)
+        if data is None or not (found := reader.parsed(key, data, parse, "sighting_unreadable")):
             return
         newest = listed_at.get(found.window.start)
         if is_accounted_for is None or newest is None or newest < found.at:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 
@@ -31,13 +31,13 @@ from archiver.audit.segment_lines import (
     is_held_object,
     lines_of,
 )
-from archiver.audit.segments import EventSegment
+from archiver.audit.segments import CheckedSegment
 from archiver.core.concurrency import Backlog
 from archiver.core.errors import FormatError
 from archiver.core.model import format_time, parse_time
 from archiver.manifest import event, layout, seal
 from archiver.manifest.event import HoldEvent, ObjectRef
-from archiver.manifest.record import FileRef
+from archiver.manifest.record import File
 from archiver.store.types import ObjectHead
 
 MODES = ("GOVERNANCE", "COMPLIANCE")
@@ -86,21 +86,13 @@ class WindowFiles:
     def __init__(self) -> None:
         self._promises: dict[int, Promise | None] = {}
 
-    def count(self, files: Iterable[FileRef]) -> list[FileRef]:
-        """Return the files that no record of the window named before. Takes the files of many
-        records at a time, and no promises."""
-        new = {hash((f.key, f.version_id, f.bytes, f.sha256)): f for f in files}
-        for mark in self._promises.keys() & new.keys():
-            del new[mark]
-        self._promises |= dict.fromkeys(new)
-        return list(new.values())
-
     def add(
-        self, files: Sequence[FileRef], promise: Promise | None
-    ) -> tuple[list[FileRef], list[tuple[FileRef, Promise | None]]]:
-        """Add the files of a record. Returns the files that no record named before; and the files
-        for which this record promises more than earlier ones, each with the earlier promise."""
-        new, again = list[FileRef](), list[tuple[FileRef, Promise | None]]()
+        self, files: Iterable[File], promise: Promise | None
+    ) -> tuple[list[File], list[tuple[File, Promise | None]]]:
+        """Add the files of a record; without a promise, of many. Returns the files that no record
+        named before; and the files for which this record promises more than earlier ones, each with
+        the earlier promise."""
+        new, again = list[File](), list[tuple[File, Promise | None]]()
         for file in files:
             mark = hash((file.key, file.version_id, file.bytes, file.sha256))
             if mark not in self._promises:
@@ -126,9 +118,9 @@ class Sample:
         self._seen = 0
         self._rng = rng or random.SystemRandom()
         self._lock = threading.Lock()
-        self.chosen: list[FileRef] = []
+        self.chosen: list[File] = []
 
-    def offer(self, file: FileRef) -> None:
+    def offer(self, file: File) -> None:
         with self._lock:
             self._seen += 1
             if len(self.chosen) < self._size:
@@ -137,41 +129,34 @@ class Sample:
                 self.chosen[place] = file
 
 
+@dataclass
 class ObjectCheck:
     """Checks each record and each file in a task of its own. Add all events first; then threads
     share it."""
 
-    def __init__(
-        self,
-        reader: ReportingReader,
-        backlog: Backlog,
-        chain: ChainView,
-        *,
-        hash_files: bool,
-        sample: Sample | None,
-        on_hashed: Callable[[int], None],
-    ) -> None:
-        """With a `sample`, files are offered to it, and `finish` hashes the chosen ones.
-        `on_hashed` is called with the size of each hashed file, from many threads."""
-        self._reader = reader
-        self._report = reader.findings.add
-        self._backlog = backlog
-        self._chain = chain
-        self._hash_files = hash_files
-        self._sample = sample
-        self._on_hashed = on_hashed
-        self._lock = threading.Lock()
-        self.files_hashed = 0
-        self.bytes_hashed = 0
-        self.holds_known = chain.is_whole
-        """Whether all events could be read. Otherwise it is not known which calls are held."""
-        self._held: set[str] = set()
-        self._checked: set[int] = set()
-        """Hashes of the objects of held calls that were checked."""
-        self._disagreements: dict[tuple[str, str], tuple[str, str]] = {}
-        """Mismatches of legal holds: code and key → call id and detail."""
+    reader: ReportingReader
+    backlog: Backlog
+    chain: ChainView
+    hash_files: bool
+    sample: Sample | None
+    """Files are offered to it instead of being hashed, and `finish` hashes the chosen ones."""
+    on_hashed: Callable[[int], None]
+    """Called with the size of each hashed file, from many threads."""
+    files_hashed: int = 0
+    bytes_hashed: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _held: set[str] = field(default_factory=set)
+    _checked: set[int] = field(default_factory=set)
+    """Hashes of the objects of held calls that were checked."""
+    _disagreements: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    """Mismatches of legal holds: code and key → call id and detail."""
 
-    def add_events(self, events: EventSegment) -> None:
+    def __post_init__(self) -> None:
+        self._report = self.reader.findings.add
+        self.holds_known = self.chain.is_whole
+        """Whether all events could be read. Otherwise it is not known which calls are held."""
+
+    def add_events(self, events: CheckedSegment) -> None:
         """Add a segment of events. Call it in the order of the chain."""
         self.holds_known = self.holds_known and events.is_whole
         for call_id, action in events.holds:
@@ -181,50 +166,56 @@ class ObjectCheck:
         self,
         found: SegmentRecord,
         promise: Promise | None,
-        new: Iterable[FileRef],
-        again: Iterable[tuple[FileRef, Promise | None]],
+        new: Iterable[File],
+        again: Iterable[tuple[File, Promise | None]],
     ) -> None:
         """Start the checks of a record and its files, as `WindowFiles.add` returns them. Waits
         while too many tasks are queued."""
-        self._backlog.add(partial(self._check_record, found, promise))
+        self.backlog.add(partial(self._check_record, found, promise))
         for file in new:
-            self._backlog.add(partial(self._check_file, file, promise, found.record.call_id))
+            self.backlog.add(partial(self._check_file, file, promise, found.record.call_id))
         for file, before in again:
-            self._backlog.add(partial(self._check_promise, file, before, promise))
+            self.backlog.add(partial(self._check_promise, file, promise, before))
 
     def add_covering(self, key: str, until: datetime) -> None:
         """Start the check that an object of the manifest is locked until `until`, as long as the
         records that it covers. Its mode is not compared: it was the setting of its day. A missing
         object is reported elsewhere."""
-        self._backlog.add(partial(self._check_covering, key, Promise(0, until)))
+        self.backlog.add(partial(self._check_promise, ObjectRef(key, None), Promise(0, until)))
 
     def finish(self, events: Iterable[str]) -> None:
         """Wait for all tasks, check other objects that events name, and hash the sample. `events`
         are the keys of segments."""
-        self._backlog.drain()
-        for call_id, one in self._unchecked(events):
-            self._backlog.add(partial(self._check_hold, call_id, one))
-        for file in self._sample.chosen if self._sample else ():
-            self._backlog.add(partial(self._hash, file))
-        self._backlog.drain()
+        self.backlog.drain()
+        # The objects that an event of a held call names, and that were not checked: they belong to
+        # windows outside the range, or to windows that are not sealed yet.
+        for key in events if self.holds_known and self._held else ():
+            for hold in self._holds_in(key):
+                if hold.action == "add" and hold.call_id in self._held:
+                    for one in hold.objects:
+                        if self._is_new(one, None) and is_held_object(hold.call_id, one):
+                            self.backlog.add(partial(self._check_hold, hold.call_id, one))
+        for file in self.sample.chosen if self.sample else ():
+            self.backlog.add(partial(self._hash, file))
+        self.backlog.drain()
 
     def _check_record(self, found: SegmentRecord, promise: Promise | None) -> None:
         key, call_id = found.record.key, found.record.call_id
-        data = self._reader.read(key, MAX_RECORD_BYTES, "record_missing")
+        data = self.reader.read(key, MAX_RECORD_BYTES, "record_missing")
         if data is None:
             return
         if data != found.line:
             self._report("record_mismatch", key, hashlib.sha256(data).hexdigest())
-        may_be_held = self.holds_known and (self._chain.object_lock or call_id in self._held)
+        may_be_held = self.holds_known and (self.chain.object_lock or call_id in self._held)
         if promise is None and not may_be_held:
             return
-        head = self._reader.head(key, None, "record_missing")
+        head = self.reader.head(key, None, "record_missing")
         self._compare_hold(call_id, ObjectRef(key, None), head)
         if head is not None and promise is not None:
             self._check_lock(key, head, promise)
 
-    def _check_file(self, file: FileRef, promise: Promise | None, call_id: str) -> None:
-        head = self._reader.head(file.key, file.version_id, "file_missing")
+    def _check_file(self, file: File, promise: Promise | None, call_id: str) -> None:
+        head = self.reader.head(file.key, file.version_id, "file_missing")
         self._compare_hold(call_id, ObjectRef(file.key, file.version_id), head)
         if head is None:
             return
@@ -234,38 +225,32 @@ class ObjectCheck:
             self._report("file_size", file.key, f"{head.size} bytes")
         elif head.sha256 is not None and head.sha256 != file.sha256:
             self._report("file_checksum", file.key, head.sha256)
-        elif self._sample is not None:
-            self._sample.offer(file)
-        elif self._hash_files:
+        elif self.sample is not None:
+            self.sample.offer(file)
+        elif self.hash_files:
             self._hash(file)
 
-    def _hash(self, file: FileRef) -> None:
-        digest = self._reader.sha256(file.key, file.version_id, file.bytes, "file_missing")
+    def _hash(self, file: File) -> None:
+        digest = self.reader.sha256(file.key, file.version_id, file.bytes, "file_missing")
         if digest is None:
             return
         with self._lock:
             self.files_hashed += 1
             self.bytes_hashed += file.bytes
-        self._on_hashed(file.bytes)
+        self.on_hashed(file.bytes)
         if digest != file.sha256:
             self._report("file_hash", file.key, digest)
 
     # --- locks
 
     def _check_promise(
-        self, file: FileRef, before: Promise | None, promise: Promise | None
+        self, one: File | ObjectRef, promise: Promise | None, before: Promise | None = None
     ) -> None:
-        """Check a file that was checked before against a further promise. Reports nothing if the
-        file is missing or breaks the earlier promise: that was reported."""
-        head = self._reader.head(file.key, file.version_id, None)
-        if head is None or promise is None or not (before is None or before.is_kept_by(head)):
-            return
-        self._check_lock(file.key, head, promise)
-
-    def _check_covering(self, key: str, promise: Promise) -> None:
-        head = self._reader.head(key, None, None)
-        if head is not None:
-            self._check_lock(key, head, promise)
+        """Check the lock of an object. Reports nothing if it is missing or breaks `before`, an
+        earlier promise: that was reported."""
+        head = self.reader.head(one.key, one.version_id, None)
+        if head is not None and promise and (before is None or before.is_kept_by(head)):
+            self._check_lock(one.key, head, promise)
 
     def _check_lock(self, key: str, head: ObjectHead, promise: Promise) -> None:
         if head.lock_mode is None or head.lock_until is None:
@@ -287,26 +272,26 @@ class ObjectCheck:
         if head is not None and head.held != is_held:
             self._disagree("hold_missing" if is_held else "hold_unrecorded", asked.key, call_id)
 
-    def _unchecked(self, segments: Iterable[str]) -> Iterator[tuple[str, ObjectRef]]:
-        """Yield each unchecked object that an event of a held call names, with the call id. Such
-        objects belong to windows outside the range, or to windows that are not sealed yet."""
-        for key in segments if self.holds_known and self._held else ():
-            for hold in self._holds_in(key):
-                if hold.action == "add" and hold.call_id in self._held:
-                    for one in hold.objects:
-                        if self._is_new(one, None) and is_held_object(hold.call_id, one):
-                            yield hold.call_id, one
-
     def _check_hold(self, call_id: str, one: ObjectRef) -> None:
-        head = self._reader.head(one.key, one.version_id, None)
-        if head is None:
-            self._disagree("hold_missing", one.key, call_id, "the object is not there")
-        elif not head.held:
-            self._disagree("hold_missing", one.key, call_id)
+        head = self.reader.head(one.key, one.version_id, None)
+        if head is None or not head.held:
+            detail = "" if head is not None else "the object is not there"
+            self._disagree("hold_missing", one.key, call_id, detail)
 
     def report_holds(self) -> None:
         """Report the mismatches, except for calls whose hold changed after the chain was read."""
-        changed = set(self._changed_since()) if self._disagreements else set()
+        changed, number = set[str](), self.chain.last + 1
+        while self._disagreements and (
+            data := self.reader.read(layout.seal_key(number), MAX_SEAL_BYTES, None)
+        ):
+            try:
+                entries = seal.parse_seal(data).segments
+            except FormatError:
+                break
+            for entry in entries:
+                if is_event_segment(entry.key):
+                    changed.update(hold.call_id for hold in self._holds_in(entry.key))
+            number += 1
         for (code, key), (call_id, detail) in self._disagreements.items():
             if call_id not in changed:
                 self._report(code, key, detail)
@@ -329,22 +314,9 @@ class ObjectCheck:
                 return
         self._report(code, key, detail)
 
-    def _changed_since(self) -> Iterator[str]:
-        """Yield the ids of calls with a hold event in a seal written after the chain was read."""
-        number = self._chain.last + 1
-        while data := self._reader.read(layout.seal_key(number), MAX_SEAL_BYTES, None):
-            try:
-                entries = seal.parse_seal(data).segments
-            except FormatError:
-                return
-            for entry in entries:
-                if is_event_segment(entry.key):
-                    yield from (hold.call_id for hold in self._holds_in(entry.key))
-            number += 1
-
     def _holds_in(self, key: str) -> Iterator[HoldEvent]:
         """Yield the hold events of a segment up to the first damaged line. Damage was reported."""
-        spooled = self._reader.spool(key, MAX_SEGMENT_BYTES, None)
+        spooled = self.reader.spool(key, MAX_SEGMENT_BYTES, None)
         if spooled is None:
             return
         with spooled.file:

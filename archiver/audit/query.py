@@ -15,22 +15,17 @@ found there: the source may list a call in a window far from its start.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from itertools import groupby, islice
-from typing import Any, TypeVar
+from typing import Any
 
 from archiver.audit.chain import SealedEntry, SealedSegments, record_days
 from archiver.audit.hold_ledger import CallHolds, object_document
-from archiver.audit.safe_reader import ItemReader, Reader, Unreadable
-from archiver.audit.segment_lines import (
-    MAX_RECORD_BYTES,
-    lines_of,
-    load_window_line,
-    parse_record,
-)
+from archiver.audit.safe_reader import Damages, ItemReader, Reader
+from archiver.audit.segment_lines import lines_of, load_window_line, parse_record
 from archiver.core.concurrency import ordered
 from archiver.core.errors import FormatError
 from archiver.core.model import DAY, parse_time
@@ -39,17 +34,13 @@ from archiver.manifest.event import ObjectRef
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Record
 
-T = TypeVar("T")
-
 LISTS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class Row:
-    """A record of a sealed segment, with the keys of segment and seal number. `line` is its exact
-    bytes, newline included."""
+    """A record of a sealed segment, with the segment's key and the seal's number."""
 
-    line: bytes
     record: Record
     segment: str
     seal: int
@@ -106,25 +97,19 @@ class Query:
     def __init__(self, reader: Reader) -> None:
         self._reader = ItemReader(reader)
         self._sealed = SealedSegments(self._reader)
-        self.damages: dict[str, None] = {}
-        """A line for each object that could not be read so far. A dict, to keep their order."""
-
-    def _or_note_damage(self, ask: Callable[[], T], otherwise: T) -> T:
-        """Return what `ask` returns. If it raises `FormatError`, add that to `damages` and return
-        `otherwise`."""
-        try:
-            return ask()
-        except FormatError as error:
-            self.damages[str(error)] = None
-            return otherwise
+        self.damages = Damages()
 
     def _names(self, prefix: str = layout.SEGMENTS) -> list[SegmentName]:
         """Return the segments below a prefix; none if they cannot be listed."""
-        return self._or_note_damage(lambda: self._sealed.names(prefix), [])
+        with self.damages:
+            return self._sealed.names(prefix)
+        return []
 
     def _entry(self, name: SegmentName) -> SealedEntry | None:
         """Return `SealedSegments.entry`; None also if the seal cannot be read."""
-        return self._or_note_damage(lambda: self._sealed.entry(name), None)
+        with self.damages:
+            return self._sealed.entry(name)
+        return None
 
     # --- the records of a range
 
@@ -135,22 +120,18 @@ class Query:
         moved to another window is in both. Raises `StoreError` if the store is unreachable or
         refuses everything.
         """
-        for names in self._windows(start, end):
-            for row in self._window(names, start):
-                if outcome is None or row.record.outcome == outcome:
-                    yield row
-
-    def _windows(self, start: datetime, end: datetime) -> Iterator[list[SegmentName]]:
-        """Yield the segments of each window that may overlap the range, oldest revision first."""
         day = start.date()
         while datetime.combine(day, datetime.min.time(), UTC) < end:
-            names = self._names(layout.segment_prefix(day))
+            windows = dict[datetime, list[SegmentName]]()
+            with self.damages:
+                windows = self._sealed.windows(day)
             # Of the windows that begin before the range, only the last one may reach into it. A
             # window never crosses midnight.
-            first = max((name.start for name in names if name.start <= start), default=start)
-            for moment, group in groupby(names, key=lambda name: name.start):
+            first = max((moment for moment in windows if moment <= start), default=start)
+            for moment, names in windows.items():
                 if first <= moment < end:
-                    yield list(group)
+                    rows = self._window(names, start)
+                    yield from (row for row in rows if outcome in (None, row.record.outcome))
             day += DAY
 
     def _window(self, names: list[SegmentName], start: datetime) -> Iterator[Row]:
@@ -182,7 +163,7 @@ class Query:
                 file.seek(0)
                 for line in islice(lines_of(file), entry.records):
                     try:
-                        yield Row(line, parse_record(line), entry.key, number)
+                        yield Row(parse_record(line), entry.key, number)
                     except FormatError as error:
                         bad = bad or error
         except FormatError as error:
@@ -197,41 +178,15 @@ class Query:
         """Return all records of a call, sealed or not; None if it has none that can be read."""
         records = list[Record]()
         for key in self._record_keys(layout.call_dir(call_id)):
-            try:
-                records.append(parse_record(self._reader.read(key, None, MAX_RECORD_BYTES) or b""))
-            except Unreadable as error:
-                self.damages[str(error)] = None
-            except FormatError as error:
-                self.damages[f"{key}: {error}; run archiver verify"] = None
+            with self.damages:
+                records.append(self._sealed.record(key))
         if not records:
             return None
         records.sort(key=lambda record: (record.revision, record.key))
+        # Search the days around the call's start first, then all other segments, unless the
+        # remaining records are newer than every seal.
         history = CallHistory(call_id, records)
-        self._locate(history)
-        return history
-
-    def _record_keys(self, call_dir: str) -> list[str]:
-        """Return the keys of a call's records, of the newest day that has any."""
-        days = record_days(self._reader.folders(layout.RECORDS))
-
-        def keys_of(day: date) -> list[str]:
-            listed = self._reader.list(f"{layout.record_prefix(day)}{call_dir}/")
-            return self._or_note_damage(
-                lambda: [one.key for one in listed if layout.parse_record_key(one.key)], []
-            )
-
-        with ThreadPoolExecutor(LISTS_AT_ONCE) as executor:
-            for keys in ordered(executor, keys_of, days, 2 * LISTS_AT_ONCE):
-                if keys:
-                    executor.shutdown(wait=False, cancel_futures=True)
-                    return keys
-        return []
-
-    def _locate(self, history: CallHistory) -> None:
-        """Fill in `history.sealed`. Searches the days around the call's start first, then all other
-        segments, unless the remaining records are newer than every seal."""
-        wanted = {record.data: record for record in history.revisions}
-        newest = history.revisions[-1]
+        wanted, newest = {record.data: record for record in records}, records[-1]
         parsed = layout.parse_record_key(newest.key)
         day = parsed[0] if parsed is not None else date.min
         midnight = datetime.combine(day, datetime.min.time(), UTC)
@@ -241,6 +196,32 @@ class Query:
         self._search(history, wanted, near, start)
         if wanted and self._may_be_sealed(wanted.values()):
             self._search(history, wanted, set(self._names()) - set(near), start)
+        return history
+
+    def _may_be_sealed(self, records: Iterable[Record]) -> bool:
+        """Whether one of the records is older than the newest seal, or this is not known."""
+        times = [parse_time(record.document.get("archived_at")) for record in records]
+        with self.damages:
+            sealed_at = self._sealed.newest().sealed_at
+            return any(time is None or time <= sealed_at for time in times)
+        return True
+
+    def _record_keys(self, call_dir: str) -> list[str]:
+        """Return the keys of a call's records, of the newest day that has any."""
+        days = record_days(self._reader.folders(layout.RECORDS))
+
+        def keys_of(day: date) -> list[str]:
+            with self.damages:
+                listed = self._reader.list(f"{layout.record_prefix(day)}{call_dir}/")
+                return [one.key for one in listed if layout.parse_record_key(one.key)]
+            return []
+
+        with ThreadPoolExecutor(LISTS_AT_ONCE) as executor:
+            for keys in ordered(executor, keys_of, days, 2 * LISTS_AT_ONCE):
+                if keys:
+                    executor.shutdown(wait=False, cancel_futures=True)
+                    return keys
+        return []
 
     def _search(
         self,
@@ -256,19 +237,10 @@ class Query:
                 return
             if (sealed := self._entry(name)) is None:
                 continue
-            try:
-                with self._sealed.open(sealed.entry) as file:
-                    for line in lines_of(file):
-                        if (record := wanted.pop(line, None)) is not None:
-                            history.sealed[record.key] = (name.jsonl, sealed.seq)
-            except FormatError as error:
-                self.damages[str(error)] = None
-
-    def _may_be_sealed(self, records: Iterable[Record]) -> bool:
-        """Whether one of the records is older than the newest seal, or this is not known."""
-        newest = self._or_note_damage(self._sealed.newest, None)
-        times = [parse_time(record.document.get("archived_at")) for record in records]
-        return newest is None or any(time is None or time <= newest.sealed_at for time in times)
+            with self.damages, self._sealed.open(sealed.entry) as file:
+                for line in lines_of(file):
+                    if (record := wanted.pop(line, None)) is not None:
+                        history.sealed[record.key] = (name.jsonl, sealed.seq)
 
 
 def _newest(*rows: Row | None) -> Row:

@@ -28,14 +28,13 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
-from itertools import groupby
+from itertools import chain
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from archiver.audit.chain import SealedSegments
 from archiver.audit.findings import counted
-from archiver.audit.safe_reader import ItemReader, Reader, Unreadable
+from archiver.audit.safe_reader import Damages, ItemReader, Reader, naming
 from archiver.audit.segment_lines import (
-    MAX_RECORD_BYTES,
     lines_of,
     load_window_line,
     parse_record,
@@ -45,7 +44,6 @@ from archiver.core.concurrency import ordered
 from archiver.core.errors import ArchiverError, FormatError, Reach, UsageError
 from archiver.core.model import Call, Window, format_time, parse_time, window_of, windows_between
 from archiver.manifest import layout
-from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import Outcome, Record
 from archiver.manifest.seal import check_window_length
 from archiver.manifest.segment import Listing
@@ -339,8 +337,7 @@ class WindowView:
     """The filters of its listings, as `filter_text` returns them."""
     is_known: bool = True
     """Whether all of the window's own segments could be read."""
-    damages: dict[str, None] = field(default_factory=dict)
-    """A line for each object that could not be read. A dict, to keep their order."""
+    damages: Damages = field(default_factory=Damages)
 
     def add(self, call_id: str, new: ArchivedRecord) -> None:
         """Keep the newer of two records; of two with the same revision, the one with a result."""
@@ -370,7 +367,7 @@ class ArchiveLookup:
         self._executor = ThreadPoolExecutor(options.workers, thread_name_prefix="records")
         # Cached, because a window is read again as the neighbour of the next one.
         self._sealed = lru_cache(WINDOWS_KEPT)(self._read_window)
-        self._names = lru_cache(DAYS_KEPT)(self._list_day)
+        self._segments_of = lru_cache(DAYS_KEPT)(segments.windows)
 
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
@@ -388,13 +385,20 @@ class ArchiveLookup:
         try:
             sealed = self._sealed(window)
         except FormatError as error:
-            return WindowView(is_known=False, damages={str(error): None})
-        view = replace(
-            sealed, records=dict(sealed.records), pending=set(sealed.pending), damages={}
-        )
+            return WindowView(is_known=False, damages=Damages({str(error): None}))
+        view = replace(sealed, records=dict(sealed.records), damages=Damages())
         wanted = {call_id: Call(call_id, {}) for call_id in sealed.pending} | dict(calls)
         # 2. Other windows.
-        others = self._other_windows(window, view.unresolved(wanted))
+        others: dict[Window, set[str]] = {}
+        if open_calls := view.unresolved(wanted):
+            others[Window(window.end, window.end + self._length)] = set(open_calls)
+            if window.start > FIRST_MOMENT:
+                others[Window(window.start - self._length, window.start)] = set(open_calls)
+        for call_id, call in open_calls.items():
+            for moment in (call.own_time, call.created_at):
+                home = self._window_of(moment)
+                if home is not None and home != window:
+                    others.setdefault(home, set()).add(call_id)
         for other, ids in sorted(others.items()):
             there = self._sealed_or_damaged(other, view)
             for call_id in ids & there.records.keys():
@@ -409,20 +413,6 @@ class ArchiveLookup:
             view.add(call_id, ArchivedRecord.of(record, is_sealed=is_sealed))
         return view
 
-    def _other_windows(self, window: Window, calls: Mapping[str, Call]) -> dict[Window, set[str]]:
-        """Return the other windows to search, each with the calls that it may have."""
-        others: dict[Window, set[str]] = {}
-        if calls:
-            others[Window(window.end, window.end + self._length)] = set(calls)
-            if window.start > FIRST_MOMENT:
-                others[Window(window.start - self._length, window.start)] = set(calls)
-        for call_id, call in calls.items():
-            for moment in (call.own_time, call.created_at):
-                home = self._window_of(moment)
-                if home is not None and home != window:
-                    others.setdefault(home, set()).add(call_id)
-        return others
-
     def _window_of(self, moment: datetime | None) -> Window | None:
         """Return the window of a moment; None also if it would reach beyond `datetime`'s range."""
         try:
@@ -435,41 +425,31 @@ class ArchiveLookup:
     def _sealed_or_damaged(self, window: Window, view: WindowView) -> WindowView:
         """Return the state of another window; an empty one if its segments are damaged, which is
         added to `view.damages`."""
-        try:
+        with view.damages:
             return self._sealed(window)
-        except FormatError as error:
-            view.damages[str(error)] = None
-            return WindowView()
-
-    def _list_day(self, day: date) -> Mapping[datetime, list[SegmentName]]:
-        names = self._segments.names(layout.segment_prefix(day))
-        groups = groupby(names, key=lambda name: name.start)
-        return {start: list(names) for start, names in groups}
+        return WindowView()
 
     def _read_window(self, window: Window) -> WindowView:
         """Read the sealed revisions of a window, oldest first. Raises `FormatError` if one is not
         as it was sealed, and `UsageError` if the archive has a window of another length there."""
         view, vanished = WindowView(), frozenset[str]()
-        for name in self._names(window.start.date()).get(window.start, ()):
+        for name in self._segments_of(window.start.date()).get(window.start, ()):
             sealed = self._segments.entry(name)
             if sealed is None:
                 continue
             if name.revision != view.revision + 1:
                 raise FormatError(f"a revision before {name.jsonl} is missing: run archiver verify")
             view.revision, last, entry = name.revision, b"", sealed.entry
-            with self._segments.open(entry) as file:
-                try:
-                    for number, line in enumerate(lines_of(file)):
-                        if number < entry.records:
-                            record = parse_record(line)
-                            known = view.records.get(record.call_id)
-                            if known is None or record.revision >= known.revision:
-                                latest = ArchivedRecord.of(record, is_sealed=True)
-                                view.records[record.call_id] = latest
-                        last = line
-                    window_line, found = load_window_line(last)
-                except FormatError as error:
-                    raise FormatError(f"{entry.key}: {error}; run archiver verify") from None
+            with self._segments.open(entry) as file, naming(entry.key):
+                for number, line in enumerate(lines_of(file)):
+                    if number < entry.records:
+                        record = parse_record(line)
+                        known = view.records.get(record.call_id)
+                        if known is None or record.revision >= known.revision:
+                            latest = ArchivedRecord.of(record, is_sealed=True)
+                            view.records[record.call_id] = latest
+                    last = line
+                window_line, found = load_window_line(last)
             if found != window:
                 raise UsageError(
                     f"the archive has a window {found} where ARCHIVER_WINDOW makes {window}: set "
@@ -492,58 +472,42 @@ class ArchiveLookup:
         is returned. Takes a LIST for each call and each day that its record may be on, or one LIST
         of a whole day if many calls may be on it; and a GET for each record. Raises `StoreError`.
         """
+
+        def list_keys(prefix: str) -> list[str]:
+            keys: list[str] = []
+            with view.damages:
+                keys.extend(item.key for item in self._reader.list(prefix))
+            return keys
+
+        def read_latest(keys: list[tuple[int, str]]) -> Record | None:
+            for _, key in sorted(keys, reverse=True):
+                with view.damages:
+                    return self._segments.record(key)
+            return None
+
         by_day: dict[date, dict[str, str]] = {}
+        """Day → directory of a call → its id."""
         for wanted, call in calls.items():
             for moment in (call.own_time, call.created_at, window.start):
                 if moment is not None:
                     by_day.setdefault(moment.date(), {})[layout.call_dir(wanted)] = wanted
         found: dict[str, list[tuple[int, str]]] = {}
         for day, ids in by_day.items():
-            for call_id, revision, key in self._list_records(day, ids, view):
+            prefixes = [layout.record_prefix(day)]
+            if len(ids) <= ASKED_ONE_BY_ONE:
+                prefixes = [f"{prefixes[0]}{call_dir}/" for call_dir in ids]
+            listed = ordered(self._executor, list_keys, prefixes, self._ahead)
+            for key in chain.from_iterable(listed):
+                parsed = layout.parse_record_key(key)
+                if parsed is None or parsed[1] not in ids:
+                    continue
+                call_id, revision = ids[parsed[1]], parsed[2]
                 known = view.records.get(call_id)
                 if known is None or revision > known.revision:
                     found.setdefault(call_id, []).append((revision, key))
-
-        def read_latest(keys: list[tuple[int, str]]) -> Record | None:
-            for _, key in sorted(keys, reverse=True):
-                try:
-                    return parse_record(self._reader.read(key, None, MAX_RECORD_BYTES) or b"")
-                except Unreadable as error:
-                    view.damages[str(error)] = None
-                except FormatError as error:
-                    view.damages[f"{key}: {error}; run archiver verify"] = None
-            return None
-
-        records = ordered(self._executor, read_latest, found.values(), self._ahead)
-        return {
-            call_id: record
-            for call_id, record in zip(found, records, strict=True)
-            if record is not None
-        }
-
-    def _list_records(
-        self, day: date, ids: Mapping[str, str], view: WindowView
-    ) -> Iterator[tuple[str, int, str]]:
-        """Yield call id, revision and key of each record that these calls have on a day. `ids` maps
-        a call's directory to its id."""
-
-        def list_keys(prefix: str) -> list[str]:
-            keys: list[str] = []
-            try:
-                keys.extend(item.key for item in self._reader.list(prefix))
-            except FormatError as error:
-                view.damages[str(error)] = None
-            return keys
-
-        prefix = layout.record_prefix(day)
-        prefixes = [prefix]
-        if len(ids) <= ASKED_ONE_BY_ONE:
-            prefixes = [f"{prefix}{call_dir}/" for call_dir in ids]
-        for keys in ordered(self._executor, list_keys, prefixes, self._ahead):
-            for key in keys:
-                parsed = layout.parse_record_key(key)
-                if parsed is not None and parsed[1] in ids:
-                    yield ids[parsed[1]], parsed[2], key
+        latest = list(ordered(self._executor, read_latest, found.values(), self._ahead))
+        records = zip(found, latest, strict=True)
+        return {call_id: record for call_id, record in records if record is not None}
 
 
 # --- the result
@@ -685,11 +649,10 @@ def _table(result: Result) -> Iterator[str]:
 def _rows(result: Result) -> Iterator[str]:
     """Yield rows for the calls of each class, then for windows and objects with a problem; of each
     kind at most `SHOWN`."""
-    kinds: dict[str, list[tuple[Window, str]]] = {
-        name: [(one.window, printable(one.call_id) + _detail(one, result)) for one in found]
-        for name in CLASSES
-        if (found := result.differences.get(name))
-    }
+    kinds: dict[str, list[tuple[Window, str]]] = {}
+    for kind in CLASSES:
+        found = result.differences.get(kind, ())
+        kinds[kind] = [(o.window, printable(o.call_id) + _detail(o, result)) for o in found]
     kinds["unstable"] = [(window, "its listing kept changing") for window in result.unstable]
     kinds["unlisted"] = [(window, printable(text)) for window, text in result.unlisted]
     kinds["partial"] = [(window, printable(text)) for window, text in result.incomplete]
@@ -780,12 +743,13 @@ def _complaints(result: Result) -> Iterator[str]:
             f"{counted(unasked, 'call')} of the archive {were} perhaps not asked for: "
             "set ARCHIVER_STATES, ARCHIVER_CAMPAIGN_ID and ARCHIVER_DIRECTION as they were then"
         )
-    if result.unstable:
-        yield f"the listing of {counted(len(result.unstable), 'window')} kept changing"
-    if result.unlisted:
-        yield f"the source does not list {counted(len(result.unlisted), 'window')}"
-    if result.incomplete:
-        yield f"the source lists {counted(len(result.incomplete), 'window')} only in part"
+    for windows, problem in (
+        (result.unstable, "the listing of {} kept changing"),
+        (result.unlisted, "the source does not list {}"),
+        (result.incomplete, "the source lists {} only in part"),
+    ):
+        if windows:
+            yield problem.format(counted(len(windows), "window"))
     if result.unreadable_entries:
         count = sum(entries for _, entries in result.unreadable_entries)
         yield f"{counted(count, 'entry', 'entries')} of the listing could not be read as calls"

@@ -18,13 +18,14 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from time import sleep
 from typing import IO, Literal, Protocol, TypeVar
 
 from archiver.audit.findings import Findings
-from archiver.core.errors import FormatError, StoreError
+from archiver.core.errors import FormatError, NewerFormat, StoreError
 from archiver.manifest import layout
 from archiver.store.types import ListedObject, ObjectHead, ObjectVersion
 
@@ -95,11 +96,28 @@ class Unreadable(FormatError):
         self.why = str(error)
 
 
-class TooLarge(StoreError):
-    """An object has more bytes than allowed."""
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Add the key and what to do to the message of a `FormatError`. An `Unreadable` has both."""
+    try:
+        yield
+    except Unreadable:
+        raise
+    except FormatError as error:
+        raise FormatError(f"{key}: {error}; run archiver verify") from None
 
-    def __init__(self) -> None:
-        super().__init__("more bytes than it may have", reason="too_large")
+
+class Damages(dict[str, None]):
+    """A line for each object that could not be read, in order. `with damages:` adds a `FormatError`
+    to them, and the caller goes on after the block. Threads share it."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> bool:
+        if isinstance(error, FormatError):
+            self[str(error)] = None
+        return isinstance(error, FormatError)
 
 
 @dataclass(frozen=True)
@@ -162,7 +180,7 @@ class ItemReader:
                 for chunk in chunks:
                     size += len(chunk)
                     if size > limit:
-                        raise TooLarge
+                        raise StoreError("more bytes than it may have", reason="too_large")
                     if hashed:
                         sha256.update(chunk)
                     file.write(chunk)
@@ -315,6 +333,15 @@ class ReportingReader:
     def sha256(self, key: str, version_id: str | None, size: int, missing: str) -> str | None:
         """As `ItemReader.sha256`."""
         return self._reported(key, missing, lambda: self.items.sha256(key, version_id, size))
+
+    def parsed(self, key: str, data: bytes, parse: Callable[[bytes], T], invalid: str) -> T | None:
+        """Parse an object. If that fails, add the finding `invalid`, or `newer_format`."""
+        try:
+            return parse(data)
+        except FormatError as error:
+            code = "newer_format" if isinstance(error, NewerFormat) else invalid
+            self.findings.add(code, key, str(error))
+            return None
 
     def list(self, prefix: str) -> Iterator[ListedObject]:
         """Yield the objects below a prefix. An error in the middle ends it, and is reported."""

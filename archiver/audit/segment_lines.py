@@ -23,7 +23,7 @@ from archiver.core.model import DAY, Window, parse_time
 from archiver.manifest import canonical, layout, record
 from archiver.manifest.event import ObjectRef
 from archiver.manifest.layout import SegmentName
-from archiver.manifest.record import FILE_KINDS, FileRef, Outcome, Record
+from archiver.manifest.record import FILE_KINDS, File, Outcome, Record
 
 MAX_SEGMENT_BYTES = 1 << 30
 MAX_RECORD_BYTES = 1 << 20
@@ -108,7 +108,7 @@ class RecordLine(msgspec.Struct, kw_only=True, gc=False):
     type; the others may have any."""
 
     call_id: str
-    files: list[FileRef]
+    files: list[File]
     key: str = msgspec.field(name="record")
     outcome: Outcome
     revision: int
@@ -139,7 +139,7 @@ class SegmentRecord(NamedTuple):
 
     line: bytes
     record: RecordLine
-    files: list[FileRef]
+    files: list[File]
     """Those of its files whose key and version are valid (`sound_files`)."""
 
 
@@ -172,7 +172,7 @@ def _has_its_key(found: RecordLine) -> bool:
     return parsed is not None and parsed[1:] == (layout.call_dir(found.call_id), found.revision)
 
 
-def sound_files(found: RecordLine, report: Report) -> list[FileRef]:
+def sound_files(found: RecordLine, report: Report) -> list[File]:
     """Return the files whose key and version are valid; report the others, and a record with
     outcome `archived` and without a recording."""
     if found.outcome == "archived" and all(file.kind != "recording" for file in found.files):
@@ -221,9 +221,7 @@ def record_key_in(line: bytes) -> str | None:
 def load_window_line(line: bytes) -> tuple[dict[str, Any], Window]:
     """Parse a window line strictly. Returns the line and its window. Raises `FormatError`."""
     document, is_canonical = canonical.load_line(line)
-    record.refuse_newer(document)
-    if document.get("type") != "window" or document.get("v") != 1:
-        raise FormatError("no window line of version 1")
+    record.check_type(document, "window", "no window line of version 1")
     start, end = parse_time(document.get("from")), parse_time(document.get("to"))
     if start is None or end is None or not start < end or end - start > DAY:
         raise FormatError("a window line without a window")

@@ -1,8 +1,7 @@
 """Checks one segment against its seal, its seal pointer and its checksum list, and line by line.
 
 A segment is downloaded once and read once, some lines at a time: each line goes into the Merkle
-tree and is parsed in the same pass. Of a window's records only a `CallState` each is kept, of
-events only call id and action.
+tree and is parsed in the same pass. Of events only call id and action are kept.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import itemgetter
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from archiver.audit.chain import SealedEntry
-from archiver.audit.findings import counted
-from archiver.audit.safe_reader import ReportingReader, Spooled
+from archiver.audit.findings import Finding, counted
+from archiver.audit.safe_reader import ReportingReader
 from archiver.audit.segment_lines import (
     BLOCK_BYTES,
     MAX_SEGMENT_BYTES,
@@ -42,20 +41,6 @@ _WITHOUT_NEWLINE = itemgetter(slice(None, -1))
 
 OnRecords = Callable[[Sequence[SegmentRecord]], None]
 """Called with the records of a segment, some at a time."""
-
-
-class CallState(NamedTuple):
-    """The fields of a record that are kept."""
-
-    revision: int
-    outcome: str
-
-
-def keep_newer(calls: dict[str, CallState], call_id: str, new: CallState) -> None:
-    """Keep the record with the highest revision, in whatever order they come."""
-    old = calls.get(call_id)
-    if old is None or new.revision >= old.revision:
-        calls[call_id] = new
 
 
 class ChecksumList:
@@ -96,42 +81,32 @@ class ChecksumList:
 
 
 @dataclass
-class WindowSegment:
-    """The result of checking a window's segment. `window` and `line` are None if its last line is
-    not a valid window line."""
+class CheckedSegment:
+    """The result of checking a segment."""
 
-    name: SegmentName
-    as_sealed: bool
+    is_there: bool = False
+    """Whether it exists, and the store returned it."""
+    as_sealed: bool = False
     """Whether its size and SHA-256 are those in the seal."""
-    window: Window | None = None
-    line: Mapping[str, Any] | None = None
-    calls: dict[str, CallState] = field(default_factory=dict)
-    intact: bool = True
+    intact: bool = False
     """Whether every line could be read."""
+    count: int = 0
+    """Number of lines; 0 if one is too long or cut off."""
     newer_lines: int = 0
     """Number of lines that a newer release wrote."""
-    unread_keys: list[str] = field(default_factory=list)
-    """The `record` keys in lines that are not valid records."""
+    window: Window | None = None
+    line: Mapping[str, Any] | None = None
+    """The window line; None if the last line is none, or if it is a segment of events."""
     last_key: str = ""
     """The key of the last record that was read."""
-
-
-@dataclass
-class EventSegment:
-    """The result of checking a segment of events."""
-
-    count: int = 0
+    unread_keys: list[str] = field(default_factory=list)
+    """The `record` keys in lines that are not valid records."""
     holds: list[tuple[str, Action]] = field(default_factory=list)
     """`(call id, action)` of each `hold` event, in order."""
-    is_whole: bool = True
-    """Whether it is as it was sealed and every line could be read."""
 
-
-class UnreportedFinding(NamedTuple):
-    """Code and detail of a finding that is not reported yet."""
-
-    code: str
-    detail: str = ""
+    @property
+    def is_whole(self) -> bool:
+        return self.as_sealed and self.intact
 
 
 class SegmentCheck:
@@ -150,118 +125,121 @@ class SegmentCheck:
 
     def window_segment(
         self, sealed: SealedEntry, name: SegmentName, on_records: OnRecords
-    ) -> WindowSegment | None:
-        """Check the segment of a window. Returns None if it is missing or cannot be read.
+    ) -> CheckedSegment:
+        """Check the segment of a window: records in order, then the window line. Calls `on_records`
+        with the records."""
+        found, checksums = CheckedSegment(), ChecksumList(sealed.entry.sha256, name.jsonl)
+
+        def lines(file: IO[bytes]) -> Iterator[bytes]:
+            # The last line so far waits, because it may be the window line.
+            number, waiting = 1, list[bytes]()
+            for block in blocks_of(file):
+                if ready := [*waiting, *block[:-1]]:
+                    records = self._read_records(found, name.jsonl, ready, number)
+                    checksums.add(records)
+                    on_records(records)
+                    number += len(ready)
+                waiting = block[-1:]
+                yield from block
+            last = waiting[0] if waiting else b""
+            try:
+                found.line, found.window = load_window_line(last)
+            except FormatError as error:
+                self._unread(found, name.jsonl, last, error, "last line")
+            else:
+                if not _is_named(name, found.window, found.line):
+                    self._report("window_mismatch", name.jsonl)
+
+        self._check(sealed, found, checksums, lines, window_lines=1)
+        return found
+
+    def event_segment(self, sealed: SealedEntry) -> CheckedSegment:
+        """Check a segment of events, and collect its `hold` events."""
+        found, key = CheckedSegment(), sealed.entry.key
+
+        def lines(file: IO[bytes]) -> Iterator[bytes]:
+            for number, line in enumerate(lines_of(file), 1):
+                yield line
+                try:
+                    hold = event.parse(line)
+                    if hold is None:
+                        continue
+                    if not all(is_held_object(hold.call_id, one) for one in hold.objects):
+                        raise FormatError("an object of another call")
+                    found.holds.append((hold.call_id, hold.action))
+                except NewerFormat:
+                    found.intact, found.newer_lines = False, found.newer_lines + 1
+                except FormatError as error:
+                    found.intact = False
+                    self._report("event_invalid", key, f"line {number}: {error}")
+
+        self._check(sealed, found, ChecksumList(sealed.entry.sha256, key), lines, window_lines=0)
+        return found
+
+    def _check(
+        self,
+        sealed: SealedEntry,
+        found: CheckedSegment,
+        checksums: ChecksumList,
+        lines: Callable[[IO[bytes]], Iterable[bytes]],
+        window_lines: int,
+    ) -> None:
+        """Check a segment. `lines` yields the lines of a file, checks them, and adds their rows to
+        `checksums`.
 
         1. Its seal pointer names its seal.
-        2. Its lines are records in order, then the window line. Calls `on_records` with them.
-        3. Its bytes, Merkle root and number of records are those in the seal.
-        4. Its checksum list matches the lines. If a line could not be read, only the first row of
+        2. Its bytes, its lines, its Merkle root and its number of records are those in the seal.
+        3. Its checksum list matches the lines. If a record could not be read, only the first row of
            the list is compared.
         """
-        spooled = self._reader.spool(name.jsonl, MAX_SEGMENT_BYTES, "segment_missing")
-        # 1. The seal pointer.
-        self._check_pointer(sealed)
-        if spooled is None:
-            return None
-        with spooled.file:
-            found = WindowSegment(name, _is_as_sealed(sealed, spooled))
-            checksums = ChecksumList(sealed.entry.sha256, name.jsonl)
-
-            def lines() -> Iterator[bytes]:
-                # 2. The lines. The last line so far waits, because it may be the window line.
-                number, waiting = 1, list[bytes]()
-                for block in blocks_of(spooled.file):
-                    if ready := [*waiting, *block[:-1]]:
-                        records = self._read_records(found, ready, number)
-                        checksums.add(records)
-                        on_records(records)
-                        number += len(ready)
-                    waiting = block[-1:]
-                    yield from block
-                self._read_window_line(found, waiting[0] if waiting else b"")
-
-            with self._parsing:
-                # 3. The seal.
-                count = self._check_against_seal(sealed, spooled, lines(), window_lines=1)
-            found.intact = found.intact and count is not None
-            if found.newer_lines:
-                self._report("newer_format", name.jsonl, counted(found.newer_lines, "line"))
-            # 4. The checksum list.
-            self._check_checksums(name.jsonl, checksums, found.as_sealed and found.intact)
-            return found
-
-    def event_segment(self, sealed: SealedEntry) -> EventSegment:
-        """Check a segment of events in the same way, and collect its `hold` events."""
-        key, newer = sealed.entry.key, 0
-        spooled = self._reader.spool(key, MAX_SEGMENT_BYTES, "segment_missing")
-        self._check_pointer(sealed)
-        if spooled is None:
-            return EventSegment(is_whole=False)
-        with spooled.file:
-            found = EventSegment(is_whole=_is_as_sealed(sealed, spooled))
-
-            def lines() -> Iterator[bytes]:
-                nonlocal newer
-                for number, line in enumerate(lines_of(spooled.file), 1):
-                    yield line
-                    try:
-                        hold = event.parse(line)
-                        if hold is None:
-                            continue
-                        if not all(is_held_object(hold.call_id, one) for one in hold.objects):
-                            raise FormatError("an object of another call")
-                        found.holds.append((hold.call_id, hold.action))
-                    except NewerFormat:
-                        newer += 1
-                    except FormatError as error:
-                        found.is_whole = False
-                        self._report("event_invalid", key, f"line {number}: {error}")
-
-            self._check_checksums(key, ChecksumList(sealed.entry.sha256, key), True)
-            count = self._check_against_seal(sealed, spooled, lines(), window_lines=0)
-            if newer:
-                self._report("newer_format", key, counted(newer, "line"))
-            found.count = count or 0
-            found.is_whole = found.is_whole and count is not None and not newer
-            return found
-
-    def _check_pointer(self, sealed: SealedEntry) -> None:
-        key, late = layout.seal_pointer_key(sealed.entry.key), sealed.seq == self._newest_seal
-        data = self._reader.read(key, seal.POINTER_BYTES, "pointer_missing", late=late)
-        if data is not None and data != seal.seal_pointer(sealed.seq):
-            self._report("pointer_mismatch", key, f"not {sealed.seq}")
-
-    def _check_against_seal(
-        self, sealed: SealedEntry, spooled: Spooled, lines: Iterable[bytes], window_lines: int
-    ) -> int | None:
-        """Compare with the seal's entry. Returns the number of lines; None if a line is too long or
-        cut off."""
         entry, key = sealed.entry, sealed.entry.key
-        same = _is_as_sealed(sealed, spooled)
+        spooled = self._reader.spool(key, MAX_SEGMENT_BYTES, "segment_missing")
+        # 1. The seal pointer. A writer may be about to write those of the newest seal.
+        pointer, late = layout.seal_pointer_key(key), sealed.seq == self._newest_seal
+        data = self._reader.read(pointer, seal.POINTER_BYTES, "pointer_missing", late=late)
+        if data is not None and data != seal.seal_pointer(sealed.seq):
+            self._report("pointer_mismatch", pointer, f"not {sealed.seq}")
+        if spooled is None:
+            return
+        # 2. The seal.
+        same = (spooled.bytes, spooled.sha256) == (entry.bytes, entry.sha256)
         if not same:
             self._report("segment_mismatch", key, f"{spooled.bytes} bytes, {spooled.sha256}")
+        found.is_there, found.as_sealed, found.intact = True, same, True
         try:
-            root, count = merkle.root_and_size(map(_WITHOUT_NEWLINE, lines))
+            with spooled.file, self._parsing:
+                leaves = map(_WITHOUT_NEWLINE, lines(spooled.file))
+                root, found.count = merkle.root_and_size(leaves)
         except FormatError as error:
+            found.intact = False
             self._report("segment_invalid", key, str(error))
-            return None
-        if same and root.hex() != entry.root:
-            self._report("segment_root", key)
-        if same and count - window_lines != entry.records:
-            self._report("segment_records", key, f"it has {count - window_lines}")
-        return count
+        else:
+            if same and root.hex() != entry.root:
+                self._report("segment_root", key)
+            if same and found.count - window_lines != entry.records:
+                self._report("segment_records", key, f"it has {found.count - window_lines}")
+        if found.newer_lines:
+            self._report("newer_format", key, counted(found.newer_lines, "line"))
+        # 3. The checksum list.
+        self._check_checksums(key, checksums, known=not window_lines or found.is_whole)
 
-    def _check_checksums(self, segment_key: str, expected: ChecksumList, known: bool) -> None:
+    def _check_checksums(
+        self,
+        segment_key: str,
+        expected: ChecksumList,
+        known: bool = True,
+        missing: str | None = "companion_missing",
+        detail: str = "",
+    ) -> None:
         key = layout.checksum_list_key(segment_key)
-        spooled = self._reader.spool(key, MAX_SEGMENT_BYTES, "companion_missing", hashed=False)
+        spooled = self._reader.spool(key, MAX_SEGMENT_BYTES, missing, hashed=False)
         if spooled is not None:
             with spooled.file:
                 if not expected.equals(spooled.file, known):
-                    self._report("companion_mismatch", key)
+                    self._report("companion_mismatch", key, detail)
 
     def _read_records(
-        self, found: WindowSegment, lines: Sequence[bytes], first: int
+        self, found: CheckedSegment, key: str, lines: Sequence[bytes], first: int
     ) -> list[SegmentRecord]:
         """Parse the next records, and report invalid lines. `first` is the number of the first
         line, counted from 1."""
@@ -272,39 +250,28 @@ class SegmentCheck:
                 fast = read[at : at + 1] if read is not None else read_records([line])
                 one = fast[0] if fast else read_record(line)
             except FormatError as error:
-                self._unread(found, line, error, f"line {first + at}")
+                self._unread(found, key, line, error, f"line {first + at}")
                 continue
             files = sound_files(one, self._report)
             if one.key <= found.last_key:
                 found.intact = False
-                self._report(
-                    "segment_invalid", found.name.jsonl, f"line {first + at}: out of order"
-                )
+                self._report("segment_invalid", key, f"line {first + at}: out of order")
             found.last_key = one.key
-            keep_newer(found.calls, one.call_id, CallState(one.revision, one.outcome))
             records.append(SegmentRecord(line, one, files))
         return records
 
-    def _read_window_line(self, found: WindowSegment, line: bytes) -> None:
-        """Parse the last line, and check that it has the window and revision of the key."""
-        try:
-            found.line, found.window = load_window_line(line)
-        except FormatError as error:
-            self._unread(found, line, error, "last line")
-        else:
-            if not _is_named(found.name, found.window, found.line):
-                self._report("window_mismatch", found.name.jsonl)
-
-    def _unread(self, found: WindowSegment, line: bytes, error: FormatError, where: str) -> None:
+    def _unread(
+        self, found: CheckedSegment, key: str, line: bytes, error: FormatError, where: str
+    ) -> None:
         """Record that a line could not be read. Lines of a newer release are only counted, and
         reported together."""
         found.intact = False
-        if (key := record_key_in(line)) is not None:
-            found.unread_keys.append(key)
+        if (record := record_key_in(line)) is not None:
+            found.unread_keys.append(record)
         if isinstance(error, NewerFormat):
             found.newer_lines += 1
         else:
-            self._report("segment_invalid", found.name.jsonl, f"{where}: {error}")
+            self._report("segment_invalid", key, f"{where}: {error}")
 
     # --- segments that no seal names
 
@@ -312,20 +279,15 @@ class SegmentCheck:
         """Whether the key of a revision that no seal names is taken by an object that is not a
         segment of this archive."""
         found = self.unsealed(name.jsonl)
-        if isinstance(found, UnreportedFinding):
-            return True
-        return found is None and any(self._reader.is_there(key) for key in (name.sha256, name.seal))
+        return isinstance(found, Finding) or (
+            found is None and any(self._reader.is_there(key) for key in (name.sha256, name.seal))
+        )
 
     def check_unsealed_checksums(self, key: str, expected: ChecksumList) -> None:
         """Check the checksum list of a segment that no seal names, if it exists already."""
-        beside = layout.checksum_list_key(key)
-        spooled = self._reader.spool(beside, MAX_SEGMENT_BYTES, None, hashed=False)
-        if spooled is not None:
-            with spooled.file:
-                if not expected.equals(spooled.file, records_known=True):
-                    self._report("companion_mismatch", beside, "no seal names its segment")
+        self._check_checksums(key, expected, missing=None, detail="no seal names its segment")
 
-    def _read_unsealed(self, key: str) -> ChecksumList | UnreportedFinding | None:
+    def _read_unsealed(self, key: str) -> ChecksumList | Finding | None:
         """Read the object at the key of a segment that no seal names. Returns its expected checksum
         list if it is a valid segment, else the damage; None if it does not exist. Reports only an
         object that cannot be read: a damaged one may not be ours, and the caller decides."""
@@ -334,7 +296,7 @@ class SegmentCheck:
         if is_there is False:
             return None
         if spooled is None:
-            return UnreportedFinding("unreadable")
+            return Finding("unreadable", key)
         name, checksums = segment_name(key), ChecksumList(spooled.sha256, key)
         before, waiting = "", b""
         with spooled.file:
@@ -354,17 +316,13 @@ class SegmentCheck:
                     if not _is_named(name, window, document):
                         raise FormatError("a segment of another window or revision")
             except NewerFormat as error:
-                return UnreportedFinding("newer_format", str(error))
+                return Finding("newer_format", key, str(error))
             except FormatError as error:
                 code = "segment_invalid" if name is not None else "event_invalid"
-                return UnreportedFinding(code, f"no seal names it; {error}")
+                return Finding(code, key, f"no seal names it; {error}")
         return checksums
 
 
 def _is_named(name: SegmentName, window: Window, line: Mapping[str, Any]) -> bool:
     """Whether a window line has the window start and the revision that the key names."""
     return window.start == name.start and line["revision"] == name.revision
-
-
-def _is_as_sealed(sealed: SealedEntry, spooled: Spooled) -> bool:
-    return (spooled.bytes, spooled.sha256) == (sealed.entry.bytes, sealed.entry.sha256)

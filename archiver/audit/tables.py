@@ -158,7 +158,7 @@ def records_text(rows: Iterable[Row], form: Format) -> Iterator[str]:
         case "table":
             return _table(rows)
         case "jsonl":
-            return (row.line.decode() for row in rows)
+            return (row.record.data.decode() for row in rows)
         case "csv":
             return _csv(rows)
 

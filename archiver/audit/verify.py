@@ -43,7 +43,7 @@ from archiver.core.errors import FormatError, UsageError
 from archiver.core.model import format_time
 from archiver.manifest import layout
 from archiver.manifest.layout import SegmentName
-from archiver.manifest.record import FileRef
+from archiver.manifest.record import File
 from archiver.manifest.signing import PublicKey
 
 Level = Literal["manifest", "objects", "bytes"]
@@ -111,7 +111,7 @@ class _Window:
     """Hashes of all calls that any revision named; empty if the archive has no sightings, which
     alone need them."""
 
-    def count(self, records: int, files: Iterable[FileRef]) -> None:
+    def count(self, records: int, files: Iterable[File]) -> None:
         self.counts.records += records
         for file in files:
             self.counts.files += 1
@@ -275,33 +275,29 @@ def verify(
     )
 
 
+@dataclass
 class _Audit:
     """Selects and reads the windows in range, for the steps of `verify`."""
 
-    def __init__(
-        self,
-        reader: ReportingReader,
-        options: Options,
-        chain: ChainView,
-        objects: ObjectCheck,
-        now: datetime,
-    ) -> None:
-        self._reader = reader
-        self._start, self._end = options.start, options.end
-        self._chain = chain
-        self._objects = objects
-        self._now = now
-        self.segments = SegmentCheck(reader, chain.last)
-        self.checks_objects = options.level != "manifest"
-        self.is_everything = options.start is None and options.end is None
+    reader: ReportingReader
+    options: Options
+    chain: ChainView
+    objects: ObjectCheck
+    now: datetime
+
+    def __post_init__(self) -> None:
+        start, end = self.options.start, self.options.end
+        self.segments = SegmentCheck(self.reader, self.chain.last)
+        self.checks_objects = self.options.level != "manifest"
+        self.is_everything = start is None and end is None
         """Whether no range was given. Windows outside a range may name objects of any day, so
         orphans are searched only without one."""
         self.sightings = [
             listed.key
-            for listed in reader.list(layout.SIGHTINGS)
-            if (start := layout.parse_sighting_key(listed.key)) is not None
-            and (self._start is None or start.date() >= self._start.date())
-            and (self._end is None or start < self._end)
+            for listed in self.reader.list(layout.SIGHTINGS)
+            if (moment := layout.parse_sighting_key(listed.key)) is not None
+            and (start is None or moment.date() >= start.date())
+            and (end is None or moment < end)
         ]
         """The keys of the sightings of windows that are or may be in range."""
 
@@ -310,47 +306,45 @@ class _Audit:
         keys that are neither."""
         names: dict[datetime, list[tuple[SegmentName, SealedEntry]]] = {}
         events = []
-        for key, sealed in self._chain.segments.items():
+        for key, sealed in self.chain.segments.items():
             if (name := segment_name(key)) is not None:
                 names.setdefault(name.start, []).append((name, sealed))
             elif is_event_segment(key):
                 events.append(sealed)
             else:
-                self._reader.findings.add("segment_key", key, f"in seal {sealed.seq}")
+                self.reader.findings.add("segment_key", key, f"in seal {sealed.seq}")
+        start, end = self.options.start, self.options.end
         starts, first = sorted(names), 0
-        if self._start is not None:
-            first = bisect_right(starts, self._start)
+        if start is not None:
+            first = bisect_right(starts, start)
             # The previous window may reach into the range, unless it is of another day: windows
             # never cross midnight.
-            if first and starts[first - 1].date() == self._start.date():
+            if first and starts[first - 1].date() == start.date():
                 first -= 1
-        in_range = (one for one in starts[first:] if self._end is None or one < self._end)
-        return [sorted(names[start]) for start in in_range], events
+        in_range = (one for one in starts[first:] if end is None or one < end)
+        return [sorted(names[one]) for one in in_range], events
 
     def read_window(self, revisions: Revisions) -> _Window:
         """Read all revisions of a window. Threads share it."""
-        report, window = self._reader.findings.add, _Window(revisions)
-        state = AuditedWindow(report, self._chain.is_whole, self.segments.is_foreign)
+        report, window = self.reader.findings.add, _Window(revisions)
+        state = AuditedWindow(report, self.chain.is_whole, self.segments.is_foreign)
         for name, sealed in revisions:
 
             def take(records: Sequence[SegmentRecord], segment: str = name.jsonl) -> None:
+                state.add_records(records)
                 if self.checks_objects:
                     self._check_records(window, segment, records)
                     return
-                window.count(
-                    len(records), window.files.count(f for one in records for f in one.files)
-                )
+                new, _ = window.files.add((f for one in records for f in one.files), None)
+                window.count(len(records), new)
                 if self.is_everything:
                     window.named.update([hash(one.record.key) for one in records])
 
             found = self.segments.window_segment(sealed, name, take)
             state.add(name, found)
-            if found is None:
-                window.is_whole = False
-                continue
-            window.is_whole = window.is_whole and found.as_sealed and found.intact
+            window.is_whole = window.is_whole and found.is_whole
             window.named.update(map(hash, found.unread_keys))
-            window.counts.segments += 1
+            window.counts.segments += found.is_there
             if found.window is not None:
                 window.end = found.window.end
         window.counts.calls = Counter(call.outcome for call in state.calls.values())
@@ -369,11 +363,11 @@ class _Audit:
     ) -> None:
         """Count records of a segment, and start the checks of them and their files."""
         for found in records:
-            record, promise = found.record, promise_of(found.record, self._now)
+            record, promise = found.record, promise_of(found.record, self.now)
             new, again = window.files.add(found.files, promise)
             window.count(1, new)
             window.days.update(key.split("/")[1] for key in (record.key, *(f.key for f in new)))
-            self._objects.add(found, promise, new, again)
+            self.objects.add(found, promise, new, again)
             if promise is not None and must_lock_segment(record):
                 until = max(promise.until, window.covered.get(segment, promise.until))
                 window.covered[segment] = until

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from archiver.audit.chain import Advance
 from archiver.audit.findings import counted
-from archiver.audit.segment_lines import Report
-from archiver.audit.segments import CallState, WindowSegment, keep_newer
+from archiver.audit.segment_lines import Report, SegmentRecord
+from archiver.audit.segments import CheckedSegment
 from archiver.core.model import Window, format_time, parse_time
 from archiver.manifest.layout import SegmentName
 from archiver.manifest.record import OUTCOMES
@@ -29,9 +29,17 @@ MAX_SKIPPED = 100
 """Limit of unsealed revisions in a row whose keys are read."""
 
 
+class CallState(NamedTuple):
+    """The fields of a record that are kept."""
+
+    revision: int
+    outcome: str
+
+
 @dataclass
 class AuditedWindow:
-    """The state of one window. For one thread, which adds its revisions in order."""
+    """The state of one window. For one thread, which adds its revisions in order: the records of
+    each, then the revision."""
 
     report: Report
     chain_is_whole: bool
@@ -39,6 +47,7 @@ class AuditedWindow:
     is_foreign: Callable[[SegmentName], bool]
     """Whether a foreign object has a revision's key, so that the writer had to skip it."""
     calls: dict[str, CallState] = field(default_factory=dict)
+    """The newest record of each call."""
     pending: set[str] = field(default_factory=set)
     """The ids in `pending` of the newest revision."""
     listed: Set[str] = frozenset()
@@ -59,28 +68,27 @@ class AuditedWindow:
         """All ids that any revision named, with a record or as pending."""
         return self.calls.keys() | self._ever_pending
 
-    def add(self, name: SegmentName, found: WindowSegment | None) -> None:
-        """Add the next revision, and check it against the earlier ones. `found` is None if it could
-        not be read, which was reported.
+    def add_records(self, records: Iterable[SegmentRecord]) -> None:
+        """Add records of the next revision, in any order."""
+        for _, one, _ in records:
+            old = self.calls.get(one.call_id)
+            if old is None or one.revision >= old.revision:
+                self.calls[one.call_id] = CallState(one.revision, one.outcome)
+
+    def add(self, name: SegmentName, found: CheckedSegment) -> None:
+        """Add the next revision, and check it against the earlier ones.
 
         1. Earlier revisions exist, or foreign objects have their keys.
-        2. Add its records.
-        3. Its window line is of the same window, and its counts add up.
-        4. It counts all calls that were ever named, except the vanished ones.
+        2. Its window line is of the same window, and its counts add up.
+        3. It counts all calls that were ever named, except the vanished ones.
         """
         self.listed, self.listed_at, self.unreadable = frozenset(), None, 0
         # 1. The earlier revisions.
         self._revision += 1
         if name.revision != self._revision:
             self._check_gap(name)
-        if found is None:
-            self._all_read = False
-            return
-        # 2. The records.
-        for call_id, state in found.calls.items():
-            keep_newer(self.calls, call_id, state)
         self._all_read = self._all_read and found.intact
-        # 3. The window line.
+        # 2. The window line.
         line = found.line
         if line is None:
             return
@@ -93,7 +101,7 @@ class AuditedWindow:
         if line["listed"] != sum(line[outcome] for outcome in OUTCOMES) + len(self.pending):
             self.report("window_balance", name.jsonl, "")
         self._ever_pending |= self.pending
-        # 4. The counted calls.
+        # 3. The counted calls.
         if self._all_read:
             self._check_counts(name.jsonl, line)
 

@@ -197,7 +197,7 @@ def show(call_id: str, as_json: bool) -> int:
         why = "has no record of this call" + (" that can be read" if damages else "")
         if history is not None:
             history.holds, more = holds_of(bucket, call_id, history.objects)
-            damages |= dict.fromkeys(more)
+            damages |= more
         elif not damages and have_records(bucket, [call_id]):
             why = "has this call's records hidden below delete markers: run archiver verify"
     if history is None:

@@ -164,9 +164,9 @@ def parse(line: bytes) -> HoldEvent | None:
 def _hold(document: Mapping[str, Any], at: datetime) -> HoldEvent:
     call_id, by, reason = (document.get(name) for name in ("call_id", "by", "reason"))
     action, objects = document.get("action"), document.get("objects")
-    if not (isinstance(call_id, str) and isinstance(by, str) and isinstance(reason, str)):
-        raise FormatError("a hold with a missing or malformed field")
-    if action not in ("add", "remove"):
+    if action not in ("add", "remove") or not (
+        isinstance(call_id, str) and isinstance(by, str) and isinstance(reason, str)
+    ):
         raise FormatError("a hold with a missing or malformed field")
     if not isinstance(objects, list):
         raise FormatError("a hold without its objects")

@@ -133,9 +133,7 @@ def parse_segment_key(key: str) -> tuple[SegmentName, str] | None:
     """Return `(name, "jsonl" | "sha256" | "seal")` of a segment's key; None for any other key."""
     match = _SEGMENT.fullmatch(key)
     start = _moment(match[1], match[2], match[3]) if match is not None else None
-    if match is None or start is None:
-        return None
-    return SegmentName(start, int(match[4])), match[5]
+    return (SegmentName(start, int(match[4])), match[5]) if match and start else None
 
 
 def event_key(moment: datetime, tag: str) -> str:

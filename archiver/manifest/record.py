@@ -108,30 +108,19 @@ FILE_KINDS = {
 """All kinds, in the order of a record's `files`."""
 
 
-@dataclass(frozen=True)
-class File:
-    """A file for a new record. `key` is relative to the archive's prefix, `bytes` is the size."""
-
-    kind: str
-    key: str
-    bytes: int
-    sha256: str
-    content_type: str
-    version_id: str | None
-
-
-class FileRef(msgspec.Struct, frozen=True, gc=False):
-    """A file that a parsed record names. A field of another type makes the record invalid.
+class File(msgspec.Struct, frozen=True, gc=False):
+    """A file that a record names. `key` is relative to the archive's prefix, `bytes` is the size. A
+    field of another type makes a parsed record invalid.
 
     `gc=False` saves memory and time: a segment has very many, and they cannot form a cycle.
     """
 
-    bytes: Annotated[int, msgspec.Meta(ge=0)]
-    key: str
     kind: str
+    key: str
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
     sha256: Annotated[str, msgspec.Meta(min_length=64, max_length=64)]
-    version_id: str | None = None
     content_type: Any = msgspec.UNSET
+    version_id: str | None = None
 
 
 def build(
@@ -165,7 +154,7 @@ def build(
         "direction": call.text("direction"),
         "duration_seconds": call.duration_seconds,
         "ended_at": format_time(call.ended_at) if call.ended_at else None,
-        "files": [dict(vars(file)) for file in files],
+        "files": list(map(msgspec.structs.asdict, files)),
         "findings": sorted(findings),
         "outcome": outcome,
         "reason": reason,
@@ -219,9 +208,7 @@ def parse(data: bytes) -> Record:
     """Parse a record. Raises `FormatError` unless it is of version 1 and in canonical form, and
     its key matches its call id and revision."""
     document, is_canonical = canonical.load_line(data)
-    refuse_newer(document)
-    if document.get("type") != "call" or document.get("v") != 1:
-        raise FormatError("not a call record of version 1")
+    check_type(document, "call", "not a call record of version 1")
     call_id, outcome = document.get("call_id"), document.get("outcome")
     revision, key = document.get("revision"), document.get("record")
     if not isinstance(call_id, str) or outcome not in OUTCOMES:
@@ -232,7 +219,7 @@ def parse(data: bytes) -> Record:
     if not is_canonical:
         raise FormatError("a record that is not in canonical form")
     try:
-        files = msgspec.convert(document.get("files"), list[FileRef])
+        files = msgspec.convert(document.get("files"), list[File])
     except msgspec.ValidationError:
         raise FormatError("a record without files, or with a malformed file entry") from None
     if not have_digests(files):
@@ -247,7 +234,15 @@ def refuse_newer(document: Mapping[str, Any]) -> None:
         raise NewerFormat(f"written by a newer release, in format {version}: use that release")
 
 
-def have_digests(files: Iterable[FileRef]) -> bool:
+def check_type(document: Mapping[str, Any], expected: str, problem: str) -> None:
+    """Raise `NewerFormat` as `refuse_newer` does, and `FormatError` with the text `problem` unless
+    the document has the expected `type`, and `v` 1."""
+    refuse_newer(document)
+    if document.get("type") != expected or document.get("v") != 1:
+        raise FormatError(problem)
+
+
+def have_digests(files: Iterable[File]) -> bool:
     """Whether each `sha256` consists of hex digits; the schema checks the length. One match for all
     files: a pattern in the schema would take longer than parsing the record."""
     return _HEX.fullmatch("".join([file.sha256 for file in files])) is not None

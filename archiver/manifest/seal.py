@@ -23,7 +23,7 @@ from typing import Any
 from archiver.core.errors import FormatError, UsageError
 from archiver.core.model import format_second, format_time, parse_time
 from archiver.manifest import canonical, merkle
-from archiver.manifest.record import refuse_newer
+from archiver.manifest.record import check_type
 from archiver.manifest.signing import PublicKey
 
 NO_SEAL = "0" * 64
@@ -140,10 +140,8 @@ def parse_seal(data: bytes) -> Seal:
     Does not check the canonical form, the signature or the links to other seals.
     """
     document = canonical.load_object(data)
-    refuse_newer(document)
     expected = "genesis" if document.get("seq") == 0 else "seal"
-    if document.get("type") != expected or document.get("v") != 1:
-        raise FormatError("not a seal of version 1")
+    check_type(document, expected, "not a seal of version 1")
     try:
         segments = [SegmentEntry(**entry) for entry in document["segments"]]
         sealed_at, watermark = (parse_time(document[name]) for name in ("sealed_at", "watermark"))
@@ -153,7 +151,8 @@ def parse_seal(data: bytes) -> Seal:
         raise FormatError("a seal with a missing or malformed field") from None
     strings = [archive, key_id, prev] + [v for s in segments for v in (s.key, s.root, s.sha256)]
     numbers = [records, seq] + [v for s in segments for v in (s.bytes, s.records)]
-    if sealed_at is None or watermark is None or not _typed(strings, numbers):
+    is_typed = all(isinstance(s, str) for s in strings) and all(type(n) is int for n in numbers)
+    if sealed_at is None or watermark is None or not is_typed:
         raise FormatError("a seal with a field of the wrong type")
     return Seal(data, archive, key_id, prev, records, sealed_at, segments, seq, watermark, document)
 
@@ -179,7 +178,3 @@ def check_window_length(genesis: Seal, length: timedelta) -> None:
             f"ARCHIVER_WINDOW: this archive has windows of {told // 60}m, and keeps them: "
             f"set ARCHIVER_WINDOW={told // 60}m"
         )
-
-
-def _typed(strings: Sequence[object], numbers: Sequence[object]) -> bool:
-    return all(isinstance(s, str) for s in strings) and all(type(n) is int for n in numbers)

@@ -22,7 +22,7 @@ from typing import IO, Any, Protocol
 from archiver.core.errors import FormatError
 from archiver.core.model import Window, format_second, format_time, parse_time
 from archiver.manifest import canonical, layout
-from archiver.manifest.record import OUTCOMES, Record, parse, refuse_newer
+from archiver.manifest.record import OUTCOMES, Record, check_type, parse
 
 
 def ids_sha256(ids: Iterable[str]) -> str:
@@ -175,9 +175,7 @@ def parse_window_line(data: bytes) -> Segment:
     if not data.endswith(b"\n"):
         raise FormatError("a segment without its last newline")
     line = canonical.load_object(data[data.rfind(b"\n", 0, -1) + 1 :])
-    refuse_newer(line)
-    if line.get("type") != "window" or line.get("v") != 1:
-        raise FormatError("a segment without a window line of version 1")
+    check_type(line, "window", "a segment without a window line of version 1")
     start, end = parse_time(line.get("from")), parse_time(line.get("to"))
     revision = line.get("revision")
     if start is None or end is None or not isinstance(revision, int):

@@ -18,7 +18,7 @@ from datetime import datetime
 from archiver.core.errors import FormatError
 from archiver.core.model import Window, format_second, format_time, parse_time
 from archiver.manifest import canonical
-from archiver.manifest.record import refuse_newer
+from archiver.manifest.record import check_type
 
 MAX_BYTES = 256 << 20
 """Maximum size of a sighting: room for a million of the longest ids that a key may have."""
@@ -50,11 +50,9 @@ def build(window: Window, at: datetime, ids: Iterable[str]) -> bytes:
 def parse(data: bytes) -> Sighting:
     """Parse a sighting. Raises `FormatError`."""
     document = canonical.load_object(data)
-    refuse_newer(document)
+    check_type(document, "sighting", "no sighting of version 1")
     start, end = parse_time(document.get("from")), parse_time(document.get("to"))
     at, ids = parse_time(document.get("at")), document.get("ids")
-    if document.get("type") != "sighting" or document.get("v") != 1:
-        raise FormatError("no sighting of version 1")
     if start is None or end is None or at is None or not start < end:
         raise FormatError("a sighting without from, to or at")
     if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):

@@ -113,7 +113,6 @@ def _hold(made: Rig) -> None:
         holds.act("remove", ["vc_none"], "J. Doe, Legal", "not ours")
     finally:
         workers.close()
-        told.close()
 
 
 def _without_blob(call_id: str, after: timedelta) -> SimulatedCall:

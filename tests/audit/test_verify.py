@@ -15,7 +15,7 @@ from archiver.audit.verify import Options, read_public_key, verify
 from archiver.audit.windows import CountedCalls
 from archiver.core.errors import StoreError, UsageError
 from archiver.manifest import layout, record
-from archiver.manifest.record import FileRef
+from archiver.manifest.record import File
 from tests.audit.builder import DAY, Builder, hour, small_archive, unordered_archive
 from tests.audit.damage import FIRST, RECORD, SEGMENTS, WAV, flip, lose_seal
 from tests.audit.store import MemoryStore
@@ -162,7 +162,7 @@ def test_a_sample_finds_a_damage_sooner_or_later() -> None:
 
 
 def test_a_sample_is_even() -> None:
-    files = [FileRef(0, str(number), "recording", "") for number in range(10)]
+    files = [File("recording", str(number), 0, "") for number in range(10)]
     chosen = dict.fromkeys(range(10), 0)
     for seed in range(3000):
         sample = Sample(3, random.Random(seed))

@@ -247,8 +247,6 @@ def hold(world: SimWorld, name: str, action: Action) -> None:
     except UsageError as error:
         if action != "remove" or "no hold is on" not in str(error):
             raise
-    finally:
-        told.close()
 
 
 def add_hold(world: SimWorld, name: str) -> None:

@@ -225,7 +225,6 @@ def test_a_large_day_is_not_listed_for_few_calls(world):
     asked: list[Request] = []
     world.store.hooks.append(asked.append)
     calls, _ = finder.find(["vc_2", "vc_3"])
-    finder.close()
     assert {i: len(one.named) for i, one in calls.items()} == {"vc_2": 3, "vc_3": 3}
     listed = {one.key for one in asked if one.operation == "list"}
     assert {f"records/{DAY_DIR}/", f"records/{DAY_DIR}/vc_3/"} <= listed
