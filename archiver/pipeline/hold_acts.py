@@ -92,25 +92,16 @@ class ActResult:
     """The calls that are not done, each with its error. Their act may be on the ledger or not."""
 
 
+@dataclass(eq=False)
 class Holds:
-    """Executes acts. Not thread-safe."""
+    """Executes acts; `chain` must be open. Not thread-safe."""
 
-    def __init__(
-        self,
-        store: Bucket,
-        chain: Chain,
-        ledger: HoldLedger,
-        workers: Workers,
-        clock: Clock,
-        retention: Retention,
-    ) -> None:
-        """`chain` must be open."""
-        self._store = store
-        self._chain = chain
-        self._ledger = ledger
-        self._workers = workers
-        self._clock = clock
-        self._retention = retention
+    store: Bucket
+    chain: Chain
+    ledger: HoldLedger
+    workers: Workers
+    clock: Clock
+    retention: Retention
 
     def act(
         self,
@@ -136,8 +127,8 @@ class Holds:
         the ledger is damaged and `remove` must know it; `add` goes on.
         """
         # 1.
-        wanted, now = list(dict.fromkeys(call_ids)), self._clock.now().replace(microsecond=0)
-        calls, refused = self._ledger.find(wanted)
+        wanted, now = list(dict.fromkeys(call_ids)), self.clock.now().replace(microsecond=0)
+        calls, refused = self.ledger.find(wanted)
         left: dict[str, ArchiverError] = {**refused}
         _refuse_unknown(wanted, {*calls, *left})
         wanted = [call_id for call_id in wanted if call_id in calls]
@@ -153,9 +144,9 @@ class Holds:
         with _with_retry_hint():
             # The act is locked at least as long as the objects that it covers and as the newest
             # seal, whatever the settings of this command.
-            head = self._store.head(layout.seal_key(self._chain.head.seq))
+            head = self.store.head(layout.seal_key(self.chain.head.seq))
             until = latest_date(
-                self._retention.until(now),
+                self.retention.until(now),
                 head.lock_until if head else None,
                 *(one.locked_until for one in calls.values()),
             )
@@ -171,8 +162,8 @@ class Holds:
             own, unsealed = self._write(own, until)
             # 4. A crash after this leaves, at worst, holds that should be removed.
             check = None if action == "add" else lambda: self._refuse_if_outdated(in_force)
-            self._chain.append([unsealed], check=check)
-            number = self._chain.head.seq
+            self.chain.append([unsealed], check=check)
+            number = self.chain.head.seq
             # 5.
             newest, before = self._newest(own), list[HoldEvent]()
             while newest != before:
@@ -186,17 +177,17 @@ class Holds:
         for one, last in zip(own, newest, strict=True):
             if not isinstance(gone := outcomes[one.call_id], StoreError):
                 done.append(Done(one, number, gone, undone=last.action != one.action))
-        return ActResult(done, self._ledger.damaged, left)
+        return ActResult(done, self.ledger.damaged, left)
 
     def _acts(self, action: Action) -> Sequence[SealedHold]:
         """Read the ledger. `add` tolerates damage, because a second hold is harmless. `remove` does
         not: an unreadable act may be a hold that must stay."""
-        return self._ledger.readable() if action == "add" else self._ledger.acts()
+        return self.ledger.readable() if action == "add" else self.ledger.acts()
 
     def _refuse_if_outdated(self, in_force: Mapping[str, Sequence[SealedHold]]) -> None:
         """Raise `UsageError` if the ledger has an act about the calls that this removal did not
         see."""
-        by_call = event.by_call(self._ledger.acts())
+        by_call = event.by_call(self.ledger.acts())
         for call_id, seen in in_force.items():
             newest = by_call.get(call_id, [])[-1:]
             if newest != list(seen[-1:]):
@@ -215,7 +206,7 @@ class Holds:
             sha256 = (layout.checksum_list_key(key), event.checksum_list(key, data), "text/plain")
             try:
                 for at, content, kind in ((key, data, "application/x-ndjson"), sha256):
-                    self._store.put_once(at, content, content_type=kind, retain_until=until)
+                    self.store.put_once(at, content, content_type=kind, retain_until=until)
                 break
             except KeyTaken:
                 if number == KEY_TRIES - 1:
@@ -229,7 +220,7 @@ class Holds:
 
     def _carry_out_all(self, acts: Sequence[HoldEvent]) -> dict[str, frozenset[str] | StoreError]:
         """For each call, the keys of the missing objects, or the error that stopped it."""
-        outcomes = self._workers.map(self._carry_out, acts)
+        outcomes = self.workers.map(self._carry_out, acts)
         return {act.call_id: outcome for act, outcome in zip(acts, outcomes, strict=True)}
 
     def _carry_out(self, hold: HoldEvent) -> frozenset[str] | StoreError:
@@ -237,18 +228,18 @@ class Holds:
         objects, or the error if the store refuses one; raises `StoreError` if the store is out."""
         refused, adds = list[StoreError](), hold.action == "add"
         try:
-            found = self._ledger.current_objects(hold)
+            found = self.ledger.current_objects(hold)
         except StoreError as error:
             return self._about_one_call(error)
         for one in sorted(found.loose if adds else found.held, key=lambda one: one.key):
             try:
-                self._store.set_hold(one.key, one.version_id, adds)
+                self.store.set_hold(one.key, one.version_id, adds)
             except StoreError as error:
                 refused.append(self._about_one_call(error))
         return refused[0] if refused else found.gone
 
     def _about_one_call(self, error: StoreError) -> StoreError:
-        if not is_of_one_object(self._store, error):
+        if not is_of_one_object(self.store, error):
             raise error
         return error
 

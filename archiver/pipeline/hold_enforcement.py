@@ -198,13 +198,13 @@ def _held_by(segments: Iterable[_EventSegment]) -> frozenset[str]:
     return frozenset(held)
 
 
+@dataclass(eq=False)
 class HoldEnforcement:
     """Puts holds on objects of held calls. Thread-safe while no two threads process one window."""
 
-    def __init__(self, store: Bucket, held: HeldCalls, workers: Workers) -> None:
-        self._store = store
-        self._held = held
-        self._workers = workers
+    store: Bucket
+    held: HeldCalls
+    workers: Workers
 
     def enforce(
         self,
@@ -218,19 +218,19 @@ class HoldEnforcement:
         missing object, or one that the store refuses, is logged as an error and left to `verify`.
         Raises `StoreError` that is about more than one object.
         """
-        held = self._held.ids()
+        held = self.held.ids()
         if not held:
             return
         known = {**named, **latest}
         calls = [known[call_id] for call_id in known.keys() & held]
         loose = gone = 0
         for at in range(0, len(calls), CALLS_AT_ONCE):
-            checked = self._workers.map(self._check, calls[at : at + CALLS_AT_ONCE])
+            checked = self.workers.map(self._check, calls[at : at + CALLS_AT_ONCE])
             if any(refs for _, refs, _ in checked):
-                self._held.refresh()  # a call released meanwhile must not be held again
-            held = self._held.ids()
+                self.held.refresh()  # a call released meanwhile must not be held again
+            held = self.held.ids()
             todo = [ref for call_id, refs, _ in checked if call_id in held for ref in refs]
-            self._workers.map(self._hold, todo)
+            self.workers.map(self._hold, todo)
             loose += len(todo)
             gone += sum(count for _, _, count in checked)
         if loose:
@@ -240,7 +240,7 @@ class HoldEnforcement:
 
     def _check(self, latest: LatestRecord) -> tuple[str, list[ObjectRef], int]:
         """A call's id, its objects without a hold, and how many are missing or damaged."""
-        records = list(latest.revisions(self._store))
+        records = list(latest.revisions(self.store))
         refs = dict.fromkeys(ref for one in records if one is not None for ref in refs_of(one))
         heads = [(ref, self._head(ref)) for ref in refs]
         loose = [ref for ref, head in heads if head is not None and not head.held]
@@ -251,7 +251,7 @@ class HoldEnforcement:
         """The object's metadata; None if it is missing, or if the store refuses, with an error in
         the log."""
         try:
-            return self._store.head(ref.key, ref.version_id)
+            return self.store.head(ref.key, ref.version_id)
         except StoreError as error:
             if error.reach is not Reach.ITEM:
                 raise
@@ -260,11 +260,11 @@ class HoldEnforcement:
 
     def _hold(self, ref: ObjectRef) -> None:
         try:
-            self._store.set_hold(ref.key, ref.version_id, True)
+            self.store.set_hold(ref.key, ref.version_id, True)
         except StoreError as error:
             if error.reach is Reach.ITEM:
                 log.error("hold.refused", key=ref.key, error=str(error))
-            elif self._store.head(ref.key, ref.version_id) is not None:
+            elif self.store.head(ref.key, ref.version_id) is not None:
                 raise
 
 
