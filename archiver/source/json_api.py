@@ -19,11 +19,10 @@ import hmac
 import itertools
 import random
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlencode, urlsplit
 
 import structlog
@@ -59,49 +58,51 @@ Secret = Callable[[], str]
 """Returns the present value of a secret, so that a rotated file is read without a restart."""
 
 
-class Credentials(ABC):
-    """What requests are signed with. `may_change`: new ones may come while we run."""
+class Credentials(Protocol):
+    """What requests are signed with."""
 
-    def __init__(self, *secrets: Secret, may_change: bool) -> None:
-        self._secrets = secrets
-        self.may_change = may_change
+    may_change: bool
+    """Whether new ones may come while we run."""
 
     def secrets(self) -> tuple[str, ...]:
         """The present values of the secrets."""
-        return tuple(secret() for secret in self._secrets)
 
-    @abstractmethod
     def headers(self, method: str, path: str) -> dict[str, str]:
         """The headers of a request without a body. `path`: percent-encoded, without query."""
 
 
-class BearerAuth(Credentials):
+@dataclass
+class BearerAuth:
     """`Authorization: Bearer <token>`."""
 
-    def __init__(self, token: Secret, *, may_change: bool = False) -> None:
-        super().__init__(token, may_change=may_change)
+    token: Secret
+    may_change: bool = False
+
+    def secrets(self) -> tuple[str, ...]:
+        return (self.token(),)
 
     def headers(self, method: str, path: str) -> dict[str, str]:
-        [token] = self.secrets()
-        return {"Authorization": f"Bearer {token}"}
+        return {"Authorization": f"Bearer {self.token()}"}
 
 
-class SignedKeyAuth(Credentials):
+@dataclass
+class SignedKeyAuth:
     """An API key with a signature over time, method, path (no host, no query) and body."""
 
-    def __init__(
-        self, key: Secret, secret: Secret, clock: Clock, *, may_change: bool = False
-    ) -> None:
-        super().__init__(key, secret, may_change=may_change)
-        self._clock = clock
+    key: Secret
+    secret: Secret
+    clock: Clock
+    may_change: bool = False
+
+    def secrets(self) -> tuple[str, ...]:
+        return self.key(), self.secret()
 
     def headers(self, method: str, path: str) -> dict[str, str]:
-        key, secret = self.secrets()
-        timestamp = str(int(self._clock.now().timestamp()))
+        timestamp = str(int(self.clock.now().timestamp()))
         message = f"{timestamp}.{method}.{path}.{_NO_BODY}"
-        digest = hmac.new(secret.encode(), message.encode(), hashlib.sha256).digest()
+        digest = hmac.digest(self.secret().encode(), message.encode(), "sha256")
         signature = base64.b64encode(digest).decode()
-        return {"X-Api-Key": key, "X-Timestamp": timestamp, "X-Signature": signature}
+        return {"X-Api-Key": self.key(), "X-Timestamp": timestamp, "X-Signature": signature}
 
 
 @dataclass(frozen=True)
