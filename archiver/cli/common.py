@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from archiver.core.clock import SystemClock
     from archiver.pipeline.window import Totals
     from archiver.settings import LogSettings
+    from archiver.store.bucket import Bucket
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -99,6 +100,21 @@ after 30 s, and a server may not answer for longer than that. The variable is fo
 KILL_SECONDS = 5.0
 """Seconds from then until the process kills itself, because a boto3 request on another thread
 cannot be aborted. The next run repairs what a crash at any point leaves."""
+
+
+@contextmanager
+def reading() -> Iterator[tuple[Bucket, int]]:
+    """The run of a command that only reads the archive. Yields the bucket and the number of
+    concurrent requests (ARCHIVER_WORKERS)."""
+    from archiver.settings import StoreSettings, load
+    from archiver.wiring import reader
+
+    settings = load(StoreSettings)
+    clock = start_run(settings)
+    with stopping(clock):
+        bucket = reader(settings, clock)
+        bucket.check_access()
+        yield bucket, settings.workers
 
 
 @contextmanager

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from archiver.cli.common import start_run, stopping
+from archiver.cli.common import F, reading, start_run, stopping
 from archiver.core.errors import UsageError
 
 if TYPE_CHECKING:
     from archiver.manifest.event import Action
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Line(click.ParamType[str]):
@@ -124,14 +121,8 @@ def list_holds(call_ids: tuple[str, ...], as_json: bool) -> int:
     """
     from archiver.audit import tables
     from archiver.audit.hold_ledger import HoldEvents, have_records, holds_by_call
-    from archiver.settings import StoreSettings, load
-    from archiver.wiring import reader
 
-    settings = load(StoreSettings)
-    clock = start_run(settings)
-    with stopping(clock):
-        bucket = reader(settings, clock)
-        bucket.check_access()
+    with reading() as (bucket, _):
         ledger = HoldEvents(bucket)
         by_call = holds_by_call(ledger.readable())
         new = [one for one in call_ids if one not in by_call]

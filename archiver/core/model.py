@@ -59,6 +59,13 @@ def format_second(moment: datetime) -> str:
     return format_time(moment.replace(microsecond=0))
 
 
+def next_second(moment: datetime) -> datetime:
+    """`moment`, rounded up to the second. Stores keep lock dates to the second, and a date must not
+    be earlier than promised."""
+    whole = moment.astimezone(UTC).replace(microsecond=0)
+    return whole if whole == moment else whole + timedelta(seconds=1)
+
+
 @dataclass(frozen=True, order=True)
 class Window:
     """A half-open UTC interval `[start, end)`: the unit of listing, completeness and sealing."""
@@ -174,5 +181,4 @@ class Retention:
         """The lock date, a whole second; None without a lock."""
         if self.mode is None:
             return None
-        whole = moment.replace(microsecond=0)
-        return whole + timedelta(days=self.days, seconds=0 if whole == moment else 1)
+        return next_second(moment) + timedelta(days=self.days)

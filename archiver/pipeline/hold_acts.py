@@ -18,7 +18,7 @@ them), and never the reverse.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -130,7 +130,11 @@ class Holds:
         wanted, now = list(dict.fromkeys(call_ids)), self.clock.now().replace(microsecond=0)
         calls, refused = self.ledger.find(wanted)
         left: dict[str, ArchiverError] = {**refused}
-        _refuse_unknown(wanted, {*calls, *left})
+        if unknown := [one for one in wanted if one not in calls and one not in left]:
+            raise UsageError(
+                f"the archive has no record of {_some(map(ascii, unknown))}, so nothing was done: "
+                "check the id; a call that is still pending can be held once it is archived"
+            )
         wanted = [call_id for call_id in wanted if call_id in calls]
         if not wanted:
             raise next(iter(left.values()))
@@ -264,21 +268,13 @@ def _is_held(in_force: Sequence[SealedHold]) -> bool:
     return bool(in_force) and in_force[-1].hold.action == "add"
 
 
-def _refuse_unknown(wanted: Sequence[str], found: Collection[str]) -> None:
-    if unknown := [one for one in wanted if one not in found]:
-        raise UsageError(
-            f"the archive has no record of {_names(unknown)}, so nothing was done: check the id; "
-            "a call that is still pending can be held once it is archived"
-        )
-
-
 def _refuse_removal(
     found: Mapping[str, CallObjects], in_force: Mapping[str, Sequence[SealedHold]], *, every: bool
 ) -> None:
     free = [i for i, acts in in_force.items() if not found[i].held and not _is_held(acts)]
     # An interrupted run of this command may have removed some holds; that must not block the rest.
     if len(free) == len(in_force) or any(not in_force[one] for one in free):
-        raise UsageError(f"no hold is on {_names(free)}, so nothing was done")
+        raise UsageError(f"no hold is on {_some(map(ascii, free))}, so nothing was done")
     for call_id, acts in () if every else in_force.items():
         # The same command given twice counts as one act.
         if _is_held(acts) and len({(act.hold.by, act.hold.reason) for act in acts}) > 1:
@@ -290,20 +286,18 @@ def _refuse_removal(
 
 def _who(acts: Sequence[SealedHold]) -> str:
     """Who acted, why and when, for people."""
-    named = [
+    return _some(
         f"{_plain(act.hold.by)} ({_plain(act.hold.reason)}, {format_second(act.hold.at)})"
-        for act in acts[:NAMED]
-    ]
-    more = len(acts) - NAMED
-    return ", ".join(named) + (f" and {more} more" if more > 0 else "")
+        for act in acts
+    )
 
 
 def _plain(text: str) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def _names(call_ids: Sequence[str]) -> str:
-    """Ids in quotes, for people; at most `NAMED`, then the number."""
-    shown = ", ".join(ascii(one) for one in call_ids[:NAMED])
-    more = len(call_ids) - NAMED
-    return f"{shown} and {more} more" if more > 0 else shown
+def _some(texts: Iterable[str]) -> str:
+    """At most `NAMED` of these, then the number of the others."""
+    all_texts = list(texts)
+    more = len(all_texts) - NAMED
+    return ", ".join(all_texts[:NAMED]) + (f" and {more} more" if more > 0 else "")

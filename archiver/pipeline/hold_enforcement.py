@@ -37,7 +37,7 @@ from archiver.core.concurrency import Workers
 from archiver.core.errors import FormatError, Reach, StoreError
 from archiver.core.model import Window
 from archiver.manifest import event, layout, seal
-from archiver.manifest.event import ObjectRef
+from archiver.manifest.event import HoldEvent, ObjectRef
 from archiver.manifest.record import Record
 from archiver.store.bucket import Bucket, is_of_one_object
 from archiver.store.types import ObjectHead
@@ -56,20 +56,12 @@ CALLS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
-class _Act:
-    """One act about one call."""
-
-    call_id: str
-    adds: bool
-    at: datetime
-
-
-@dataclass(frozen=True)
 class _EventSegment:
-    """A segment of events. `seal` is the number of its seal; None without a readable pointer."""
+    """A segment of events. `acts` have no objects: an act may name very many. `seal` is the number
+    of its seal; None without a readable pointer."""
 
     key: str
-    acts: tuple[_Act, ...]
+    acts: tuple[HoldEvent, ...]
     seal: int | None = None
 
 
@@ -165,10 +157,8 @@ class HeldCalls:
         data = self._store.read(key, max_bytes=event.MAX_SEGMENT_BYTES) or b""
         if hashlib.sha256(data).hexdigest()[:8] != key.removesuffix(".jsonl")[-8:]:
             raise FormatError("other bytes than its name says")
-        # Parse line by line and drop the objects: an act may name very many.
-        holds = filter(None, map(event.parse, io.BytesIO(data)))
-        acts = tuple(_Act(hold.call_id, hold.action == "add", hold.at) for hold in holds)
-        return _EventSegment(key, acts)
+        acts = filter(None, map(event.parse, io.BytesIO(data)))  # line by line, to bound the memory
+        return _EventSegment(key, tuple(replace(act, objects=()) for act in acts))
 
     @contextmanager
     def _passing_over(self, key: str) -> Iterator[None]:
@@ -184,16 +174,20 @@ class HeldCalls:
                 log.warning("holds.unreadable", key=key, error=str(error))
 
 
+def _adds(act: HoldEvent) -> bool:
+    return act.action == "add"
+
+
 def _held_by(segments: Iterable[_EventSegment]) -> frozenset[str]:
     """The calls that these acts hold together."""
     sealed = [one for one in segments if one.seal is not None]
-    sealed.sort(key=lambda one: (one.seal or 0, any(act.adds for act in one.acts)))
+    sealed.sort(key=lambda one: (one.seal or 0, any(map(_adds, one.acts))))
     newest = {act.call_id: act for segment in sealed for act in segment.acts}
-    held = {act.call_id for act in newest.values() if act.adds}
+    held = {act.call_id for act in newest.values() if _adds(act)}
     for segment in segments:
         for act in segment.acts if segment.seal is None else ():
             last = newest.get(act.call_id)
-            if act.adds and (last is None or last.at <= act.at):
+            if _adds(act) and (last is None or last.at <= act.at):
                 held.add(act.call_id)
     return frozenset(held)
 

@@ -70,11 +70,6 @@ def latest_date(*dates: datetime | None) -> datetime | None:
     return max((date for date in dates if date is not None), default=None)
 
 
-def policy_date(found: Record, window: Window, retention: Retention) -> datetime | None:
-    """The date until which today's policy locks a record's call; None without a lock."""
-    return retention.until(_lock_start(found, window) or window.end)
-
-
 def covering_date(found: Record, window: Window, retention: Retention) -> datetime | None:
     """The date until which the segments and seals that cover a record are locked: that of today's
     policy for its call, or the date that the record promises if it is later. None without a lock.
@@ -243,7 +238,7 @@ class RetentionKeeper:
             if found is None:
                 counts += Counts(gone=1)
             elif is_behind_policy(found, window, self.retention):
-                until = policy_date(found, window, self.retention)
+                until = self.retention.until(_lock_start(found, window) or window.end)
                 files = ((file["key"], file["version_id"]) for file in found.files)
                 counts += self._extend(until, *files, (found.key, None))
         return counts

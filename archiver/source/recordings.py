@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from urllib.parse import urlsplit
 
 from archiver.core.clock import Clock
@@ -72,34 +72,28 @@ class BlobInfo:
     last_modified: str | None
 
 
+@dataclass(eq=False)
 class RecordingClient:
     """Opens signed URLs. Thread-safe; each connection is used by one thread."""
 
-    def __init__(
-        self,
-        hosts: Collection[str],
-        clock: Clock,
-        client: HttpClient,
-        *,
-        allow_http: bool = False,
-        max_bytes: int = 2 << 30,
-        min_bytes_per_second: float = 16 << 10,
-        rate_grace_seconds: float = RATE_GRACE_SECONDS,
-    ) -> None:
-        self._hosts = frozenset(host.lower() for host in hosts)
-        self._clock = clock
-        self._http = client
-        self._schemes = {"https", "http"} if allow_http else {"https"}
-        self._max_bytes = max_bytes
-        self._min_rate = min_bytes_per_second
-        self._grace_seconds = rate_grace_seconds
+    hosts: Collection[str]
+    clock: Clock
+    http: HttpClient
+    _: KW_ONLY
+    allow_http: bool = False
+    max_bytes: int = 2 << 30
+    min_bytes_per_second: float = 16 << 10
+    rate_grace_seconds: float = RATE_GRACE_SECONDS
+
+    def __post_init__(self) -> None:
+        self._hosts = frozenset(host.lower() for host in self.hosts)
 
     def close(self) -> None:
-        self._http.close()
+        self.http.close()
 
     def deadline_seconds(self, length: int) -> float:
         """How long a recording of this many bytes may take, over all its connections."""
-        return self._grace_seconds + length / self._min_rate
+        return self.rate_grace_seconds + length / self.min_bytes_per_second
 
     def connect(self, url: str, known: BlobInfo | None = None, at: int = 0) -> BlobStream:
         """GET a signed URL and check the headers of the answer. The caller reads the body and
@@ -113,7 +107,7 @@ class RecordingClient:
         if known is not None and at:
             headers |= {"Range": f"bytes={at}-", "If-Match": known.etag or ""}
         try:
-            response = self._http.stream(url, headers)
+            response = self.http.stream(url, headers)
         except TransportError as error:
             raise _no_answer(error) from None
         try:
@@ -127,7 +121,7 @@ class RecordingClient:
         except BaseException:
             response.close()
             raise
-        return BlobStream(response, info, at, self._clock, self._min_rate, self._grace_seconds)
+        return BlobStream(self, response, info, at)
 
     def check_url(self, url: str) -> str:
         """Return the URL's `host` or `host:port`. Raises `UrlNotAllowed`."""
@@ -151,7 +145,7 @@ class RecordingClient:
                 host=authority,
                 names_other_host=True,
             )
-        if parts.scheme not in self._schemes:
+        if parts.scheme == "http" and not self.allow_http:
             raise UrlNotAllowed("the recording URL is plain http", host=authority)
         return authority
 
@@ -160,7 +154,7 @@ class RecordingClient:
         headers, length = response.headers, _length(response)
         if length == 0:
             raise CallError("the blob is empty", reason="recording_empty", status=200)
-        if length > self._max_bytes:
+        if length > self.max_bytes:
             raise CallError("larger than MAX_RECORDING_BYTES", reason="too_large", status=200)
         md5 = headers.get("content-md5", "")
         return BlobInfo(
@@ -172,29 +166,21 @@ class RecordingClient:
         )
 
 
+@dataclass(eq=False)
 class BlobStream:
     """The body of one answer, with its length and rate checked. `at` is the blob's next byte. Not
     thread-safe; the caller closes it."""
 
-    def __init__(
-        self,
-        response: StreamingResponse,
-        info: BlobInfo,
-        at: int,
-        clock: Clock,
-        min_bytes_per_second: float,
-        grace_seconds: float,
-    ) -> None:
-        self.info = info
-        self.at = at
-        self.close = response.close
-        self._response = response
-        self._clock = clock
-        self._min_rate = min_bytes_per_second
-        self._grace_seconds = grace_seconds
-        self._started_at = at
-        self._seconds = 0.0
-        """Time spent reading. The time that the store takes does not count against the source."""
+    client: RecordingClient
+    response: StreamingResponse
+    info: BlobInfo
+    at: int
+    _seconds: float = field(default=0.0, init=False)
+    """Time spent reading. The time that the store takes does not count against the source."""
+
+    def __post_init__(self) -> None:
+        self.close = self.response.close
+        self._started_at = self.at
 
     def __enter__(self) -> BlobStream:
         return self
@@ -209,23 +195,24 @@ class BlobStream:
         bytes that came before are in `buffer` and counted in `at`.
         """
         start, wanted = self.at, min(len(buffer), self.info.length - self.at)
-        began = self._clock.monotonic()
+        clock = self.client.clock
+        began = clock.monotonic()
         while (filled := self.at - start) < wanted:
             try:
-                count = self._response.readinto(buffer[filled:wanted])
+                count = self.response.readinto(buffer[filled:wanted])
             except TransportError as error:
                 reason = "truncated" if error.kind == "truncated" else "source_unavailable"
                 raise CallError("the download broke off", retryable=True, reason=reason) from None
             if not count:
                 raise CallError("the download ended early", retryable=True, reason="truncated")
             self.at += count
-            self._clock.check()
-            seconds = self._seconds + self._clock.monotonic() - began
-            too_few = self.at - self._started_at < seconds * self._min_rate
-            if seconds > self._grace_seconds and too_few:
+            clock.check()
+            seconds = self._seconds + clock.monotonic() - began
+            too_few = self.at - self._started_at < seconds * self.client.min_bytes_per_second
+            if seconds > self.client.rate_grace_seconds and too_few:
                 text = "the download is slower than ARCHIVER_MIN_RATE"
                 raise CallError(text, retryable=True, reason="too_slow")
-        self._seconds += self._clock.monotonic() - began
+        self._seconds += clock.monotonic() - began
         return wanted
 
 
