@@ -22,7 +22,7 @@ LONGEST_WAIT_SECONDS = 60.0
 """A longer `Retry-After` ends the retries: the loop comes back later anyway."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Retry:
     """Tries at most `attempts` times. Each answer of `THROTTLED_STATUS` lowers
     `concurrency_limit`."""

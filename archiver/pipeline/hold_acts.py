@@ -92,7 +92,7 @@ class ActResult:
     """The calls that are not done, each with its error. Their act may be on the ledger or not."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Holds:
     """Executes acts; `chain` must be open. Not thread-safe."""
 

@@ -27,7 +27,6 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 import structlog
@@ -56,23 +55,13 @@ CALLS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
-class _EventSegment:
+class EventSegment:
     """A segment of events. `acts` have no objects: an act may name very many. `seal` is the number
     of its seal; None without a readable pointer."""
 
     key: str
     acts: tuple[HoldEvent, ...]
     seal: int | None = None
-
-
-@dataclass(frozen=True)
-class SealedEventSegment:
-    """A sealed segment of events. `at` is its last act; `holds`: one of its calls is held now."""
-
-    key: str
-    seal: int
-    at: datetime
-    holds: bool
 
 
 class HeldCalls:
@@ -82,7 +71,7 @@ class HeldCalls:
         self._store = store
         self._clock = clock
         self._ids: frozenset[str] = frozenset()
-        self._segments: dict[str, _EventSegment] = {}
+        self._segments: dict[str, EventSegment] = {}
         self._refreshed_at: float | None = None
         self._logged: set[str] = set()
         self._mutex = threading.RLock()
@@ -116,22 +105,15 @@ class HeldCalls:
         self.refresh(REFRESH_SECONDS)
         return self._ids
 
-    def events(self) -> list[SealedEventSegment]:
-        """The sealed segments of events, as of the last refresh."""
+    def events(self) -> list[tuple[EventSegment, bool]]:
+        """The sealed segments of events, as of the last refresh; with each, whether one of its
+        calls is held."""
         with self._mutex:
             ids, segments = self._ids, list(self._segments.values())
-        return [
-            SealedEventSegment(
-                one.key,
-                one.seal,
-                max(act.at for act in one.acts),
-                any(act.call_id in ids for act in one.acts),
-            )
-            for one in segments
-            if one.seal is not None and one.acts
-        ]
+        sealed = [one for one in segments if one.seal is not None and one.acts]
+        return [(one, any(act.call_id in ids for act in one.acts)) for one in sealed]
 
-    def _read_new(self, before: Mapping[str, _EventSegment]) -> dict[str, _EventSegment]:
+    def _read_new(self, before: Mapping[str, EventSegment]) -> dict[str, EventSegment]:
         """Return all segments. A segment that was read once is kept and not read again; a damaged
         one is tried again at the next refresh."""
         suffixes: dict[str, set[str]] = {}
@@ -153,12 +135,12 @@ class HeldCalls:
                     found[key] = replace(found[key], seal=number)
         return found
 
-    def _read(self, key: str) -> _EventSegment:
+    def _read(self, key: str) -> EventSegment:
         data = self._store.read(key, max_bytes=event.MAX_SEGMENT_BYTES) or b""
         if hashlib.sha256(data).hexdigest()[:8] != key.removesuffix(".jsonl")[-8:]:
             raise FormatError("other bytes than its name says")
         acts = filter(None, map(event.parse, io.BytesIO(data)))  # line by line, to bound the memory
-        return _EventSegment(key, tuple(replace(act, objects=()) for act in acts))
+        return EventSegment(key, tuple(replace(act, objects=()) for act in acts))
 
     @contextmanager
     def _passing_over(self, key: str) -> Iterator[None]:
@@ -178,7 +160,7 @@ def _adds(act: HoldEvent) -> bool:
     return act.action == "add"
 
 
-def _held_by(segments: Iterable[_EventSegment]) -> frozenset[str]:
+def _held_by(segments: Iterable[EventSegment]) -> frozenset[str]:
     """The calls that these acts hold together."""
     sealed = [one for one in segments if one.seal is not None]
     sealed.sort(key=lambda one: (one.seal or 0, any(map(_adds, one.acts))))
@@ -192,7 +174,7 @@ def _held_by(segments: Iterable[_EventSegment]) -> frozenset[str]:
     return frozenset(held)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class HoldEnforcement:
     """Puts holds on objects of held calls. Thread-safe while no two threads process one window."""
 

@@ -56,7 +56,7 @@ class _Sealed:
     """The end of its wait for a source that does not answer; None while it answers."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Relisting:
     """Decides which sealed windows to list again. Not thread-safe."""
 

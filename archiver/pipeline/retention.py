@@ -51,7 +51,7 @@ from archiver.store.types import ObjectHead
 
 if TYPE_CHECKING:  # these modules import this one
     from archiver.pipeline.bucket_state import LatestRecord, SegmentIndex, WindowState
-    from archiver.pipeline.hold_enforcement import HeldCalls, SealedEventSegment
+    from archiver.pipeline.hold_enforcement import EventSegment, HeldCalls
 
 log = structlog.get_logger()
 
@@ -141,7 +141,7 @@ def _promised(found: Record) -> datetime | None:
 # --- extending locks
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class RetentionKeeper:
     """Extends locks. An object that is missing, or whose lock the store refuses to extend, is
     counted and logged as an error. Thread-safe while no two threads process the same window."""
@@ -216,15 +216,15 @@ class RetentionKeeper:
             log.error("holds.objects_gone", objects=counts["gone"])
         self._checked_at = now
 
-    def _keep_event(self, event: SealedEventSegment) -> Counts:
-        now = self.clock.now()
-        until = self.retention.until(now if event.holds else event.at)
+    def _keep_event(self, found: tuple[EventSegment, bool]) -> Counts:
+        (event, is_held), now = found, self.clock.now()
+        until = self.retention.until(now if is_held else max(act.at for act in event.acts))
         if until is None or until <= now:
             return Counts()
         head = self._head(event.key)
         if head is None:
             return Counts(gone=1)
-        if not self._is_short(head, until - DAY if event.holds else until):
+        if not self._is_short(head, until - DAY if is_held else until):
             return Counts()
         # The segment comes last, as a window's does.
         counts = self._extend_seal(event.seal, until, timedelta(0))
@@ -271,11 +271,13 @@ class RetentionKeeper:
             counts += self._extend(until, (name.seal, None))
         return counts + self._extend(until, (name.sha256, None), (name.jsonl, None))
 
-    def _extend_seal(self, number: int, until: datetime | None, length: timedelta) -> Counts:
+    def _extend_seal(self, number: int | None, until: datetime | None, length: timedelta) -> Counts:
         """Extend a seal and its signature to `until`, or to the policy's date for the windows that
         it covers, which are `length` long, whichever is later."""
+        if until is None or number is None:
+            return Counts()
         known = self._seals.get(number)
-        if until is None or (known is not None and known >= until):
+        if known is not None and known >= until:
             return Counts()
         try:
             found = seal.parse_seal(self.store.read(layout.seal_key(number)) or b"")

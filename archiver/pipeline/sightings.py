@@ -60,7 +60,7 @@ class Sighted:
     count: int
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Sightings:
     """Reads and writes sightings. Thread-safe.
 

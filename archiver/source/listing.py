@@ -93,7 +93,7 @@ class _Pass:
         return self.total is not None and self.total > self.listed
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Lister:
     """Lists windows. Thread-safe."""
 

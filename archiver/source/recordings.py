@@ -72,7 +72,7 @@ class BlobInfo:
     last_modified: str | None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class RecordingClient:
     """Opens signed URLs. Thread-safe; each connection is used by one thread."""
 
@@ -166,7 +166,7 @@ class RecordingClient:
         )
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class BlobStream:
     """The body of one answer, with its length and rate checked. `at` is the blob's next byte. Not
     thread-safe; the caller closes it."""
@@ -180,7 +180,7 @@ class BlobStream:
 
     def __post_init__(self) -> None:
         self.close = self.response.close
-        self._started_at = self.at
+        self.started_at = self.at
 
     def __enter__(self) -> BlobStream:
         return self
@@ -208,7 +208,7 @@ class BlobStream:
             self.at += count
             clock.check()
             seconds = self._seconds + clock.monotonic() - began
-            too_few = self.at - self._started_at < seconds * self.client.min_bytes_per_second
+            too_few = self.at - self.started_at < seconds * self.client.min_bytes_per_second
             if seconds > self.client.rate_grace_seconds and too_few:
                 text = "the download is slower than ARCHIVER_MIN_RATE"
                 raise CallError(text, retryable=True, reason="too_slow")
@@ -216,40 +216,32 @@ class BlobStream:
         return wanted
 
 
+@dataclass(eq=False, repr=False)
 class ResumableDownload:
-    """A recording as one stream. Not thread-safe; the caller closes it."""
+    """A recording as one stream, opened at once, with a URL that `renew` returns. Raises what
+    `renew` raises, `CallError`, and `Interrupted`. Not thread-safe; the caller closes it."""
 
-    def __init__(
-        self,
-        blobs: RecordingClient,
-        renew: Callable[[], SignedUrl],
-        clock: Clock,
-        concurrency_limit: ConcurrencyLimit | None = None,
-    ) -> None:
-        """Open the recording, with a URL that `renew` returns.
+    blobs: RecordingClient
+    renew: Callable[[], SignedUrl]
+    clock: Clock
+    concurrency_limit: ConcurrencyLimit | None = None
+    _signed: SignedUrl | None = field(default=None, init=False)
+    _had_url: bool = field(default=False, init=False)
+    _known: BlobInfo | None = field(default=None, init=False)
+    _stream: BlobStream | None = field(default=None, init=False)
+    _at: int = field(default=0, init=False)
+    _broke: str = field(default="truncated", init=False)
+    """The reason why the latest connection broke."""
+    _seconds: float = field(default=0.0, init=False)
+    """Time spent waiting for the source. The time that the store takes does not count."""
 
-        Raises what `renew` raises, `CallError`, and `Interrupted`.
-        """
-        self._blobs = blobs
-        self._renew = renew
-        self._clock = clock
-        self._retry = Retry(clock, attempts=TRIES, concurrency_limit=concurrency_limit)
-        self._signed: SignedUrl | None = None
-        self._had_url = False
-        self._known: BlobInfo | None = None
-        self._stream: BlobStream | None = None
-        self._at = 0
-        self._opened_at = 0
-        """The first byte of the present connection."""
-        self._broke = "truncated"
-        """The reason why the latest connection broke."""
-        self._seconds = 0.0
-        """Time spent waiting for the source. The time that the store takes does not count."""
+    def __post_init__(self) -> None:
+        self._retry = Retry(self.clock, TRIES, self.concurrency_limit)
         self._retrying(self._open)
 
     @property
     def info(self) -> BlobInfo:
-        assert self._known is not None  # noqa: S101  (set by __init__)
+        assert self._known is not None  # noqa: S101  (set when it was opened)
         return self._known
 
     def close(self) -> None:
@@ -260,7 +252,7 @@ class ResumableDownload:
     def readinto(self, buffer: memoryview) -> int:
         """Fill `buffer` as far as the recording goes; fewer bytes only at its end.
 
-        Raises what `__init__` raises.
+        Raises what the class raises.
         """
         start, wanted = self._at, min(len(buffer), self.info.length - self._at)
         while self._at - start < wanted:
@@ -268,14 +260,14 @@ class ResumableDownload:
         return wanted
 
     def _retrying(self, step: Callable[[], object]) -> None:
-        began = self._clock.monotonic()
+        began = self.clock.monotonic()
         try:
             self._retry.call("transfer", step)
         except CallError as error:
             error.retryable = isinstance(error, StartOver)
             raise
         finally:
-            self._seconds += self._clock.monotonic() - began
+            self._seconds += self.clock.monotonic() - began
 
     def _fill(self, view: memoryview) -> None:
         """Read until `view` is full or the connection breaks. A break is an error only if the
@@ -287,7 +279,7 @@ class ResumableDownload:
         except CallError as error:
             self._at, self._broke = stream.at, error.reason
             self.close()
-            if not error.retryable or self._at - self._opened_at < READ_BYTES:
+            if not error.retryable or self._at - stream.started_at < READ_BYTES:
                 raise
             RETRIES.labels("transfer", error.reason).inc()
         self._at = stream.at
@@ -307,18 +299,18 @@ class ResumableDownload:
             # `If-Match` accepts only a strong ETag (RFC 9110, section 13.1.1).
             if not (self._known.etag or "").startswith('"'):
                 raise StartOver("no ETag says how to go on", reason=self._broke)
-            if self._seconds > self._blobs.deadline_seconds(self._known.length):
+            if self._seconds > self.blobs.deadline_seconds(self._known.length):
                 text = "the download takes longer than ARCHIVER_MIN_RATE allows"
                 raise CallError(text, reason="too_slow")
             rest_seconds = (self._known.length - self._at) * self._seconds / self._at
         if self._signed is not None and self._signed.expires_at is not None:  # 2
-            left = self._signed.expires_at - self._clock.now()
+            left = self._signed.expires_at - self.clock.now()
             if left.total_seconds() <= rest_seconds:
                 self._signed = None
         if self._signed is None:
             SAS_RENEWALS.inc(self._had_url)
             try:
-                self._signed = self._renew()
+                self._signed = self.renew()
             except NoRecording as error:
                 if not self._at:
                     raise
@@ -326,12 +318,11 @@ class ResumableDownload:
                 raise CallError(text, reason="recording_missing", status=error.status) from None
             self._had_url = True
         try:
-            self._stream = self._blobs.connect(self._signed.url, self._known, self._at)  # 3
+            self._stream = self.blobs.connect(self._signed.url, self._known, self._at)  # 3
         except Expired:
             self._signed = None
             raise
         self._known = self._known or self._stream.info
-        self._opened_at = self._at
         return self._stream
 
 
