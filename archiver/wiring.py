@@ -131,7 +131,7 @@ def source(
         settings.api_base_url,
         credentials,
         clock,
-        make_client(settings.http_transport, check=clock.check, uploads=False),
+        make_client(settings.http_transport, check=clock.check, over_httpx=True),
         retry=Retry(clock, concurrency_limit=concurrency_limit),
         requests_per_second=settings.api_rate,
         # Credentials may be valid for this part of the listing only.

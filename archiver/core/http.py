@@ -23,12 +23,11 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 from weakref import WeakSet
 
 from archiver.core import liveness
@@ -37,6 +36,9 @@ from archiver.core.checksums import Buffer
 if TYPE_CHECKING:
     from pyreqwest.client import SyncClient
     from pyreqwest.http import HeaderMap
+    from pyreqwest.middleware import SyncNext
+    from pyreqwest.request import Request
+    from pyreqwest.response import SyncResponse
 
 Transport = Literal["fast", "standard"]
 Method = Literal["GET", "HEAD", "PUT"]
@@ -163,8 +165,9 @@ class _Request(NamedTuple):
     body: Buffer | None = None
     seconds: float | None = None
     whole_seconds: float | None = None
-    deadline: float | None = None
-    """By the monotonic clock. It is set first: no alarm of a client may go off before it."""
+
+    def deadline(self) -> float | None:
+        return None if self.whole_seconds is None else time.monotonic() + self.whole_seconds
 
 
 class HttpClient(ABC):
@@ -184,10 +187,8 @@ class HttpClient(ABC):
         `seconds`; a body adds the time that `LEAST_BYTES_PER_SECOND` allows. Raises
         `TransportError`."""
         whole = with_upload_seconds(seconds, body)
-        deadline = time.monotonic() + whole
-        request = _Request(method, url, headers, body, seconds, whole, deadline)
         with liveness.waiting(whole):
-            return self._exchange(request, max_bytes)
+            return self._exchange(_Request(method, url, headers, body, seconds, whole), max_bytes)
 
     def stream(self, url: str, headers: Mapping[str, str]) -> StreamingResponse:
         """GET; returns when the headers of the answer have come. Raises `TransportError`."""
@@ -209,19 +210,19 @@ def make_client(
     roots: Path | None = None,
     silence_seconds: float = SILENCE_SECONDS,
     check: Callable[[], None] = lambda: None,
-    uploads: bool = True,
+    over_httpx: bool = False,
 ) -> HttpClient:
-    """Return a client over the chosen transport. With `uploads`, requests may have long bodies.
+    """Return a client over the chosen transport; `over_httpx` uses httpx with either of them.
 
     `roots`: a file of PEM certificates to trust. `fast` trusts them in addition to the system's,
     `standard` trusts them only. `check` is called before a request and for each piece of a body; if
     it raises, the request ends. Raises `OSError` if `roots` cannot be read.
     """
     client: HttpClient
-    if transport == "fast":
-        client = _FastClient(roots, silence_seconds, check, uploads=uploads)
+    if transport == "fast" and not over_httpx:
+        client = _FastClient(roots, silence_seconds, check)
     else:
-        client = _HttpxClient(roots, silence_seconds, check)
+        client = _HttpxClient(transport, roots, silence_seconds, check)
     _clients.add(client)
     return client
 
@@ -237,9 +238,9 @@ def abort_requests() -> None:
 
 
 def _pyreqwest_client(
-    roots: Path | None, silence_seconds: float, *, uploads: bool = False
+    roots: Path | None, silence_seconds: float, *, uploads: bool = False, for_httpx: bool = False
 ) -> SyncClient:
-    """A client of the library with our settings.
+    """A client of the library with our settings. `for_httpx`: httpx reads its answers.
 
     `silence_seconds` limits the time from the request's first byte to the answer's headers, and
     between two pieces of its body; with `uploads`, the time between two acknowledgements of what is
@@ -264,6 +265,8 @@ def _pyreqwest_client(
     )
     if not uploads:
         builder = builder.read_timeout(timedelta(seconds=silence_seconds))
+    if for_httpx:
+        builder = builder.with_middleware(_drop_unreadable_headers)
     if roots is not None:
         _tls_context(roots)  # checks the file: the library ignores what is not a certificate
         builder = builder.add_root_certificate_pem(_certificates(roots).encode())
@@ -274,16 +277,11 @@ class _FastClient(HttpClient):
     """Uses pyreqwest. Bodies and TLS are processed outside the interpreter's lock."""
 
     def __init__(
-        self,
-        roots: Path | None,
-        silence_seconds: float,
-        check: Callable[[], None],
-        *,
-        uploads: bool,
+        self, roots: Path | None, silence_seconds: float, check: Callable[[], None]
     ) -> None:
         # The library's read timeout also covers the time to send a body, even while it makes
         # progress. So requests with whole answers have their own limit, by the body's size.
-        self._whole = _pyreqwest_client(roots, silence_seconds, uploads=uploads)
+        self._whole = _pyreqwest_client(roots, silence_seconds, uploads=True)
         self._streaming = _pyreqwest_client(roots, silence_seconds)
         self._check = check
 
@@ -318,10 +316,8 @@ class _FastClient(HttpClient):
         from pyreqwest.exceptions import PyreqwestError
 
         self._check()
-        headers = dict(request.headers)
+        deadline, headers = request.deadline(), dict(request.headers)
         try:
-            if not urlsplit(request.url).hostname:
-                raise _invalid()  # the library would take the path's first segment for the host
             if request.body is not None:  # the library leaves out the length of an empty one
                 headers["Content-Length"] = str(len(request.body))
             builder = client.request(request.method, request.url).headers(headers)
@@ -339,7 +335,7 @@ class _FastClient(HttpClient):
         try:
             response = sending.__enter__()
         except PyreqwestError as error:
-            raise _translated(error, request.deadline) from None
+            raise _translated(error, deadline) from None
         return StreamingResponse(
             response.status,
             _readable(response.headers),
@@ -347,8 +343,17 @@ class _FastClient(HttpClient):
             read=response.body_reader.read_chunk,
             close=lambda: sending.__exit__(None, None, None),
             check=self._check,
-            deadline=request.deadline,
+            deadline=deadline,
         )
+
+
+def _drop_unreadable_headers(request: Request, handler: SyncNext) -> SyncResponse:
+    """Middleware that drops headers that are not text: httpx fails for one."""
+    response = handler.run(request)
+    readable = {name for name, _ in _readable(response.headers)}
+    for name in set(response.headers) - readable:
+        del response.headers[name]
+    return response
 
 
 def _readable(headers: HeaderMap) -> Iterator[tuple[str, str]]:
@@ -359,7 +364,7 @@ def _readable(headers: HeaderMap) -> Iterator[tuple[str, str]]:
                 yield name, value
 
 
-def _from_pyreqwest(error: Exception) -> TransportError:
+def _from_pyreqwest(error: BaseException) -> TransportError:
     """Translate an error by its class, and by the messages of reqwest, hyper and rustls, which have
     no other mark (pyreqwest 0.15). An unknown error counts as a broken connection, after which the
     server may have acted on the request."""
@@ -384,58 +389,82 @@ def _from_pyreqwest(error: Exception) -> TransportError:
     return TransportError("the connection broke off", "broken")
 
 
-# --- standard: httpx
+# --- httpx: its own transport on OpenSSL, or pyreqwest's
 
 
 class _HttpxClient(HttpClient):
-    """Uses httpx and its own transport on OpenSSL."""
+    """Uses httpx, with either transport."""
 
     def __init__(
-        self, roots: Path | None, silence_seconds: float, check: Callable[[], None]
+        self,
+        transport: Transport,
+        roots: Path | None,
+        silence_seconds: float,
+        check: Callable[[], None],
     ) -> None:
         import httpx
 
         self._check = check
-        self._client = httpx.Client(
-            verify=_tls_context(roots),
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-            timeout=httpx.Timeout(silence_seconds, connect=CONNECT_SECONDS),
-        )
+        self._is_fast = transport == "fast"
+        no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+        if self._is_fast:
+            from pyreqwest.compatibility.httpx import SyncHttpxTransport
+
+            over = SyncHttpxTransport(_pyreqwest_client(roots, silence_seconds, for_httpx=True))
+            self._client = httpx.Client(transport=over, cookies=no_cookies)
+        else:
+            self._client = httpx.Client(
+                verify=_tls_context(roots),
+                cookies=no_cookies,
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+                timeout=httpx.Timeout(silence_seconds, connect=CONNECT_SECONDS),
+            )
 
     def close(self) -> None:
         self._client.close()
 
     def _exchange(self, request: _Request, max_bytes: int) -> HttpResponse:
-        with _Alarm(request.whole_seconds or 0.0) as alarm:
+        with self._alarm(request.whole_seconds or 0.0) as alarm:
             return self._send(request, alarm).read_all(max_bytes)
 
     def _open(self, request: _Request) -> StreamingResponse:
-        with _Alarm(ANSWER_SECONDS) as alarm:  # until the headers have come
+        with self._alarm(ANSWER_SECONDS) as alarm:  # until the headers have come
             return self._send(request, alarm)
 
-    def _send(self, request: _Request, alarm: _Alarm) -> StreamingResponse:
+    def _alarm(self, seconds: float) -> AbstractContextManager[_Alarm | None]:
+        return nullcontext() if self._is_fast else _Alarm(seconds)
+
+    def _send(self, request: _Request, alarm: _Alarm | None) -> StreamingResponse:
         import httpx
 
         self._check()
+        deadline, whole, body = request.deadline(), request.whole_seconds, request.body
         headers = {"Accept-Encoding": "identity", **request.headers}
-        options: dict[str, Any] = {"extensions": {"trace": alarm.trace}}
-        if request.body is not None:
-            headers["Content-Length"] = str(len(request.body))
-            options["content"] = _pieces(request.body)
+        content: bytes | Iterator[bytes] | None = None
+        if body is not None:
+            # `fast` may go on reading in the background: see `_FastClient._exchange`.
+            content = bytes(body) if self._is_fast else _pieces(body)
+            headers["Content-Length"] = str(len(body))
+        options: dict[str, Any] = {}
+        if self._is_fast:
+            # The transport adds up httpx's limits into one for the whole request.
+            options["timeout"] = httpx.Timeout(None, read=whole)
+        elif body is not None:
             # The kernel buffers megabytes, which then go out slowly.
             options["timeout"] = httpx.Timeout(
-                request.whole_seconds, connect=CONNECT_SECONDS, write=request.seconds
+                whole, connect=CONNECT_SECONDS, write=request.seconds
             )
+        if alarm is not None:
+            options["extensions"] = {"trace": alarm.trace}
         try:
             sending = self._client.build_request(
-                request.method, request.url, headers=headers, **options
+                request.method, request.url, headers=headers, content=content, **options
             )
             response = self._client.send(sending, stream=True)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, ValueError):
             raise _invalid() from None
-        except Exception as error:
-            raise _translated(error, request.deadline) from None
+        except Exception as error:  # httpx's, and some of pyreqwest's that its adapter passes on
+            raise _translated(error, deadline) from None
         pieces = response.iter_raw()
         return StreamingResponse(
             response.status_code,
@@ -443,12 +472,12 @@ class _HttpxClient(HttpClient):
             read=lambda: next(pieces, None),
             close=response.close,
             check=self._check,
-            deadline=request.deadline,
+            deadline=deadline,
         )
 
 
 class _Alarm:
-    """Ends a request over httpx after `seconds`. httpx limits each read only, so a
+    """Ends a request over httpx's own transport after `seconds`. httpx limits each read only, so a
     server that sends a byte now and then could hold a request for ever."""
 
     def __init__(self, seconds: float) -> None:
@@ -482,11 +511,6 @@ class _Alarm:
 def _from_httpx(error: Exception) -> TransportError:
     import httpx
 
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return _untrusted()
-        cause = cause.__cause__ or cause.__context__
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError):
         return TransportError("no connection", "unconnected")
     if isinstance(error, httpx.RemoteProtocolError):
@@ -512,13 +536,19 @@ def _pieces(body: Buffer) -> Iterator[bytes]:
 
 
 def _translated(error: Exception, deadline: float | None) -> TransportError:
-    """Translate an exception of a library. Raises `error` itself if it is none."""
-    library = type(error).__module__.partition(".")[0]
-    if library not in ("httpx", "pyreqwest"):
+    """Translate an exception of a transport; httpx wraps those of its transport. Raises `error`
+    itself if it is not from a transport."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    theirs = [one for one in chain if type(one).__module__.startswith("pyreqwest")]
+    if not theirs and not type(error).__module__.startswith("httpx"):
         raise error
     if deadline is not None and time.monotonic() >= deadline:
         return _too_slow()
-    return _from_httpx(error) if library == "httpx" else _from_pyreqwest(error)
+    if any(isinstance(one, ssl.SSLCertVerificationError) for one in chain):
+        return _untrusted()
+    return _from_pyreqwest(theirs[0]) if theirs else _from_httpx(error)
 
 
 def _invalid() -> TransportError:

@@ -76,7 +76,7 @@ def aws_session() -> botocore.session.Session:
 def api_client(platform: Platform, clock: HandClock, **options: Any) -> VoiceCallsClient:
     auth = options.pop("auth", None) or BearerAuth(lambda: platform.token)
     base_url = options.pop("base_url", platform.api_url)
-    http = make_client(TRANSPORT, check=clock.check, uploads=False)
+    http = make_client(TRANSPORT, check=clock.check, over_httpx=True)
     return VoiceCallsClient(
         JsonApi(base_url, auth, clock, http, **{"retry": Retry(clock), **options})
     )

@@ -47,11 +47,11 @@ from tests.system.tcp_proxy import reset
 Make = Callable[..., HttpClient]
 Ask = Callable[[HttpClient, str], HttpResponse]
 
-FAST, STANDARD, API = "fast", "standard", "fast, without uploads"
+FAST, STANDARD, API = "fast", "standard", "httpx over fast"
 KINDS: dict[str, Make] = {
     FAST: lambda **options: make_client("fast", **options),
     STANDARD: lambda **options: make_client("standard", **options),
-    API: lambda **options: make_client("fast", uploads=False, **options),
+    API: lambda **options: make_client("fast", over_httpx=True, **options),
 }
 """`standard` is httpx, whoever asks."""
 MAX_BYTES = 1000

@@ -35,7 +35,7 @@ def connect(transport: Transport, clock: HandClock) -> Iterator[Connect]:
     with ExitStack() as stack:
 
         def made(url: str, token: str = "a-token-for-tests", **options: Any) -> VoiceCallsClient:
-            client = make_client(transport, check=clock.check, uploads=False, **options)
+            client = make_client(transport, check=clock.check, over_httpx=True, **options)
             auth = BearerAuth(lambda: token)
             api = VoiceCallsClient(JsonApi(url, auth, clock, client, retry=Retry(clock)))
             stack.callback(api.close)
