@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -94,13 +95,9 @@ def table(lines: Sequence[CheckLine]) -> Iterator[str]:
 
 
 def _check_source(settings: Settings, clock: SystemClock) -> list[CheckLine]:
-    api, blobs = source(settings, clock), recordings(settings, clock)
-    try:
+    with closing(source(settings, clock)) as api, closing(recordings(settings, clock)) as blobs:
         check_hosts(api.check_access(), blobs)
         skew = api.latest_clock_skew_seconds()
-    finally:
-        api.close()
-        blobs.close()
     lines = [CheckLine("source", "reachable; scopes voice:read and audio:download")]
     if skew is not None:
         lines.append(_clock("clock", "the source's", skew, SourceError.exit_code))
@@ -121,86 +118,88 @@ def _check_store(settings: Settings, clock: SystemClock, *, try_out: bool) -> li
     ]
 
 
-def store_lines(found: Capabilities, wanted: Wanted) -> list[CheckLine]:
-    """Return a line for each capability: what the probe found, and what the archiver does."""
-    lines: list[CheckLine] = []
+_UNKNOWN = "not known: we may not ask"
+_OWN_KEYS = "recordings over 5 MiB get keys of their own"
+_MULTIPART = {
+    True: CheckLine("multipart", "an upload's end refuses a taken key", _OWN_KEYS),
+    False: CheckLine("multipart", "an upload's end overwrites a taken key", _OWN_KEYS, note=True),
+}
+_VERSIONING = {
+    True: CheckLine("versioning", "on", "records name the version of each file"),
+    False: CheckLine("versioning", "off", "what is overwritten or deleted is gone", note=True),
+    None: CheckLine("versioning", _UNKNOWN, "s3:GetBucketVersioning would tell", note=True),
+}
+_MULTIPART_LOCK = {
+    True: CheckLine("multipart lock", "kept from an upload's start", "looked at after each"),
+    False: CheckLine(
+        "multipart lock", "dropped at an upload's start", "set again after each upload", note=True
+    ),
+    None: CheckLine(
+        "multipart lock", "not known: we may not list versions", "set again after each upload"
+    ),
+}
+_LEGAL_HOLD = {
+    True: CheckLine("legal hold", "can be set and taken off"),
+    False: CheckLine("legal hold", "not kept, or not shown", "archiver hold fails", note=True),
+    None: CheckLine(
+        "legal hold",
+        "not tried: we may set none on manifest/probe",
+        "archiver hold looks at each hold that it sets",
+    ),
+}
+"""The lines of capabilities by what the probe found; None is what it could not find out."""
 
-    def add(
-        name: str, detail: str, action: str = "", *, fails: bool = False, note: bool = False
-    ) -> None:
-        code = StoreError.exit_code if fails else 0
-        lines.append(CheckLine(name, detail, action, code, note))
 
+def store_lines(found: Capabilities, wanted: Wanted) -> Iterator[CheckLine]:
+    """Yield a line for each capability: what the probe found, and what the archiver does."""
     winners, racers = found.create_once_race_winners, found.create_once_racers
     if found.create_once:
         raced = f"of {racers} writers at once, {'one won' if winners else 'none overwrote'}"
-        add("create-once", raced, "any number of writers may share the archive")
+        yield CheckLine("create-once", raced, "any number of writers may share the archive")
     else:
         raced = f"{winners} of {racers} writers won" if (winners or 0) > 1 else ""
-        add(
+        yield CheckLine(
             "create-once",
             f"not atomic: {raced or 'a taken key is overwritten'}",
             "several writers are refused; --single-writer accepts one process",
-            fails=True,
+            StoreError.exit_code,
         )
 
     back = "every recording is read back and hashed"
     if found.checksums:
         proof = "the store's answer proves each write"
-        add(
-            "checksums", "wrong ones are refused", back if wanted.verify_writes == "full" else proof
-        )
+        action = back if wanted.verify_writes == "full" else proof
+        yield CheckLine("checksums", "wrong ones are refused", action)
     else:
         if wanted.verify_writes == "head":
             back = "ARCHIVER_VERIFY_WRITES=head: damage on the way stays unseen; set auto"
-        add("checksums", "wrong ones are taken", back, note=True)
+        yield CheckLine("checksums", "wrong ones are taken", back, note=True)
 
-    action = "recordings over 5 MiB get keys of their own"
-    if found.complete_create_once:
-        add("multipart", "an upload's end refuses a taken key", action)
-    else:
-        add("multipart", "an upload's end overwrites a taken key", action, note=True)
-
-    unknown = "not known: we may not ask"
-    if found.versioning:
-        add("versioning", "on", "records name the version of each file")
-    elif found.versioning is None:
-        add("versioning", unknown, "s3:GetBucketVersioning would tell", note=True)
-    else:
-        add("versioning", "off", "what is overwritten or deleted is gone", note=True)
+    yield _MULTIPART[bool(found.complete_create_once)]
+    yield _VERSIONING[found.versioning]
 
     if wanted.lock_mode == "none" and found.object_lock:
         action = "nothing is locked: ARCHIVER_OBJECT_LOCK_MODE is none"
-        add("object lock", "the bucket has it", action, note=True)
+        yield CheckLine("object lock", "the bucket has it", action, note=True)
     elif wanted.lock_mode == "none":
-        lacks = "the bucket lacks it" if found.object_lock is False else unknown
-        add("object lock", lacks, "nothing is locked", note=True)
+        lacks = "the bucket lacks it" if found.object_lock is False else _UNKNOWN
+        yield CheckLine("object lock", lacks, "nothing is locked", note=True)
     elif found.lock_holds:
         days = f"everything is locked for {wanted.retention_days} days from its call's end"
-        add("object lock", f"{wanted.lock_mode} holds: date, mode, version", days)
-        if found.lock_at_multipart:
-            add("multipart lock", "kept from an upload's start", "looked at after each")
-        elif found.lock_at_multipart is None:
-            detail = "not known: we may not list versions"
-            add("multipart lock", detail, "set again after each upload")
-        else:
-            detail = "dropped at an upload's start"
-            add("multipart lock", detail, "set again after each upload", note=True)
+        yield CheckLine("object lock", f"{wanted.lock_mode} holds: date, mode, version", days)
+        yield _MULTIPART_LOCK[found.lock_at_multipart]
     else:
-        action = "nothing is archived while ARCHIVER_OBJECT_LOCK_MODE asks for locks"
-        add("object lock", "locked versions can be changed or deleted", action, fails=True)
+        yield CheckLine(
+            "object lock",
+            "locked versions can be changed or deleted",
+            "nothing is archived while ARCHIVER_OBJECT_LOCK_MODE asks for locks",
+            StoreError.exit_code,
+        )
 
-    if found.object_lock and found.legal_hold:
-        add("legal hold", "can be set and taken off")
-    elif found.object_lock and found.legal_hold is None:
-        detail = "not tried: we may set none on manifest/probe"
-        add("legal hold", detail, "archiver hold looks at each hold that it sets")
-    elif found.object_lock:
-        add("legal hold", "not kept, or not shown", "archiver hold fails", note=True)
-
+    if found.object_lock:
+        yield _LEGAL_HOLD[found.legal_hold]
     if (skew := found.clock_skew_seconds) is not None:
-        lines.append(_clock("store clock", "the store's", skew, StoreError.exit_code))
-    return lines
+        yield _clock("store clock", "the store's", skew, StoreError.exit_code)
 
 
 def _clock(name: str, whose: str, skew_seconds: float, exit_code: int) -> CheckLine:

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from importlib import resources
 
@@ -127,7 +127,6 @@ def source(
             clock,
             may_change=any(file is not None for file in files),
         )
-    narrowing = {"campaignId": settings.campaign_id, "direction": settings.direction}
     api = JsonApi(
         settings.api_base_url,
         credentials,
@@ -136,7 +135,7 @@ def source(
         retry=Retry(clock, concurrency_limit=concurrency_limit),
         requests_per_second=settings.api_rate,
         # Credentials may be valid for this part of the listing only.
-        narrowing={name: value for name, value in narrowing.items() if value},
+        narrowing=_filters(settings).narrowing,
     )
     return VoiceCallsClient(api)
 
@@ -152,19 +151,15 @@ def recordings(settings: Settings, clock: SystemClock) -> RecordingClient:
     )
 
 
-def _lister(settings: SourceSettings, api: VoiceCallsClient, clock: Clock) -> Lister:
-    filters = Filter(settings.states, settings.campaign_id, settings.direction)
-    return Lister(api, filters, clock, settings.window)
+def _filters(settings: SourceSettings) -> Filter:
+    return Filter(settings.states, settings.campaign_id, settings.direction)
 
 
 @contextmanager
 def listing(settings: SourceSettings, clock: Clock) -> Iterator[Lister]:
     """A lister for commands that only list; closes the connections at the end."""
-    api = source(settings, clock)
-    try:
-        yield _lister(settings, api, clock)
-    finally:
-        api.close()
+    with closing(source(settings, clock)) as api:
+        yield Lister(api, _filters(settings), clock, settings.window)
 
 
 def check_hosts(urls: Sequence[SignedUrl], blobs: RecordingClient) -> None:
@@ -315,7 +310,7 @@ def open_app(
         concurrency_limit=concurrency_limit,
     )
     windows = WindowArchiver(
-        _lister(settings, api, clock),
+        Lister(api, _filters(settings), clock, settings.window),
         calls,
         bucket,
         workers,
@@ -370,8 +365,6 @@ def open_holds(
             f"({locked_mode}), so set it, and ARCHIVER_RETENTION_DAYS, as the archiver has them"
         )
     apply_capabilities(probe_again(bucket, chain), bucket, chain, single_writer=single_writer)
-    workers, ledger = Workers(settings.workers), ArchivedHolds(bucket, settings.workers)
-    try:
+    ledger = ArchivedHolds(bucket, settings.workers)
+    with closing(Workers(settings.workers)) as workers:
         yield Holds(bucket, chain, ledger, workers, clock, keep)
-    finally:
-        workers.close()

@@ -5,33 +5,15 @@ None of them needs the private key. Only `reconcile` needs the source.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from archiver.cli.common import check_range, range_options, start_run, stopping
+from archiver.cli.common import check_range, range_options, reading, start_run, stopping
 from archiver.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from archiver.store.bucket import Bucket
-
-
-@contextmanager
-def _reading() -> Iterator[tuple[Bucket, int]]:
-    """Yield the bucket, for reading, and the number of concurrent requests (ARCHIVER_WORKERS)."""
-    from archiver.settings import StoreSettings, load
-    from archiver.wiring import reader
-
-    settings = load(StoreSettings)
-    clock = start_run(settings)
-    with stopping(clock):
-        bucket = reader(settings, clock)
-        yield bucket, settings.workers
 
 
 @click.command()
@@ -77,8 +59,7 @@ def verify(
         public_key=audit.read_public_key(_file(public_key)) if public_key else None,
         head=KnownHead.parse(head) if head else None,
     )
-    with _reading() as (bucket, workers), audit_progress("verifying") as progress:
-        bucket.check_access()
+    with reading() as (bucket, workers), audit_progress("verifying") as progress:
         bucket.check_lock_permissions()
         report = audit.verify(bucket, replace(options, workers=workers), progress=progress)
     click.echo(tables.report_json(report) if as_json else tables.report_text(report), nl=False)
@@ -155,8 +136,7 @@ def list_records(start: datetime, end: datetime, outcome: str | None, form: str)
     from archiver.audit.query import Query
 
     check_range(start, end)
-    with _reading() as (bucket, _):
-        bucket.check_access()
+    with reading() as (bucket, _):
         query = Query(bucket)
         rows = query.records(start, end, outcome)
         for text in tables.records_text(rows, form):  # type: ignore[arg-type]
@@ -189,8 +169,7 @@ def show(call_id: str, as_json: bool) -> int:
     from archiver.audit.query import Query
     from archiver.manifest import canonical
 
-    with _reading() as (bucket, _):
-        bucket.check_access()
+    with reading() as (bucket, _):
         query = Query(bucket)
         history = query.find(call_id)
         damages = query.damages

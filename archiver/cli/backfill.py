@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import click
 
 from archiver.cli.common import (
-    Shard,
     check_range,
     log_level,
     range_options,
+    shard_of,
     start_run,
     stopping,
     summary_line,
@@ -36,7 +36,8 @@ MAX_PROCESSES = 64
 @range_options(required=True)
 @click.option(
     "--shard",
-    type=Shard(),
+    type=shard_of,
+    metavar="I/N",
     help="this process's share of the windows, I from 0 "
     "[default: $JOB_COMPLETION_INDEX/$ARCHIVER_SHARDS]",
 )
@@ -195,7 +196,7 @@ def _job_shard() -> tuple[int, int]:
             "ARCHIVER_SHARDS must be set beside JOB_COMPLETION_INDEX, to the Job's completions: "
             "without it each pod would do the whole range"
         )
-    return Shard().convert(f"{index}/{count}", None, None)
+    return shard_of(f"{index}/{count}")
 
 
 def _serve_metrics(port: int, stack: ExitStack) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -22,53 +23,39 @@ if TYPE_CHECKING:
     from archiver.core.clock import SystemClock
     from archiver.pipeline.window import Totals
     from archiver.settings import LogSettings
+    from archiver.store.bucket import Bucket
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 INTERRUPTED = 130
 
 
-class Moment(click.ParamType[datetime]):
+def moment(value: str) -> datetime:
     """A date or an RFC 3339 time; UTC if it has no offset."""
+    from archiver.core.model import parse_time
 
-    name = "T"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        from archiver.core.model import parse_time
-
-        moment = value if isinstance(value, datetime) else parse_time(value)
-        if moment is None:
-            self.fail(f"{value!r} is no date and no RFC 3339 time, such as 2024-01-15T10:00:00Z")
-        return moment
+    if (found := parse_time(value)) is None:
+        raise click.BadParameter(
+            f"{value!r} is no date and no RFC 3339 time, such as 2024-01-15T10:00:00Z"
+        )
+    return found
 
 
-class Shard(click.ParamType[tuple[int, int]]):
+def shard_of(value: str) -> tuple[int, int]:
     """`I/N`: shard I of N, counted from 0."""
-
-    name = "I/N"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", str(value))
-        if match is None or int(match[1]) >= int(match[2]):
-            self.fail(f"{value!r} is no shard: I/N with I from 0 to N-1, such as 0/4")
-        return int(match[1]), int(match[2])
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", value)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise click.BadParameter(f"{value!r} is no shard: I/N with I from 0 to N-1, such as 0/4")
+    return int(match[1]), int(match[2])
 
 
 def range_options(required: bool) -> Callable[[F], F]:
     """`--from` and `--to`."""
 
     def decorate(function: F) -> F:
-        end = click.option("--to", "end", type=Moment(), required=required, help="where it ends")
-        start = click.option(
-            "--from", "start", type=Moment(), required=required, help="where the range begins"
-        )
-        return start(end(function))
+        option = partial(click.option, type=moment, metavar="T", required=required)
+        end = option("--to", "end", help="where it ends")
+        return option("--from", "start", help="where the range begins")(end(function))
 
     return decorate
 
@@ -99,6 +86,21 @@ after 30 s, and a server may not answer for longer than that. The variable is fo
 KILL_SECONDS = 5.0
 """Seconds from then until the process kills itself, because a boto3 request on another thread
 cannot be aborted. The next run repairs what a crash at any point leaves."""
+
+
+@contextmanager
+def reading() -> Iterator[tuple[Bucket, int]]:
+    """The run of a command that only reads the archive. Yields the bucket and the number of
+    concurrent requests (ARCHIVER_WORKERS)."""
+    from archiver.settings import StoreSettings, load
+    from archiver.wiring import reader
+
+    settings = load(StoreSettings)
+    clock = start_run(settings)
+    with stopping(clock):
+        bucket = reader(settings, clock)
+        bucket.check_access()
+        yield bucket, settings.workers
 
 
 @contextmanager

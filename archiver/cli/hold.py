@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from archiver.cli.common import start_run, stopping
+from archiver.cli.common import F, reading, start_run, stopping
 from archiver.core.errors import UsageError
 
 if TYPE_CHECKING:
     from archiver.manifest.event import Action
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-class _Line(click.ParamType[str]):
+def _line(value: str) -> str:
     """One line of printable characters. It becomes part of an event, which cannot be changed."""
+    from archiver.manifest.event import MAX_TEXT, is_text
 
-    name = "TEXT"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from archiver.manifest.event import MAX_TEXT, is_text
-
-        text = str(value).strip()
-        if not is_text(text):
-            self.fail(f"takes one line of 1 to {MAX_TEXT} printable characters", param, ctx)
-        return text
+    if not is_text(text := value.strip()):
+        raise click.BadParameter(f"takes one line of 1 to {MAX_TEXT} printable characters")
+    return text
 
 
 @click.group()
@@ -40,15 +32,16 @@ def hold() -> None:
 
 def _options_of_acts(function: F) -> F:
     """Add the options of `hold add` and `hold remove`."""
-    text = _Line()
     for decorate in (
         click.option("--json", "as_json", is_flag=True, help="a stable format for programs"),
         click.option(
             "--single-writer", is_flag=True, help="accept a store without create-once writes"
         ),
-        click.option("--reason", type=text, required=True, help="why, for the ledger"),
         click.option(
-            "--by", metavar="WHO", type=text, required=True, help="who decided it, for the ledger"
+            "--reason", type=_line, metavar="TEXT", required=True, help="why, for the ledger"
+        ),
+        click.option(
+            "--by", metavar="WHO", type=_line, required=True, help="who decided it, for the ledger"
         ),
         click.argument("call_ids", metavar="CALL_ID...", nargs=-1, required=True),
     ):
@@ -124,14 +117,8 @@ def list_holds(call_ids: tuple[str, ...], as_json: bool) -> int:
     """
     from archiver.audit import tables
     from archiver.audit.hold_ledger import HoldEvents, have_records, holds_by_call
-    from archiver.settings import StoreSettings, load
-    from archiver.wiring import reader
 
-    settings = load(StoreSettings)
-    clock = start_run(settings)
-    with stopping(clock):
-        bucket = reader(settings, clock)
-        bucket.check_access()
+    with reading() as (bucket, _):
         ledger = HoldEvents(bucket)
         by_call = holds_by_call(ledger.readable())
         new = [one for one in call_ids if one not in by_call]

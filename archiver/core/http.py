@@ -21,19 +21,19 @@ import ssl
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakSet
 
 from archiver.core import liveness
 from archiver.core.checksums import Buffer
 
 if TYPE_CHECKING:
-    import httpx
     from pyreqwest.client import SyncClient
     from pyreqwest.http import HeaderMap
     from pyreqwest.middleware import SyncNext
@@ -155,7 +155,22 @@ class StreamingResponse:
         return memoryview(piece or b"")
 
 
-class HttpClient(Protocol):
+class _Request(NamedTuple):
+    """A request. `seconds` limits it without, `whole_seconds` with the time to send its body; None
+    for an answer that is read on demand."""
+
+    method: Method
+    url: str
+    headers: Mapping[str, str]
+    body: Buffer | None = None
+    seconds: float | None = None
+    whole_seconds: float | None = None
+
+    def deadline(self) -> float | None:
+        return None if self.whole_seconds is None else time.monotonic() + self.whole_seconds
+
+
+class HttpClient(ABC):
     """Sends requests. Thread-safe."""
 
     def request(
@@ -171,11 +186,22 @@ class HttpClient(Protocol):
         """Send one request and read its whole answer (`StreamingResponse.read_all`), within
         `seconds`; a body adds the time that `LEAST_BYTES_PER_SECOND` allows. Raises
         `TransportError`."""
+        whole = with_upload_seconds(seconds, body)
+        with liveness.waiting(whole):
+            return self._exchange(_Request(method, url, headers, body, seconds, whole), max_bytes)
 
     def stream(self, url: str, headers: Mapping[str, str]) -> StreamingResponse:
         """GET; returns when the headers of the answer have come. Raises `TransportError`."""
+        return self._open(_Request("GET", url, headers))
 
+    @abstractmethod
     def close(self) -> None: ...
+
+    @abstractmethod
+    def _exchange(self, request: _Request, max_bytes: int) -> HttpResponse: ...
+
+    @abstractmethod
+    def _open(self, request: _Request) -> StreamingResponse: ...
 
 
 def make_client(
@@ -247,7 +273,7 @@ def _pyreqwest_client(
     return builder.build()
 
 
-class _FastClient:
+class _FastClient(HttpClient):
     """Uses pyreqwest. Bodies and TLS are processed outside the interpreter's lock."""
 
     def __init__(
@@ -263,22 +289,10 @@ class _FastClient:
         self._whole.close()
         self._streaming.close()
 
-    def request(
-        self,
-        method: Method,
-        url: str,
-        headers: Mapping[str, str],
-        body: Buffer | None = None,
-        *,
-        max_bytes: int,
-        seconds: float = ANSWER_SECONDS,
-    ) -> HttpResponse:
-        seconds = with_upload_seconds(seconds, body)
-        view = None if body is None else memoryview(body)
+    def _exchange(self, request: _Request, max_bytes: int) -> HttpResponse:
+        view = None if request.body is None else memoryview(request.body)
         try:
-            with liveness.waiting(seconds):
-                response = self._send(self._whole, method, url, headers, view, seconds)
-                return response.read_all(max_bytes)
+            return self._send(self._whole, request._replace(body=view)).read_all(max_bytes)
         except TransportError as error:
             if error.kind == "invalid":
                 view = None  # nothing is sent
@@ -295,39 +309,31 @@ class _FastClient:
                     self._check()
                     time.sleep(0.01)
 
-    def stream(self, url: str, headers: Mapping[str, str]) -> StreamingResponse:
-        return self._send(self._streaming, "GET", url, headers)
+    def _open(self, request: _Request) -> StreamingResponse:
+        return self._send(self._streaming, request)
 
-    def _send(
-        self,
-        client: SyncClient,
-        method: Method,
-        url: str,
-        headers: Mapping[str, str],
-        body: memoryview | None = None,
-        seconds: float | None = None,
-    ) -> StreamingResponse:
+    def _send(self, client: SyncClient, request: _Request) -> StreamingResponse:
         from pyreqwest.exceptions import PyreqwestError
 
         self._check()
-        deadline = None if seconds is None else time.monotonic() + seconds
+        deadline, headers = request.deadline(), dict(request.headers)
         try:
-            if body is not None:  # the library leaves out the length of an empty one
-                headers = {**headers, "Content-Length": str(len(body))}
-            builder = client.request(method, url).headers(dict(headers))
-            if body is not None:
-                builder = builder.body_bytes(body)
-            if seconds is not None:
+            if request.body is not None:  # the library leaves out the length of an empty one
+                headers["Content-Length"] = str(len(request.body))
+            builder = client.request(request.method, request.url).headers(headers)
+            if request.body is not None:
+                builder = builder.body_bytes(request.body)
+            if (seconds := request.whole_seconds) is not None:
                 builder = builder.timeout(timedelta(seconds=seconds))
             else:
                 # By default the library collects 64 KiB, however slowly they come, before it
                 # returns any, and loses them if the connection breaks.
                 builder = builder.streamed_read_buffer_limit(0)
-            request = builder.build_streamed()
+            sending = builder.build_streamed()
         except ValueError:
             raise _invalid() from None
         try:
-            response = request.__enter__()
+            response = sending.__enter__()
         except PyreqwestError as error:
             raise _translated(error, deadline) from None
         return StreamingResponse(
@@ -335,7 +341,7 @@ class _FastClient:
             _readable(response.headers),
             # Returns what has come. `read(n)` would wait for n bytes, however slowly they come.
             read=response.body_reader.read_chunk,
-            close=lambda: request.__exit__(None, None, None),
+            close=lambda: sending.__exit__(None, None, None),
             check=self._check,
             deadline=deadline,
         )
@@ -386,7 +392,7 @@ def _from_pyreqwest(error: BaseException) -> TransportError:
 # --- httpx: its own transport on OpenSSL, or pyreqwest's
 
 
-class _HttpxClient:
+class _HttpxClient(HttpClient):
     """Uses httpx, with either transport."""
 
     def __init__(
@@ -413,70 +419,48 @@ class _HttpxClient:
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
                 timeout=httpx.Timeout(silence_seconds, connect=CONNECT_SECONDS),
             )
-        self.close = self._client.close
 
-    def request(
-        self,
-        method: Method,
-        url: str,
-        headers: Mapping[str, str],
-        body: Buffer | None = None,
-        *,
-        max_bytes: int,
-        seconds: float = ANSWER_SECONDS,
-    ) -> HttpResponse:
-        import httpx
+    def close(self) -> None:
+        self._client.close()
 
-        whole = with_upload_seconds(seconds, body)
-        deadline = time.monotonic() + whole
-        timeout: httpx.Timeout | None = None
-        if self._is_fast:
-            # The transport adds up httpx's limits into one for the whole request.
-            timeout = httpx.Timeout(None, read=whole)
-        elif body is not None:
-            # The kernel buffers megabytes, which then go out slowly.
-            timeout = httpx.Timeout(whole, connect=CONNECT_SECONDS, write=seconds)
-        with liveness.waiting(whole), self._alarm(whole) as alarm:
-            response = self._send(method, url, headers, body, alarm, timeout, deadline)
-            return response.read_all(max_bytes)
+    def _exchange(self, request: _Request, max_bytes: int) -> HttpResponse:
+        with self._alarm(request.whole_seconds or 0.0) as alarm:
+            return self._send(request, alarm).read_all(max_bytes)
 
-    def stream(self, url: str, headers: Mapping[str, str]) -> StreamingResponse:
-        import httpx
-
-        timeout = httpx.Timeout(None) if self._is_fast else None
+    def _open(self, request: _Request) -> StreamingResponse:
         with self._alarm(ANSWER_SECONDS) as alarm:  # until the headers have come
-            return self._send("GET", url, headers, None, alarm, timeout, None)
+            return self._send(request, alarm)
 
     def _alarm(self, seconds: float) -> AbstractContextManager[_Alarm | None]:
         return nullcontext() if self._is_fast else _Alarm(seconds)
 
-    def _send(
-        self,
-        method: Method,
-        url: str,
-        headers: Mapping[str, str],
-        body: Buffer | None,
-        alarm: _Alarm | None,
-        timeout: httpx.Timeout | None,
-        deadline: float | None,
-    ) -> StreamingResponse:
+    def _send(self, request: _Request, alarm: _Alarm | None) -> StreamingResponse:
         import httpx
 
         self._check()
-        headers = {"Accept-Encoding": "identity", **headers}
+        deadline, whole, body = request.deadline(), request.whole_seconds, request.body
+        headers = {"Accept-Encoding": "identity", **request.headers}
         content: bytes | Iterator[bytes] | None = None
         if body is not None:
-            # `fast` may go on reading in the background: see `_FastClient.request`.
+            # `fast` may go on reading in the background: see `_FastClient._exchange`.
             content = bytes(body) if self._is_fast else _pieces(body)
             headers["Content-Length"] = str(len(body))
-        options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+        options: dict[str, Any] = {}
+        if self._is_fast:
+            # The transport adds up httpx's limits into one for the whole request.
+            options["timeout"] = httpx.Timeout(None, read=whole)
+        elif body is not None:
+            # The kernel buffers megabytes, which then go out slowly.
+            options["timeout"] = httpx.Timeout(
+                whole, connect=CONNECT_SECONDS, write=request.seconds
+            )
         if alarm is not None:
             options["extensions"] = {"trace": alarm.trace}
         try:
-            request = self._client.build_request(
-                method, url, headers=headers, content=content, **options
+            sending = self._client.build_request(
+                request.method, request.url, headers=headers, content=content, **options
             )
-            response = self._client.send(request, stream=True)
+            response = self._client.send(sending, stream=True)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, ValueError):
             raise _invalid() from None
         except Exception as error:  # httpx's, and some of pyreqwest's that its adapter passes on

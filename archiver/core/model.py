@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -16,10 +16,7 @@ CALL_YEARS = range(1970, 3000)
 """A call's time outside these years is ignored: arithmetic with it may leave the calendar."""
 
 _LONGEST_TIME = 40
-_DATE = re.compile(r"\d{4}-\d\d-\d\d")
-_RFC3339 = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:?\d\d)?"
-)
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d([Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:?\d\d)?)?")
 
 
 def parse_time(text: object) -> datetime | None:
@@ -34,16 +31,11 @@ def parse_time(text: object) -> datetime | None:
 
 @lru_cache(maxsize=1024)  # the times of a call are parsed many times
 def _moment(text: str) -> datetime | None:
+    if not _RFC3339.fullmatch(text):
+        return None
     try:
-        if _DATE.fullmatch(text):
-            return datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC)
-        match = _RFC3339.fullmatch(text)
-        if match is None:
-            return None
-        day, clock, fraction, zone = match.groups()
-        micros = (fraction or "0")[:6].ljust(6, "0")
-        zone = "+00:00" if zone in (None, "Z", "z") else zone
-        return datetime.fromisoformat(f"{day}T{clock}.{micros}{zone}").astimezone(UTC)
+        moment = datetime.fromisoformat(text.upper())
+        return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
     except (ValueError, OverflowError):
         return None
 
@@ -57,6 +49,13 @@ def format_time(moment: datetime) -> str:
 def format_second(moment: datetime) -> str:
     """As `format_time`, rounded down to the second: the form of our own times, for `jq`."""
     return format_time(moment.replace(microsecond=0))
+
+
+def next_second(moment: datetime) -> datetime:
+    """`moment`, rounded up to the second. Stores keep lock dates to the second, and a date must not
+    be earlier than promised."""
+    whole = moment.astimezone(UTC).replace(microsecond=0)
+    return whole if whole == moment else whole + timedelta(seconds=1)
 
 
 @dataclass(frozen=True, order=True)
@@ -204,5 +203,4 @@ class Retention:
         """The lock date, a whole second; None without a lock."""
         if self.mode is None:
             return None
-        whole = moment.replace(microsecond=0)
-        return whole + timedelta(days=self.days, seconds=0 if whole == moment else 1)
+        return next_second(moment) + timedelta(days=self.days)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from archiver.core.clock import Clock
@@ -21,16 +22,14 @@ LONGEST_WAIT_SECONDS = 60.0
 """A longer `Retry-After` ends the retries: the loop comes back later anyway."""
 
 
+@dataclass(eq=False, repr=False)
 class Retry:
     """Tries at most `attempts` times. Each answer of `THROTTLED_STATUS` lowers
     `concurrency_limit`."""
 
-    def __init__(
-        self, clock: Clock, attempts: int = 5, concurrency_limit: ConcurrencyLimit | None = None
-    ) -> None:
-        self._clock = clock
-        self._attempts = attempts
-        self._concurrency_limit = concurrency_limit
+    clock: Clock
+    attempts: int = 5
+    concurrency_limit: ConcurrencyLimit | None = None
 
     def call(self, stage: str, function: Callable[[], T]) -> T:
         """Call `function` until it returns. Raises its last `ArchiverError`, and `Interrupted` as
@@ -40,13 +39,13 @@ class Retry:
                 return function()
             except ArchiverError as error:
                 asked_seconds = error.retry_after_seconds or 0.0
-                is_last = attempt == self._attempts or asked_seconds > LONGEST_WAIT_SECONDS
+                is_last = attempt == self.attempts or asked_seconds > LONGEST_WAIT_SECONDS
                 if is_last or not error.retryable:
                     raise
                 RETRIES.labels(stage, error.reason).inc()
-                if self._concurrency_limit is not None and error.status in THROTTLED_STATUS:
-                    self._concurrency_limit.on_throttled()
+                if self.concurrency_limit is not None and error.status in THROTTLED_STATUS:
+                    self.concurrency_limit.on_throttled()
             backoff = min(FIRST_WAIT_SECONDS * 2 ** (attempt - 1), MAX_WAIT_SECONDS)
             jitter = random.uniform(0, FIRST_WAIT_SECONDS)  # noqa: S311  (no secret)
-            self._clock.sleep(max(backoff + jitter, asked_seconds))
+            self.clock.sleep(max(backoff + jitter, asked_seconds))
         raise AssertionError("unreachable")

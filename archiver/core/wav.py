@@ -34,13 +34,11 @@ class WavHeader:
     riff_bytes: int | None
     """Length of the whole file by the RIFF header; None if left open."""
 
-    def audio_bytes(self, file_bytes: int) -> int:
-        """Bytes of audio in a file of `file_bytes`: as announced, and at most what the file has."""
-        there = max(0, file_bytes - self.data_offset)
-        return there if self.data_bytes is None else min(self.data_bytes, there)
-
     def duration_seconds(self, file_bytes: int) -> float:
-        return round(self.audio_bytes(file_bytes) / self.byte_rate, 3)
+        """How long the audio in a file lasts: as announced, and at most what the file has."""
+        there = max(0, file_bytes - self.data_offset)
+        audio = there if self.data_bytes is None else min(self.data_bytes, there)
+        return round(audio / self.byte_rate, 3)
 
     def missing_bytes(self, file_bytes: int) -> int:
         """How many announced bytes of audio lie beyond the end of the file."""

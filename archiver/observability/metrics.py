@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from time import perf_counter
 
 from prometheus_client import (
@@ -30,17 +31,14 @@ REGISTRY = CollectorRegistry(auto_describe=True)
 _CALL, *_OTHER_DOCUMENTS = DOCUMENTS
 STAGES = ("list", "call", *_OTHER_DOCUMENTS, "sas", "transfer", "verify", "record", "seal")
 
-CALLS = Counter(
-    "archiver_calls",
-    "Calls committed by a record of this process, by outcome.",
-    ["outcome"],
-    registry=REGISTRY,
+counter = partial(Counter, registry=REGISTRY)
+gauge = partial(Gauge, registry=REGISTRY)
+
+CALLS = counter(
+    "archiver_calls", "Calls committed by a record of this process, by outcome.", ["outcome"]
 )
-BYTES = Counter(
-    "archiver_bytes",
-    "Bytes written to the archive by this process, by kind of file.",
-    ["kind"],
-    registry=REGISTRY,
+BYTES = counter(
+    "archiver_bytes", "Bytes written to the archive by this process, by kind of file.", ["kind"]
 )
 STAGE_SECONDS = Histogram(
     "archiver_stage_seconds",
@@ -49,72 +47,49 @@ STAGE_SECONDS = Histogram(
     buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1200),
     registry=REGISTRY,
 )
-RETRIES = Counter(
-    "archiver_retries",
-    "Requests that were sent again, by stage and reason.",
-    ["stage", "reason"],
-    registry=REGISTRY,
+RETRIES = counter(
+    "archiver_retries", "Requests that were sent again, by stage and reason.", ["stage", "reason"]
 )
-UNREADABLE_ENTRIES = Counter(
+UNREADABLE_ENTRIES = counter(
     "archiver_unreadable_entries",
     "Entries of listings that could not be read as calls, once for each listing of a window.",
-    registry=REGISTRY,
 )
-SAS_RENEWALS = Counter(
+SAS_RENEWALS = counter(
     "archiver_sas_renewals",
     "Signed recording URLs asked for again because the first was refused or had expired.",
-    registry=REGISTRY,
 )
-IN_FLIGHT = Gauge(
-    "archiver_in_flight", "Calls that a worker is archiving right now.", registry=REGISTRY
+IN_FLIGHT = gauge("archiver_in_flight", "Calls that a worker is archiving right now.")
+PENDING = gauge(
+    "archiver_pending_calls", "Calls that the source lists and that have no record yet."
 )
-PENDING = Gauge(
-    "archiver_pending_calls",
-    "Calls that the source lists and that have no record yet.",
-    registry=REGISTRY,
-)
-OLDEST_UNARCHIVED = Gauge(
+OLDEST_UNARCHIVED = gauge(
     "archiver_oldest_unarchived_seconds",
     "Age of the oldest call that the source lists and that has no record yet, of the oldest open "
     "window that cannot be listed, or of the last good round while rounds fail; 0 where none.",
-    registry=REGISTRY,
 )
-WATERMARK = Gauge(
+WATERMARK = gauge(
     "archiver_watermark_timestamp_seconds",
     "Up to this Unix time every window is sealed with none left out.",
-    registry=REGISTRY,
 )
-LAST_ROUND = Gauge(
-    "archiver_last_round_timestamp_seconds",
-    "Unix time at which the loop last finished a round.",
-    registry=REGISTRY,
+LAST_ROUND = gauge(
+    "archiver_last_round_timestamp_seconds", "Unix time at which the loop last finished a round."
 )
-LAST_SEAL = Gauge(
-    "archiver_last_seal_timestamp_seconds",
-    "Unix time of the newest seal that this process knows.",
-    registry=REGISTRY,
+LAST_SEAL = gauge(
+    "archiver_last_seal_timestamp_seconds", "Unix time of the newest seal that this process knows."
 )
-SEAL_SEQUENCE = Gauge(
-    "archiver_seal_sequence",
-    "Number of the newest seal that this process knows.",
-    registry=REGISTRY,
+SEAL_SEQUENCE = gauge(
+    "archiver_seal_sequence", "Number of the newest seal that this process knows."
 )
-CLOCK_SKEW = Gauge(
+CLOCK_SKEW = gauge(
     "archiver_clock_skew_seconds",
     "What the clock of the source or the store shows less what ours shows, by the `Date` of its "
     "latest answer; beyond 300 from every side that tells one, nothing is closed or sealed.",
     ["of"],
-    registry=REGISTRY,
 )
-FINDINGS = Counter(
-    "archiver_findings",
-    "Findings set down in records by this process, by code.",
-    ["code"],
-    registry=REGISTRY,
+FINDINGS = counter(
+    "archiver_findings", "Findings set down in records by this process, by code.", ["code"]
 )
-BUILD_INFO = Gauge(
-    "archiver_build_info", "Always 1; the label tells the version.", ["version"], registry=REGISTRY
-)
+BUILD_INFO = gauge("archiver_build_info", "Always 1; the label tells the version.", ["version"])
 BUILD_INFO.labels(__version__).set(1)
 
 

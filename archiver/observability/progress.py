@@ -12,8 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import structlog
@@ -32,23 +31,13 @@ SPEED_SECONDS = 3600.0
 30; if no window ends in that time, it shows no estimate."""
 
 
-@contextmanager
-def backfill_progress(windows: int) -> Iterator[LogProgress | BackfillBar]:
-    if not _on_terminal():
-        yield LogProgress(windows)
-        return
-    with BackfillBar(windows) as bar:
-        yield bar
+def backfill_progress(windows: int) -> AbstractContextManager[LogProgress | BackfillBar]:
+    return BackfillBar(windows) if _on_terminal() else nullcontext(LogProgress(windows))
 
 
-@contextmanager
-def audit_progress(label: str) -> Iterator[AuditBar | None]:
-    """Yield a bar, or None if stderr is not a terminal."""
-    if not _on_terminal():
-        yield None
-        return
-    with AuditBar(label) as bar:
-        yield bar
+def audit_progress(label: str) -> AbstractContextManager[AuditBar | None]:
+    """A bar, or None if stderr is not a terminal."""
+    return AuditBar(label) if _on_terminal() else nullcontext()
 
 
 def _on_terminal() -> bool:

@@ -18,7 +18,7 @@ them), and never the reverse.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -92,25 +92,16 @@ class ActResult:
     """The calls that are not done, each with its error. Their act may be on the ledger or not."""
 
 
+@dataclass(eq=False, repr=False)
 class Holds:
-    """Executes acts. Not thread-safe."""
+    """Executes acts; `chain` must be open. Not thread-safe."""
 
-    def __init__(
-        self,
-        store: Bucket,
-        chain: Chain,
-        ledger: HoldLedger,
-        workers: Workers,
-        clock: Clock,
-        retention: Retention,
-    ) -> None:
-        """`chain` must be open."""
-        self._store = store
-        self._chain = chain
-        self._ledger = ledger
-        self._workers = workers
-        self._clock = clock
-        self._retention = retention
+    store: Bucket
+    chain: Chain
+    ledger: HoldLedger
+    workers: Workers
+    clock: Clock
+    retention: Retention
 
     def act(
         self,
@@ -136,10 +127,14 @@ class Holds:
         the ledger is damaged and `remove` must know it; `add` goes on.
         """
         # 1.
-        wanted, now = list(dict.fromkeys(call_ids)), self._clock.now().replace(microsecond=0)
-        calls, refused = self._ledger.find(wanted)
+        wanted, now = list(dict.fromkeys(call_ids)), self.clock.now().replace(microsecond=0)
+        calls, refused = self.ledger.find(wanted)
         left: dict[str, ArchiverError] = {**refused}
-        _refuse_unknown(wanted, {*calls, *left})
+        if unknown := [one for one in wanted if one not in calls and one not in left]:
+            raise UsageError(
+                f"the archive has no record of {_some(map(ascii, unknown))}, so nothing was done: "
+                "check the id; a call that is still pending can be held once it is archived"
+            )
         wanted = [call_id for call_id in wanted if call_id in calls]
         if not wanted:
             raise next(iter(left.values()))
@@ -153,9 +148,9 @@ class Holds:
         with _with_retry_hint():
             # The act is locked at least as long as the objects that it covers and as the newest
             # seal, whatever the settings of this command.
-            head = self._store.head(layout.seal_key(self._chain.head.seq))
+            head = self.store.head(layout.seal_key(self.chain.head.seq))
             until = latest_date(
-                self._retention.until(now),
+                self.retention.until(now),
                 head.lock_until if head else None,
                 *(one.locked_until for one in calls.values()),
             )
@@ -171,8 +166,8 @@ class Holds:
             own, unsealed = self._write(own, until)
             # 4. A crash after this leaves, at worst, holds that should be removed.
             check = None if action == "add" else lambda: self._refuse_if_outdated(in_force)
-            self._chain.append([unsealed], check=check)
-            number = self._chain.head.seq
+            self.chain.append([unsealed], check=check)
+            number = self.chain.head.seq
             # 5.
             newest, before = self._newest(own), list[HoldEvent]()
             while newest != before:
@@ -186,17 +181,17 @@ class Holds:
         for one, last in zip(own, newest, strict=True):
             if not isinstance(gone := outcomes[one.call_id], StoreError):
                 done.append(Done(one, number, gone, undone=last.action != one.action))
-        return ActResult(done, self._ledger.damaged, left)
+        return ActResult(done, self.ledger.damaged, left)
 
     def _acts(self, action: Action) -> Sequence[SealedHold]:
         """Read the ledger. `add` tolerates damage, because a second hold is harmless. `remove` does
         not: an unreadable act may be a hold that must stay."""
-        return self._ledger.readable() if action == "add" else self._ledger.acts()
+        return self.ledger.readable() if action == "add" else self.ledger.acts()
 
     def _refuse_if_outdated(self, in_force: Mapping[str, Sequence[SealedHold]]) -> None:
         """Raise `UsageError` if the ledger has an act about the calls that this removal did not
         see."""
-        by_call = event.by_call(self._ledger.acts())
+        by_call = event.by_call(self.ledger.acts())
         for call_id, seen in in_force.items():
             newest = by_call.get(call_id, [])[-1:]
             if newest != list(seen[-1:]):
@@ -215,7 +210,7 @@ class Holds:
             sha256 = (layout.checksum_list_key(key), event.checksum_list(key, data), "text/plain")
             try:
                 for at, content, kind in ((key, data, "application/x-ndjson"), sha256):
-                    self._store.put_once(at, content, content_type=kind, retain_until=until)
+                    self.store.put_once(at, content, content_type=kind, retain_until=until)
                 break
             except KeyTaken:
                 if number == KEY_TRIES - 1:
@@ -229,7 +224,7 @@ class Holds:
 
     def _carry_out_all(self, acts: Sequence[HoldEvent]) -> dict[str, frozenset[str] | StoreError]:
         """For each call, the keys of the missing objects, or the error that stopped it."""
-        outcomes = self._workers.map(self._carry_out, acts)
+        outcomes = self.workers.map(self._carry_out, acts)
         return {act.call_id: outcome for act, outcome in zip(acts, outcomes, strict=True)}
 
     def _carry_out(self, hold: HoldEvent) -> frozenset[str] | StoreError:
@@ -237,18 +232,18 @@ class Holds:
         objects, or the error if the store refuses one; raises `StoreError` if the store is out."""
         refused, adds = list[StoreError](), hold.action == "add"
         try:
-            found = self._ledger.current_objects(hold)
+            found = self.ledger.current_objects(hold)
         except StoreError as error:
             return self._about_one_call(error)
         for one in sorted(found.loose if adds else found.held, key=lambda one: one.key):
             try:
-                self._store.set_hold(one.key, one.version_id, adds)
+                self.store.set_hold(one.key, one.version_id, adds)
             except StoreError as error:
                 refused.append(self._about_one_call(error))
         return refused[0] if refused else found.gone
 
     def _about_one_call(self, error: StoreError) -> StoreError:
-        if not is_of_one_object(self._store, error):
+        if not is_of_one_object(self.store, error):
             raise error
         return error
 
@@ -273,21 +268,13 @@ def _is_held(in_force: Sequence[SealedHold]) -> bool:
     return bool(in_force) and in_force[-1].hold.action == "add"
 
 
-def _refuse_unknown(wanted: Sequence[str], found: Collection[str]) -> None:
-    if unknown := [one for one in wanted if one not in found]:
-        raise UsageError(
-            f"the archive has no record of {_names(unknown)}, so nothing was done: check the id; "
-            "a call that is still pending can be held once it is archived"
-        )
-
-
 def _refuse_removal(
     found: Mapping[str, CallObjects], in_force: Mapping[str, Sequence[SealedHold]], *, every: bool
 ) -> None:
     free = [i for i, acts in in_force.items() if not found[i].held and not _is_held(acts)]
     # An interrupted run of this command may have removed some holds; that must not block the rest.
     if len(free) == len(in_force) or any(not in_force[one] for one in free):
-        raise UsageError(f"no hold is on {_names(free)}, so nothing was done")
+        raise UsageError(f"no hold is on {_some(map(ascii, free))}, so nothing was done")
     for call_id, acts in () if every else in_force.items():
         # The same command given twice counts as one act.
         if _is_held(acts) and len({(act.hold.by, act.hold.reason) for act in acts}) > 1:
@@ -299,20 +286,18 @@ def _refuse_removal(
 
 def _who(acts: Sequence[SealedHold]) -> str:
     """Who acted, why and when, for people."""
-    named = [
+    return _some(
         f"{_plain(act.hold.by)} ({_plain(act.hold.reason)}, {format_second(act.hold.at)})"
-        for act in acts[:NAMED]
-    ]
-    more = len(acts) - NAMED
-    return ", ".join(named) + (f" and {more} more" if more > 0 else "")
+        for act in acts
+    )
 
 
 def _plain(text: str) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def _names(call_ids: Sequence[str]) -> str:
-    """Ids in quotes, for people; at most `NAMED`, then the number."""
-    shown = ", ".join(ascii(one) for one in call_ids[:NAMED])
-    more = len(call_ids) - NAMED
-    return f"{shown} and {more} more" if more > 0 else shown
+def _some(texts: Iterable[str]) -> str:
+    """At most `NAMED` of these, then the number of the others."""
+    all_texts = list(texts)
+    more = len(all_texts) - NAMED
+    return ", ".join(all_texts[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -27,7 +27,6 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 import structlog
@@ -37,7 +36,7 @@ from archiver.core.concurrency import Workers
 from archiver.core.errors import FormatError, Reach, StoreError
 from archiver.core.model import Window
 from archiver.manifest import event, layout, seal
-from archiver.manifest.event import ObjectRef
+from archiver.manifest.event import HoldEvent, ObjectRef
 from archiver.manifest.record import Record
 from archiver.store.bucket import Bucket, is_of_one_object
 from archiver.store.types import ObjectHead
@@ -56,31 +55,13 @@ CALLS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
-class _Act:
-    """One act about one call."""
-
-    call_id: str
-    adds: bool
-    at: datetime
-
-
-@dataclass(frozen=True)
-class _EventSegment:
-    """A segment of events. `seal` is the number of its seal; None without a readable pointer."""
+class EventSegment:
+    """A segment of events. `acts` have no objects: an act may name very many. `seal` is the number
+    of its seal; None without a readable pointer."""
 
     key: str
-    acts: tuple[_Act, ...]
+    acts: tuple[HoldEvent, ...]
     seal: int | None = None
-
-
-@dataclass(frozen=True)
-class SealedEventSegment:
-    """A sealed segment of events. `at` is its last act; `holds`: one of its calls is held now."""
-
-    key: str
-    seal: int
-    at: datetime
-    holds: bool
 
 
 class HeldCalls:
@@ -90,7 +71,7 @@ class HeldCalls:
         self._store = store
         self._clock = clock
         self._ids: frozenset[str] = frozenset()
-        self._segments: dict[str, _EventSegment] = {}
+        self._segments: dict[str, EventSegment] = {}
         self._refreshed_at: float | None = None
         self._logged: set[str] = set()
         self._mutex = threading.RLock()
@@ -124,22 +105,15 @@ class HeldCalls:
         self.refresh(REFRESH_SECONDS)
         return self._ids
 
-    def events(self) -> list[SealedEventSegment]:
-        """The sealed segments of events, as of the last refresh."""
+    def events(self) -> list[tuple[EventSegment, bool]]:
+        """The sealed segments of events, as of the last refresh; with each, whether one of its
+        calls is held."""
         with self._mutex:
             ids, segments = self._ids, list(self._segments.values())
-        return [
-            SealedEventSegment(
-                one.key,
-                one.seal,
-                max(act.at for act in one.acts),
-                any(act.call_id in ids for act in one.acts),
-            )
-            for one in segments
-            if one.seal is not None and one.acts
-        ]
+        sealed = [one for one in segments if one.seal is not None and one.acts]
+        return [(one, any(act.call_id in ids for act in one.acts)) for one in sealed]
 
-    def _read_new(self, before: Mapping[str, _EventSegment]) -> dict[str, _EventSegment]:
+    def _read_new(self, before: Mapping[str, EventSegment]) -> dict[str, EventSegment]:
         """Return all segments. A segment that was read once is kept and not read again; a damaged
         one is tried again at the next refresh."""
         suffixes: dict[str, set[str]] = {}
@@ -161,14 +135,12 @@ class HeldCalls:
                     found[key] = replace(found[key], seal=number)
         return found
 
-    def _read(self, key: str) -> _EventSegment:
+    def _read(self, key: str) -> EventSegment:
         data = self._store.read(key, max_bytes=event.MAX_SEGMENT_BYTES) or b""
         if hashlib.sha256(data).hexdigest()[:8] != key.removesuffix(".jsonl")[-8:]:
             raise FormatError("other bytes than its name says")
-        # Parse line by line and drop the objects: an act may name very many.
-        holds = filter(None, map(event.parse, io.BytesIO(data)))
-        acts = tuple(_Act(hold.call_id, hold.action == "add", hold.at) for hold in holds)
-        return _EventSegment(key, acts)
+        acts = filter(None, map(event.parse, io.BytesIO(data)))  # line by line, to bound the memory
+        return EventSegment(key, tuple(replace(act, objects=()) for act in acts))
 
     @contextmanager
     def _passing_over(self, key: str) -> Iterator[None]:
@@ -184,27 +156,31 @@ class HeldCalls:
                 log.warning("holds.unreadable", key=key, error=str(error))
 
 
-def _held_by(segments: Iterable[_EventSegment]) -> frozenset[str]:
+def _adds(act: HoldEvent) -> bool:
+    return act.action == "add"
+
+
+def _held_by(segments: Iterable[EventSegment]) -> frozenset[str]:
     """The calls that these acts hold together."""
     sealed = [one for one in segments if one.seal is not None]
-    sealed.sort(key=lambda one: (one.seal or 0, any(act.adds for act in one.acts)))
+    sealed.sort(key=lambda one: (one.seal or 0, any(map(_adds, one.acts))))
     newest = {act.call_id: act for segment in sealed for act in segment.acts}
-    held = {act.call_id for act in newest.values() if act.adds}
+    held = {act.call_id for act in newest.values() if _adds(act)}
     for segment in segments:
         for act in segment.acts if segment.seal is None else ():
             last = newest.get(act.call_id)
-            if act.adds and (last is None or last.at <= act.at):
+            if _adds(act) and (last is None or last.at <= act.at):
                 held.add(act.call_id)
     return frozenset(held)
 
 
+@dataclass(eq=False, repr=False)
 class HoldEnforcement:
     """Puts holds on objects of held calls. Thread-safe while no two threads process one window."""
 
-    def __init__(self, store: Bucket, held: HeldCalls, workers: Workers) -> None:
-        self._store = store
-        self._held = held
-        self._workers = workers
+    store: Bucket
+    held: HeldCalls
+    workers: Workers
 
     def enforce(
         self,
@@ -218,19 +194,19 @@ class HoldEnforcement:
         missing object, or one that the store refuses, is logged as an error and left to `verify`.
         Raises `StoreError` that is about more than one object.
         """
-        held = self._held.ids()
+        held = self.held.ids()
         if not held:
             return
         known = {**named, **latest}
         calls = [known[call_id] for call_id in known.keys() & held]
         loose = gone = 0
         for at in range(0, len(calls), CALLS_AT_ONCE):
-            checked = self._workers.map(self._check, calls[at : at + CALLS_AT_ONCE])
+            checked = self.workers.map(self._check, calls[at : at + CALLS_AT_ONCE])
             if any(refs for _, refs, _ in checked):
-                self._held.refresh()  # a call released meanwhile must not be held again
-            held = self._held.ids()
+                self.held.refresh()  # a call released meanwhile must not be held again
+            held = self.held.ids()
             todo = [ref for call_id, refs, _ in checked if call_id in held for ref in refs]
-            self._workers.map(self._hold, todo)
+            self.workers.map(self._hold, todo)
             loose += len(todo)
             gone += sum(count for _, _, count in checked)
         if loose:
@@ -240,7 +216,7 @@ class HoldEnforcement:
 
     def _check(self, latest: LatestRecord) -> tuple[str, list[ObjectRef], int]:
         """A call's id, its objects without a hold, and how many are missing or damaged."""
-        records = list(latest.revisions(self._store))
+        records = list(latest.revisions(self.store))
         refs = dict.fromkeys(ref for one in records if one is not None for ref in refs_of(one))
         heads = [(ref, self._head(ref)) for ref in refs]
         loose = [ref for ref, head in heads if head is not None and not head.held]
@@ -251,7 +227,7 @@ class HoldEnforcement:
         """The object's metadata; None if it is missing, or if the store refuses, with an error in
         the log."""
         try:
-            return self._store.head(ref.key, ref.version_id)
+            return self.store.head(ref.key, ref.version_id)
         except StoreError as error:
             if error.reach is not Reach.ITEM:
                 raise
@@ -260,11 +236,11 @@ class HoldEnforcement:
 
     def _hold(self, ref: ObjectRef) -> None:
         try:
-            self._store.set_hold(ref.key, ref.version_id, True)
+            self.store.set_hold(ref.key, ref.version_id, True)
         except StoreError as error:
             if error.reach is Reach.ITEM:
                 log.error("hold.refused", key=ref.key, error=str(error))
-            elif self._store.head(ref.key, ref.version_id) is not None:
+            elif self.store.head(ref.key, ref.version_id) is not None:
                 raise
 
 

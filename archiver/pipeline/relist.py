@@ -9,7 +9,7 @@ writer may have sealed a window, or may have ended before it archived what it ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 
 import structlog
@@ -56,30 +56,25 @@ class _Sealed:
     """The end of its wait for a source that does not answer; None while it answers."""
 
 
+@dataclass(eq=False, repr=False)
 class Relisting:
     """Decides which sealed windows to list again. Not thread-safe."""
 
-    def __init__(
-        self,
-        windows: WindowArchiver,
-        segments: SegmentIndex,
-        clock: Clock,
-        relist: tuple[timedelta, ...],
-        give_up: timedelta,
-        length: timedelta,
-    ) -> None:
-        """`relist`: the ages, counted from a window's end."""
-        self._windows = windows
-        self._segments = segments
-        self._clock = clock
-        self._give_up = give_up
-        self._reach = max([give_up, *relist]) + LATE
-        self._length = length
-        self._sealed: dict[datetime, _Sealed] = {}
-        self._awake_at: datetime | None = None
-        """When the newest seal was made that existed when this process started: the last time that
-        another loop is known to have run."""
-        self._scanned_at: dict[timedelta, float] = {}
+    windows: WindowArchiver
+    segments: SegmentIndex
+    clock: Clock
+    relist: tuple[timedelta, ...]
+    """The ages, counted from a window's end."""
+    give_up: timedelta
+    length: timedelta
+    _sealed: dict[datetime, _Sealed] = field(default_factory=dict, init=False)
+    _scanned_at: dict[timedelta, float] = field(default_factory=dict, init=False)
+    _awake_at: datetime | None = field(default=None, init=False)
+    """When the newest seal was made that existed when this process started: the last time that
+    another loop is known to have run."""
+
+    def __post_init__(self) -> None:
+        self._reach = max([self.give_up, *self.relist]) + LATE
 
     def round_began(self, sealed_at: datetime) -> None:
         """Note that a round begins; the newest seal was made at `sealed_at`."""
@@ -88,9 +83,9 @@ class Relisting:
     def due(self) -> list[tuple[Window, Purpose, bool]]:
         """The windows to list again now, oldest first, as arguments of `WindowArchiver.process`."""
         self._scan()
-        unnamed, due = self._windows.with_unnamed_calls, []
+        unnamed, due = self.windows.with_unnamed_calls, []
         for _, known in sorted(self._sealed.items(), key=lambda item: item[0]):
-            if self._clock.monotonic() >= known.rests_until and self._is_due(known, unnamed):
+            if self.clock.monotonic() >= known.rests_until and self._is_due(known, unnamed):
                 purpose = Purpose.REFRESH if known.unrefreshed else Purpose.CLOSE
                 due.append((known.line.window, purpose, self._may_wait(known)))
         return due
@@ -105,7 +100,7 @@ class Relisting:
             name = result.segments[-1].name
             line = WindowLine(name, window, result.listed_at, result.pending)
             known = self._sealed[window.start] = _Sealed(line, unrefreshed=result.unrefreshed)
-            if line.pending and window.end < self._clock.now() - self._reach:
+            if line.pending and window.end < self.clock.now() - self._reach:
                 # After a restart no scan finds it, so its pending calls are not tried again.
                 pending = len(line.pending)
                 log.warning("window.beyond_reach", window=str(window), pending=pending)
@@ -115,19 +110,19 @@ class Relisting:
         if result.status is WindowStatus.CLOSED:
             known.lacks_sighted = False
         if postponed and known.waits_until is None:
-            known.waits_until = self._clock.now() + self._give_up
+            known.waits_until = self.clock.now() + self.give_up
         # Foreign bytes under a revision's key will still be there at the next scan.
         stays_incomplete = not known.complete and not result.segments
         if postponed or not result.is_closed or stays_incomplete:
-            known.rests_until = self._clock.monotonic() + PAUSE_SECONDS
+            known.rests_until = self.clock.monotonic() + PAUSE_SECONDS
 
     def _is_due(self, known: _Sealed, unnamed: set[Window]) -> bool:
         line = known.line
-        age = self._windows.newest_age(line.window)
+        age = self.windows.newest_age(line.window)
         seen = line.listed_at is not None and age is not None and line.listed_at >= age
         if age is not None and (not seen or known.unrefreshed):
             return True
-        waits = bool(line.pending) and not self._windows.backoff.all_waiting(line.pending)
+        waits = bool(line.pending) and not self.windows.backoff.all_waiting(line.pending)
         return waits or not known.complete or known.lacks_sighted or line.window in unnamed
 
     def _may_wait(self, known: _Sealed) -> bool:
@@ -138,11 +133,11 @@ class Relisting:
         when no loop was running does not count.
         """
         if known.waits_until is not None:
-            return self._clock.now() < known.waits_until
-        age = self._windows.newest_age(known.line.window)
+            return self.clock.now() < known.waits_until
+        age = self.windows.newest_age(known.line.window)
         if age is None or self._awake_at is None:
             return True
-        return self._awake_at < age + self._give_up
+        return self._awake_at < age + self.give_up
 
     # --- scanning the bucket
 
@@ -150,10 +145,10 @@ class Relisting:
         """Scan the bucket, as far back as is due."""
         for reach, seconds in ((self._reach, SCAN_ALL_SECONDS), (NEWEST, SCAN_SECONDS)):
             at = self._scanned_at.get(reach)
-            if at is None or self._clock.monotonic() >= at + seconds:
+            if at is None or self.clock.monotonic() >= at + seconds:
                 self._scan_back(reach)
                 # A scan of all days includes the newest ones.
-                self._scanned_at |= dict.fromkeys((NEWEST, reach), self._clock.monotonic())
+                self._scanned_at |= dict.fromkeys((NEWEST, reach), self.clock.monotonic())
 
     def _scan_back(self, reach: timedelta) -> None:
         """Scan the days within `reach`.
@@ -162,12 +157,12 @@ class Relisting:
         2. Forget windows beyond reach that have no pending calls.
         3. Compare the windows with their sightings.
         """
-        oldest, fresh = self._clock.now() - reach, dict[SegmentName, bool]()
+        oldest, fresh = self.clock.now() - reach, dict[SegmentName, bool]()
         # 1.
         for day in self._days(oldest.date()):
             windows: dict[datetime, dict[SegmentName, bool]] = {}
             try:
-                segments = self._segments.list_day(day)
+                segments = self.segments.list_day(day)
             except StoreError as error:
                 if error.reach is not Reach.ITEM:
                     raise
@@ -177,21 +172,21 @@ class Relisting:
                 windows.setdefault(name.start, {})[name] = sealed
             for start, names in windows.items():
                 official = [name for name, sealed in names.items() if sealed]
-                if start + self._length < oldest or not official:
+                if start + self.length < oldest or not official:
                     continue
                 name, complete, known = max(official), all(names.values()), self._sealed.get(start)
                 if known is None or known.line.name != name or known.complete != complete:
                     fresh[name] = complete
-        for line in self._windows.newest_lines(fresh):
+        for line in self.windows.newest_lines(fresh):
             self._sealed[line.name.start] = _Sealed(line, fresh[line.name])
         # 2.
-        beyond = self._clock.now() - self._reach
+        beyond = self.clock.now() - self._reach
         for start, known in list(self._sealed.items()):
-            if start + self._length < beyond and not known.line.pending:
+            if start + self.length < beyond and not known.line.pending:
                 del self._sealed[start]
         # 3.
         for day in self._days(oldest.date()):
-            for start, objects in self._windows.sightings.of_day(day).items():
+            for start, objects in self.windows.sightings.of_day(day).items():
                 if start in self._sealed and self._sealed[start].sightings != len(objects):
                     self._compare(self._sealed[start], objects)
 
@@ -206,7 +201,7 @@ class Relisting:
             if after is None or one.modified_at is None or one.modified_at >= after
         ]
         try:
-            known.lacks_sighted = self._windows.records.lacks_sighted(line.name, line.pending, keys)
+            known.lacks_sighted = self.windows.records.lacks_sighted(line.name, line.pending, keys)
         except StoreError as error:
             if error.reach is not Reach.ITEM:
                 raise
@@ -215,10 +210,10 @@ class Relisting:
     def _days(self, oldest: date) -> list[date]:
         """The days from `oldest` on that have segments; all days if these are unlistable."""
         try:
-            return [day for day in self._segments.days() if day >= oldest]
+            return [day for day in self.segments.days() if day >= oldest]
         except StoreError as error:
             if error.reach is not Reach.ITEM:
                 raise
             log.error("day.unlistable", day="all", error=str(error))
-            count = (self._clock.now().date() - oldest).days + 1
+            count = (self.clock.now().date() - oldest).days + 1
             return [oldest + number * DAY for number in range(count)]

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,7 @@ from archiver.store.types import ObjectHead
 
 if TYPE_CHECKING:  # these modules import this one
     from archiver.pipeline.bucket_state import LatestRecord, SegmentIndex, WindowState
-    from archiver.pipeline.hold_enforcement import HeldCalls, SealedEventSegment
+    from archiver.pipeline.hold_enforcement import EventSegment, HeldCalls
 
 log = structlog.get_logger()
 
@@ -67,11 +68,6 @@ which."""
 def latest_date(*dates: datetime | None) -> datetime | None:
     """The latest of these dates; None if all are None."""
     return max((date for date in dates if date is not None), default=None)
-
-
-def policy_date(found: Record, window: Window, retention: Retention) -> datetime | None:
-    """The date until which today's policy locks a record's call; None without a lock."""
-    return retention.until(_lock_start(found, window) or window.end)
 
 
 def covering_date(found: Record, window: Window, retention: Retention) -> datetime | None:
@@ -145,29 +141,21 @@ def _promised(found: Record) -> datetime | None:
 # --- extending locks
 
 
+@dataclass(eq=False, repr=False)
 class RetentionKeeper:
     """Extends locks. An object that is missing, or whose lock the store refuses to extend, is
     counted and logged as an error. Thread-safe while no two threads process the same window."""
 
-    def __init__(
-        self,
-        store: Bucket,
-        segments: SegmentIndex,
-        workers: Workers,
-        retention: Retention,
-        clock: Clock,
-        held: HeldCalls,
-    ) -> None:
-        self._store = store
-        self._segments = segments
-        self._workers = workers
-        self._retention = retention
-        self._clock = clock
-        self._held = held
-        self._checked_at: float | None = None
-        """When the locks that the whole archive needs were last extended."""
-        self._seals: dict[int, datetime] = {}
-        """Number of each seal that was extended → the date until which it is locked at least."""
+    store: Bucket
+    segments: SegmentIndex
+    workers: Workers
+    retention: Retention
+    clock: Clock
+    held: HeldCalls
+    _checked_at: float | None = field(default=None, init=False)
+    """When the locks that the whole archive needs were last extended."""
+    _seals: dict[int, datetime] = field(default_factory=dict, init=False)
+    """Number of each seal that was extended → the date until which it is locked at least."""
 
     def keep_window(
         self, window: Window, state: WindowState, unnamed: Sequence[LatestRecord]
@@ -178,7 +166,7 @@ class RetentionKeeper:
 
         Raises `StoreError` that is about more than one object.
         """
-        retention = self._retention
+        retention = self.retention
         until = latest_date(retention.until(window.end), state.lock_until)
         if until is None:
             return None
@@ -191,7 +179,7 @@ class RetentionKeeper:
         short = self._short_segments(window, state)
         named = state.records.values() if short and state.behind_policy else ()
         # A crash here leaves the segments short, so the next run of the window starts again.
-        counts = _sum(self._workers.map(partial(self._keep_call, window), [*named, *behind]))
+        counts = _sum(self.workers.map(partial(self._keep_call, window), [*named, *behind]))
         counts += _sum(self._keep_segment(name, state.lock_until, window) for name in short)
         extended, weaker = counts["extended"], counts["weaker"]
         if extended or weaker:
@@ -205,9 +193,9 @@ class RetentionKeeper:
     def keep_archive(self, key_id: str) -> None:
         """Extend the locks that the whole archive needs, if they are over a day shorter than
         today's policy from now, and those of hold events. Runs daily. Raises `StoreError`."""
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         recently = self._checked_at is not None and now < self._checked_at + DAY.total_seconds()
-        until = self._retention.until(self._clock.now())
+        until = self.retention.until(self.clock.now())
         if until is None or recently:
             return
         for key in (
@@ -221,22 +209,22 @@ class RetentionKeeper:
             # The date moves with the clock; a day of slack avoids an extension per start.
             if head is not None and self._is_short(head, until - DAY):
                 self._extend(until, (key, head.version_id))
-        counts = _sum(self._workers.map(self._keep_event, self._held.events()))
+        counts = _sum(self.workers.map(self._keep_event, self.held.events()))
         if counts["extended"]:
             log.info("holds.locks_extended", objects=counts["extended"])
         if counts["gone"]:
             log.error("holds.objects_gone", objects=counts["gone"])
         self._checked_at = now
 
-    def _keep_event(self, event: SealedEventSegment) -> Counts:
-        now = self._clock.now()
-        until = self._retention.until(now if event.holds else event.at)
+    def _keep_event(self, found: tuple[EventSegment, bool]) -> Counts:
+        (event, is_held), now = found, self.clock.now()
+        until = self.retention.until(now if is_held else max(act.at for act in event.acts))
         if until is None or until <= now:
             return Counts()
         head = self._head(event.key)
         if head is None:
             return Counts(gone=1)
-        if not self._is_short(head, until - DAY if event.holds else until):
+        if not self._is_short(head, until - DAY if is_held else until):
             return Counts()
         # The segment comes last, as a window's does.
         counts = self._extend_seal(event.seal, until, timedelta(0))
@@ -246,11 +234,11 @@ class RetentionKeeper:
     def _keep_call(self, window: Window, latest: LatestRecord) -> Counts:
         """Extend all revisions of a call and their files, the newest first."""
         counts = Counts()
-        for found in latest.revisions(self._store):
+        for found in latest.revisions(self.store):
             if found is None:
                 counts += Counts(gone=1)
-            elif is_behind_policy(found, window, self._retention):
-                until = policy_date(found, window, self._retention)
+            elif is_behind_policy(found, window, self.retention):
+                until = self.retention.until(_lock_start(found, window) or window.end)
                 files = ((file["key"], file["version_id"]) for file in found.files)
                 counts += self._extend(until, *files, (found.key, None))
         return counts
@@ -259,11 +247,11 @@ class RetentionKeeper:
         """The window's segments, if one is locked for less than the window's latest date; none if
         the records already show that this is not so."""
         until = state.lock_until
-        if not state.revision or until is None or until <= self._clock.now():
+        if not state.revision or until is None or until <= self.clock.now():
             return []
         if state.records and not state.behind_policy:
             return []
-        names = [name for name, _ in self._segments.of(window.start)]
+        names = [name for name, _ in self.segments.of(window.start)]
         heads = (self._head(name.jsonl) for name in names)
         return names if any(head and self._is_short(head, until) for head in heads) else []
 
@@ -271,7 +259,7 @@ class RetentionKeeper:
         """Extend a segment, its checksum list, its seal pointer and its seal. A segment without a
         pointer is not sealed yet: its seal will be locked by today's policy."""
         try:
-            pointer = self._store.read(name.seal, max_bytes=seal.POINTER_BYTES)
+            pointer = self.store.read(name.seal, max_bytes=seal.POINTER_BYTES)
         except StoreError as error:
             if error.reach is not Reach.ITEM:
                 raise
@@ -283,21 +271,23 @@ class RetentionKeeper:
             counts += self._extend(until, (name.seal, None))
         return counts + self._extend(until, (name.sha256, None), (name.jsonl, None))
 
-    def _extend_seal(self, number: int, until: datetime | None, length: timedelta) -> Counts:
+    def _extend_seal(self, number: int | None, until: datetime | None, length: timedelta) -> Counts:
         """Extend a seal and its signature to `until`, or to the policy's date for the windows that
         it covers, which are `length` long, whichever is later."""
+        if until is None or number is None:
+            return Counts()
         known = self._seals.get(number)
-        if until is None or (known is not None and known >= until):
+        if known is not None and known >= until:
             return Counts()
         try:
-            found = seal.parse_seal(self._store.read(layout.seal_key(number)) or b"")
+            found = seal.parse_seal(self.store.read(layout.seal_key(number)) or b"")
             names = (layout.parse_segment_key(entry.key) for entry in found.segments)
             latest = max((name[0].start for name in names if name), default=None)
         except (FormatError, StoreError) as error:
             if error.reach is not Reach.ITEM:
                 raise
             latest = None  # `verify` reports that it cannot be read
-        until = latest_date(until, self._retention.until(latest + length) if latest else None)
+        until = latest_date(until, self.retention.until(latest + length) if latest else None)
         assert until is not None  # noqa: S101  (as above)
         keys = (layout.seal_key(number), layout.signature_key(number))
         counts = self._extend(until, *((key, None) for key in keys))
@@ -311,7 +301,7 @@ class RetentionKeeper:
         counts = Counts()
         for key, version_id in objects:
             try:
-                lock = self._store.extend(key, version_id, until)
+                lock = self.store.extend(key, version_id, until)
             except StoreError as error:
                 if error.reach is not Reach.ITEM:
                     raise
@@ -319,14 +309,14 @@ class RetentionKeeper:
                 counts["gone"] += 1
                 continue
             counts["extended"] += lock.extended
-            counts["weaker"] += self._retention.mode == "COMPLIANCE" and lock.mode == "GOVERNANCE"
+            counts["weaker"] += self.retention.mode == "COMPLIANCE" and lock.mode == "GOVERNANCE"
         return counts
 
     def _head(self, key: str) -> ObjectHead | None:
         """The object's metadata; None if it is missing, or if the store refuses, with an error in
         the log."""
         try:
-            return self._store.head(key)
+            return self.store.head(key)
         except StoreError as error:
             if error.reach is not Reach.ITEM:
                 raise
@@ -335,7 +325,7 @@ class RetentionKeeper:
 
     def _is_short(self, head: ObjectHead, until: datetime) -> bool:
         """Whether an object's lock ends before `until`, or is in a weaker mode."""
-        modes = {self._retention.mode, "COMPLIANCE"}
+        modes = {self.retention.mode, "COMPLIANCE"}
         return head.lock_mode not in modes or head.lock_until is None or head.lock_until < until
 
 

@@ -60,6 +60,7 @@ class Sighted:
     count: int
 
 
+@dataclass(eq=False, repr=False)
 class Sightings:
     """Reads and writes sightings. Thread-safe.
 
@@ -67,26 +68,19 @@ class Sightings:
     refuses, unless the store is out: its ids stay in memory until the window's next write.
     """
 
-    def __init__(
-        self,
-        store: Bucket,
-        records: RecordIndex,
-        workers: Workers,
-        clock: Clock,
-        tag: Callable[[], str] = random_tag,
-    ) -> None:
-        self._store = store
-        self._records = records
-        self._workers = workers
-        self._clock = clock
-        self._tag = tag
-        self._known: OrderedDict[Window, _Known] = OrderedDict()
-        self._unreadable: set[str] = set()
-        self._lock = threading.RLock()
-        self._writing = threading.RLock()  # else two threads would write the same ids
-        self.first_window_start: datetime | None = None
-        """The archive's first window. Calls of earlier windows that other listings show are not
-        written. None: there is no such limit."""
+    store: Bucket
+    records: RecordIndex
+    workers: Workers
+    clock: Clock
+    tag: Callable[[], str] = random_tag
+    first_window_start: datetime | None = field(default=None, init=False)
+    """The archive's first window. Calls of earlier windows that other listings show are not
+    written. None: there is no such limit."""
+    _known: OrderedDict[Window, _Known] = field(default_factory=OrderedDict, init=False)
+    _unreadable: set[str] = field(default_factory=set, init=False)
+    _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
+    _writing: threading.RLock = field(default_factory=threading.RLock, init=False)
+    """Held while ids are written, else two threads would write the same ones."""
 
     def is_ours(self, window: Window) -> bool:
         return self.first_window_start is None or window.start >= self.first_window_start
@@ -144,7 +138,7 @@ class Sightings:
         """Write those of these calls, by window, that have no record; `at` is the window being
         processed. If the bucket does not show which calls have one, all of them stay in memory.
         Raises `StoreError`."""
-        revision = self._records.tolerant(at)
+        revision = self.records.tolerant(at)
         missing = {window: [call.id for call in calls] for window, calls in shown.items()}
         try:
             if reload:
@@ -204,7 +198,7 @@ class Sightings:
             prefix = layout.sighting_prefix(window.start.date()) + f"{window.start:%H%M}-"
             listed = [item.key for item in self._list(prefix)]
             keys = [key for key in listed if layout.parse_sighting_key(key) and key not in loaded]
-            found = self._workers.map(self._read, keys)
+            found = self.workers.map(self._read, keys)
             added = {k: one.ids if one else frozenset() for k, one in zip(keys, found, strict=True)}
         with self._lock:
             known = self._known.setdefault(window, known)
@@ -251,20 +245,20 @@ class Sightings:
 
     def read_objects(self, keys: Iterable[str]) -> list[sighting.Sighting]:
         """Read these sightings; skips unreadable ones. Raises `StoreError` if the store is out."""
-        return [one for one in self._workers.map(self._read, keys) if one is not None]
+        return [one for one in self.workers.map(self._read, keys) if one is not None]
 
     # --- the objects
 
     def _list(self, prefix: str) -> list[ListedObject]:
         try:
-            return list(self._store.list(prefix))
+            return list(self.store.list(prefix))
         except StoreError as error:
             self._pass_over(prefix, error)
             return []
 
     def _read(self, key: str) -> sighting.Sighting | None:
         try:
-            found = sighting.parse(self._store.read(key, max_bytes=sighting.MAX_BYTES) or b"")
+            found = sighting.parse(self.store.read(key, max_bytes=sighting.MAX_BYTES) or b"")
             if found.window.start != layout.parse_sighting_key(key):
                 raise FormatError("a sighting under the key of another window")
             return found
@@ -284,11 +278,11 @@ class Sightings:
 
     def _put(self, window: Window, ids: frozenset[str]) -> str | None:
         """Write a sighting. Returns its key; None if the store refuses it."""
-        data = sighting.build(window, self._clock.now(), ids)
+        data = sighting.build(window, self.clock.now(), ids)
         for tried in range(1, TAGS + 1):
-            key = layout.sighting_key(window.start, self._tag())
+            key = layout.sighting_key(window.start, self.tag())
             try:
-                self._store.put_once(key, data, verify=False)
+                self.store.put_once(key, data, verify=False)
                 return key
             except StoreError as error:
                 if isinstance(error, KeyTaken) and tried < TAGS:

@@ -77,29 +77,27 @@ class Filter:
     campaign_id: str | None = None
     direction: str | None = None
 
+    @property
+    def narrowing(self) -> dict[str, str]:
+        """The parameters of a query, besides `state`."""
+        both = {"campaignId": self.campaign_id, "direction": self.direction}
+        return {name: value for name, value in both.items() if value}
+
     def document(self) -> dict[str, Any]:
         """As the window line stores it."""
-        document: dict[str, Any] = {"state": list(self.states)}
-        if self.campaign_id:
-            document["campaign_id"] = self.campaign_id
-        if self.direction:
-            document["direction"] = self.direction
-        return document
+        names = {"campaignId": "campaign_id"}
+        narrowing = {names.get(name, name): value for name, value in self.narrowing.items()}
+        return {"state": list(self.states), **narrowing}
 
     def admits(self, call: Call) -> bool:
         """Whether a listed call matches the filter: a source may ignore a filter.
 
         A call is kept if the field is missing or differs in case only.
         """
-        wanted = {
-            "state": self.states,
-            "campaignId": (self.campaign_id,),
-            "direction": (self.direction,),
-        }
-        for field, values in wanted.items():
-            allowed = {value.casefold() for value in values if value}
+        wanted = {"state": self.states, **{k: (v,) for k, v in self.narrowing.items()}}
+        for field, allowed in wanted.items():
             value = call.text(field)
-            if allowed and value is not None and value.casefold() not in allowed:
+            if value is not None and value.casefold() not in map(str.casefold, allowed):
                 return False
         return True
 
@@ -163,11 +161,8 @@ class VoiceCallsClient:
                 "dateFrom": format_time(window.start),
                 "dateTo": format_time(window.end),
                 "pageSize": str(PAGE_SIZE),
+                **filters.narrowing,
             }
-            if filters.campaign_id:
-                query["campaignId"] = filters.campaign_id
-            if filters.direction:
-                query["direction"] = filters.direction
             yield from self._pages(window, query)
 
     def _pages(self, window: Window, query: dict[str, str]) -> Iterator[Page]:

@@ -19,11 +19,10 @@ import hmac
 import itertools
 import random
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlencode, urlsplit
 
 import structlog
@@ -59,49 +58,51 @@ Secret = Callable[[], str]
 """Returns the present value of a secret, so that a rotated file is read without a restart."""
 
 
-class Credentials(ABC):
-    """What requests are signed with. `may_change`: new ones may come while we run."""
+class Credentials(Protocol):
+    """What requests are signed with."""
 
-    def __init__(self, *secrets: Secret, may_change: bool) -> None:
-        self._secrets = secrets
-        self.may_change = may_change
+    may_change: bool
+    """Whether new ones may come while we run."""
 
     def secrets(self) -> tuple[str, ...]:
         """The present values of the secrets."""
-        return tuple(secret() for secret in self._secrets)
 
-    @abstractmethod
     def headers(self, method: str, path: str) -> dict[str, str]:
         """The headers of a request without a body. `path`: percent-encoded, without query."""
 
 
-class BearerAuth(Credentials):
+@dataclass(repr=False)
+class BearerAuth:
     """`Authorization: Bearer <token>`."""
 
-    def __init__(self, token: Secret, *, may_change: bool = False) -> None:
-        super().__init__(token, may_change=may_change)
+    token: Secret
+    may_change: bool = False
+
+    def secrets(self) -> tuple[str, ...]:
+        return (self.token(),)
 
     def headers(self, method: str, path: str) -> dict[str, str]:
-        [token] = self.secrets()
-        return {"Authorization": f"Bearer {token}"}
+        return {"Authorization": f"Bearer {self.token()}"}
 
 
-class SignedKeyAuth(Credentials):
+@dataclass(repr=False)
+class SignedKeyAuth:
     """An API key with a signature over time, method, path (no host, no query) and body."""
 
-    def __init__(
-        self, key: Secret, secret: Secret, clock: Clock, *, may_change: bool = False
-    ) -> None:
-        super().__init__(key, secret, may_change=may_change)
-        self._clock = clock
+    key: Secret
+    secret: Secret
+    clock: Clock
+    may_change: bool = False
+
+    def secrets(self) -> tuple[str, ...]:
+        return self.key(), self.secret()
 
     def headers(self, method: str, path: str) -> dict[str, str]:
-        key, secret = self.secrets()
-        timestamp = str(int(self._clock.now().timestamp()))
+        timestamp = str(int(self.clock.now().timestamp()))
         message = f"{timestamp}.{method}.{path}.{_NO_BODY}"
-        digest = hmac.new(secret.encode(), message.encode(), hashlib.sha256).digest()
+        digest = hmac.digest(self.secret().encode(), message.encode(), "sha256")
         signature = base64.b64encode(digest).decode()
-        return {"X-Api-Key": key, "X-Timestamp": timestamp, "X-Signature": signature}
+        return {"X-Api-Key": self.key(), "X-Timestamp": timestamp, "X-Signature": signature}
 
 
 @dataclass(frozen=True)
@@ -148,46 +149,42 @@ class _Control(NamedTuple):
             raise SourceOut(str(error), reason=error.reason, status=error.status) from None
 
 
+@dataclass(eq=False, repr=False)
 class JsonApi:
     """The source's API. Thread-safe."""
 
-    def __init__(
-        self,
-        base_url: str,
-        auth: Credentials,
-        clock: Clock,
-        client: HttpClient,
-        *,
-        retry: Retry,
-        requests_per_second: float | None = None,
-        answer_seconds: float = 120.0,
-        narrowing: Mapping[str, str] | None = None,
-    ) -> None:
-        """`answer_seconds`: how long the source may take for one answer. `narrowing`: the query of
-        the plain listing, because credentials may be valid for one campaign only."""
-        self.base_url = base_url.rstrip("/")
-        self.clock = clock
-        self.plain_query = {**(narrowing or {}), "page": "1", "pageSize": "1"}
+    base_url: str
+    auth: Credentials
+    clock: Clock
+    client: HttpClient
+    _: KW_ONLY
+    retry: Retry
+    requests_per_second: float | None = None
+    answer_seconds: float = 120.0
+    """How long the source may take for one answer."""
+    narrowing: Mapping[str, str] = field(default_factory=dict)
+    """The query of the plain listing, because credentials may be valid for one campaign only."""
+    _worked: bool = field(default=False, init=False)
+    """Whether the credentials were accepted at least once."""
+    _latest_control: _Control | None = field(default=None, init=False)
+    _expired: tuple[str, ...] | None = field(default=None, init=False)
+    """The expired credentials that were last logged, while the workers wait for new ones."""
+
+    def __post_init__(self) -> None:
+        self.base_url = self.base_url.rstrip("/")
         parts = urlsplit(self.base_url)
         self._origin, self._root = f"{parts.scheme}://{parts.netloc}", parts.path
-        self._auth = auth
-        self._http = client
-        self._retry, self._control_retry = retry, Retry(clock, attempts=CONTROL_TRIES)
-        self._answer_seconds = answer_seconds
-        self._rate_limit = RateLimit(requests_per_second, clock)
-        self._remote = RemoteClock(clock)
+        self.plain_query = {**self.narrowing, "page": "1", "pageSize": "1"}
+        self._control_retry = Retry(self.clock, attempts=CONTROL_TRIES)
+        self._rate_limit = RateLimit(self.requests_per_second, self.clock)
+        self._remote = RemoteClock(self.clock)
         self._numbers = itertools.count(1)
-        self._worked = False
-        """Whether the credentials were accepted at least once."""
+        # Held during a control request, so that other workers wait for its result.
         self._control_lock = threading.RLock()
-        """Held during a control request, so that other workers wait for its result."""
-        self._latest_control: _Control | None = None
         self._expiry_lock = threading.Lock()
-        self._expired: tuple[str, ...] | None = None
-        """The expired credentials that were last logged, while the workers wait for new ones."""
 
     def close(self) -> None:
-        self._http.close()
+        self.client.close()
 
     def get(
         self,
@@ -209,12 +206,12 @@ class JsonApi:
             return self._get(path, query, scope, max_bytes)
 
         try:
-            return self._retry.call(name, ask)
+            return self.retry.call(name, ask)
         except UnusableAnswer:
             # It may be a proxy's page or an empty body. The second is the source's own answer.
             RETRIES.labels(name, "bad_document").inc()
         self.clock.sleep(UNREADABLE_SECONDS)
-        return self._retry.call(name, ask)
+        return self.retry.call(name, ask)
 
     def control(self) -> None:
         """Send the control request, or use a recent result. Returns if the source answers it.
@@ -241,7 +238,7 @@ class JsonApi:
             self._get_once(CONTROL_PATH, self.plain_query, CONTROL_SCOPE, MAX_JSON_BYTES)
 
         with self._control_lock:
-            known, secrets = self._latest_control, self._auth.secrets()
+            known, secrets = self._latest_control, self.auth.secrets()
             if (
                 known is not None
                 and known.secrets == secrets
@@ -259,7 +256,7 @@ class JsonApi:
                     failure = error
             self._worked = self._worked or failure is None
             # If the credentials were replaced meanwhile, it is unknown which ones were sent.
-            same = self._auth.secrets() == secrets
+            same = self.auth.secrets() == secrets
             found = _Control(number, self.clock.monotonic(), secrets if same else (), failure)
             self._latest_control = found if same else None
             return found
@@ -278,14 +275,14 @@ class JsonApi:
         4. Send the request once more.
         """
         for is_last in (False, True):
-            used, number = self._auth.secrets(), next(self._numbers)
+            used, number = self.auth.secrets(), next(self._numbers)
             try:
                 answer = self._get_once(path, query, scope, max_bytes)  # 1, 4
             except SourceRefused as error:
                 if error.status != 401:
                     raise
                 control = self._control(after=number)  # 2
-                if control.secrets == used == self._auth.secrets():
+                if control.secrets == used == self.auth.secrets():
                     if control.error is None:
                         raise SourceRefused(str(error), status=401, reach=Reach.ITEM) from None
                     if control.error.status != 401:
@@ -300,10 +297,10 @@ class JsonApi:
     def _were_replaced(self, used: tuple[str, ...]) -> bool:
         """Wait until the credentials differ from `used`, if those worked and may be replaced. One
         of the waiting workers logs it."""
-        if not (self._worked and self._auth.may_change):
+        if not (self._worked and self.auth.may_change):
             return False
         end = self.clock.monotonic() + ROTATION_SECONDS
-        while self._auth.secrets() == used:
+        while self.auth.secrets() == used:
             if self.clock.monotonic() >= end:
                 return False
             with self._expiry_lock:
@@ -324,10 +321,10 @@ class JsonApi:
         self._rate_limit.wait()
         path = self._root + path
         url = self._origin + (f"{path}?{urlencode(query)}" if query else path)
-        headers = {**_HEADERS, **self._auth.headers("GET", path)}
+        headers = {**_HEADERS, **self.auth.headers("GET", path)}
         try:
-            response = self._http.request(
-                "GET", url, headers, max_bytes=max_bytes, seconds=self._answer_seconds
+            response = self.client.request(
+                "GET", url, headers, max_bytes=max_bytes, seconds=self.answer_seconds
             )
         except TransportError as error:
             raise self._no_answer(error, max_bytes) from None
@@ -365,7 +362,7 @@ class JsonApi:
         if error.kind == "too_large":
             return UnusableAnswer(f"the source answered with more than {max_bytes >> 20} MiB")
         if error.kind == "too_slow":
-            text = f"the source took over {self._answer_seconds:g} s for one answer"
+            text = f"the source took over {self.answer_seconds:g} s for one answer"
             return SourceError(text, retryable=True, reason="too_slow")
         return SourceError(
             f"the source is unreachable ({error}): check ARCHIVER_API_BASE_URL "

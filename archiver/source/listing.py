@@ -93,16 +93,14 @@ class _Pass:
         return self.total is not None and self.total > self.listed
 
 
+@dataclass(eq=False, repr=False)
 class Lister:
     """Lists windows. Thread-safe."""
 
-    def __init__(
-        self, source: Pages, filters: Filter, clock: Clock, window_length: timedelta
-    ) -> None:
-        self._source = source
-        self._filters = filters
-        self._clock = clock
-        self._length = window_length
+    source: Pages
+    filters: Filter
+    clock: Clock
+    window_length: timedelta
 
     def list(
         self,
@@ -123,7 +121,7 @@ class Lister:
            these stay among the calls, because they were listed.
         """
         seen = {} if seen is None else seen
-        began = self._clock.now()
+        began = self.clock.now()
         found, passes, agreeing = self._pass(window, seen), 1, 1  # 1
         while (
             found.error is None and agreeing < (3 if found.is_short else 2) and passes < MAX_PASSES
@@ -142,7 +140,7 @@ class Lister:
             pages=found.pages,
             passes=passes,
             source_total=found.total,
-            filter=self._filters.document(),
+            filter=self.filters.document(),
             unreadable=found.unreadable,
         )
         gone = {i: own.pop(i) for i in sorted(own.keys() - found.ids)} if stable else {}  # 3
@@ -154,7 +152,7 @@ class Lister:
         """List a window with one pass. Returns its calls by the windows of their own times. Pages
         that cannot be fetched are skipped. `seen` and the errors are as in `list`."""
         seen = {} if seen is None else seen
-        began = self._clock.now()
+        began = self.clock.now()
         self._pass(window, seen)
         found: dict[Window, dict[str, Call]] = {}
         for call in seen.values():
@@ -165,14 +163,14 @@ class Lister:
         """One pass. Adds its calls to `seen`; a call's later entry replaces an earlier one."""
         result = _Pass()
         totals: dict[str, int] = {}
-        for page in self._source.pages(window, self._filters):
+        for page in self.source.pages(window, self.filters):
             if page.error is not None:
                 result.error = result.error or page.error
                 continue
             result.pages += 1
             result.unreadable += page.unreadable
             for call in page.calls:
-                if not self._filters.admits(call):
+                if not self.filters.admits(call):
                     result.discarded += 1
                     continue
                 seen[call.id] = _slim(call)
@@ -233,7 +231,7 @@ class Lister:
         return own, other_windows
 
     def _own_window(self, call: Call, window: Window, listed_at: datetime) -> Window:
-        return window_of(placing_time(call, window, listed_at), self._length)
+        return window_of(placing_time(call, window, listed_at), self.window_length)
 
 
 def _slim(call: Call) -> Call:

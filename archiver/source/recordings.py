@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from urllib.parse import urlsplit
 
 from archiver.core.clock import Clock
@@ -72,34 +72,28 @@ class BlobInfo:
     last_modified: str | None
 
 
+@dataclass(eq=False, repr=False)
 class RecordingClient:
     """Opens signed URLs. Thread-safe; each connection is used by one thread."""
 
-    def __init__(
-        self,
-        hosts: Collection[str],
-        clock: Clock,
-        client: HttpClient,
-        *,
-        allow_http: bool = False,
-        max_bytes: int = 2 << 30,
-        min_bytes_per_second: float = 16 << 10,
-        rate_grace_seconds: float = RATE_GRACE_SECONDS,
-    ) -> None:
-        self._hosts = frozenset(host.lower() for host in hosts)
-        self._clock = clock
-        self._http = client
-        self._schemes = {"https", "http"} if allow_http else {"https"}
-        self._max_bytes = max_bytes
-        self._min_rate = min_bytes_per_second
-        self._grace_seconds = rate_grace_seconds
+    hosts: Collection[str]
+    clock: Clock
+    http: HttpClient
+    _: KW_ONLY
+    allow_http: bool = False
+    max_bytes: int = 2 << 30
+    min_bytes_per_second: float = 16 << 10
+    rate_grace_seconds: float = RATE_GRACE_SECONDS
+
+    def __post_init__(self) -> None:
+        self._hosts = frozenset(host.lower() for host in self.hosts)
 
     def close(self) -> None:
-        self._http.close()
+        self.http.close()
 
     def deadline_seconds(self, length: int) -> float:
         """How long a recording of this many bytes may take, over all its connections."""
-        return self._grace_seconds + length / self._min_rate
+        return self.rate_grace_seconds + length / self.min_bytes_per_second
 
     def connect(self, url: str, known: BlobInfo | None = None, at: int = 0) -> BlobStream:
         """GET a signed URL and check the headers of the answer. The caller reads the body and
@@ -113,7 +107,7 @@ class RecordingClient:
         if known is not None and at:
             headers |= {"Range": f"bytes={at}-", "If-Match": known.etag or ""}
         try:
-            response = self._http.stream(url, headers)
+            response = self.http.stream(url, headers)
         except TransportError as error:
             raise _no_answer(error) from None
         try:
@@ -127,7 +121,7 @@ class RecordingClient:
         except BaseException:
             response.close()
             raise
-        return BlobStream(response, info, at, self._clock, self._min_rate, self._grace_seconds)
+        return BlobStream(self, response, info, at)
 
     def check_url(self, url: str) -> str:
         """Return the URL's `host` or `host:port`. Raises `UrlNotAllowed`."""
@@ -151,7 +145,7 @@ class RecordingClient:
                 host=authority,
                 names_other_host=True,
             )
-        if parts.scheme not in self._schemes:
+        if parts.scheme == "http" and not self.allow_http:
             raise UrlNotAllowed("the recording URL is plain http", host=authority)
         return authority
 
@@ -160,7 +154,7 @@ class RecordingClient:
         headers, length = response.headers, _length(response)
         if length == 0:
             raise CallError("the blob is empty", reason="recording_empty", status=200)
-        if length > self._max_bytes:
+        if length > self.max_bytes:
             raise CallError("larger than MAX_RECORDING_BYTES", reason="too_large", status=200)
         md5 = headers.get("content-md5", "")
         return BlobInfo(
@@ -172,29 +166,21 @@ class RecordingClient:
         )
 
 
+@dataclass(eq=False, repr=False)
 class BlobStream:
     """The body of one answer, with its length and rate checked. `at` is the blob's next byte. Not
     thread-safe; the caller closes it."""
 
-    def __init__(
-        self,
-        response: StreamingResponse,
-        info: BlobInfo,
-        at: int,
-        clock: Clock,
-        min_bytes_per_second: float,
-        grace_seconds: float,
-    ) -> None:
-        self.info = info
-        self.at = at
-        self.close = response.close
-        self._response = response
-        self._clock = clock
-        self._min_rate = min_bytes_per_second
-        self._grace_seconds = grace_seconds
-        self._started_at = at
-        self._seconds = 0.0
-        """Time spent reading. The time that the store takes does not count against the source."""
+    client: RecordingClient
+    response: StreamingResponse
+    info: BlobInfo
+    at: int
+    _seconds: float = field(default=0.0, init=False)
+    """Time spent reading. The time that the store takes does not count against the source."""
+
+    def __post_init__(self) -> None:
+        self.close = self.response.close
+        self.started_at = self.at
 
     def __enter__(self) -> BlobStream:
         return self
@@ -209,60 +195,53 @@ class BlobStream:
         bytes that came before are in `buffer` and counted in `at`.
         """
         start, wanted = self.at, min(len(buffer), self.info.length - self.at)
-        began = self._clock.monotonic()
+        clock = self.client.clock
+        began = clock.monotonic()
         while (filled := self.at - start) < wanted:
             try:
-                count = self._response.readinto(buffer[filled:wanted])
+                count = self.response.readinto(buffer[filled:wanted])
             except TransportError as error:
                 reason = "truncated" if error.kind == "truncated" else "source_unavailable"
                 raise CallError("the download broke off", retryable=True, reason=reason) from None
             if not count:
                 raise CallError("the download ended early", retryable=True, reason="truncated")
             self.at += count
-            self._clock.check()
-            seconds = self._seconds + self._clock.monotonic() - began
-            too_few = self.at - self._started_at < seconds * self._min_rate
-            if seconds > self._grace_seconds and too_few:
+            clock.check()
+            seconds = self._seconds + clock.monotonic() - began
+            too_few = self.at - self.started_at < seconds * self.client.min_bytes_per_second
+            if seconds > self.client.rate_grace_seconds and too_few:
                 text = "the download is slower than ARCHIVER_MIN_RATE"
                 raise CallError(text, retryable=True, reason="too_slow")
-        self._seconds += self._clock.monotonic() - began
+        self._seconds += clock.monotonic() - began
         return wanted
 
 
+@dataclass(eq=False, repr=False)
 class ResumableDownload:
-    """A recording as one stream. Not thread-safe; the caller closes it."""
+    """A recording as one stream, opened at once, with a URL that `renew` returns. Raises what
+    `renew` raises, `CallError`, and `Interrupted`. Not thread-safe; the caller closes it."""
 
-    def __init__(
-        self,
-        blobs: RecordingClient,
-        renew: Callable[[], SignedUrl],
-        clock: Clock,
-        concurrency_limit: ConcurrencyLimit | None = None,
-    ) -> None:
-        """Open the recording, with a URL that `renew` returns.
+    blobs: RecordingClient
+    renew: Callable[[], SignedUrl]
+    clock: Clock
+    concurrency_limit: ConcurrencyLimit | None = None
+    _signed: SignedUrl | None = field(default=None, init=False)
+    _had_url: bool = field(default=False, init=False)
+    _known: BlobInfo | None = field(default=None, init=False)
+    _stream: BlobStream | None = field(default=None, init=False)
+    _at: int = field(default=0, init=False)
+    _broke: str = field(default="truncated", init=False)
+    """The reason why the latest connection broke."""
+    _seconds: float = field(default=0.0, init=False)
+    """Time spent waiting for the source. The time that the store takes does not count."""
 
-        Raises what `renew` raises, `CallError`, and `Interrupted`.
-        """
-        self._blobs = blobs
-        self._renew = renew
-        self._clock = clock
-        self._retry = Retry(clock, attempts=TRIES, concurrency_limit=concurrency_limit)
-        self._signed: SignedUrl | None = None
-        self._had_url = False
-        self._known: BlobInfo | None = None
-        self._stream: BlobStream | None = None
-        self._at = 0
-        self._opened_at = 0
-        """The first byte of the present connection."""
-        self._broke = "truncated"
-        """The reason why the latest connection broke."""
-        self._seconds = 0.0
-        """Time spent waiting for the source. The time that the store takes does not count."""
+    def __post_init__(self) -> None:
+        self._retry = Retry(self.clock, TRIES, self.concurrency_limit)
         self._retrying(self._open)
 
     @property
     def info(self) -> BlobInfo:
-        assert self._known is not None  # noqa: S101  (set by __init__)
+        assert self._known is not None  # noqa: S101  (set when it was opened)
         return self._known
 
     def close(self) -> None:
@@ -273,7 +252,7 @@ class ResumableDownload:
     def readinto(self, buffer: memoryview) -> int:
         """Fill `buffer` as far as the recording goes; fewer bytes only at its end.
 
-        Raises what `__init__` raises.
+        Raises what the class raises.
         """
         start, wanted = self._at, min(len(buffer), self.info.length - self._at)
         while self._at - start < wanted:
@@ -281,14 +260,14 @@ class ResumableDownload:
         return wanted
 
     def _retrying(self, step: Callable[[], object]) -> None:
-        began = self._clock.monotonic()
+        began = self.clock.monotonic()
         try:
             self._retry.call("transfer", step)
         except CallError as error:
             error.retryable = isinstance(error, StartOver)
             raise
         finally:
-            self._seconds += self._clock.monotonic() - began
+            self._seconds += self.clock.monotonic() - began
 
     def _fill(self, view: memoryview) -> None:
         """Read until `view` is full or the connection breaks. A break is an error only if the
@@ -300,7 +279,7 @@ class ResumableDownload:
         except CallError as error:
             self._at, self._broke = stream.at, error.reason
             self.close()
-            if not error.retryable or self._at - self._opened_at < READ_BYTES:
+            if not error.retryable or self._at - stream.started_at < READ_BYTES:
                 raise
             RETRIES.labels("transfer", error.reason).inc()
         self._at = stream.at
@@ -320,18 +299,18 @@ class ResumableDownload:
             # `If-Match` accepts only a strong ETag (RFC 9110, section 13.1.1).
             if not (self._known.etag or "").startswith('"'):
                 raise StartOver("no ETag says how to go on", reason=self._broke)
-            if self._seconds > self._blobs.deadline_seconds(self._known.length):
+            if self._seconds > self.blobs.deadline_seconds(self._known.length):
                 text = "the download takes longer than ARCHIVER_MIN_RATE allows"
                 raise CallError(text, reason="too_slow")
             rest_seconds = (self._known.length - self._at) * self._seconds / self._at
         if self._signed is not None and self._signed.expires_at is not None:  # 2
-            left = self._signed.expires_at - self._clock.now()
+            left = self._signed.expires_at - self.clock.now()
             if left.total_seconds() <= rest_seconds:
                 self._signed = None
         if self._signed is None:
             SAS_RENEWALS.inc(self._had_url)
             try:
-                self._signed = self._renew()
+                self._signed = self.renew()
             except NoRecording as error:
                 if not self._at:
                     raise
@@ -339,12 +318,11 @@ class ResumableDownload:
                 raise CallError(text, reason="recording_missing", status=error.status) from None
             self._had_url = True
         try:
-            self._stream = self._blobs.connect(self._signed.url, self._known, self._at)  # 3
+            self._stream = self.blobs.connect(self._signed.url, self._known, self._at)  # 3
         except Expired:
             self._signed = None
             raise
         self._known = self._known or self._stream.info
-        self._opened_at = self._at
         return self._stream
 
 

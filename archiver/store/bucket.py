@@ -126,33 +126,19 @@ class Bucket:
     ) -> bytes | None:
         """The object's bytes; None if there is no object. `StoreError` beyond `max_bytes`."""
         file = io.BytesIO()
-        found = self._read_into(file, key, version_id, max_bytes)
+        found = self.read_into(key, file, max_bytes, version_id)
         return file.getvalue() if found else None
 
-    def read_into(self, key: str, file: IO[bytes], max_bytes: int) -> bool:
-        """As `read`, into an empty file; returns False if there is no object."""
-        return self._read_into(file, key, None, max_bytes)
-
-    def tail(self, key: str, max_bytes: int) -> bytes | None:
-        """The last bytes of an object, at most `max_bytes`; None if there is no object."""
-        file = io.BytesIO()
-        try:
-            found = self._read_into(file, key, None, max_bytes, Range=f"bytes=-{max_bytes}")
-        except StoreError as error:
-            if error.status != 416:
-                raise
-            # The object is shorter than the range, and this store refuses such a range.
-            return self.read(key, max_bytes=max_bytes)
-        return file.getvalue() if found else None
-
-    def stream(self, key: str, version_id: str | None = None) -> Iterator[bytes] | None:
-        """The object in chunks; None if there is no object. A truncated body raises
-        `StoreError`."""
-        return self.client.retrying(lambda: self._open(key, version_id))
-
-    def _read_into(
-        self, file: IO[bytes], key: str, version_id: str | None, max_bytes: int, **more: str
+    def read_into(
+        self,
+        key: str,
+        file: IO[bytes],
+        max_bytes: int,
+        version_id: str | None = None,
+        **more: str,
     ) -> bool:
+        """As `read`, into an empty file; returns False if there is no object."""
+
         def once() -> bool:
             file.seek(0)
             file.truncate()
@@ -164,6 +150,23 @@ class Bucket:
             return chunks is not None
 
         return self.client.retrying(once)
+
+    def tail(self, key: str, max_bytes: int) -> bytes | None:
+        """The last bytes of an object, at most `max_bytes`; None if there is no object."""
+        file = io.BytesIO()
+        try:
+            found = self.read_into(key, file, max_bytes, Range=f"bytes=-{max_bytes}")
+        except StoreError as error:
+            if error.status != 416:
+                raise
+            # The object is shorter than the range, and this store refuses such a range.
+            return self.read(key, max_bytes=max_bytes)
+        return file.getvalue() if found else None
+
+    def stream(self, key: str, version_id: str | None = None) -> Iterator[bytes] | None:
+        """The object in chunks; None if there is no object. A truncated body raises
+        `StoreError`."""
+        return self.client.retrying(lambda: self._open(key, version_id))
 
     def _open(self, key: str, version_id: str | None, **more: str) -> Iterator[bytes] | None:
         answer = self.client.find_once("get_object", key, version_id, **more)

@@ -51,10 +51,6 @@ class StoreOptions:
     signed_requests: bool = True
     """Whether `signed_requests.py` sends the frequent requests; otherwise boto3 does."""
 
-    @property
-    def key_prefix(self) -> str:
-        return self.prefix.strip("/") + "/" if self.prefix.strip("/") else ""
-
 
 def make_client(
     options: StoreOptions,
@@ -131,7 +127,8 @@ class StoreClient:
         self.options = options
         self.clock = clock
         self.retry = retry
-        self.prefix = options.key_prefix
+        prefix = options.prefix.strip("/")
+        self.prefix = prefix and f"{prefix}/"
         self.remote = RemoteClock(clock)
         if client is None:
             client = connect(options, clock.check)

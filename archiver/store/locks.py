@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import structlog
 
 from archiver.core.errors import StoreError
-from archiver.core.model import format_second
+from archiver.core.model import format_second, next_second
 from archiver.store.client import StoreClient
 from archiver.store.errors import of_object
 from archiver.store.types import ObjectHead, ObjectLock
@@ -183,14 +183,7 @@ class ObjectLocks:
         if self._mode is None or retain_until is None:
             return None
         left = (retain_until - self._client.clock.now()).total_seconds()
-        return whole_second(retain_until) if left > LEAST_RETENTION_SECONDS else None
-
-
-def whole_second(moment: datetime) -> datetime:
-    """The next whole second. Stores keep lock dates to the second, and a date must not be earlier
-    than promised."""
-    whole = moment.astimezone(UTC).replace(microsecond=0)
-    return whole if whole == moment else whole.fromtimestamp(whole.timestamp() + 1, UTC)
+        return next_second(retain_until) if left > LEAST_RETENTION_SECONDS else None
 
 
 def _is_weaker(head: ObjectHead, mode: str, until: datetime) -> bool:

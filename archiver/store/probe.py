@@ -28,11 +28,11 @@ from typing import Any, TypeVar
 
 from archiver.core import checksums
 from archiver.core.errors import KeyTaken, StoreError
+from archiver.core.model import next_second
 from archiver.core.retry import Retry
 from archiver.manifest import layout
 from archiver.store.bucket import PROBE_BYTES, Bucket
 from archiver.store.client import etag_of, make_client
-from archiver.store.locks import whole_second
 from archiver.store.types import ObjectHead, ObjectVersion, Stored
 
 T = TypeVar("T")
@@ -252,7 +252,7 @@ def _lock_holds(bucket: Bucket, mode: str) -> bool:
         return False
     version, client = head.version_id, bucket.client
     now = client.clock.now()
-    until = whole_second(now + timedelta(seconds=LOCK_SECONDS))
+    until = next_second(now + timedelta(seconds=LOCK_SECONDS))
     if head.lock_mode is not None and head.lock_until is not None and head.lock_until > now:
         mode, until = head.lock_mode, max(until, head.lock_until)
     lock = {"Mode": mode, "RetainUntilDate": until}

@@ -276,7 +276,7 @@ BUGS = (
     Bug(
         "a download that crawls goes on for ever",
         "source/recordings.py",
-        "if self._seconds > self._blobs.deadline_seconds(self._known.length):",
+        "if self._seconds > self.blobs.deadline_seconds(self._known.length):",
         "if False:",
         "tests/unit/test_resume.py",
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from archiver.store.listing_page import parse_page, query_of
+from archiver.store.signed_requests import parse_page, query_of
 
 NAMESPACE = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 PAGE = """<?xml version="1.0" encoding="UTF-8"?>
