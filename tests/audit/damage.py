@@ -58,6 +58,11 @@ def replace(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
     return change
 
 
+def edited(data: bytes, **fields: Any) -> bytes:
+    """A document with other fields."""
+    return canonical.dump({**canonical.load_object(data), **fields})
+
+
 def drop_record(data: bytes) -> bytes:
     """A segment without its second record: the window line goes on to count it."""
     lines = data.splitlines(keepends=True)
@@ -85,8 +90,7 @@ def dropped_and_resealed(builder: Builder) -> None:
 
 def edit_seal(builder: Builder, seq: int, *, sign: bool = False, **fields: Any) -> None:
     key = layout.seal_key(seq)
-    document = canonical.load_object(builder.store.data(key))
-    data = canonical.dump({**document, **fields})
+    data = edited(builder.store.data(key), **fields)
     builder.store.rot(key, lambda _: data)
     if sign:
         builder.store.rot(layout.signature_key(seq), lambda _: builder.key.sign(data))
@@ -139,28 +143,23 @@ def wrong_segment(**options: Any) -> Callable[[Builder], object]:
     return do
 
 
-def wrong_line(**fields: Any) -> Callable[[Builder], object]:
-    """A fourth window with fields of its window line changed before it was sealed."""
+def wrong_lines(
+    change: Callable[[list[bytes]], list[bytes]], calls: str = "ef"
+) -> Callable[[Builder], object]:
+    """A fourth window with its lines changed before it was sealed; a letter for each call."""
 
     def do(builder: Builder) -> None:
-        built = builder.segment(hour(13), [builder.call("vc_e", hour(13))], write=False)
-        *lines, last = built.data.splitlines(keepends=True)
-        line = canonical.dump({**canonical.load_object(last), **fields})
-        seal_bytes(builder, SEGMENTS + "1300.r1", b"".join([*lines, line]), hour(13).end)
-
-    return do
-
-
-def wrong_lines(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[Builder], object]:
-    """A fourth window with its lines changed before it was sealed."""
-
-    def do(builder: Builder) -> None:
-        calls = [builder.call(f"vc_{name}", hour(13)) for name in "ef"]
-        built = builder.segment(hour(13), calls, write=False)
+        records = [builder.call(f"vc_{name}", hour(13)) for name in calls]
+        built = builder.segment(hour(13), records, write=False)
         data = b"".join(change(built.data.splitlines(keepends=True)))
         seal_bytes(builder, SEGMENTS + "1300.r1", data, hour(13).end)
 
     return do
+
+
+def wrong_line(**fields: Any) -> Callable[[Builder], object]:
+    """A fourth window with fields of its window line changed before it was sealed."""
+    return wrong_lines(lambda lines: [*lines[:-1], edited(lines[-1], **fields)], "e")
 
 
 def seal_bytes(builder: Builder, stem: str, data: bytes, watermark: Any, **entry: Any) -> None:

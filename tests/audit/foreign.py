@@ -9,7 +9,7 @@ from typing import Any
 from archiver.core.model import format_time
 from archiver.manifest import canonical, event, layout, record, segment, sighting
 from tests.audit.builder import DAY, Builder, hour
-from tests.audit.damage import SEGMENTS, Damage, seal_bytes
+from tests.audit.damage import SEGMENTS, Damage, edited, seal_bytes, wrong_lines
 
 STRANGE = "records/dt=2024-01-15/vc_strange/r1.json"
 FOREIGN_BYTES = b"this is not ours"
@@ -20,8 +20,7 @@ SIGHTING = layout.sighting_key(hour(12).start, TAG)
 
 def newer(data: bytes) -> bytes:
     """The same document as a newer release may write it: other fields, another version."""
-    document = canonical.load_object(data)
-    return canonical.dump({**document, "novelty": {"x": [1]}, "v": 2})
+    return edited(data, novelty={"x": [1]}, v=2)
 
 
 def at(key: str, data: bytes) -> Callable[[Builder], object]:
@@ -131,12 +130,6 @@ def unreadable_entries(builder: Builder, *numbers: int) -> None:
         seal_bytes(builder, f"{SEGMENTS}1300.r{revision}", canonical.dump(line), hour(13).end)
 
 
-def bad_count(builder: Builder) -> None:
-    line = canonical.load_object(builder.segment(hour(13), [], write=False).data)
-    data = canonical.dump({**line, "unreadable": -1})
-    seal_bytes(builder, THIRTEEN, data, hour(13).end)
-
-
 def second_record(builder: Builder) -> None:
     """A call whose first record is r2, because something else lies at the key of r1."""
     found = builder.call("vc_e", hour(13), revision=2)
@@ -173,8 +166,7 @@ def kinds(*files: tuple[str, str]) -> Callable[[Builder], object]:
 
 
 def of_another_window(data: bytes) -> bytes:
-    line = canonical.load_object(data)
-    return canonical.dump({**line, "from": format_time(hour(3).start)})
+    return edited(data, **{"from": format_time(hour(3).start)})
 
 
 FOREIGN = [
@@ -222,7 +214,8 @@ FOREIGN = [
     Damage("a first revision that is not there", {"window_revision"}, passed_over(None)),
     # listings
     Damage("entries that are no calls", {"listing_unreadable"}, lambda b: unreadable_entries(b, 3)),
-    Damage("an unreadable that is no count", {"segment_invalid"}, bad_count),
+    Damage("an unreadable that is no count", {"segment_invalid"},
+        wrong_lines(lambda lines: [edited(lines[0], unreadable=-1)], "")),
     # sightings
     Damage("a sighted call is lost", {"sighting_lost"}, sight("vc_d", "vc_lost")),
     Damage("foreign bytes at a sighting's key", {"sighting_unreadable"}, at(SIGHTING, b"{}")),
