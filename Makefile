@@ -55,7 +55,7 @@ demo: $(VENV)/.demo-installed ## the main job on embedded parts; ARGS="--calls 2
 
 .PHONY: test
 test: $(VENV)/.dev-installed ## all tests but tests/system; ARGS="-k window" passes options
-	$(CLEAN_ENV) $(BIN)/python -m pytest --ignore=tests/system -n 3 --dist worksteal $(ARGS)
+	$(CLEAN_ENV) $(BIN)/python -m pytest --ignore=tests/system -n 4 --dist worksteal $(ARGS)
 
 .PHONY: transports
 transports: $(VENV)/.dev-installed ## transfer, hostile, faults and contract over httpx; contract by boto3 alone

@@ -165,9 +165,8 @@ class _Request(NamedTuple):
     body: Buffer | None = None
     seconds: float | None = None
     whole_seconds: float | None = None
-
-    def deadline(self) -> float | None:
-        return None if self.whole_seconds is None else time.monotonic() + self.whole_seconds
+    deadline: float | None = None
+    """By the monotonic clock. It is set first: no alarm of a client may go off before it."""
 
 
 class HttpClient(ABC):
@@ -187,8 +186,10 @@ class HttpClient(ABC):
         `seconds`; a body adds the time that `LEAST_BYTES_PER_SECOND` allows. Raises
         `TransportError`."""
         whole = with_upload_seconds(seconds, body)
+        deadline = time.monotonic() + whole
+        request = _Request(method, url, headers, body, seconds, whole, deadline)
         with liveness.waiting(whole):
-            return self._exchange(_Request(method, url, headers, body, seconds, whole), max_bytes)
+            return self._exchange(request, max_bytes)
 
     def stream(self, url: str, headers: Mapping[str, str]) -> StreamingResponse:
         """GET; returns when the headers of the answer have come. Raises `TransportError`."""
@@ -316,7 +317,7 @@ class _FastClient(HttpClient):
         from pyreqwest.exceptions import PyreqwestError
 
         self._check()
-        deadline, headers = request.deadline(), dict(request.headers)
+        deadline, headers = request.deadline, dict(request.headers)
         try:
             if request.body is not None:  # the library leaves out the length of an empty one
                 headers["Content-Length"] = str(len(request.body))
@@ -438,7 +439,7 @@ class _HttpxClient(HttpClient):
         import httpx
 
         self._check()
-        deadline, whole, body = request.deadline(), request.whole_seconds, request.body
+        deadline, whole, body = request.deadline, request.whole_seconds, request.body
         headers = {"Accept-Encoding": "identity", **request.headers}
         content: bytes | Iterator[bytes] | None = None
         if body is not None:
