@@ -1,8 +1,8 @@
 """Archives one call: puts its documents and its recording into the bucket, then its record.
 
 `CallArchiver.archive` is the whole sequence. A call is archived once its record is in the bucket.
-The recording and the documents (`core.model.DOCUMENTS`: the call's own and the survey) are fetched
-independently: one that cannot be fetched does not stop the others.
+The recording and the documents (`core.model.DOCUMENTS`) are fetched independently: one that cannot
+be fetched does not stop the others.
 
 `Backoff` decides how long a call waits after a failed try.
 """

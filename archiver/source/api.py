@@ -1,4 +1,4 @@
-"""The Voice Calls REST API, as far as an archive needs it: listing, call, survey, recording URL.
+"""The Voice Calls REST API, as far as an archive needs it: listing, documents, recording URL.
 
 How far a failure reaches:
 - One request is refused or fails for good, and the control request (`JsonApi.control`) is answered:

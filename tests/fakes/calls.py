@@ -185,7 +185,7 @@ class SimulatedCall:
         """The answer to `GET /voice-calls/{id}`: everything, the survey inline."""
         return self.document if self.epa is None else {**self.document, "epaResults": self.epa}
 
-    def summary(self) -> dict[str, Any]:
+    def entry(self) -> dict[str, Any]:
         """The entry of a listing: without transcript and survey."""
         return {k: v for k, v in self.document.items() if k not in ("transcript", "epaResults")}
 

@@ -16,6 +16,7 @@ class HandClock:
 
     def __init__(self, now: datetime = NOON) -> None:
         self._lock = threading.Lock()
+        self._sleeping = threading.RLock()
         self._now = now
         self._monotonic = 1000.0
         self._stopped = False
@@ -23,7 +24,8 @@ class HandClock:
         self._later: list[tuple[float, Callable[[], None]]] = []
 
     def when_asleep(self, seconds: float, change: Callable[[], None]) -> None:
-        """Have `change` done once all sleeps together have taken so long from now."""
+        """Have `change` done once all sleeps together have taken so long from now: no other thread
+        sleeps on before it is."""
         self._later.append((sum(self.sleeps) + seconds, change))
 
     def now(self) -> datetime:
@@ -36,13 +38,13 @@ class HandClock:
 
     def sleep(self, seconds: float) -> None:
         self.check()
-        with self._lock:
+        with self._sleeping:
             self.sleeps.append(seconds)
-        self.forward(timedelta(seconds=max(0.0, seconds)))
-        slept = sum(self.sleeps) if self._later else 0.0
-        for item in [item for item in self._later if item[0] <= slept]:
-            self._later.remove(item)
-            item[1]()
+            self.forward(timedelta(seconds=max(0.0, seconds)))
+            slept = sum(self.sleeps) if self._later else 0.0
+            for item in [item for item in self._later if item[0] <= slept]:
+                self._later.remove(item)
+                item[1]()
         self.check()
 
     def check(self) -> None:

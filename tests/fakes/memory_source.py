@@ -184,7 +184,7 @@ class MemoryPlatform(VoicePlatform):
         entries, pagination = super()._list(parameters)
         if entries and self.repeated:
             again = self.repeated - {entry["id"] for entry in entries}
-            entries += [c.summary() for c in self._matching(parameters) if c.id in again]
+            entries += [c.entry() for c in self._matching(parameters) if c.id in again]
         self._page.shown = entries
         right = pagination["totalCount"]
         totals = {"right": right, "less": max(0, right - 1), "more": right + 1}

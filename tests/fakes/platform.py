@@ -324,7 +324,7 @@ class VoicePlatform:
             page = min(page, max(1, pages))
         shown = matching[(page - 1) * size : page * size]
         full = self.options.listing_has_transcripts
-        return [call.detail() if full else call.summary() for call in shown], {
+        return [call.detail() if full else call.entry() for call in shown], {
             "page": page,
             "pageSize": size,
             "totalCount": len(matching),

@@ -135,7 +135,7 @@ def amended(made: Rig, previous: Record) -> Record:
     return record
 
 
-WHICH = [["transcript"], ["epa"], ["transcript", "epa"]]
+WHICH = [*([kind] for kind in PATHS), list(PATHS)]
 CASES = [*((kinds, bad) for kinds in WHICH for bad in SMALL), (["epa"], "huge")]
 
 
@@ -178,7 +178,7 @@ def test_only_a_survey_may_be_missing_without_a_finding(platform, rig, none, kin
     harm(platform, {kind: NONE[none]})
     document = archived(rig()).document
     assert document["findings"] == findings
-    assert list(files_of(document)) == ["recording", *(PATHS.keys() - {kind})]
+    assert list(files_of(document)) == ["recording", *(one for one in PATHS if one != kind)]
     assert ("unavailable" in document) == bool(findings)
 
 
@@ -250,7 +250,7 @@ def test_a_failed_call_keeps_what_is_known(platform, rig, clock, bucket):
     document = archived(rig(give_up=GIVE_UP)).document
     assert (document["outcome"], document["reason"]) == ("failed", "recording_missing")
     assert document["findings"] == ["document_malformed", "transcript_unavailable"]
-    assert list(files_of(document)) == ["epa", "transcript_malformed"]
+    assert list(files_of(document)) == [*APART, "transcript_malformed"]
 
 
 # --- a source that could not be judged
@@ -335,7 +335,7 @@ def test_what_could_not_be_had_is_fetched_at_an_age(platform, rig, clock, archiv
     second = archive().records["vc_1"]
     assert (second["revision"], second["findings"]) == (2, [])
     assert "unavailable" not in second
-    assert list(files_of(second)) == ["recording", "transcript", "epa"]
+    assert list(files_of(second)) == ["recording", *PATHS]
     assert platform.asked(".wav") == 2, "recordings are not fetched again"
 
 
@@ -418,6 +418,7 @@ def test_what_changes_while_the_other_document_is_out_for_a_while_is_all_found(
     loop.round_at(SETTLED)
     amend(platform, "vc_1", outcome="changed")
     call_of(platform, "vc_1").epa = {"state": "Later"}
+    call_of(platform, "vc_1").others = {one: {"state": "Later"} for one in OTHERS}
     harm(platform, {kind: ALL["500"]})
     loop.round_at(FIRST)
     assert archive().records["vc_1"]["revision"] == 2
@@ -444,7 +445,7 @@ def test_an_envelope_with_unknown_fields_is_an_envelope(platform, rig):
         return Reply(200, {"Content-Type": "application/json"}, json.dumps(more).encode())
 
     platform.hooks.append(enveloped)
-    assert list(files_of(archived(rig()).document)) == ["recording", "transcript", "epa"]
+    assert list(files_of(archived(rig()).document)) == ["recording", *PATHS]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from archiver.core.clock import Interrupted
 from archiver.core.errors import StoreError
 from archiver.manifest import layout
 from archiver.pipeline import loop as loop_module
+from tests.fakes.calls import APART
 from tests.fakes.clock import HandClock
 from tests.fakes.hooks import on
 from tests.fakes.http_server import Reply, Request
@@ -198,7 +199,7 @@ def test_a_survey_that_never_answers_has_no_other_call_asked_for_again_and_again
         clock.forward(REST)
     assert len(lines_of(archive())) == 1, "the listing is put off"
     asked = [r.path.rpartition("/")[2] for r in platform.requests if "/other" in r.path]
-    assert asked == ["other", "epa-results"]
+    assert asked == ["other", *APART.values()]
 
 
 def test_follow_ups_do_not_starve_the_newest_calls(platform, of_age, clock, archive, monkeypatch):

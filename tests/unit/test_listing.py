@@ -106,8 +106,8 @@ def test_a_source_that_ignores_the_filters_is_filtered_here(platform, lister):
     platform.add(a_call("mine"), a_call("other", campaignId="camp_2"), a_call("open", state="X"))
     platform.add(a_call("in", direction="Inbound"), a_call("bare", campaignId=..., direction=None))
     platform.add(a_call("loud", state="COMPLETED"))
-    summaries = [call.summary() for call in platform.calls]
-    platform.hooks.append(lambda _: json_reply(summaries))
+    entries = [call.entry() for call in platform.calls]
+    platform.hooks.append(lambda _: json_reply(entries))
     made = lister("Completed", campaign_id="camp_1", direction="Outbound")
     assert made.list(WINDOW).calls.keys() == {"mine", "bare", "loud"}
 
