@@ -340,7 +340,7 @@ def test_findings_stand_in_every_form() -> None:
 
     rows = list(Query(builder.store).records(hour(13).start, hour(13).end))
 
-    told = "document_malformed survey_unavailable transcript_unavailable"
+    told = " ".join(sorted(record.INCOMPLETE))
     for form in ("table", "csv"):
         assert told in "".join(tables.records_text(rows, form))
     history = history_of(builder, "vc_e")
