@@ -87,6 +87,11 @@ class Tally:
     alone: Counter[int] = field(default_factory=Counter)
     """Exit codes of processes that ended by themselves."""
 
+    @property
+    def is_enough(self) -> bool:
+        """When a kill strikes is chance: it goes on until a third of them have struck at work."""
+        return self.struck >= KILLS and self.at_work >= KILLS // 3
+
 
 @dataclass
 class Slain:
@@ -131,7 +136,7 @@ class Hunt:
     def life(self, one: Slain) -> bool:
         """Start the backfill and kill it; whether it was done before that."""
         running = one.archiver.start("backfill", *DATES)
-        spared = self.tally.struck >= KILLS
+        spared = self.tally.is_enough
         if not spared:
             self.strike(running)
         result = running.wait(300)
@@ -176,7 +181,7 @@ def hunt(
         network.proxies["blobs"].upstream = source.addresses["blob_server"]
         network.proxies["store"].upstream = urlsplit(weed.endpoint_url).netloc
         hunt = Hunt(source, network, make_archive, random.Random(SEED))
-        while hunt.tally.struck < KILLS:
+        while not hunt.tally.is_enough:
             hunt.backfill()
         yield hunt
 
@@ -185,8 +190,7 @@ def test_kills_struck_processes_at_work(hunt: Hunt) -> None:
     """Else all that follows would show little."""
     tally = hunt.tally
     print(f"{tally}; harm on the way: {dict(hunt.network.harm)}")
-    assert tally.struck == KILLS
-    assert tally.at_work >= KILLS // 3, tally
+    assert tally.struck < 2 * KILLS, "too few of them struck at work"
     assert set(tally.alone) <= {0, 3, 4}, "a process ended in a way of its own"
     assert hunt.network.harm.keys() == set(HARMS), "some harm was never done"
 
