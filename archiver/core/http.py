@@ -156,8 +156,8 @@ class StreamingResponse:
 
 
 class _Request(NamedTuple):
-    """A request. `seconds` limits it without, `whole_seconds` with the time to send its body; None
-    for an answer that is read on demand."""
+    """A request. `seconds` is its limit without the time to send the body, `whole_seconds` with it.
+    Both are None if the answer is read on demand."""
 
     method: Method
     url: str

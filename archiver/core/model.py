@@ -140,7 +140,9 @@ class DocumentKind:
     path: str
     """Where the source has it, below the call's own path."""
     noun: str
+    """What messages call it."""
     means: str
+    """What its file is, for the page of the manifest's format."""
     unavailable: str
     """The finding of a record whose call has no such document because it could not be fetched."""
 
@@ -161,6 +163,8 @@ DOCUMENTS = {
 }
 """The documents of a call, by file kind. To archive one more, add a row: it is then fetched for
 each call and kept as `<kind>.json`. The first is the call itself, with the transcript."""
+OTHER_DOCUMENTS = tuple(DOCUMENTS)[1:]
+"""The kinds of documents that the source has apart from the call."""
 
 
 def is_too_late(moment: datetime, known_at: datetime) -> bool:

@@ -21,15 +21,14 @@ from structlog.contextvars import bound_contextvars
 
 from archiver import __version__
 from archiver.core.errors import ArchiverError
-from archiver.core.model import DOCUMENTS
+from archiver.core.model import OTHER_DOCUMENTS
 
 # The library adds a `…_created` series to each counter and histogram. They are not documented.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 REGISTRY = CollectorRegistry(auto_describe=True)
 
-_CALL, *_OTHER_DOCUMENTS = DOCUMENTS
-STAGES = ("list", "call", *_OTHER_DOCUMENTS, "sas", "transfer", "verify", "record", "seal")
+STAGES = ("list", "call", *OTHER_DOCUMENTS, "sas", "transfer", "verify", "record", "seal")
 
 counter = partial(Counter, registry=REGISTRY)
 gauge = partial(Gauge, registry=REGISTRY)

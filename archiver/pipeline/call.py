@@ -24,6 +24,7 @@ from archiver.core.concurrency import ConcurrencyLimit
 from archiver.core.errors import CallError, FormatError, KeyTaken, NoRecording, Reach, StoreError
 from archiver.core.model import (
     DOCUMENTS,
+    OTHER_DOCUMENTS,
     Call,
     Retention,
     Window,
@@ -225,18 +226,17 @@ class CallArchiver:
     def _fetch_documents(self, attempt: Attempt) -> None:
         """Fetch the call's own document, then the others. Without the first, the listing is all
         that is known of the call."""
-        own, *others = DOCUMENTS
         call_id = attempt.listed.id
         try:
             attempt.call, attempt.source["request_id"] = self._source.call(call_id)
-            attempt.add_document(own, _without_survey(attempt.call))
+            attempt.add_document("transcript", _without_survey(attempt.call))
         except CallError as error:
-            attempt.note_unavailable(own, error)
+            attempt.note_unavailable("transcript", error)
             if attempt.listed.document.get("transcript") is not None:
-                attempt.add_document(own, _without_survey(attempt.listed))
-        if own in attempt.errors:
+                attempt.add_document("transcript", _without_survey(attempt.listed))
+        if "transcript" in attempt.errors:
             attempt.call = attempt.as_known()
-        for kind in others:
+        for kind in OTHER_DOCUMENTS:
             document = None
             try:
                 document = self._source.document(call_id, kind)

@@ -56,8 +56,8 @@ CALLS_AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class EventSegment:
-    """A segment of events. `acts` have no objects: an act may name very many. `seal` is the number
-    of its seal; None without a readable pointer."""
+    """A segment of events. Of its acts only call, action and time are kept: an act may name very
+    many objects. `seal` is the number of its seal; None without a readable pointer."""
 
     key: str
     acts: tuple[HoldEvent, ...]
@@ -140,7 +140,7 @@ class HeldCalls:
         if hashlib.sha256(data).hexdigest()[:8] != key.removesuffix(".jsonl")[-8:]:
             raise FormatError("other bytes than its name says")
         acts = filter(None, map(event.parse, io.BytesIO(data)))  # line by line, to bound the memory
-        return EventSegment(key, tuple(replace(act, objects=()) for act in acts))
+        return EventSegment(key, tuple(replace(act, by="", reason="", objects=()) for act in acts))
 
     @contextmanager
     def _passing_over(self, key: str) -> Iterator[None]:

@@ -79,7 +79,7 @@ class Filter:
 
     @property
     def narrowing(self) -> dict[str, str]:
-        """The parameters of a query, besides `state`."""
+        """The campaign and the direction, as far as they are set, as query parameters."""
         both = {"campaignId": self.campaign_id, "direction": self.direction}
         return {name: value for name, value in both.items() if value}
 
@@ -253,8 +253,8 @@ class VoiceCallsClient:
         return Call(call_id, answer.body), answer.request_id
 
     def document(self, call_id: str, kind: str) -> dict[str, Any] | list[Any] | None:
-        """Fetch a document that the source has apart from the call, such as the survey (`epa`);
-        None if it has none.
+        """Fetch a document of `OTHER_DOCUMENTS`, such as the survey (`epa`); None if the source has
+        none.
 
         Raises `CallError`: `bad_document`, with the bytes in `body` if they are not valid JSON.
         """

@@ -218,8 +218,11 @@ class BlobStream:
 
 @dataclass(eq=False, repr=False)
 class ResumableDownload:
-    """A recording as one stream, opened at once, with a URL that `renew` returns. Raises what
-    `renew` raises, `CallError`, and `Interrupted`. Not thread-safe; the caller closes it."""
+    """A recording as one stream. Not thread-safe; the caller closes it.
+
+    Creating it opens the recording, with a URL that `renew` returns. Raises what `renew` raises,
+    `CallError`, and `Interrupted`.
+    """
 
     blobs: RecordingClient
     renew: Callable[[], SignedUrl]
@@ -252,7 +255,7 @@ class ResumableDownload:
     def readinto(self, buffer: memoryview) -> int:
         """Fill `buffer` as far as the recording goes; fewer bytes only at its end.
 
-        Raises what the class raises.
+        Raises what creating it raises.
         """
         start, wanted = self._at, min(len(buffer), self.info.length - self._at)
         while self._at - start < wanted:
