@@ -17,7 +17,7 @@ import click
 
 from archiver import __version__
 from archiver.cli import audit, backfill, hold, run
-from archiver.cli.common import INTERRUPTED
+from archiver.cli.common import INTERRUPTED, stop_early
 from archiver.core.errors import ArchiverError, UsageError
 
 
@@ -52,14 +52,9 @@ for verb in (
 
 def main() -> NoReturn:
     """The console script. Does not return."""
-    signal.signal(signal.SIGTERM, _stop_early)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop_early)
     raise SystemExit(run_command(sys.argv[1:]))
-
-
-def _stop_early(_number: int, _frame: object) -> None:
-    """Exit on a SIGTERM while a command's modules are being imported: it has done nothing yet.
-    Later `stopping` handles it. For `run` a SIGTERM is the normal end, so the exit code is 0."""
-    raise SystemExit(0 if sys.argv[1:2] == ["run"] else INTERRUPTED)
 
 
 def run_command(arguments: Sequence[str]) -> int:

@@ -88,6 +88,23 @@ KILL_SECONDS = 5.0
 cannot be aborted. The next run repairs what a crash at any point leaves."""
 
 
+_early: list[int] = []
+"""Signals that came before `stopping`."""
+
+
+def stop_early(number: int, _frame: object) -> None:
+    """Exit on a signal that comes before `stopping`: the command has done nothing yet. For `run` a
+    SIGTERM is the normal end, so the exit code is 0.
+
+    Python ignores the exception if a library has called it from C just then. So the signal is
+    remembered too, and `stopping` acts on it.
+    """
+    _early.append(number)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(0 if sys.argv[1:2] == ["run"] else INTERRUPTED)
+
+
 @contextmanager
 def reading() -> Iterator[tuple[Bucket, int]]:
     """The run of a command that only reads the archive. Yields the bucket and the number of
@@ -161,18 +178,22 @@ def stopping(clock: SystemClock) -> Iterator[list[int]]:
         return False
 
     watcher = threading.Thread(target=watch, name="signals", daemon=True)
+    # `handle` leaves a signal to the descriptor. So it is set for no moment without that.
+    wakeup_before = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
     before = {number: signal.signal(number, handle) for number in numbers}
-    wakeup_before = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
     watcher.start()
+    if _early:
+        signal.raise_signal(_early[0])
     try:
         yield signals
     finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, before[number])
         signal.set_wakeup_fd(wakeup_before)
         wakeup.close()
-        watcher.join()  # a SIGALRM of its own would end the process below
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        watcher.join()
+        signal.signal(signal.SIGALRM, before[signal.SIGALRM])  # the watcher sends none any more
         incoming.close()
 
 

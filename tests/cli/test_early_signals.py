@@ -1,0 +1,54 @@
+"""A signal that comes while a command starts is heard, also where a library swallows it."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.command import Command, Done
+
+SPAN = ["--from", "2024-01-15T10:00:00Z", "--to", "2024-01-15T14:00:00Z"]
+
+SWALLOWING = """
+import os, sys
+
+class Victim:
+    def __del__(self):  # Python ignores what is raised here, as in many callbacks from C
+        os.kill(os.getpid(), {number})
+        for _ in range(1000):
+            pass
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            Victim()
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("module", ["archiver.settings", "archiver.wiring"])
+@pytest.mark.parametrize(
+    ("verb", "number", "code"),
+    [
+        (["backfill", *SPAN], signal.SIGTERM, 130),
+        (["backfill", *SPAN], signal.SIGINT, 130),
+        (["run"], signal.SIGTERM, 0),
+        (["verify"], signal.SIGTERM, 130),
+        (["reconcile", *SPAN], signal.SIGINT, 130),
+        (["hold", "list"], signal.SIGTERM, 130),
+    ],
+)
+def test_a_signal_that_a_library_swallows_is_heard(
+    command: Command, platform, tmp_path: Path, verb, number, code, module
+):
+    """It was lost before: `run` went on until it was killed, a backfill to its end."""
+    (tmp_path / "sitecustomize.py").write_text(SWALLOWING.format(number=int(number), module=module))
+    path = f"{tmp_path}:{Path(__file__).parents[2]}"
+    done: Done = command.fresh(*verb, PYTHONPATH=path, ARCHIVER_METRICS_PORT="0")
+    assert "Exception ignored in" in done.err, "it came at the moment that is meant"
+    assert done.code == code, done.err
+    assert done.err.splitlines()[-1] == "archiver: interrupted" or verb == ["run"]
+    assert not platform.served("blob")
