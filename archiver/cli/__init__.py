@@ -54,7 +54,13 @@ def main() -> NoReturn:
     """The console script. Does not return."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop_early)
-    raise SystemExit(run_command(sys.argv[1:]))
+    try:
+        raise SystemExit(run_command(sys.argv[1:]))
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # While Python shuts down, it takes its handlers away: a signal that comes again would
+            # kill the process, and its exit code would not say what it has done.
+            signal.signal(number, signal.SIG_IGN)
 
 
 def run_command(arguments: Sequence[str]) -> int:

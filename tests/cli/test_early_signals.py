@@ -1,4 +1,5 @@
-"""A signal that comes while a command starts is heard, also where a library swallows it."""
+"""A signal that comes while a command starts is heard, also where a library swallows it; one that
+comes when the command is done changes nothing."""
 
 from __future__ import annotations
 
@@ -52,3 +53,27 @@ def test_a_signal_that_a_library_swallows_is_heard(
     assert done.code == code, done.err
     assert done.err.splitlines()[-1] == "archiver: interrupted" or verb == ["run"]
     assert not platform.served("blob")
+
+
+LATE = """
+import os, sys
+
+class Late:
+    def __del__(self, kill=os.kill, pid=os.getpid()):  # Python tears its modules down
+        kill(pid, {number})
+
+sys.late = Late()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("verb", "code"), [(["--version"], 0), (["verfy"], 2), (["run"], 0)])
+def test_a_signal_after_the_end_changes_nothing(
+    command: Command, tmp_path: Path, verb, code, number
+):
+    """A supervisor that repeats SIGTERM saw the process killed by it, instead of its exit code."""
+    (tmp_path / "sitecustomize.py").write_text(LATE.format(number=int(number)))
+    path = f"{tmp_path}:{Path(__file__).parents[2]}"
+    once = ["--once"] if verb == ["run"] else []
+    done = command.fresh(*verb, *once, PYTHONPATH=path, ARCHIVER_METRICS_PORT="0")
+    assert done.code == code, done.err
