@@ -6,6 +6,7 @@ to stdout, progress and logs to stderr. Every error is one line.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -54,13 +55,15 @@ def main() -> NoReturn:
     """The console script. Does not return."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop_early)
-    try:
-        raise SystemExit(run_command(sys.argv[1:]))
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # While Python shuts down, it takes its handlers away: a signal that comes again would
-            # kill the process, and its exit code would not say what it has done.
-            signal.signal(number, signal.SIG_IGN)
+    atexit.register(_ignore_signals)  # the first that is registered runs last
+    raise SystemExit(run_command(sys.argv[1:]))
+
+
+def _ignore_signals() -> None:
+    """Ignore signals from now on. After its last exit function, Python removes its signal handlers,
+    and a repeated SIGTERM would kill the process, so its exit code would be lost."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def run_command(arguments: Sequence[str]) -> int:

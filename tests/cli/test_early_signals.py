@@ -4,6 +4,7 @@ comes when the command is done changes nothing."""
 from __future__ import annotations
 
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,26 @@ def test_a_signal_after_the_end_changes_nothing(
     once = ["--once"] if verb == ["run"] else []
     done = command.fresh(*verb, *once, PYTHONPATH=path, ARCHIVER_METRICS_PORT="0")
     assert done.code == code, done.err
+
+
+STUCK = """
+import threading
+
+threading.Thread(target=threading.Event().wait).start()
+"""
+
+
+def test_a_signal_ends_a_command_that_does_not_come_to_its_end(command: Command, tmp_path: Path):
+    """A thread that is left keeps Python from shutting down."""
+    (tmp_path / "sitecustomize.py").write_text(STUCK)
+    path = f"{tmp_path}:{Path(__file__).parents[2]}"
+    process = command.start("--version", PYTHONPATH=path)
+    try:
+        assert process.stdout.readline().startswith("archiver")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()
