@@ -99,8 +99,8 @@ lint: $(VENV)/.dev-installed ## ruff: rules and format; shellcheck
 	$(BIN)/shellcheck .ci/run $$(find . \( -name .venv -o -name .cache \) -prune -o -name '*.sh' -print)
 
 .PHONY: types
-types: $(VENV)/.dev-installed ## mypy --strict on archiver/
-	$(BIN)/mypy --strict archiver
+types: $(VENV)/.dev-installed ## mypy --strict on archiver/ and bench/
+	$(BIN)/mypy --strict archiver bench
 
 .PHONY: imports
 imports: $(VENV)/.dev-installed ## the direction of imports (import-linter)

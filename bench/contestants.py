@@ -80,6 +80,10 @@ class Contestant:
 # --- the archiver
 
 
+# As the Dockerfile sets them: pyreqwest's allocator gives memory back at once.
+_OF_THE_IMAGE = {"MALLOC_ARENA_MAX": "2", "MIMALLOC_ALLOW_THP": "0", "MIMALLOC_PURGE_DELAY": "0"}
+
+
 def _archiver_environment(arena: Arena) -> dict[str, str]:
     values = {
         "API_BASE_URL": arena.api_url,
@@ -92,7 +96,7 @@ def _archiver_environment(arena: Arena) -> dict[str, str]:
         "WORKERS": str(arena.case.workers),
         "LOG_LEVEL": "warning",
     }
-    return {f"ARCHIVER_{name}": value for name, value in values.items()}
+    return _OF_THE_IMAGE | {f"ARCHIVER_{name}": value for name, value in values.items()}
 
 
 def _archiver(arena: Arena) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from archiver.core.model import Call, Window, format_time
 from archiver.manifest import layout, record, segment
-from archiver.manifest.record import File, Record, Result
+from archiver.manifest.record import File, Record
 from archiver.manifest.segment import Balance, Listing
 
 START = datetime(2024, 1, 15, tzinfo=UTC)
@@ -44,7 +44,7 @@ def call_record(call_id: str, within: Window) -> Record:
     ended = started + timedelta(seconds=seconds)
     return record.build(
         _call(call_id, started, ended, seconds),
-        _result(call_id, started, seconds, digest),
+        **_answers(call_id, started, seconds, digest),
         day=started.date(),
         revision=1,
         archived_at=within.end + timedelta(seconds=seconds),
@@ -68,15 +68,17 @@ def _call(call_id: str, started: datetime, ended: datetime, seconds: int) -> Cal
     return Call(call_id, told)
 
 
-def _result(call_id: str, started: datetime, seconds: int, digest: str) -> Result:
+def _answers(call_id: str, started: datetime, seconds: int, digest: str) -> dict[str, Any]:
+    """What came of the call, as `record.build` takes it."""
     kind = int(digest[10:14], 16)
     outcome = {0: "no_recording", 1: "failed"}.get(kind % 25, "archived")
     kinds = ["recording", "transcript", "epa"] if kind % 10 else ["recording", "transcript"]
     source: dict[str, Any] = {"api": SOURCE["api"], "request_id": f"req_{digest[:16]}"}
     if outcome != "archived":
         reason = {"no_recording": "not_found", "failed": "not_wav"}[outcome]
-        files = tuple(_file(call_id, started, one, seconds) for one in kinds[1:])
-        return Result(outcome, files, source, reason=reason, attempts=3, status=404)  # type: ignore[arg-type]
+        files = [_file(call_id, started, one, seconds) for one in kinds[1:]]
+        failed = {"reason": reason, "attempts": 3, "status": 404}
+        return {"outcome": outcome, "files": files, "source": source, **failed}
     source |= {
         "content_md5": "fPGRgNGNFnJJ+82DxV4GBQ==",
         "etag": f'"0x{digest[:16].upper()}"',
@@ -90,8 +92,8 @@ def _result(call_id: str, started: datetime, seconds: int, digest: str) -> Resul
         "encoding": "pcm",
         "sample_rate_hz": 8000,
     }
-    files = tuple(_file(call_id, started, one, seconds) for one in kinds)
-    return Result("archived", files, source, audio)
+    files = [_file(call_id, started, one, seconds) for one in kinds]
+    return {"outcome": "archived", "files": files, "source": source, "audio": audio}
 
 
 def _file(call_id: str, started: datetime, kind: str, seconds: int) -> File:
