@@ -19,6 +19,8 @@ from archiver.wiring import check_hosts, recordings, source, writer
 
 MAX_SKEW_SECONDS = 60
 """Largest clock skew that passes. Beyond it, request signatures and lock dates are unreliable."""
+MAX_PAUSE_SECONDS = 60
+"""Somebody waits for the result of `check`, so a source that asks for a longer pause fails it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def check(settings: Settings, clock: SystemClock) -> list[CheckLine]:
     try:
         # The probe writes to the bucket, so it runs only if everything else is in order.
         lines += _check_store(settings, clock, try_out=all(line.ok for line in lines))
-    except StoreError as error:
+    except (StoreError, UsageError) as error:
         lines.append(CheckLine("store", str(error), exit_code=error.exit_code))
     return lines
 
@@ -95,7 +97,8 @@ def table(lines: Sequence[CheckLine]) -> Iterator[str]:
 
 
 def _check_source(settings: Settings, clock: SystemClock) -> list[CheckLine]:
-    with closing(source(settings, clock)) as api, closing(recordings(settings, clock)) as blobs:
+    api_client = source(settings, clock, longest_pause_seconds=MAX_PAUSE_SECONDS)
+    with closing(api_client) as api, closing(recordings(settings, clock)) as blobs:
         check_hosts(api.check_access(), blobs)
         skew = api.latest_clock_skew_seconds()
     lines = [CheckLine("source", "reachable; scopes voice:read and audio:download")]
@@ -122,7 +125,7 @@ _UNKNOWN = "not known: we may not ask"
 _OWN_KEYS = "recordings over 5 MiB get keys of their own"
 _MULTIPART = {
     True: CheckLine("multipart", "an upload's end refuses a taken key", _OWN_KEYS),
-    False: CheckLine("multipart", "an upload's end overwrites a taken key", _OWN_KEYS, note=True),
+    False: CheckLine("multipart", "an upload's end refuses no taken key", _OWN_KEYS, note=True),
 }
 _VERSIONING = {
     True: CheckLine("versioning", "on", "records name the version of each file"),
@@ -158,9 +161,12 @@ def store_lines(found: Capabilities, wanted: Wanted) -> Iterator[CheckLine]:
         yield CheckLine("create-once", raced, "any number of writers may share the archive")
     else:
         raced = f"{winners} of {racers} writers won" if (winners or 0) > 1 else ""
+        is_refused = found.conditional_writes is False
         yield CheckLine(
             "create-once",
-            f"not atomic: {raced or 'a taken key is overwritten'}",
+            "the store refuses If-None-Match"
+            if is_refused
+            else f"not atomic: {raced or 'a taken key is overwritten'}",
             "several writers are refused; --single-writer accepts one process",
             StoreError.exit_code,
         )

@@ -114,6 +114,11 @@ class StoreSettings(LogSettings):
     s3_prefix: str = row("", "puts the whole archive under a prefix")
     s3_endpoint_url: str | None = row(None, "the store's address, if it is not AWS")
     s3_region: str | None = row(None, "the store's region")
+    s3_addressing_style: Literal["auto", "path", "virtual"] = row(
+        "auto",
+        "where the bucket's name stands: path, virtual (in the host), or auto: as addressing_style "
+        "of the AWS configuration says, else in the path if S3_ENDPOINT_URL is set",
+    )
     s3_requests: Literal["signed", "boto3"] = row(
         "signed", "how frequent requests are sent: signed (faster), or by boto3"
     )

@@ -22,11 +22,12 @@ from archiver.core.concurrency import ConcurrencyLimit, Workers
 from archiver.core.errors import StoreError, UsageError
 from archiver.core.http import make_client
 from archiver.core.model import Retention
+from archiver.core.network import root_bundle
 from archiver.core.retry import Retry
 from archiver.manifest import layout
 from archiver.manifest.seal import check_window_length
 from archiver.pipeline.backfill import Backfill
-from archiver.pipeline.backfill_progress import BackfillProgress
+from archiver.pipeline.backfill_progress import BackfillProgress, NoProgress
 from archiver.pipeline.bucket_state import SegmentIndex
 from archiver.pipeline.call import CallArchiver
 from archiver.pipeline.chain import Chain
@@ -36,7 +37,13 @@ from archiver.pipeline.loop import Loop, Schedule, loop_start
 from archiver.pipeline.window import WindowArchiver
 from archiver.settings import Settings, SourceSettings, StoreSettings, WriterSettings
 from archiver.source.api import Filter, SignedUrl, VoiceCallsClient
-from archiver.source.json_api import BearerAuth, Credentials, JsonApi, SignedKeyAuth
+from archiver.source.json_api import (
+    LONGEST_PAUSE_SECONDS,
+    BearerAuth,
+    Credentials,
+    JsonApi,
+    SignedKeyAuth,
+)
 from archiver.source.listing import Lister
 from archiver.source.recordings import RecordingClient, UrlNotAllowed
 from archiver.store.bucket import ORPHANED_AFTER, Bucket
@@ -54,6 +61,9 @@ def store_options(settings: StoreSettings) -> StoreOptions:
         prefix=settings.s3_prefix,
         endpoint_url=settings.s3_endpoint_url,
         region=settings.s3_region,
+        addressing_style=None
+        if settings.s3_addressing_style == "auto"
+        else settings.s3_addressing_style,
         connections=settings.workers + 8,  # threads that process windows send requests too
         transport=settings.http_transport,
         signed_requests=settings.s3_requests == "signed",
@@ -96,6 +106,8 @@ def apply_capabilities(
     """Configure bucket and chain by what the store proved. Raises `StoreError` if it is unsafe."""
     require_safe(found, single_writer=single_writer)
     bucket.create_once = found.create_once
+    bucket.conditional_writes = found.conditional_writes is not False
+    bucket.conditional_completion = found.complete_create_once is not False
     chain.single_writer = not found.create_once
     auto = verify_writes == "auto"
     bucket.read_back = verify_writes == "full" or (auto and not found.checksums)
@@ -112,7 +124,12 @@ def probe_again(bucket: Bucket, chain: Chain) -> Capabilities:
 
 
 def source(
-    settings: SourceSettings, clock: Clock, concurrency_limit: ConcurrencyLimit | None = None
+    settings: SourceSettings,
+    clock: Clock,
+    concurrency_limit: ConcurrencyLimit | None = None,
+    *,
+    progress: BackfillProgress | None = None,
+    longest_pause_seconds: float = LONGEST_PAUSE_SECONDS,
 ) -> VoiceCallsClient:
     """The client of the source's API. Raises `UsageError` if a secret's file cannot be read."""
     credentials: Credentials
@@ -131,11 +148,15 @@ def source(
         settings.api_base_url,
         credentials,
         clock,
-        make_client(settings.http_transport, check=clock.check, over_httpx=True),
+        make_client(
+            settings.http_transport, roots=root_bundle(), check=clock.check, over_httpx=True
+        ),
         retry=Retry(clock, concurrency_limit=concurrency_limit),
         requests_per_second=settings.api_rate,
         # Credentials may be valid for this part of the listing only.
         narrowing=_filters(settings).narrowing,
+        longest_pause_seconds=longest_pause_seconds,
+        on_pause=(progress or NoProgress()).source_paused,
     )
     return VoiceCallsClient(api)
 
@@ -144,7 +165,7 @@ def recordings(settings: Settings, clock: SystemClock) -> RecordingClient:
     return RecordingClient(
         settings.recording_hosts,
         clock,
-        make_client(settings.http_transport, check=clock.check),
+        make_client(settings.http_transport, roots=root_bundle(), check=clock.check),
         allow_http=settings.allow_http,
         max_bytes=settings.max_recording_bytes,
         min_bytes_per_second=settings.min_rate,
@@ -289,12 +310,22 @@ class App:
 
 @contextmanager
 def open_app(
-    settings: Settings, clock: SystemClock, progress: BackfillProgress | None = None
+    settings: Settings,
+    clock: SystemClock,
+    progress: BackfillProgress | None = None,
+    longest_pause_seconds: float = LONGEST_PAUSE_SECONDS,
 ) -> Iterator[App]:
-    """Put the parts together; at the end, stop the workers and close the connections."""
+    """Put the parts together; at the end, stop the workers and close the connections.
+    `longest_pause_seconds`: a longer `Retry-After` of the source counts as an outage."""
     key, keep = settings.signing_key(), retention(settings)
     concurrency_limit = ConcurrencyLimit(settings.workers, clock)
-    api = source(settings, clock, concurrency_limit)
+    api = source(
+        settings,
+        clock,
+        concurrency_limit,
+        progress=progress,
+        longest_pause_seconds=longest_pause_seconds,
+    )
     blobs = recordings(settings, clock)
     bucket = writer(settings, clock, concurrency_limit)
     segments = SegmentIndex(bucket)

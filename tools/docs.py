@@ -20,6 +20,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from archiver.audit.findings import CODES
 from archiver.cli import cli
+from archiver.core import audio
 from archiver.manifest import record
 from archiver.observability import metrics
 from archiver.preflight import Wanted, store_lines
@@ -109,7 +110,12 @@ def _help(
 def manifest_page() -> str:
     """`docs/manifest-format.md`: by hand, but for kinds of files and the codes of records and of
     `verify`."""
-    parts = {"kinds": _kinds(), "reasons": _reasons(), "findings": _findings()}
+    parts = {
+        "kinds": _kinds(),
+        "recordings": _recordings(),
+        "reasons": _reasons(),
+        "findings": _findings(),
+    }
     return _filled("docs/manifest-format.md", parts)
 
 
@@ -120,6 +126,14 @@ def _kinds() -> str:
         for kind, row in record.FILE_KINDS.items()
     )
     return _table(("`kind`", "name", "`content_type`", "is"), rows)
+
+
+def _recordings() -> str:
+    """What a recording may be, with the extension of its key."""
+    rows = (
+        (f"`recording.{one.extension}`", f"`{one.content_type}`", one.means) for one in audio.TYPES
+    )
+    return _table(("name", "`content_type`", "is"), rows)
 
 
 def _reasons() -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -66,12 +67,27 @@ def check_range(start: datetime | None, end: datetime | None) -> None:
 
 
 def start_run(settings: LogSettings) -> SystemClock:
-    """Set up the logs. Returns the clock of the run, which `stopping` stops on a signal."""
+    """Set up the logs. Returns the clock of the run, which `stopping` stops on a signal. Raises
+    `UsageError` if no TLS connection can be made in this environment."""
     from archiver.core.clock import SystemClock
     from archiver.observability.logs import configure
 
+    check_key_log()
     configure(log_level(settings), settings.log_format)
     return SystemClock()
+
+
+def check_key_log() -> None:
+    """Raise `UsageError` if OpenSSL is to write its keys to a file and cannot: no client could be
+    made, and its error would not say why."""
+    if not (path := os.environ.get("SSLKEYLOGFILE")):
+        return
+    try:
+        Path(path).open("ab").close()
+    except OSError as error:
+        raise UsageError(
+            f"SSLKEYLOGFILE: {path} cannot be written ({error.strerror}): unset it"
+        ) from None
 
 
 def log_level(settings: LogSettings) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from archiver.cli.common import start_run, stopping, summary_line
+from archiver.cli.common import check_key_log, start_run, stopping, summary_line
 from archiver.core.errors import UsageError
 
 
@@ -42,6 +42,7 @@ def demo(calls: int, directory: Path | None, keep: bool, bucket: str | None) -> 
     """
     from archiver.demo.run import run_demo
 
+    check_key_log()
     return run_demo(calls, directory, keep, bucket)
 
 
@@ -118,7 +119,12 @@ def run(once: bool, single_writer: bool) -> int:
     settings = load(Settings)
     clock = start_run(settings)
     ready = threading.Event()
-    with stopping(clock) as signals, open_app(settings, clock) as app:
+    # A call that waits for longer would be given up.
+    longest_pause = settings.give_up.total_seconds()
+    with (
+        stopping(clock) as signals,
+        open_app(settings, clock, longest_pause_seconds=longest_pause) as app,
+    ):
         telemetry = Telemetry(settings.metrics_port, app.is_alive, ready.is_set)
         try:
             app.preflight()

@@ -42,6 +42,11 @@ def sha256_hex(data: Buffer) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def md5_base64(data: Buffer) -> str:
+    """In the form of `Content-MD5`."""
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
 def hex_to_base64(digest: str) -> str:
     """A digest in the form of `x-amz-checksum-sha256`."""
     return base64.b64encode(bytes.fromhex(digest)).decode()

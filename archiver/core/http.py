@@ -11,11 +11,14 @@ on OpenSSL. `HTTP_TRANSPORT` selects one. Both guarantee:
 - A body that is shorter than announced is an error (`truncated`).
 - Bytes that come on a connection after an answer are never read as the next answer (RFC 9112,
   section 6.3). httpcore would read them so, so `standard` opens a connection for each request.
-- Proxies (`HTTPS_PROXY`, `NO_PROXY`) and private roots (`SSL_CERT_FILE`) come from the environment.
+- Proxies (`HTTPS_PROXY`, `NO_PROXY`) and private roots (`SSL_CERT_FILE`) come from the environment
+  (`core/network.py`).
 """
 
 from __future__ import annotations
 
+import math
+import random
 import socket
 import ssl
 import sys
@@ -23,17 +26,21 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
-from datetime import timedelta
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
+from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakSet
 
-from archiver.core import liveness
+from archiver.core import liveness, network
 from archiver.core.checksums import Buffer
+from archiver.core.errors import UsageError
 
 if TYPE_CHECKING:
+    import httpx
     from pyreqwest.client import SyncClient
     from pyreqwest.http import HeaderMap
     from pyreqwest.middleware import SyncNext
@@ -57,6 +64,9 @@ IDLE_SECONDS = 30.0
 LEAST_BYTES_PER_SECOND = 16 << 10
 """A request's body may take as long as this rate allows, on top of the request's limit."""
 READ_BYTES = 256 << 10
+JITTER_SECONDS = 0.5
+"""A pause that a server asks for is longer by up to this, so that the workers do not return
+together."""
 _ENDS = ("end of file before message length", "unexpected EOF", "peer closed connection")
 """How hyper and rustls report that a connection was closed."""
 _clients: WeakSet[HttpClient] = WeakSet()
@@ -188,12 +198,13 @@ class HttpClient(ABC):
         whole = with_upload_seconds(seconds, body)
         deadline = time.monotonic() + whole
         request = _Request(method, url, headers, body, seconds, whole, deadline)
-        with liveness.waiting(whole):
+        with liveness.waiting(whole), _naming_proxy(url):
             return self._exchange(request, max_bytes)
 
     def stream(self, url: str, headers: Mapping[str, str]) -> StreamingResponse:
         """GET; returns when the headers of the answer have come. Raises `TransportError`."""
-        return self._open(_Request("GET", url, headers))
+        with _naming_proxy(url):
+            return self._open(_Request("GET", url, headers))
 
     @abstractmethod
     def close(self) -> None: ...
@@ -217,8 +228,10 @@ def make_client(
 
     `roots`: a file of PEM certificates to trust. `fast` trusts them in addition to the system's,
     `standard` trusts them only. `check` is called before a request and for each piece of a body; if
-    it raises, the request ends. Raises `OSError` if `roots` cannot be read.
+    it raises, the request ends. Raises `OSError` if `roots` cannot be read, and `UsageError` if the
+    environment names a malformed proxy or roots that cannot be read.
     """
+    network.check()
     client: HttpClient
     if transport == "fast" and not over_httpx:
         client = _FastClient(roots, silence_seconds, check)
@@ -226,6 +239,17 @@ def make_client(
         client = _HttpxClient(transport, roots, silence_seconds, check)
     _clients.add(client)
     return client
+
+
+@contextmanager
+def _naming_proxy(url: str) -> Iterator[None]:
+    """If no connection can be made, say whether a proxy was to make it."""
+    try:
+        yield
+    except TransportError as error:
+        if error.kind != "unconnected" or (variable := network.proxy_variable(url)) is None:
+            raise
+        raise TransportError(f"{error}, through the proxy of {variable}", error.kind) from None
 
 
 def abort_requests() -> None:
@@ -251,9 +275,12 @@ def _pyreqwest_client(
     if "pyreqwest" not in sys.modules and threading.current_thread() != threading.main_thread():
         raise RuntimeError("the main thread must make the first HTTP client")
     from pyreqwest.client import SyncClientBuilder
+    from pyreqwest.exceptions import BuilderError
+    from pyreqwest.proxy import ProxyBuilder
 
     builder = (
         SyncClientBuilder()
+        .proxy(ProxyBuilder.custom(lambda url: network.proxy_for(str(url))))
         .follow_redirects(False)
         .referer(False)
         .gzip(False)
@@ -271,7 +298,11 @@ def _pyreqwest_client(
     if roots is not None:
         _tls_context(roots)  # checks the file: the library ignores what is not a certificate
         builder = builder.add_root_certificate_pem(_certificates(roots).encode())
-    return builder.build()
+    try:
+        return builder.build()
+    except BuilderError:  # the library needs the system's roots, whether they are used or not
+        text = "no root certificates are installed: install ca-certificates, or set SSL_CERT_FILE"
+        raise UsageError(text) from None
 
 
 class _FastClient(HttpClient):
@@ -407,22 +438,37 @@ class _HttpxClient(HttpClient):
 
         self._check = check
         self._is_fast = transport == "fast"
+        self._mutex = threading.Lock()
+        self._by_proxy: dict[str | None, httpx.Client] = {}
+        """httpx binds a client to one proxy. `fast` has one client, which finds its proxies by
+        itself."""
         no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
         if self._is_fast:
             from pyreqwest.compatibility.httpx import SyncHttpxTransport
 
             over = SyncHttpxTransport(_pyreqwest_client(roots, silence_seconds, for_httpx=True))
-            self._client = httpx.Client(transport=over, cookies=no_cookies)
+            self._by_proxy[None] = httpx.Client(transport=over, cookies=no_cookies)
         else:
-            self._client = httpx.Client(
+            self._make = partial(
+                httpx.Client,
                 verify=_tls_context(roots),
+                trust_env=False,
                 cookies=no_cookies,
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
                 timeout=httpx.Timeout(silence_seconds, connect=CONNECT_SECONDS),
             )
 
     def close(self) -> None:
-        self._client.close()
+        with self._mutex:
+            for client in self._by_proxy.values():
+                client.close()
+
+    def _client_for(self, url: str) -> httpx.Client:
+        proxy = None if self._is_fast else network.proxy_for(url)
+        with self._mutex:
+            if proxy not in self._by_proxy:
+                self._by_proxy[proxy] = self._make(proxy=proxy)
+            return self._by_proxy[proxy]
 
     def _exchange(self, request: _Request, max_bytes: int) -> HttpResponse:
         with self._alarm(request.whole_seconds or 0.0) as alarm:
@@ -458,10 +504,11 @@ class _HttpxClient(HttpClient):
         if alarm is not None:
             options["extensions"] = {"trace": alarm.trace}
         try:
-            sending = self._client.build_request(
+            client = self._client_for(request.url)
+            sending = client.build_request(
                 request.method, request.url, headers=headers, content=content, **options
             )
-            response = self._client.send(sending, stream=True)
+            response = client.send(sending, stream=True)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, ValueError):
             raise _invalid() from None
         except Exception as error:  # httpx's, and some of pyreqwest's that its adapter passes on
@@ -565,9 +612,11 @@ def _too_slow() -> TransportError:
 
 
 def _tls_context(roots: Path | None = None) -> ssl.SSLContext:
-    """TLS 1.2 or newer, with certificate and host name verified. The certificates of `roots`
-    replace the system's, which OpenSSL reads from `SSL_CERT_FILE` if it is set. Raises `OSError` if
-    they cannot be read."""
+    """TLS 1.2 or newer, with certificate and host name verified. The certificates of `roots`, or
+    else of `SSL_CERT_FILE` and `SSL_CERT_DIR`, replace the system's. Raises `OSError` if `roots`
+    cannot be read."""
+    # OpenSSL looks in a directory for names made of hashes only, which mounted files do not have.
+    roots = roots or network.openssl_bundle()
     context = ssl.create_default_context(cadata=None if roots is None else _certificates(roots))
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
@@ -592,3 +641,23 @@ def _joined(fields: Iterable[tuple[str, str]]) -> dict[str, str]:
         name = written.lower()
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
+
+
+def retry_after_seconds(
+    headers: Mapping[str, str], now: datetime | None = None, *, at_most: float = math.inf
+) -> float | None:
+    """The pause that `Retry-After` asks for (a number of seconds, or a date by the server's clock,
+    by `now` if it tells none), with up to `JITTER_SECONDS` more; None without one."""
+    text, date = headers.get("retry-after", ""), headers.get("date")
+    if text.isdecimal() and len(text) <= 6:
+        seconds = float(text)
+    else:
+        try:
+            since = now if date is None and now is not None else parsedate_to_datetime(date or "")
+            seconds = (parsedate_to_datetime(text) - since).total_seconds()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    if not 0 <= seconds < 10**6:
+        return None
+    jitter = random.uniform(0, JITTER_SECONDS)  # noqa: S311  (no secret)
+    return min(seconds + jitter, at_most)

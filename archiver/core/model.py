@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +16,7 @@ MAX_DURATION_SECONDS = 10**9
 CALL_YEARS = range(1970, 3000)
 """A call's time outside these years is ignored: arithmetic with it may leave the calendar."""
 
+_UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LONGEST_TIME = 40
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d([Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:?\d\d)?)?")
 
@@ -38,6 +40,63 @@ def _moment(text: str) -> datetime | None:
         return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
     except (ValueError, OverflowError):
         return None
+
+
+_SHORT_ISO = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d)(:\d\d(?:\.\d{1,9})?)?([Zz]|[+-]\d\d(?::?\d\d)?)?"
+)
+_RFC1123 = re.compile(
+    r"(?:[A-Za-z]{3}, )?\d{1,2} [A-Za-z]{3} \d{4} \d\d:\d\d(?::\d\d)? (?:GMT|UTC|[+-]\d{4})"
+)
+_EPOCH = re.compile(r"(\d{10}|\d{13})(\.\d{1,9})?")
+_EPOCH_SECONDS = 10**9, 10**10
+"""From 2001 to 2286: ten digits as seconds, thirteen as milliseconds. Other numbers are no times: 0
+often stands for "none", and 20240115103000 for a date that is written without separators."""
+
+
+def parse_source_time(value: object) -> datetime | None:
+    """Parse a time as sources write it; UTC if there is no zone. Returns None for anything else.
+
+    Takes what `parse_time` takes, and times without seconds, offsets of hours alone, RFC 1123 (the
+    form of HTTP dates), and Unix times in seconds or milliseconds, as numbers or digits. Our own
+    formats, settings and options are read by `parse_time`.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _of_epoch(value)
+    if not isinstance(value, str) or len(value) > _LONGEST_TIME:
+        return None
+    return _moment(value) or _source_moment(value)
+
+
+@lru_cache(maxsize=1024)
+def _source_moment(text: str) -> datetime | None:
+    if not text.isascii():  # `\d` also matches the digits of other scripts
+        return None
+    if _EPOCH.fullmatch(text):
+        return _of_epoch(float(text))
+    if match := _SHORT_ISO.fullmatch(text):
+        day, minute, seconds, zone = match.groups()
+        return _moment(f"{day}T{minute}{seconds or ':00'}{_whole_offset(zone or '')}")
+    if not _RFC1123.fullmatch(text):
+        return None
+    try:
+        moment = parsedate_to_datetime(text)
+        return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _whole_offset(zone: str) -> str:
+    return f"{zone}:00" if len(zone) == 3 else zone
+
+
+def _of_epoch(value: float) -> datetime | None:
+    first, last = _EPOCH_SECONDS
+    seconds = value / 1000 if value >= last else value
+    if not first <= seconds < last:
+        return None
+    # Rounded to what a double of this size can tell.
+    return _UNIX_EPOCH + timedelta(microseconds=round(seconds * 1_000_000))
 
 
 def format_time(moment: datetime) -> str:
@@ -107,7 +166,7 @@ class Call:
         return self._time("createdAt")
 
     def _time(self, field: str) -> datetime | None:
-        moment = parse_time(self.document.get(field))
+        moment = parse_source_time(self.document.get(field))
         return moment if moment is not None and moment.year in CALL_YEARS else None
 
     @property
@@ -118,6 +177,14 @@ class Call:
     @property
     def state(self) -> str | None:
         return self.text("state")
+
+    @property
+    def campaign_id(self) -> str | None:
+        """The campaign's id; a whole number as its digits."""
+        value = self.document.get("campaignId")
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        return self.text("campaignId")
 
     @property
     def duration_seconds(self) -> int | float | None:

@@ -18,14 +18,16 @@ T = TypeVar("T")
 FIRST_WAIT_SECONDS = 0.5
 """The backoff before the second try. It doubles with each try; jitter adds up to this much."""
 MAX_WAIT_SECONDS = 20.0
-LONGEST_WAIT_SECONDS = 60.0
-"""A longer `Retry-After` ends the retries: the loop comes back later anyway."""
+LONGEST_WAIT_SECONDS = 60.5
+"""A longer `retry_after_seconds` ends the retries of one request; the half second is the jitter of
+a `Retry-After` of 60. Stores and blob stores are asked again after this time, whatever they say.
+Where the source as a whole asks for a pause, all workers wait longer (`source/pause.py`)."""
 
 
 @dataclass(eq=False, repr=False)
 class Retry:
     """Tries at most `attempts` times. Each answer of `THROTTLED_STATUS` lowers
-    `concurrency_limit`."""
+    `concurrency_limit`, also the last one."""
 
     clock: Clock
     attempts: int = 5
@@ -38,13 +40,13 @@ class Retry:
             try:
                 return function()
             except ArchiverError as error:
-                asked_seconds = error.retry_after_seconds or 0.0
+                limit, asked_seconds = self.concurrency_limit, error.retry_after_seconds or 0.0
+                if limit is not None and error.retryable and error.status in THROTTLED_STATUS:
+                    limit.on_throttled()
                 is_last = attempt == self.attempts or asked_seconds > LONGEST_WAIT_SECONDS
                 if is_last or not error.retryable:
                     raise
                 RETRIES.labels(stage, error.reason).inc()
-                if self.concurrency_limit is not None and error.status in THROTTLED_STATUS:
-                    self.concurrency_limit.on_throttled()
             backoff = min(FIRST_WAIT_SECONDS * 2 ** (attempt - 1), MAX_WAIT_SECONDS)
             jitter = random.uniform(0, FIRST_WAIT_SECONDS)  # noqa: S311  (no secret)
             self.clock.sleep(max(backoff + jitter, asked_seconds))

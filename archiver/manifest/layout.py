@@ -86,6 +86,11 @@ def alternative_key(key: str, tag: str) -> str:
     return f"{stem}-{tag}{dot}{extension}"
 
 
+def with_extension(key: str, extension: str) -> str:
+    """Return the key with another extension. A recording's follows what it is."""
+    return f"{key.rpartition('.')[0]}.{extension}"
+
+
 def record_prefix(day: date) -> str:
     return f"{RECORDS}{day_dir(day)}/"
 

@@ -37,15 +37,18 @@ NO_RECORDING_REASONS = {
 FAILED_REASONS = {
     "recording_missing": "the signed URL led to no blob (404 or 410)",
     "recording_empty": "the blob has no bytes",
-    "not_wav": "the blob is no WAV file",
-    "truncated": "fewer bytes came, or are in the blob, than were announced",
+    "not_wav": "the blob is an error page (HTML, XML or JSON), and no recording",
+    "truncated": "fewer bytes came than the blob store announced, or, without a length, than the "
+    "WAV header or the content coding",
     "recording_changed": "the blob changed while it was read, each time anew",
     "too_large": "the recording is larger than MAX_RECORDING_BYTES",
     "too_slow": "the download stayed below MIN_RATE, or took more than 6 days",
     "url_refused": "the signed URL was refused (403), three fresh ones too",
     "url_not_allowed": "the recording URL names a host outside RECORDING_HOSTS or is malformed",
-    "digest_mismatch": "the bytes do not have the Content-MD5 that the blob store announced",
-    "bad_response": "an answer that no client can use (encoded, without a length, an odd status)",
+    "digest_mismatch": "the bytes do not have the Content-MD5 that the blob store announced, and "
+    "differ each time",
+    "bad_response": "an answer that no client can use (two lengths, an end that nothing confirms, "
+    "a second redirect, an odd status)",
     "bad_document": "the source's JSON for the call is malformed, too large or of another call",
     "call_refused": "the source answers 401 or 403 to a request for the call, and not for others",
     "call_missing": "the source listed the call but answers 404 to a request for it",
@@ -56,13 +59,31 @@ INCOMPLETE = {"document_malformed", *(row.unavailable for row in DOCUMENTS.value
 """With one of these findings, a call's documents are fetched again at the ages of RELIST, and by a
 backfill."""
 FINDINGS = {
+    "audio_empty": "the WAV file has a header and no audio",
+    "audio_unreadable": "the format of the audio cannot be told: a WAV file without a usable "
+    "format or without audio in its first 5 MiB, or a file of an unknown kind",
     "document_malformed": "a document of the call is no proper JSON: its bytes are kept as they "
     "came, in a file whose kind ends in `_malformed`",
     "duration_mismatch": "the audio's length differs from the call's by over 2 s and over 2 %",
-    "header_length_unknown": "the WAV header leaves the length of its data open (0 or 2^32-1)",
+    "duration_uncertain": "the figures of the WAV header for the audio's length disagree, there "
+    "are none, or it is not clear where the audio ends, so `duration_seconds` is null and not "
+    "compared with the call's",
+    "header_length_mismatch": "the sizes in the WAV header do not agree with the file or with "
+    "each other: more than is there, audio beyond the end of RIFF, or bytes after the audio that "
+    "are no chunk",
+    "header_length_unknown": "the WAV header leaves the length of its data open: 0, or a number "
+    "near 2^31 or 2^32, as programs do that write a stream",
+    "length_unconfirmed": "the blob came in chunks, without a length, and neither Content-MD5 nor "
+    "the WAV header confirms that this is all of it",
+    "md5_mismatch": "the bytes do not have the Content-MD5 that the blob store announced; a second "
+    "download brought the same bytes",
+    "not_wav": "the recording is no WAV file: the extension of its key and its `content_type` say "
+    "what it is",
     "time_implausible": "the call's end lies before its window, or over a day after the listing: "
     "the lock counts from the window's end",
     "trailing_bytes": "the file goes on after the end that its RIFF header states",
+    "undecodable": "the blob store named a content coding that cannot be decoded: the bytes are "
+    "kept as they came",
     **{
         row.unavailable: f"{row.noun} could not be had; it is asked for again"
         for row in DOCUMENTS.values()
@@ -73,7 +94,7 @@ FINDINGS = {
 @dataclass(frozen=True)
 class FileKind:
     """One kind of file that a record may name. `name` is the file's name in the call's directory.
-    Only a recording may have another extension."""
+    Only a recording may have another extension and content type (`core.audio.TYPES`)."""
 
     name: str
     content_type: str
@@ -91,7 +112,11 @@ class FileKind:
 MALFORMED = {kind: f"{kind}_malformed" for kind in DOCUMENTS}
 """By document, the kind of the file that has its bytes if they are not valid JSON."""
 FILE_KINDS = {
-    "recording": FileKind("recording.wav", "audio/wav", "the recording, byte for byte"),
+    "recording": FileKind(
+        "recording.wav",
+        "audio/wav",
+        "the recording, byte for byte; decoded, where it came with gzip or deflate",
+    ),
     **{
         kind: FileKind(f"{kind}.json", "application/json", row.means)
         for kind, row in DOCUMENTS.items()
@@ -150,7 +175,7 @@ def build(
         "archived_at": format_second(archived_at),
         "audio": audio,
         "call_id": call.id,
-        "campaign_id": call.text("campaignId"),
+        "campaign_id": call.campaign_id,
         "direction": call.text("direction"),
         "duration_seconds": call.duration_seconds,
         "ended_at": format_time(call.ended_at) if call.ended_at else None,

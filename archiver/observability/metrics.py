@@ -5,6 +5,7 @@ Labels have values from closed sets only: never an id, a host or a URL.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,11 +21,17 @@ from prometheus_client import (
 from structlog.contextvars import bound_contextvars
 
 from archiver import __version__
-from archiver.core.errors import ArchiverError
+from archiver.core.errors import ArchiverError, UsageError
 from archiver.core.model import OTHER_DOCUMENTS
 
 # The library adds a `…_created` series to each counter and histogram. They are not documented.
 disable_created_metrics()  # type: ignore[no-untyped-call]
+
+# With this variable the library keeps each value in a file there, from the first metric on.
+for _name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+    _directory = os.environ.get(_name)
+    if _directory is not None and not os.access(f"{_directory or '?'}/", os.W_OK | os.X_OK):
+        raise UsageError(f"{_name}: {_directory!r} is not a writable directory: unset it")
 
 REGISTRY = CollectorRegistry(auto_describe=True)
 
@@ -56,6 +63,11 @@ UNREADABLE_ENTRIES = counter(
 SAS_RENEWALS = counter(
     "archiver_sas_renewals",
     "Signed recording URLs asked for again because the first was refused or had expired.",
+)
+SOURCE_PAUSE = gauge(
+    "archiver_source_pause_seconds",
+    "Seconds left of a pause that the source asked for (`Retry-After`), in which it is sent no "
+    "request; 0 where none.",
 )
 IN_FLIGHT = gauge("archiver_in_flight", "Calls that a worker is archiving right now.")
 PENDING = gauge(

@@ -45,7 +45,8 @@ def _on_terminal() -> bool:
 
 
 class LogProgress:
-    """Logs `backfill.progress` at most every 30 seconds, and once after the last window."""
+    """Logs `backfill.progress` at most every 30 seconds, once after the last window, and as a
+    pause of the source begins."""
 
     def __init__(self, windows: int) -> None:
         self._lock = threading.Lock()
@@ -75,12 +76,16 @@ class LogProgress:
         if last:
             self._say()
 
-    def _say(self) -> None:
+    def source_paused(self, seconds: float) -> None:
+        self._say(source_pause_seconds=round(seconds))
+
+    def _say(self, **more: int) -> None:
         log.info(
             "backfill.progress",
             windows=f"{self._windows_done}/{self._windows}",
             bytes=self._bytes,
             **self._calls,
+            **more,
         )
 
 
@@ -148,6 +153,7 @@ class BackfillBar(_Bar):
     def __init__(self, windows: int) -> None:
         self._calls: Counter[str] = Counter()
         self._todo = 0
+        self._paused_until = 0.0
         super().__init__("archiving", windows)
 
     def window_listed(self, window: Window, new_calls: int) -> None:
@@ -162,11 +168,18 @@ class BackfillBar(_Bar):
     def window_done(self, window: Window) -> None:
         self._progress.advance(self._task)
 
+    def source_paused(self, seconds: float) -> None:
+        self._paused_until = max(self._paused_until, time.monotonic() + seconds)
+
     def _note(self) -> str:
+        paused_seconds = self._paused_until - time.monotonic()
         with self._lock:
             note = f"{self._calls.total()}/{self._todo} calls, {self._bytes / 1e6:,.1f} MB"
             bad = self._calls["failed"] + self._calls["pending"]
-        return note + (f", [red]{bad} not archived[/]" if bad else "")
+        note += f", [red]{bad} not archived[/]" if bad else ""
+        if paused_seconds > 0:
+            note += f", the source asks to wait {paused_seconds:.0f} s"
+        return note
 
 
 class AuditBar(_Bar):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -14,19 +16,31 @@ from archiver.observability.metrics import REGISTRY
 Check = Callable[[], bool]
 
 
+class _Server(ThreadingHTTPServer):
+    """Listens on IPv6 and IPv4; where the system has no IPv6, on IPv4."""
+
+    daemon_threads = True
+    address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        TCPServer.server_bind(self)  # HTTPServer's looks the machine's name up, which may hang
+
+
 class Telemetry:
     """The server. `/healthz` returns 200 if `alive()` is true, else 503; `/readyz` and `ready()`
     likewise. Both are called on the server's threads."""
 
     def __init__(self, port: int, alive: Check, ready: Check) -> None:
-        """Listen on all addresses. Raises `UsageError` if the port cannot be listened on."""
+        """Listen on all addresses of IPv6 and IPv4. Raises `UsageError` if the port cannot be
+        listened on."""
         try:
-            self._server = ThreadingHTTPServer(("", port), _handler(alive, ready))
+            self._server = _Server(("", port), _handler(alive, ready))
         except OSError as error:
             raise UsageError(
                 f"port {port} cannot be listened on ({error.strerror}): set ARCHIVER_METRICS_PORT"
             ) from None
-        self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         # `shutdown` waits for one poll interval, and each command would end so much later.
         self._thread = threading.Thread(

@@ -16,6 +16,8 @@ class BackfillProgress(Protocol):
 
     def window_done(self, window: Window) -> None: ...
 
+    def source_paused(self, seconds: float) -> None: ...
+
 
 class NoProgress:
     """Discards the progress."""
@@ -27,4 +29,7 @@ class NoProgress:
         pass
 
     def window_done(self, window: Window) -> None:
+        pass
+
+    def source_paused(self, seconds: float) -> None:
         pass

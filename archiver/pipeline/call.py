@@ -41,6 +41,7 @@ from archiver.pipeline.hold_enforcement import HeldCalls, refs_of
 from archiver.pipeline.recording import PART_BYTES, RecordingWriter, put_or_beside, random_tag
 from archiver.pipeline.retention import promise, promises_less
 from archiver.source.api import SignedUrl, VoiceCallsClient
+from archiver.source.content_encoding import Undecodable
 from archiver.source.recordings import RecordingClient, ResumableDownload
 from archiver.store.bucket import Bucket
 from archiver.store.types import Stored
@@ -278,27 +279,44 @@ class CallArchiver:
             attempt.source["request_id"] = signed.request_id or attempt.source.get("request_id")
             return signed
 
+        earlier = set[str]()
+        undecodable = 0
+
         def once() -> None:
-            with (
-                metrics.stage("transfer"),
-                closing(
-                    ResumableDownload(
-                        self._recordings, signed_url, self._clock, self._concurrency_limit
+            nonlocal undecodable
+            # Damage on the way does not come about twice. What cannot be decoded then is kept as
+            # it comes.
+            decodes = undecodable < 2
+            try:
+                with (
+                    metrics.stage("transfer"),
+                    closing(
+                        ResumableDownload(
+                            self._recordings,
+                            signed_url,
+                            self._clock,
+                            self._concurrency_limit,
+                            decodes=decodes,
+                        )
+                    ) as download,
+                ):
+                    done = self._writer.write(
+                        download,
+                        attempt.recording_key,
+                        attempt.retain_until,
+                        attempt.held,
+                        earlier,
+                        is_settled=settled,
                     )
-                ) as download,
-            ):
-                done = self._writer.write(
-                    download, attempt.recording_key, attempt.retain_until, attempt.held
-                )
-            attempt.recording = attempt.file_of("recording", done.stored)
+            except Undecodable:
+                undecodable += 1
+                raise
+            attempt.recording = attempt.file_of(
+                "recording", done.stored, done.file.type.content_type
+            )
             attempt.outcome = "archived"
             attempt.audio, attempt.recording_findings = done.audio()
-            attempt.source |= {
-                "content_md5": done.info.content_md5,
-                "etag": done.info.etag,
-                "last_modified": done.info.last_modified,
-                "recording_host": done.info.host,
-            }
+            attempt.source |= done.source()
 
         try:
             self._retry.call("transfer", once)
@@ -559,8 +577,9 @@ class Attempt:
 
     @property
     def recording_key(self) -> str:
-        """The preferred key of the recording. An upload in parts, and a recording whose key has
-        other bytes, is stored under an alternative key."""
+        """The preferred key of the recording, if it is a WAV file; another kind has its own
+        extension. An upload in parts, and a recording whose key has other bytes, is stored under an
+        alternative key."""
         return layout.recording_dir(self.day, self.call.id) + "recording.wav"
 
     @property
@@ -618,11 +637,12 @@ class Attempt:
     def previous_file(self, kind: str) -> File | None:
         return next((file for file in self.previous_files() if file.kind == kind), None)
 
-    def file_of(self, kind: str, stored: Stored) -> File:
-        """The entry of a stored file in the record."""
+    def file_of(self, kind: str, stored: Stored, content_type: str | None = None) -> File:
+        """The entry of a stored file in the record; the content type is that of its kind, if no
+        other is given."""
         if stored.lock_mode:
             self.lock_modes.add(stored.lock_mode)
-        content_type = FILE_KINDS[kind].content_type
+        content_type = content_type or FILE_KINDS[kind].content_type
         return File(kind, stored.key, stored.size, stored.sha256, content_type, stored.version_id)
 
     # --- the outcome
@@ -645,10 +665,10 @@ class Attempt:
     def all_findings(self) -> set[str]:
         """The findings about documents, recording, length and times."""
         codes = {*self.recording_findings, *self.findings}
-        length = self.call.duration_seconds
-        if self.audio is not None and length is not None:
+        length, heard = self.call.duration_seconds, (self.audio or {}).get("duration_seconds")
+        if heard is not None and length is not None:
             allowed = max(MISMATCH_SECONDS, MISMATCH_SHARE * length)
-            if abs(self.audio["duration_seconds"] - length) > allowed:
+            if abs(heard - length) > allowed:
                 codes.add("duration_mismatch")
         if not lock_start(self.call, self.window, self.listed_at)[1]:
             codes.add("time_implausible")

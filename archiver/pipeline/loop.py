@@ -152,6 +152,7 @@ class Loop:
         window: a window closed in this step would not be sealed. One that settles meanwhile is due
         in the next round."""
         self._open_listed_at = self._clock.monotonic()
+        self._windows.forget_listings()
         windows = windows_between(start, self._clock.now(), self._schedule.window)
         for window in reversed(list(windows)):
             self._note(self._windows.process(window, Purpose.OPEN), totals)
@@ -189,6 +190,7 @@ class Loop:
         self._oldest.note(result, self._chain.head.watermark)
 
     def _report(self, started: datetime) -> None:
+        self._windows.forget_listings()  # the next round lists anew, and they may be large
         now, watermark = self._clock.now(), self._chain.head.watermark
         pending = self._oldest.round_ended(watermark)
         metrics.PENDING.set(pending)

@@ -62,6 +62,9 @@ class Reporter:
     def window_done(self, window: Window) -> None:
         self._send("window_done", window.start.isoformat(), window.end.isoformat())
 
+    def source_paused(self, seconds: float) -> None:
+        self._send("source_paused", seconds)
+
     def ended(self, totals: Totals, seal: int) -> None:
         """Report that the share is done, what it did, and the newest seal that it saw."""
         self._send("ended", vars(totals), seal)
@@ -154,6 +157,8 @@ class Share:
                     [self._complaint] = values
                 elif what == "call_done":
                     self._progress.call_done(*values)
+                elif what == "source_paused":
+                    self._progress.source_paused(*values)
                 else:
                     start, end, *rest = values
                     window = Window(datetime.fromisoformat(start), datetime.fromisoformat(end))

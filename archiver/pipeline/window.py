@@ -264,7 +264,7 @@ class WindowArchiver:
         #    listing began too early to count.
         clock_wrong = purpose is not Purpose.OPEN and not self.may_close()
         settled = self._has_settled(window, purpose) and not clock_wrong
-        newest_age = self.newest_age(window)
+        settled_at, newest_age = window.end + self._settle, self.newest_age(window)
         age = None  # the newest age, unless the closed window was listed since it reached it
         if state.revision and newest_age is not None:
             is_seen = state.listed_at is not None and state.listed_at >= newest_age
@@ -291,8 +291,11 @@ class WindowArchiver:
         seen: dict[str, Call] = {}
         beside: dict[str, Call] = {}
         began = self._clock.now()
+        since = max((m for m in (settled_at if settled else None, newest_age) if m), default=None)
         try:
-            listed = self._lister.list(window, seen, beside)
+            listed = self._lister.list(
+                window, seen, beside, since=since, is_open=purpose is Purpose.OPEN
+            )
         except Interrupted:
             raise
         except Exception:
@@ -459,6 +462,10 @@ class WindowArchiver:
         if isinstance(error, StoreError):
             return not self._calls.store_health.is_outage(str(window), error)
         return error.reach in (Reach.ITEM, Reach.WINDOW)
+
+    def forget_listings(self) -> None:
+        """List anew from now on, also the windows of a day that was listed before."""
+        self._lister.forget()
 
     def newest_lines(self, names: Iterable[SegmentName]) -> list[WindowLine]:
         """The window lines of these segments. One that cannot be read is skipped, with an error in

@@ -20,9 +20,11 @@ Contract of `VoiceCallsClient`:
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, unquote_plus
 
@@ -36,7 +38,7 @@ from archiver.core.errors import (
     SourceError,
     SourceRefused,
 )
-from archiver.core.model import DOCUMENTS, Call, Window, format_time, parse_time
+from archiver.core.model import DOCUMENTS, Call, Window, format_time, parse_source_time
 from archiver.manifest import canonical
 from archiver.observability.metrics import stage
 from archiver.source.diagnosis import IMPOSSIBLE_ID, OutageDetector, ScopeDetector
@@ -60,12 +62,23 @@ BAD_PAGES = 2
 """A listing ends after this many pages in a row that cannot be fetched. A single page may be bad,
 and the pages behind it are still listed. Two in a row mean that the listing is bad, and each page
 costs all its tries."""
+EMPTY_PAGES = 2
+"""So many pages in a row may be empty before the last one that the source announced, and others
+still be looked for behind them."""
 ACCESS_SAMPLE = 5
 """Calls whose recording URL is requested first: one may have no recording, or an odd host."""
 READ_SCOPE, AUDIO_SCOPE = CONTROL_SCOPE, "audio:download"
 NONE_STATUS = (204, 404, 410)
 """Statuses which say that there is none."""
-_URL_EXPIRY = re.compile(r"[?&]se=([^&#]*)")
+REFUSED_PAGE_STATUS = (400, 416, 422)
+NO_PAGE_STATUS = (*NONE_STATUS, *REFUSED_PAGE_STATUS)
+"""Statuses which say that there is no such page, beyond the last one that the source announced."""
+CAPPED_CALLS = 10_000
+"""Search engines show the first 10,000 results (or another multiple of 1,000 above), give that
+number as the total, and refuse the page behind it."""
+_URL_TIME = re.compile(
+    r"[?&](?:(st|se)|X-(?:Amz|Goog)-(Date|Expires))=([^&#]*)", re.ASCII | re.IGNORECASE
+)
 _ABSENT = object()
 
 
@@ -92,11 +105,14 @@ class Filter:
     def admits(self, call: Call) -> bool:
         """Whether a listed call matches the filter: a source may ignore a filter.
 
-        A call is kept if the field is missing or differs in case only.
+        A call is kept if the field is missing, is no text, or differs in case only. A campaign that
+        is a number is compared with a number alone: it may have a name as well.
         """
         wanted = {"state": self.states, **{k: (v,) for k, v in self.narrowing.items()}}
         for field, allowed in wanted.items():
             value = call.text(field)
+            if field == "campaignId" and allowed[0].isdecimal():
+                value = call.campaign_id
             if value is not None and value.casefold() not in map(str.casefold, allowed):
                 return False
         return True
@@ -117,18 +133,26 @@ class Page:
     error: ListingError | None = None
     """Why the page could not be fetched; such a page has no calls."""
 
+    @property
+    def last(self) -> int | None:
+        """The number of the last page by the source's own numbers, the higher one if they differ;
+        None if there are none."""
+        by_total = None if self.total is None else -(-self.total // max(self.size, 1))
+        return max((one for one in (by_total, self.pages) if one is not None), default=None)
+
 
 @dataclass(frozen=True)
 class SignedUrl:
     """The signed URL of a recording. Its query is a secret: never log it.
 
-    `expires_at` is the earlier of the source's `expiresAt` and the URL's own `se` parameter (of a
-    shared access signature); None if there is neither.
+    `expires_at` is the earlier of the source's `expiresAt` and the URL's own expiry, `starts_at`
+    the URL's own start (`signed_times`); None if there is none.
     """
 
     url: str
     request_id: str | None
     expires_at: datetime | None = None
+    starts_at: datetime | None = None
 
     def __repr__(self) -> str:
         return "SignedUrl(…)"
@@ -152,25 +176,32 @@ class VoiceCallsClient:
 
         A page equal to the one before ends the listing (the source may ignore `page`, or clamp it),
         and so do `IDLE_PAGES` without a new id. A page that cannot be fetched comes with its
-        `error`, and the next one is requested; `BAD_PAGES` of them end the state's listing. Raises
-        `SourceError` if the source is out, `SourceRefused` if it refuses every listing.
+        `error`, and the next one is requested; `BAD_PAGES` of them end the state's listing. Empty
+        pages before the last one that the source announced come as such an error if calls follow
+        within `EMPTY_PAGES`; else the listing ends. Raises `SourceError` if the source is out,
+        `SourceRefused` if it refuses every listing.
         """
         for state in filters.states:
-            query = {
-                "state": state,
-                "dateFrom": format_time(window.start),
-                "dateTo": format_time(window.end),
-                "pageSize": str(PAGE_SIZE),
-                **filters.narrowing,
-            }
-            yield from self._pages(window, query)
+            yield from self._pages(window, _listing_query(window, filters, state))
+
+    def page(self, window: Window, filters: Filter, state: str, number: int) -> Page:
+        """Fetch one page of the listing of a state. Its `error` and what is raised are as in
+        `pages`."""
+        query = {**_listing_query(window, filters, state), "page": str(number)}
+        return self._page(window, query, number)
 
     def _pages(self, window: Window, query: dict[str, str]) -> Iterator[Page]:
         seen: set[str] = set()
         before: tuple[set[str], int] = set(), 0
         idle = bad = unreadable = 0
+        announced: int | None = None
+        total: int | None = None
+        empty: list[int] = []
+        """Numbers of the empty pages since the last one with entries."""
         for number in range(1, MAX_PAGES + 1):
-            page = self._page(window, {**query, "page": str(number)}, number)
+            # After an empty page there may be no more, whatever was announced.
+            known = (number - 1, None) if empty else (announced, total)
+            page = self._page(window, {**query, "page": str(number)}, number, *known)
             if page.error is not None:
                 yield page
                 bad += 1
@@ -180,11 +211,26 @@ class VoiceCallsClient:
             bad = 0
             ids = {call.id for call in page.calls}
             entries = len(page.calls) + page.unreadable
+            announced, total = page.last or announced, page.total or total
+            # An empty page before the last one is either the end of the listing, whose total is
+            # too high, or a page that is missing: then more calls follow.
+            is_before_last = announced is not None and number < announced
+            if not entries and is_before_last and len(empty) < EMPTY_PAGES:
+                empty.append(number)
+                continue
+            for missing in empty if entries else ():
+                text = f"page {missing} (state {query['state']}) was empty, and others follow"
+                yield Page(query["state"], error=_listing_error(window, text))
+            empty = []
             # Full pages of unreadable entries may differ although their ids do not.
             repeats = (ids, page.unreadable) == before and (bool(ids) or entries < page.size)
             if repeats:
                 page = replace(page, unreadable=0)
             unreadable += page.unreadable
+            # A source that shows more than it announced announces nothing: some report the total
+            # of the page alone.
+            if entries and announced is not None and announced < number:
+                announced = None
             idle = idle + 1 if ids <= seen else 0
             seen |= ids
             yield page
@@ -202,22 +248,49 @@ class VoiceCallsClient:
         text = f"it goes on after {MAX_PAGES} pages"
         yield Page(query["state"], error=_listing_error(window, text))
 
-    def _page(self, window: Window, query: Mapping[str, str], number: int) -> Page:
-        """Fetch a page. A 404 to any page but the first means beyond the end: empty."""
+    def _page(
+        self,
+        window: Window,
+        query: Mapping[str, str],
+        number: int,
+        announced: int | None = None,
+        total: int | None = None,
+    ) -> Page:
+        """Fetch a page.
+
+        `announced` is the last page by the source's own numbers, `total` its number of calls.
+        Beyond that page, `NO_PAGE_STATUS` and an empty answer mean that there is no more: an empty
+        page. Before it they are failures, and so are `REFUSED_PAGE_STATUS` beyond it if the listing
+        may be capped. If the source announced nothing, 404 to any page but the first means that
+        there is no more. A `null` that comes with a total of 0 is an empty page, too.
+        """
         state = query["state"]
+        is_beyond = number > 1 and announced is not None and number > announced
         try:
             with stage("list"):
                 answer = self._api.get("list", "/voice-calls", query, scope=READ_SCOPE)
-                if not isinstance(answer.body, list):
+                body = answer.body
+                if body is None and (is_beyond or _count(answer.pagination.get("totalCount")) == 0):
+                    body = []
+                if not isinstance(body, list):
                     raise UnusableAnswer("the source answered a listing with what is no list")
         except SourceError as error:
             if _is_about_all(error):
                 raise
-            if error.status == 404 and number > 1:
+            is_end = error.status == 404 and number > 1 and announced is None
+            if is_beyond:
+                is_end = error.status in NO_PAGE_STATUS or _is_empty(error)
+            is_capped = error.status in REFUSED_PAGE_STATUS and _may_be_capped(total)
+            if is_end and not is_capped:
                 return Page(state)
             if error.status == 403 or _may_be_outage(error):
                 self._api.control()
-            if error.status not in (None, 200):
+            if is_end:
+                what = (
+                    f"answered {error.status}: the source may show no more than the first "
+                    f"{number - 1} pages, so use a shorter ARCHIVER_WINDOW"
+                )
+            elif error.status not in (None, 200):
                 what = f"answered {error.status}"
             elif isinstance(error, UnusableAnswer):
                 what = "was answered with what is no list of calls in JSON"
@@ -225,7 +298,7 @@ class VoiceCallsClient:
                 what = "took too long" if error.reason == "too_slow" else "was not answered"
             text = f"page {number} (state {state}) {what}"
             return Page(state, error=_listing_error(window, text, error.status))
-        entries = [_call(item) for item in answer.body]
+        entries = [_call(item) for item in body]
         calls = tuple(call for call in entries if call is not None)
         return Page(
             state,
@@ -298,11 +371,10 @@ class VoiceCallsClient:
             raise NoRecording("the source has no recording", reason="no_url", status=200)
         if not isinstance(url, str):
             raise _bad_document("the recording URL is no string")
-        own = _URL_EXPIRY.search(url)
-        expiries = [parse_time(body.get("expiresAt"))]
-        expiries += [parse_time(unquote_plus(own[1]))] if own else []
+        start, own_expiry = signed_times(url)
+        expiries = parse_source_time(body.get("expiresAt")), own_expiry
         known = [moment for moment in expiries if moment is not None]
-        return SignedUrl(url, answer.request_id, min(known, default=None))
+        return SignedUrl(url, answer.request_id, min(known, default=None), start)
 
     def _get_of_call(
         self,
@@ -332,7 +404,7 @@ class VoiceCallsClient:
             self._outages.answered()
             raise _refused_call(error) from None
         except UnusableAnswer as error:
-            if error.body is None or error.body.strip():
+            if not _is_empty(error):
                 if error.status is not None:
                     self._note_answer(call_id, scope)
                 failure = CallError(str(error), reason="bad_document", status=error.status)
@@ -426,10 +498,35 @@ class VoiceCallsClient:
         return True
 
 
+def _listing_query(window: Window, filters: Filter, state: str) -> dict[str, str]:
+    return {
+        "state": state,
+        "dateFrom": format_time(window.start),
+        "dateTo": format_time(window.end),
+        "pageSize": str(PAGE_SIZE),
+        **filters.narrowing,
+    }
+
+
 def _call(item: object) -> Call | None:
     """Read an entry of a listing as a call; None if it is not one."""
     call_id = _id_of(item)
     return Call(call_id, item) if call_id and isinstance(item, dict) else None
+
+
+def signed_times(url: str) -> tuple[datetime | None, datetime | None]:
+    """From when and until when a signed URL is valid, as its query says; None if it does not.
+
+    - Azure's shared access signatures: the times `st` and `se`.
+    - Signatures of AWS and Google, version 4: the basic ISO time `X-Amz-Date`, `X-Goog-Date`, and
+      the seconds `X-Amz-Expires`, `X-Goog-Expires`.
+    """
+    parameters = {(a or b).lower(): unquote_plus(text) for a, b, text in _URL_TIME.findall(url)}
+    start, expiry = parse_source_time(parameters.get("st")), parse_source_time(parameters.get("se"))
+    with suppress(KeyError, ValueError, OverflowError):
+        start = datetime.strptime(parameters["date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        expiry = start + timedelta(seconds=int(parameters["expires"][:9]))
+    return start, expiry
 
 
 def _id_of(item: object) -> str | None:
@@ -450,6 +547,17 @@ def _path(call_id: str, suffix: str) -> str:
     if call_id in (".", ".."):
         raise CallError("an id that no URL can name", reason="bad_document")
     return f"/voice-calls/{quote(call_id, safe='', errors='surrogatepass')}{suffix}"
+
+
+def _may_be_capped(total: int | None) -> bool:
+    """Whether a listing may have more calls than its total says."""
+    return total is not None and total >= CAPPED_CALLS and total % 1000 == 0
+
+
+def _is_empty(error: SourceError) -> bool:
+    """Whether the source answered with an empty body."""
+    body = error.body if isinstance(error, UnusableAnswer) else None
+    return body is not None and not body.removeprefix(BOM_UTF8).strip()
 
 
 def _is_about_all(error: SourceError) -> bool:

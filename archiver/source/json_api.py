@@ -2,6 +2,9 @@
 
 - Retries: 429, 5xx and broken connections, with backoff; `Retry-After` is respected. An answer that
   cannot be parsed is requested once more.
+- A `Retry-After` that the control request gets as well is a pause of the source: all workers share
+  it, up to `longest_pause_seconds`. Beyond, the source is out. A request that is throttled alone
+  waits alone, for a minute at most.
 - The *control request* decides whether a failure is about one request or about the source. It is
   the plain listing with one entry. If it is answered, the source is up and the credentials are
   valid.
@@ -17,22 +20,31 @@ import base64
 import hashlib
 import hmac
 import itertools
-import random
+import math
 import threading
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlencode, urlsplit
 
 import structlog
 
 from archiver.core.clock import Clock, RemoteClock
+from archiver.core.concurrency import THROTTLED_STATUS
 from archiver.core.errors import FormatError, Reach, SourceError, SourceRefused
-from archiver.core.http import HttpClient, HttpResponse, TransportError
+from archiver.core.http import (
+    JITTER_SECONDS,
+    HttpClient,
+    HttpResponse,
+    TransportError,
+    retry_after_seconds,
+)
 from archiver.core.retry import Retry
 from archiver.manifest import canonical
 from archiver.observability.metrics import RETRIES
+from archiver.source.content_encoding import codings
+from archiver.source.pause import Pause
 
 log = structlog.get_logger()
 
@@ -47,6 +59,9 @@ CONTROL_SECONDS = 1.0
 """How long the result of a control request is valid. Workers share it."""
 ROTATION_SECONDS = 180.0
 """How long to wait for new credentials. Kubernetes replaces a file within two minutes."""
+LONGEST_PAUSE_SECONDS = 900.0
+"""How long a backfill waits where the source asks for it: quotas are counted by the minute, the
+quarter of an hour, the hour or the day."""
 UNREADABLE_SECONDS = 1.0
 """The pause before an answer that cannot be parsed is requested again."""
 _HEADERS = {
@@ -164,9 +179,16 @@ class JsonApi:
     """How long the source may take for one answer."""
     narrowing: Mapping[str, str] = field(default_factory=dict)
     """The query of the plain listing, because credentials may be valid for one campaign only."""
+    longest_pause_seconds: float = LONGEST_PAUSE_SECONDS
+    on_pause: Callable[[float], None] = lambda seconds: None
+    """Receives the seconds of each pause as it begins."""
     _worked: bool = field(default=False, init=False)
     """Whether the credentials were accepted at least once."""
     _latest_control: _Control | None = field(default=None, init=False)
+    _throttled_at: float = field(default=-math.inf, init=False)
+    """When a throttled answer last took a number: those that come soon after it share its control
+    request."""
+    _throttled_number: int = field(default=0, init=False)
     _expired: tuple[str, ...] | None = field(default=None, init=False)
     """The expired credentials that were last logged, while the workers wait for new ones."""
 
@@ -176,6 +198,9 @@ class JsonApi:
         self._origin, self._root = f"{parts.scheme}://{parts.netloc}", parts.path
         self.plain_query = {**self.narrowing, "page": "1", "pageSize": "1"}
         self._control_retry = Retry(self.clock, attempts=CONTROL_TRIES)
+        self._single_try = Retry(self.clock, attempts=1)
+        self._pause = Pause(self.clock, self.on_pause)
+        self._answered = 0
         self._rate_limit = RateLimit(self.requests_per_second, self.clock)
         self._remote = RemoteClock(self.clock)
         self._numbers = itertools.count(1)
@@ -203,7 +228,22 @@ class JsonApi:
         """
 
         def ask() -> JsonAnswer:
-            return self._get(path, query, scope, max_bytes)
+            while True:
+                self._pause.wait()
+                sent_at, answered = self.clock.monotonic(), self._answered
+                try:
+                    return self._get(path, query, scope, max_bytes)
+                except SourceError as error:
+                    if not self._is_paused(error, sent_at):
+                        raise
+                    error.retry_after_seconds = None  # the shared pause is waited for instead
+                    # Of many workers few get through under a small quota. As long as others do,
+                    # the try of this one does not count.
+                    if self._answered == answered:
+                        raise
+                    RETRIES.labels(name, error.reason).inc()
+                    if self.retry.concurrency_limit is not None:
+                        self.retry.concurrency_limit.on_throttled()
 
         try:
             return self.retry.call(name, ask)
@@ -227,15 +267,27 @@ class JsonApi:
 
     # --- the control request
 
-    def _control(self, after: int) -> _Control:
+    def _control(self, after: int, retry: Retry | None = None) -> _Control:
         """Return the latest result, or send a new control request.
 
         The latest result is reused if it is recent, was sent with the same credentials, and is
-        either an error or younger than the request with the number `after`.
+        either an error or younger than the request with the number `after`. A failure with another
+        `retry` than the usual one is not kept: it has not had all tries.
         """
 
         def ask() -> None:
-            self._get_once(CONTROL_PATH, self.plain_query, CONTROL_SCOPE, MAX_JSON_BYTES)
+            self._pause.wait()
+            sent_at = self.clock.monotonic()
+            try:
+                self._get_once(CONTROL_PATH, self.plain_query, CONTROL_SCOPE, MAX_JSON_BYTES)
+            except SourceError as error:
+                # Of the whole source: nobody else need be asked. It is waited for at the next try.
+                seconds, is_usual = error.retry_after_seconds, retry is None
+                if is_usual and seconds is not None and error.status in THROTTLED_STATUS:
+                    error.retry_after_seconds = None
+                    if not self._pause.covers(sent_at):
+                        self._begin_pause(seconds, error.status)
+                raise
 
         with self._control_lock:
             known, secrets = self._latest_control, self.auth.secrets()
@@ -248,7 +300,7 @@ class JsonApi:
                 return known
             number, failure = next(self._numbers), None
             try:
-                self._control_retry.call("list", ask)
+                (retry or self._control_retry).call("list", ask)
             except SourceError as error:
                 status = error.status
                 is_out = status is None or status == 429 or status >= 500
@@ -258,8 +310,46 @@ class JsonApi:
             # If the credentials were replaced meanwhile, it is unknown which ones were sent.
             same = self.auth.secrets() == secrets
             found = _Control(number, self.clock.monotonic(), secrets if same else (), failure)
-            self._latest_control = found if same else None
+            if retry is None or failure is None:
+                self._latest_control = found if same else None
             return found
+
+    def _is_paused(self, error: SourceError, sent_at: float) -> bool:
+        """After an answer to a request of that monotonic time: whether the source as a whole asks
+        for a pause. If so, it has begun.
+
+        1. If there was a pause since, the answer is about that one.
+        2. Otherwise the control request tells whether only this request is throttled.
+        3. Raise `SourceOut` if the pause would be too long.
+        """
+        if error.retry_after_seconds is None or error.status not in THROTTLED_STATUS:
+            return False
+        with self._control_lock:
+            if self._pause.covers(sent_at):  # 1
+                return True
+            # A result from before the first throttled answer would say nothing about it. Those that
+            # come soon after it share one result.
+            now = self.clock.monotonic()
+            if now - self._throttled_at >= CONTROL_SECONDS:
+                self._throttled_at, self._throttled_number = now, next(self._numbers)
+            control = self._control(self._throttled_number, self._single_try).error  # 2
+            if control is None or control.status not in THROTTLED_STATUS:
+                return False
+            seconds = max(error.retry_after_seconds, control.retry_after_seconds or 0.0)
+            self._begin_pause(seconds, control.status)  # 3
+            return True
+
+    def _begin_pause(self, seconds: float, status: int | None) -> None:
+        """Begin a pause of the whole source. Raises `SourceOut` if it would be too long."""
+        if seconds > self.longest_pause_seconds + JITTER_SECONDS:
+            raise SourceOut(
+                f"the source asks for a pause of {seconds:.0f} s ({status}), and "
+                f"{self.longest_pause_seconds:.0f} s are waited for at most: come back then, "
+                "or ask the platform for a higher quota",
+                reason="throttled",
+                status=status,
+            )
+        self._pause.begin(seconds, status)
 
     # --- one request
 
@@ -318,6 +408,7 @@ class JsonApi:
         self, path: str, query: Mapping[str, str], scope: str, max_bytes: int
     ) -> JsonAnswer:
         """Send one request. The path is sent as it was signed: nothing is encoded again."""
+        self._pause.wait()
         self._rate_limit.wait()
         path = self._root + path
         url = self._origin + (f"{path}?{urlencode(query)}" if query else path)
@@ -329,9 +420,11 @@ class JsonApi:
         except TransportError as error:
             raise self._no_answer(error, max_bytes) from None
         self._remote.note_date(response.headers.get("date"))
+        if response.status not in THROTTLED_STATUS:
+            self._answered += 1
         if response.status != 200:
-            raise _refusal(response, scope)
-        if response.headers.get("content-encoding", "identity").lower() != "identity":
+            raise _refusal(response, scope, self.clock)
+        if codings(response.headers.get("content-encoding")):
             raise UnusableAnswer(
                 "the source answered with a Content-Encoding that was not asked for",
                 body=response.body,
@@ -400,7 +493,8 @@ def _unwrap(response: HttpResponse) -> JsonAnswer:
         text = f"the source answered with more than {MAX_JSON_BYTES >> 20} MiB of JSON"
         raise UnusableAnswer(text, body=response.body)
     try:
-        document = canonical.load(response.body)
+        # A BOM is no JSON (RFC 8259, section 8.1), yet .NET's writers put one before it.
+        document = canonical.load(response.body.removeprefix(BOM_UTF8))
     except FormatError as error:
         kind = response.headers.get("content-type", "no content type").partition(";")[0][:40]
         kind = kind if kind.isprintable() else "something"
@@ -427,7 +521,7 @@ def _unwrap(response: HttpResponse) -> JsonAnswer:
     )
 
 
-def _refusal(response: HttpResponse, scope: str) -> SourceError:
+def _refusal(response: HttpResponse, scope: str, clock: Clock) -> SourceError:
     status = response.status
     if status == 401:
         return SourceRefused(
@@ -439,34 +533,27 @@ def _refusal(response: HttpResponse, scope: str) -> SourceError:
         text = f"the source refused access (403): give the token or key the scope {scope}"
         return SourceRefused(text, status=status)
     retryable = status in (408, 425, 429) or status >= 500
+    check = "check ARCHIVER_API_BASE_URL and the source's state"
+    if status == 429:
+        check = "its quota is used up: lower ARCHIVER_API_RATE, or ask the platform for more"
     return SourceError(
-        f"the source answered {status}: check ARCHIVER_API_BASE_URL and the source's state",
+        f"the source answered {status}: {check}",
         retryable=retryable,
         reason="throttled" if status == 429 else "status_5xx" if status >= 500 else "status",
-        retry_after_seconds=_retry_after(response) if retryable else None,
+        retry_after_seconds=_retry_after(response, clock) if retryable else None,
         status=status,
     )
 
 
-def _retry_after(response: HttpResponse) -> float | None:
-    """The pause in seconds that the header (a number, or a date by the source's clock) or the
-    error's body asks for, with up to 0.5 s more, so that the workers do not return together."""
-    text = response.headers.get("retry-after", "")
-    seconds: object = int(text) if text.isdecimal() and len(text) <= 6 else None
-    if seconds is None and text:
-        try:
-            until, now = text, response.headers.get("date", "")
-            seconds = (parsedate_to_datetime(until) - parsedate_to_datetime(now)).total_seconds()
-        except (ValueError, TypeError, OverflowError):
-            pass
-    if seconds is None:
-        try:
-            error = canonical.load_object(response.body).get("error")
-            seconds = error.get("retryAfter") if isinstance(error, dict) else None
-        except FormatError:
-            return None
+def _retry_after(response: HttpResponse, clock: Clock) -> float | None:
+    """The pause in seconds that the header or the error's body asks for, with jitter."""
+    if (asked := retry_after_seconds(response.headers, clock.now())) is not None:
+        return asked
+    try:
+        error = canonical.load_object(response.body.removeprefix(BOM_UTF8)).get("error")
+    except FormatError:
+        return None
+    seconds = error.get("retryAfter") if isinstance(error, dict) else None
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         return None
-    if not 0 <= seconds < 10**6:
-        return None
-    return seconds + random.uniform(0, 0.5)  # noqa: S311  (jitter, no secret)
+    return retry_after_seconds({"retry-after": str(math.ceil(seconds))})

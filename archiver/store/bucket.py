@@ -29,7 +29,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from archiver.core import checksums, liveness
 from archiver.core.checksums import Buffer
 from archiver.core.clock import Clock
-from archiver.core.errors import KeyTaken, Reach, StoreError
+from archiver.core.errors import ArchiverError, KeyTaken, Reach, StoreError
 from archiver.core.http import TransportError
 from archiver.core.retry import Retry
 from archiver.manifest import layout
@@ -56,7 +56,7 @@ seven days as well (docs/bucket.md), so a longer upload could lose its parts any
 _IN_EVERY_ARCHIVE = (
     layout.PROBE, layout.seal_key(0), layout.signature_key(0), layout.VERIFY_PAGE
 )  # fmt: skip
-_NEVER_OF_ONE_OBJECT = ("clock", "credentials", "no_bucket", "settings", "tls")
+_NEVER_OF_ONE_OBJECT = ("clock", "credentials", "no_bucket", "provider", "settings", "tls")
 """Reasons that are never about one object."""
 _DROPPED_IN_SILENCE = {
     "ObjectLockLegalHoldStatus", "ObjectLockMode", "SSEKMSKeyId", "ServerSideEncryption",
@@ -108,6 +108,11 @@ class Bucket:
         self.create_once = True
         """Whether the store refuses to overwrite. If not, the one writer sends a HEAD before each
         write."""
+        self.conditional_writes = True
+        """Whether a PUT has the condition of a create-once write. Not if the store refuses it."""
+        self.conditional_completion = True
+        """Whether the end of a multipart upload has it. Its key belongs to one upload alone, so it
+        can do without."""
         self.read_back = False
         """Whether each recording is read back and hashed, because a HEAD proves too little."""
         self.trust_put_checksum = False
@@ -283,7 +288,7 @@ class Bucket:
         arguments = {
             "ContentType": content_type,
             "ChecksumSHA256": checksums.hex_to_base64(sha256),
-            "IfNoneMatch": "*",
+            **({"IfNoneMatch": "*"} if self.conditional_writes else {}),
             **self.write_arguments(retain_until, held),
         }
         wanted = Stored(key, None, len(data), sha256)
@@ -456,7 +461,7 @@ class Bucket:
         if not self.has_object_lock():
             raise StoreError(
                 f"bucket {self.options.bucket} has no Object Lock: make it with Object Lock "
-                "enabled, or set ARCHIVER_OBJECT_LOCK_MODE=none"
+                "enabled, on a store that has it, or set ARCHIVER_OBJECT_LOCK_MODE=none"
             )
         self.check_lock_permissions()
 
@@ -501,11 +506,13 @@ class Bucket:
         return answer.get("ObjectLockConfiguration") or {}
 
     def _configuration(self, method: str) -> dict[str, Any]:
-        """A setting of the bucket; empty if the store does not have such a setting."""
+        """A setting of the bucket; empty if the store does not have such a setting. Stores say so
+        with 501, or with 400 (Google Cloud Storage), 404 or 405."""
         try:
             return self.client.call(method)
         except StoreError as error:
-            if error.reason in ("not_implemented", "not_configured"):
+            is_unknown = error.reason == "refused" and error.status in (400, 404, 405)
+            if is_unknown or error.reason in ("not_implemented", "not_configured", "not_found"):
                 return {}
             raise
 
@@ -536,10 +543,11 @@ class MultipartUpload:
 
     def complete(self, sha256: str) -> Stored:
         """Complete the upload and verify the object; `sha256` is the hash of the whole."""
+        condition = {"IfNoneMatch": "*"} if self._bucket.conditional_completion else {}
 
         def once() -> None:
             try:
-                self.complete_once(IfNoneMatch="*")
+                self.complete_once(**condition)
             except StoreError as error:
                 # If an earlier answer was lost, the upload is gone and the object is there.
                 landed = error.reason in ("no_upload", "taken") and self._bucket.head(self._key)
@@ -565,7 +573,7 @@ class MultipartUpload:
         """Abort the upload, even if the process must end. Best effort: parts that stay are not an
         object, and a later start aborts the upload (`abort_uploads`)."""
         client = self._bucket.client
-        with suppress(BotoCoreError, ClientError, OSError):
+        with suppress(ArchiverError, BotoCoreError, ClientError, OSError):
             client.s3.abort_multipart_upload(**client.at(self._key), UploadId=self.upload_id)
 
     def _send_once(self, method: str, **arguments: Any) -> dict[str, Any]:

@@ -6,12 +6,11 @@ own success. So this client retries, and the writer reads the object back after 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
+from urllib.request import getproxies
 
 import boto3
 import botocore.config
@@ -21,10 +20,12 @@ from urllib3.exceptions import HTTPError
 
 from archiver.core import checksums, liveness
 from archiver.core.clock import Clock, RemoteClock
-from archiver.core.errors import StoreError
+from archiver.core.errors import StoreError, UsageError
 from archiver.core.http import ANSWER_SECONDS, Transport, TransportError, with_upload_seconds
 from archiver.core.http import make_client as make_http_client
+from archiver.core.network import boto3_bundle, proxy_for, root_bundle
 from archiver.core.retry import Retry
+from archiver.store.credentials import prepare
 from archiver.store.errors import odd, translate
 from archiver.store.signed_requests import USER_AGENT, SignedRequests
 from archiver.store.types import ObjectHead
@@ -48,6 +49,9 @@ class StoreOptions:
     storage_class: str | None = None
     connections: int = 16
     transport: Transport = "fast"
+    addressing_style: str | None = None
+    """`auto`, `path` or `virtual`: whether the bucket's name stands in the path or in the host. By
+    default as the AWS configuration says, else in the path where `endpoint_url` is set."""
     signed_requests: bool = True
     """Whether `signed_requests.py` sends the frequent requests; otherwise boto3 does."""
 
@@ -58,7 +62,10 @@ def make_client(
     *,
     read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
 ) -> Any:
-    """A boto3 client without retries and checksums of its own. Raises `StoreError`."""
+    """A boto3 client without retries and checksums of its own, with the proxy of
+    `core/network.py`. Raises `StoreError`, and `UsageError` for proxies and AWS's own variables."""
+    # A store with its own endpoint rarely has a DNS name for each bucket.
+    style = options.addressing_style or ("path" if options.endpoint_url else "auto")
     config = botocore.config.Config(
         retries={"total_max_attempts": 1, "mode": "standard"},
         connect_timeout=10,
@@ -68,15 +75,33 @@ def make_client(
         response_checksum_validation="when_required",
         signature_version="s3v4",
         user_agent_extra=USER_AGENT,
-        # A store with its own endpoint rarely has a DNS name for each bucket.
-        s3={"addressing_style": "path" if options.endpoint_url else "auto"},
+        s3={"addressing_style": style},  # type: ignore[arg-type]
     )
     try:
-        return (session or boto3.Session()).client(
-            "s3", endpoint_url=options.endpoint_url, region_name=options.region, config=config
+        make = partial(
+            (session or boto3.Session()).client,
+            "s3",
+            endpoint_url=options.endpoint_url,
+            region_name=options.region,
         )
+        client = make(config=config)
+        if getproxies():
+            proxy = proxy_for(client.meta.endpoint_url)
+            proxies = dict.fromkeys(("http", "https"), proxy) if proxy else {}
+            client = make(config=config.merge(botocore.config.Config(proxies=proxies)))
     except (BotoCoreError, ValueError) as error:
         raise translate(error, "connect", options.bucket) from None
+    for operation in ("PutObjectRetention", "PutObjectLegalHold"):
+        client.meta.events.register(f"before-sign.s3.{operation}", _send_content_md5)
+    return client
+
+
+def _send_content_md5(request: Any, **_: Any) -> None:
+    """Have a request carry Content-MD5, not the CRC that botocore sends instead: S3 takes both, and
+    stores that were made before the CRC refuse a lock or a hold without Content-MD5."""
+    for name in ("x-amz-checksum-crc32", "x-amz-sdk-checksum-algorithm"):
+        del request.headers[name]
+    request.headers["Content-MD5"] = checksums.md5_base64(request.body)
 
 
 def connect(
@@ -85,24 +110,36 @@ def connect(
     aws: botocore.session.Session | None = None,
 ) -> SignedRequests:
     """Return the requests of a bucket. `check` is as in `http.make_client`; `aws` has the
-    credentials, by default those of the environment. Raises `StoreError`."""
+    credentials, by default those of the environment. Raises `StoreError`, and `UsageError` for
+    AWS's own variables and files."""
     aws = aws or botocore.session.Session()
+    prepare(aws)
+    aws_bundle = aws.get_config_variable("ca_bundle")
+    if (bundle := boto3_bundle(aws_bundle)) is not None:
+        # Of the session, so that it holds for the providers of credentials as well.
+        aws.set_config_variable("ca_bundle", str(bundle))
     session = boto3.Session(botocore_session=aws)
+    if options.addressing_style is None:
+        options = replace(options, addressing_style=_configured_style(aws))
     client = make_client(options, session)
-    roots = aws.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
-    try:
-        http = make_http_client(
-            options.transport,
-            roots=Path(roots) if roots else None,  # as boto3 trusts
-            silence_seconds=READ_TIMEOUT_SECONDS,
-            check=check,
-        )
-    except OSError:
-        text = f"AWS_CA_BUNDLE: no certificates can be read from {roots}"
-        raise StoreError(text, reason="tls") from None
+    http = make_http_client(
+        options.transport,
+        roots=root_bundle(aws_bundle),
+        silence_seconds=READ_TIMEOUT_SECONDS,
+        check=check,
+    )
     return SignedRequests(
         client, options.bucket, session, http if options.signed_requests else None
     )
+
+
+def _configured_style(aws: botocore.session.Session) -> str | None:
+    """`addressing_style` in the AWS configuration. Raises `UsageError` if it is none."""
+    configured = aws.get_config_variable("s3")
+    style = configured.get("addressing_style") if isinstance(configured, dict) else None
+    if style not in (None, "auto", "path", "virtual"):
+        raise UsageError("AWS_CONFIG_FILE: addressing_style must be auto, path or virtual")
+    return style
 
 
 class StoreClient:
@@ -188,8 +225,18 @@ class StoreClient:
             return None
 
     def attempt(self, operation: str, send: Callable[[], T]) -> T:
-        """Call `send` once, translate its errors, and note the store's `Date`. Raises `Interrupted`
-        if the process must end."""
+        """Call `send`, translate its errors, and note the store's `Date`. Once more if the store
+        refuses the credentials and there are others by now: they have expired, or were rotated.
+        Raises `Interrupted` if the process must end."""
+        used = self.signed.credentials()
+        try:
+            return self._attempt(operation, send)
+        except StoreError as error:
+            if error.reason != "credentials" or not self.signed.renew(used):
+                raise
+        return self._attempt(operation, send)
+
+    def _attempt(self, operation: str, send: Callable[[], T]) -> T:
         self.clock.check()
         try:
             answer = send()
@@ -205,10 +252,53 @@ class StoreClient:
         """The metadata of an object; None if there is no such object."""
 
         def once() -> ObjectHead | None:
-            answer = self.find_once("head_object", key, version_id, ChecksumMode="ENABLED")
+            try:
+                answer = self.find_once("head_object", key, version_id, ChecksumMode="ENABLED")
+            except StoreError as error:
+                # No body says why a HEAD is refused: it may be that the credentials have expired.
+                if error.status not in (400, 403) or not self._refuses_credentials(key, version_id):
+                    raise
+                answer = self.find_once("head_object", key, version_id, ChecksumMode="ENABLED")
+            # No object of ours is empty. Some stores, and proxies before them, tell no length or 0.
+            if answer is not None and not answer.get("ContentLength"):
+                answer["ContentLength"] = self._size(key, version_id)
             return None if answer is None else _head(answer)
 
         return self.retrying(once)
+
+    def _refuses_credentials(self, key: str, version_id: str | None) -> bool:
+        """Whether a GET is refused for the credentials, so that `attempt` has found other ones.
+        Raises `StoreError` if there are none."""
+        used = self.signed.credentials()
+        if used is None:
+            return False
+        try:
+            self._first_byte(key, version_id)
+        except StoreError as error:
+            if error.reason in ("credentials", "provider", "clock"):
+                raise
+        return self.signed.credentials() != used
+
+    def _size(self, key: str, version_id: str | None) -> int:
+        """The size of an object by a GET of its first byte. Raises `StoreError`."""
+        try:
+            headers = self._first_byte(key, version_id)["ResponseMetadata"]["HTTPHeaders"]
+        except StoreError as error:
+            if error.status != 416:
+                raise
+            return 0
+        _, slash, size = headers.get("content-range", "").rpartition("/")
+        if not slash:  # the whole object was answered
+            size = headers.get("content-length", "")
+        if not size.isdecimal():
+            raise odd("the store does not say the size")
+        return int(size)
+
+    def _first_byte(self, key: str, version_id: str | None) -> dict[str, Any]:
+        """The answer to a GET of an object's first byte, without its body."""
+        answer = self.call_once("get_object", key, version_id, Range="bytes=0-0")
+        answer.pop("Body").close()
+        return answer
 
     def _note_date(self, answer: Any) -> None:
         if isinstance(answer, dict):
@@ -230,8 +320,6 @@ def _head(answer: dict[str, Any]) -> ObjectHead:
     # For a multipart upload the store keeps a checksum of checksums; not all stores mark it.
     if answer.get("ChecksumType") == "COMPOSITE" or "-" in (checksum or "") or "-" in etag:
         checksum = None
-    if "ContentLength" not in answer:
-        raise odd("the store tells no size")
     return ObjectHead(
         size=answer["ContentLength"],
         version_id=answer.get("VersionId"),

@@ -7,7 +7,8 @@ Rules:
 - A refusal of one request reaches its object only (`Reach.ITEM`): another key or prefix may be
   accepted. An error which shows that no request can succeed (credentials, clock, bucket, network)
   reaches the store.
-- Throttling, server errors and lost connections are retryable; other refusals are not.
+- Throttling, server errors and lost connections are retryable; other refusals are not. A pause that
+  the store asks for (`Retry-After`) goes into `retry_after_seconds`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import botocore.exceptions as boto
 from botocore.exceptions import ClientError
 from urllib3.exceptions import HTTPError
 
-from archiver.core.errors import KeyTaken, Reach, StoreError
-from archiver.core.http import TransportError
+from archiver.core.errors import KeyTaken, Reach, StoreError, UsageError
+from archiver.core.http import TransportError, retry_after_seconds
+from archiver.core.retry import LONGEST_WAIT_SECONDS
+from archiver.store.credentials import configuration_error, no_credentials
 
 _UNREACHABLE = (
     boto.ConnectionError,
@@ -30,6 +33,19 @@ _UNREACHABLE = (
     TransportError,
     OSError,
 )
+_OF_SETTINGS = (
+    boto.BaseEndpointResolverError,
+    boto.EndpointProviderError,
+    boto.InvalidDNSNameError,
+    boto.InvalidHostLabelError,
+    boto.UnsupportedS3ArnError,
+    boto.UnsupportedS3AccesspointConfigurationError,
+    boto.UnsupportedOutpostResourceError,
+    boto.ValidationError,
+    boto.ParamValidationError,
+    ValueError,
+)
+"""Errors about endpoint, region and bucket."""
 _THROTTLED = {"SlowDown", "TooManyRequests", "429", "503", "Throttling", "ThrottlingException"}
 _RETRYABLE = _THROTTLED | {
     "RequestLimitExceeded", "ServiceUnavailable", "InternalError", "RequestTimeout",
@@ -95,9 +111,16 @@ _REFUSALS = (
     ),
     _Refusal(
         "credentials",
-        "InvalidAccessKeyId SignatureDoesNotMatch ExpiredToken InvalidToken",
+        "InvalidAccessKeyId SignatureDoesNotMatch",
         "the store refused the credentials ({code}): check AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY",
+        Reach.STORE,
+    ),
+    _Refusal(
+        "credentials",
+        "ExpiredToken ExpiredTokenException InvalidToken TokenRefreshRequired",
+        "the store refused the credentials ({code}): check AWS_SESSION_TOKEN, or the provider of "
+        "the credentials",
         Reach.STORE,
     ),
 )
@@ -123,17 +146,24 @@ _PERMISSIONS = {
 """The permission that an operation needs, if it is not `s3:<operation>`."""
 
 
-def translate(error: Exception, operation: str, bucket: str) -> StoreError:
-    """Return the `StoreError` for an exception that an operation raised."""
+def translate(error: Exception, operation: str, bucket: str) -> StoreError | UsageError:
+    """Return the error for an exception that an operation raised: a `UsageError` if AWS's own
+    variables and files are wrong."""
     if isinstance(error, ClientError):
         return _refusal(error, operation, bucket)
-    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
+    if (of_settings := configuration_error(error)) is not None:
+        return of_settings
+    if isinstance(error, boto.NoCredentialsError):
+        return no_credentials()
+    if isinstance(error, boto.ProxyConnectionError):
         return StoreError(
-            "no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pod "
-            "a role",
-            reason="credentials",
+            "the store is unreachable (the proxy makes no connection): check HTTPS_PROXY, "
+            "HTTP_PROXY and ALL_PROXY, or name the store in NO_PROXY",
+            retryable=True,
+            reason="unreachable",
         )
-    if isinstance(error, boto.SSLError) or getattr(error, "kind", None) == "untrusted":
+    is_untrusted = isinstance(error, boto.SSLError) and "CERTIFICATE_VERIFY" in str(error)
+    if is_untrusted or getattr(error, "kind", None) == "untrusted":
         return StoreError(
             "the store's TLS certificate is not trusted: set AWS_CA_BUNDLE to its root",
             reason="tls",
@@ -146,10 +176,12 @@ def translate(error: Exception, operation: str, bucket: str) -> StoreError:
             retryable=True,
             reason="unreachable",
         )
+    if isinstance(error, _OF_SETTINGS):
+        check = "check ARCHIVER_S3_ENDPOINT_URL, ARCHIVER_S3_REGION and ARCHIVER_S3_BUCKET"
+    else:
+        check = "boto3 raises this, perhaps for an AWS_… variable or AWS's configuration file"
     return StoreError(
-        f"the store cannot be asked ({type(error).__name__}): check ARCHIVER_S3_ENDPOINT_URL, "
-        "ARCHIVER_S3_REGION and ARCHIVER_S3_BUCKET",
-        reason="settings",
+        f"the store cannot be asked ({type(error).__name__}): {check}", reason="settings"
     )
 
 
@@ -167,7 +199,8 @@ def odd(message: str) -> StoreError:
 def _refusal(error: ClientError, operation: str, bucket: str) -> StoreError:
     """The error for an answer of the store, by its code and status."""
     code = str(error.response.get("Error", {}).get("Code", "unknown"))[:64]
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    answer = error.response.get("ResponseMetadata", {})
+    status, headers = answer.get("HTTPStatusCode"), answer.get("HTTPHeaders", {})
     if code in ("PreconditionFailed", "412"):
         return KeyTaken(f"{operation}: the key is taken", reason="taken", status=412)
     known = _BY_CODE.get(code, _NOT_IMPLEMENTED if status == 501 else None)
@@ -184,11 +217,14 @@ def _refusal(error: ClientError, operation: str, bucket: str) -> StoreError:
             status=status,
             reach=known.reach,
         )
-    retryable = code in _RETRYABLE or (isinstance(status, int) and status >= 500)
+    asked = retry_after_seconds(headers, at_most=LONGEST_WAIT_SECONDS)
+    throttled = code in _THROTTLED or status == 429
+    retryable = throttled or code in _RETRYABLE or (isinstance(status, int) and status >= 500)
     return StoreError(
         f"the store answered {operation} with {code}",
         retryable=retryable,
-        reason="throttled" if code in _THROTTLED else "status_5xx" if retryable else "refused",
+        retry_after_seconds=asked if retryable else None,
+        reason="throttled" if throttled else "status_5xx" if retryable else "refused",
         status=status,
         reach=Reach.ITEM,
     )

@@ -13,6 +13,8 @@ and sometimes report what they did not do. So each store is tested on one small 
   are deleted again, as far as the credentials allow.
 - It is locked for `LOCK_SECONDS` at a time only.
 - A writer needs no permission to delete, to list versions or to set holds. A denied test is None.
+- Some stores refuse the condition of a create-once write itself (Backblaze B2, Alibaba OSS and
+  OVHcloud answer 501). Then the object is written without it.
 """
 
 from __future__ import annotations
@@ -60,13 +62,16 @@ class Capabilities:
     object_lock: bool | None
     """Whether the bucket has it."""
     versioning: bool | None
+    conditional_writes: bool | None = None
+    """The store takes a PUT with `If-None-Match`; False if it refuses all of them."""
     whole_checksums: bool = False
     """A wrong SHA-256 of a whole object is refused. False also if this could not be tested."""
     create_once_racers: int = 0
     """How many wrote at once: to create the object, or to overwrite it if it existed."""
     create_once_race_winners: int | None = None
     complete_create_once: bool | None = None
-    """CompleteMultipartUpload refuses a key that is taken. Whether atomically is not tested."""
+    """CompleteMultipartUpload refuses a key that is taken. Whether atomically is not tested. False
+    also if it refuses the condition itself."""
     lock_holds: bool | None = None
     """A locked version keeps mode and date, cannot be deleted, and its date cannot be shortened."""
     lock_at_multipart: bool | None = None
@@ -85,17 +90,19 @@ class Capabilities:
 def quick_probe(bucket: Bucket, proved: Mapping[str, Any]) -> Capabilities:
     """Return what the store shows now, limited to what it `proved` when the archive was begun
     (`store` in seal 0). Raises `StoreError` if the store refuses or is unreachable."""
-    refuses = proved.get("create_once") is not False and (
+    refuses: bool | None = False
+    if proved.get("create_once") is not False:
         # The first write may find the object gone, and create it.
-        _refuses_overwrite(bucket) or _refuses_overwrite(bucket)
-    )
+        refuses = _refuses_overwrite(bucket) or _refuses_overwrite(bucket)
     checksums = proved.get("checksums") is not False and _refuses_wrong_part(bucket)
     return Capabilities(
         checksums=checksums,
         whole_checksums=checksums and proved.get("whole_checksums") is True,
-        create_once=refuses,
+        create_once=refuses is True,
         object_lock=None,
         versioning=None,
+        conditional_writes=refuses is not None and proved.get("conditional_writes"),
+        complete_create_once=False if proved.get("complete_create_once") is False else None,
         lock_holds=False if proved.get("lock_holds") is False else None,
         tls=bucket.client.uses_tls,
     )
@@ -113,7 +120,7 @@ def probe(bucket: Bucket) -> Capabilities:
     6. Put a legal hold on a version, and remove it.
     7. Delete the versions that the store should have refused.
     """
-    create_once, winners = _try_create_once(bucket)  # 1
+    create_once, conditional, winners = _try_create_once(bucket)  # 1
     whole: bool | None = False
     if _refuses_wrong_part(bucket):  # 2
         # A store that accepts wrong parts would keep a wrong object, so it is not sent one. If a
@@ -123,6 +130,7 @@ def probe(bucket: Bucket) -> Capabilities:
         checksums=whole is not False,
         whole_checksums=whole is True,
         create_once=create_once,
+        conditional_writes=conditional,
         create_once_racers=0 if winners is None else RACERS,
         create_once_race_winners=winners,
         object_lock=_unless_denied(bucket.has_object_lock),  # 3
@@ -152,9 +160,11 @@ def require_safe(found: Capabilities, *, single_writer: bool) -> None:
     would only lead to the other."""
     missing = []
     if not found.create_once and not single_writer:
+        refuses = "the store refuses to create objects only once (If-None-Match)"
+        overwrites = "the store overwrites objects that must be created once"
         missing.append(
-            "the store overwrites objects that must be created once, so two writers could harm "
-            "each other: use another store, or run exactly one process with --single-writer"
+            f"{refuses if found.conditional_writes is False else overwrites}, so two writers could "
+            "harm each other: use another store, or run exactly one process with --single-writer"
         )
     if found.lock_holds is False:
         missing.append(
@@ -165,26 +175,48 @@ def require_safe(found: Capabilities, *, single_writer: bool) -> None:
         raise StoreError("; ".join(missing))
 
 
-def _try_create_once(bucket: Bucket) -> tuple[bool, int | None]:
+def _try_create_once(bucket: Bucket) -> tuple[bool, bool, int | None]:
     """Create the object with concurrent writers, or try to overwrite it. Returns whether the store
-    creates once, and how many writers won (None if there was no race).
+    creates once, whether it takes the condition at all, and how many writers won (None if there was
+    no race).
 
     A winner whose answer was lost finds the key taken when it retries. So no winner is as good as
     one, and versions count as well as answers.
     """
     is_new = bucket.head(layout.PROBE) is None
     winners = _race(bucket) if is_new else None
-    if bucket.read(layout.PROBE, max_bytes=1 << 20) != PROBE_BYTES:
-        raise StoreError("manifest/probe holds other bytes than the archiver's: use another prefix")
-    if winners is not None:
-        # Raises if the store accepted encryption or storage class and ignored it.
-        sha256 = checksums.sha256_hex(PROBE_BYTES)
-        bucket.verify_write(Stored(layout.PROBE, None, len(PROBE_BYTES), sha256), None)
+    is_there = _is_ours(bucket)
+    if winners is not None and is_there:
+        _verify_put(bucket)
         winners = max(winners, len(_put_versions(bucket)))
     refuses = _refuses_overwrite(bucket)
+    if refuses is None:
+        if not is_there:
+            _put_plainly(bucket)
+            _verify_put(bucket)
+        return False, False, None
     if refuses and not is_new:
         winners = _race(bucket)
-    return refuses and (winners or 0) <= (1 if is_new else 0), winners
+    return refuses and (winners or 0) <= (1 if is_new else 0), True, winners
+
+
+def _is_ours(bucket: Bucket) -> bool:
+    """Whether the object is there. Raises `StoreError` if it has other bytes than ours."""
+    found = bucket.read(layout.PROBE, max_bytes=1 << 20)
+    if found not in (None, PROBE_BYTES):
+        raise StoreError("manifest/probe holds other bytes than the archiver's: use another prefix")
+    return found is not None
+
+
+def _put_plainly(bucket: Bucket) -> None:
+    """Write the object without a condition."""
+    bucket.client.retrying(lambda: etag_of(bucket.put_probe()))
+
+
+def _verify_put(bucket: Bucket) -> None:
+    """Raise `StoreError` if the store accepted encryption or storage class and ignored it."""
+    sha256 = checksums.sha256_hex(PROBE_BYTES)
+    bucket.verify_write(Stored(layout.PROBE, None, len(PROBE_BYTES), sha256), None)
 
 
 def _race(bucket: Bucket) -> int:
@@ -193,7 +225,9 @@ def _race(bucket: Bucket) -> int:
     A store may keep losers waiting for long, so writers retry after `PATIENCE_SECONDS`.
     """
     barrier = threading.Barrier(RACERS, timeout=10)
-    options, clock = replace(bucket.options, connections=RACERS), bucket.client.clock
+    style = bucket.client.s3.meta.config.s3.get("addressing_style")
+    options = replace(bucket.options, connections=RACERS, addressing_style=style)
+    clock = bucket.client.clock
     session = bucket.client.signed.session
     impatient = make_client(options, session, read_timeout_seconds=PATIENCE_SECONDS)
     racing = Bucket(options, clock, Retry(clock, attempts=1), client=impatient)
@@ -202,11 +236,11 @@ def _race(bucket: Bucket) -> int:
         with suppress(threading.BrokenBarrierError):  # this machine allows fewer threads
             barrier.wait()
         try:
-            return not _refuses_overwrite(racing)
+            return _refuses_overwrite(racing) is False
         except StoreError as error:
             if not error.retryable:
                 raise
-            return not _refuses_overwrite(bucket)
+            return _refuses_overwrite(bucket) is False
 
     with ThreadPoolExecutor(RACERS, thread_name_prefix="racer") as pool:
         return sum(pool.map(run, range(RACERS)))
@@ -232,16 +266,19 @@ def _try_multipart(bucket: Bucket, *, locks: bool) -> tuple[bool, bool | None]:
         head = bucket.head(layout.PROBE, version)
         return head is not None and head.lock_mode is not None
 
-    refused = _is_taken(lambda: bucket.client.retrying(lambda: upload_once(IfNoneMatch="*")))
+    refused = _is_taken(
+        lambda: bucket.client.retrying(lambda: upload_once(IfNoneMatch="*")),
+        lambda: bucket.client.retrying(upload_once),
+    )
     if not locks:
-        return refused, None
+        return refused is True, None
     if not made and _raw_head(bucket).get("ContentType") == IN_PARTS:
         # If the versions cannot be listed, `_lock_holds` has locked this one, so it proves nothing.
-        return refused, None if _versions(bucket) is None else is_locked(None)
+        return refused is True, None if _versions(bucket) is None else is_locked(None)
     if not made:
         with suppress(KeyTaken):
             _unless_denied(lambda: bucket.client.retrying(upload_once))
-    return refused, is_locked(made[0]) if made else None
+    return refused is True, is_locked(made[0]) if made else None
 
 
 def _lock_holds(bucket: Bucket, mode: str) -> bool:
@@ -298,10 +335,13 @@ def _hold_works(bucket: Bucket) -> bool | None:
 # --- requests about the object
 
 
-def _refuses_overwrite(bucket: Bucket) -> bool:
-    """Whether a create-once write finds the key taken. If not, it creates the object."""
+def _refuses_overwrite(bucket: Bucket) -> bool | None:
+    """Whether a create-once write finds the key taken. If not, it creates the object. None if the
+    store refuses the condition itself."""
     put = partial(bucket.put_probe, IfNoneMatch="*")
-    return _is_taken(lambda: bucket.client.retrying(lambda: etag_of(put())))
+    return _is_taken(
+        lambda: bucket.client.retrying(lambda: etag_of(put())), lambda: _put_plainly(bucket)
+    )
 
 
 def _refuses_wrong_object(bucket: Bucket) -> bool:
@@ -363,16 +403,20 @@ def _oldest_put(bucket: Bucket) -> ObjectHead | None:
     return bucket.head(layout.PROBE, version_id)
 
 
-def _is_taken(write: Callable[[], object]) -> bool:
-    """Whether the store refuses a write because the key is taken. False if it does not support the
-    condition and says so."""
+def _is_taken(write: Callable[[], object], plainly: Callable[[], object]) -> bool | None:
+    """Whether the store refuses a conditional write because the key is taken. None if it refuses
+    the condition itself: it says so with 501, or it takes the same write `plainly`."""
     try:
         write()
     except KeyTaken:
         return True
     except StoreError as error:
-        if error.reason != "not_implemented":
+        if error.reason == "not_implemented":
+            return None
+        if error.reason != "refused" or error.status not in (400, 405):
             raise
+        plainly()
+        return None
     return False
 
 

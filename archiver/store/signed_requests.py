@@ -22,12 +22,14 @@ from xml.etree import ElementTree
 
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
+from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import ClientError
 
 from archiver import __version__
 from archiver.core.checksums import Buffer
 from archiver.core.http import HttpClient, HttpResponse
 from archiver.core.model import format_second, parse_time
+from archiver.store.credentials import RenewableCredentials
 
 USER_AGENT = f"call-archiver/{__version__}"
 MAX_ANSWER_BYTES = 64 << 10
@@ -90,20 +92,42 @@ class SignedRequests:
         self.session = session
         self._http = http
 
+    def credentials(self) -> ReadOnlyCredentials | None:
+        """What requests are signed with now. Raises `StoreError` if their provider fails."""
+        found = self._credentials
+        return None if found is None else found.get_frozen_credentials()
+
+    def renew(self, refused: ReadOnlyCredentials | None) -> bool:
+        """Find the credentials again. Whether there are others than those that were refused."""
+        found = self._credentials
+        if refused is None or not isinstance(found, RenewableCredentials):
+            return False
+        return found.renew(refused)
+
     @cached_property
+    def _credentials(self) -> Any:
+        """None if boto3 found none when the session began."""
+        return self.session.get_credentials() if self.session is not None else None
+
     def _target(self) -> tuple[HttpClient, str, S3SigV4Auth] | None:
-        """The HTTP client, the URL up to the key (from a URL that boto3 presigns), and the signer.
-        None if boto3 has no credentials or signs in another way."""
-        credentials = self.session.get_credentials() if self.session is not None else None
-        if credentials is None or self._http is None:
+        """The HTTP client, the URL up to the key, and the signer. None if boto3 has no credentials
+        or signs in another way."""
+        credentials = self.credentials()
+        if credentials is None or self._http is None or (where := self._address) is None:
             return None
+        base, region = where
+        return self._http, base, S3SigV4Auth(credentials, "s3", region)
+
+    @cached_property
+    def _address(self) -> tuple[str, str] | None:
+        """The URL up to the key, from one that boto3 presigns, and the region that is signed for.
+        None if boto3 signs in another way."""
         parameters = {"Bucket": self._bucket, "Key": "x"}
         url = urlsplit(self.boto3_client.generate_presigned_url("head_object", Params=parameters))
         scope = parse_qs(url.query).get("X-Amz-Credential", [""])[0].split("/")
         if len(scope) < 5 or scope[-2] != "s3":
             return None
-        base = f"{url.scheme}://{url.netloc}{url.path.removesuffix('x')}"
-        return self._http, base, S3SigV4Auth(credentials, "s3", scope[-3])
+        return f"{url.scheme}://{url.netloc}{url.path.removesuffix('x')}", scope[-3]
 
     def put_object(self, **arguments: Any) -> dict[str, Any]:
         return self._send("put_object", "PUT", arguments)
@@ -116,9 +140,9 @@ class SignedRequests:
 
     def get_object(self, **arguments: Any) -> dict[str, Any]:
         """Return the answer; its `Body` has `iter_chunks` and `close`, as botocore's."""
-        if self._target is None or _DOTS.search(arguments["Key"]):
+        if (target := self._target()) is None or _DOTS.search(arguments["Key"]):
             return dict(self.boto3_client.get_object(**arguments))
-        http, base, signer = self._target
+        http, base, signer = target
         response = http.stream(*_signed(signer, "GET", _url(base, arguments), arguments))
         if response.status >= 300:
             _raise_refusal("get_object", "GET", response.read_all(MAX_ANSWER_BYTES))
@@ -130,9 +154,12 @@ class SignedRequests:
 
     def list_objects_v2(self, **arguments: Any) -> dict[str, Any]:
         """Return the page as `parse_page` does, with the metadata of the answer."""
-        if self._target is not None:
-            http, base, signer = self._target
-            url = f"{base.rstrip('/')}?{query_of(arguments)}"
+        if (target := self._target()) is not None:
+            http, base, signer = target
+            # The bucket stands in the path, or in the host: then the path is `/`, also in what is
+            # signed.
+            path = "/" if base.count("/") == 3 else ""
+            url = f"{base.rstrip('/')}{path}?{query_of(arguments)}"
             answer = http.request("GET", *_signed(signer, "GET", url, {}), max_bytes=MAX_PAGE_BYTES)
             if answer.status < 300:
                 return {**parse_page(answer.body), **_metadata(answer.headers)}
@@ -144,8 +171,9 @@ class SignedRequests:
     ) -> dict[str, Any]:
         body = arguments.get("Body")
         is_plain = body is None or isinstance(body, Buffer)
-        if self._target is not None and is_plain and not _DOTS.search(arguments["Key"]):
-            http, base, signer = self._target
+        target = self._target()
+        if target is not None and is_plain and not _DOTS.search(arguments["Key"]):
+            http, base, signer = target
             signed = _signed(signer, method, _url(base, arguments), arguments)
             answer = http.request(method, *signed, body, max_bytes=MAX_ANSWER_BYTES)
             if answer.status < 300:

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,13 +24,17 @@ from archiver.store.bucket import Bucket
 from archiver.store.client import StoreOptions, connect, make_client
 from tests.contract.servers import Rclone
 from tests.contract.stores import KNOWN, Known
+from tests.fakes import unlike_s3
 from tests.fakes.clock import HandClock
 from tests.fakes.rig import SIGNED, TRANSPORT, aws_session, store_requests
+from tests.fakes.unlike_s3 import Habits, UnlikeS3
 from tests.system.ceph import Ceph
-from tests.system.servers import REGION, Weed
+from tests.system.servers import DOMAIN, REGION, Weed
 
 _HERE = Path(__file__).parent
-ASKED = os.environ.get("CONTRACT_STORES", "weed,moto,rclone").split(",")
+ASKED = os.environ.get(
+    "CONTRACT_STORES", "weed,moto,rclone,b2_like,gcs_like,oss_like,minio_like"
+).split(",")
 STORES = [name for name, known in KNOWN.items() if known.server in ASKED]
 LOCKED = [name for name in STORES if KNOWN[name].locked]
 LOCKING = [name for name in LOCKED if KNOWN[name].proved.lock_holds]
@@ -105,6 +110,42 @@ def rgw_server(ceph: Ceph) -> Server:
     return Server(ceph.endpoint_url, ceph.environment)
 
 
+@contextmanager
+def _unlike(weed: Weed, habits: Habits) -> Iterator[Server]:
+    with UnlikeS3(weed.endpoint_url, habits, weed.environment) as store:
+        yield Server(store.url, weed.environment, has_buckets=True)
+
+
+@pytest.fixture(scope="session")
+def b2_like_server(weed: Weed) -> Iterator[Server]:
+    with _unlike(weed, unlike_s3.B2) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcs_like_server(weed: Weed) -> Iterator[Server]:
+    with _unlike(weed, unlike_s3.GCS) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def minio_like_server(weed: Weed) -> Iterator[Server]:
+    with _unlike(weed, unlike_s3.MINIO) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def oss_like_server(weed: Weed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """It is asked as an HTTP proxy is, because nobody knows a host of the bucket's name."""
+    config = tmp_path_factory.mktemp("oss") / "config"
+    config.write_text("[default]\ns3 =\n  addressing_style = virtual\n")
+    with UnlikeS3(weed.endpoint_url, unlike_s3.OSS, weed.environment) as store:
+        proxy = dict.fromkeys(("HTTP_PROXY", "http_proxy"), store.url)
+        direct = dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1")
+        environment = {**weed.environment, **proxy, **direct, "AWS_CONFIG_FILE": str(config)}
+        yield Server(f"http://{DOMAIN}", environment, has_buckets=True)
+
+
 @pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest) -> str:
     """Which of the known stores a test runs on."""
@@ -143,6 +184,8 @@ def open_bucket(server: Server, known: Known, prefix: str, clock: HandClock) -> 
         )
         bucket = Bucket(store, clock, Retry(clock), client=client)
         bucket.create_once = known.proved.create_once
+        bucket.conditional_writes = known.proved.conditional_writes is not False
+        bucket.conditional_completion = known.proved.complete_create_once is not False
         return bucket
 
     return make

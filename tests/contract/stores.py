@@ -36,6 +36,7 @@ def _proved(**differs: bool | int | None) -> Capabilities:
         "create_once": True,
         "object_lock": True,
         "versioning": True,
+        "conditional_writes": True,
         "create_once_racers": RACERS,
         "create_once_race_winners": 1,
         "complete_create_once": True,
@@ -60,6 +61,15 @@ _ALL_WIN: dict[str, bool | int | None] = {
     "complete_create_once": False,
     "checksums": False,
 }
+
+_REFUSED: dict[str, bool | int | None] = {
+    "create_once": False,
+    "conditional_writes": False,
+    "create_once_racers": 0,
+    "create_once_race_winners": None,
+    "complete_create_once": False,
+}
+"""The store refuses the condition itself."""
 
 KNOWN: Mapping[str, Known] = {
     "weed-locked": Known(
@@ -105,6 +115,35 @@ KNOWN: Mapping[str, Known] = {
         False,
         _proved(**_PLAIN, **_ALL_WIN),
     ),
+    "b2-like": Known(
+        "b2_like",
+        "B2-like: 501 for a conditional write (Backblaze B2, OVHcloud), bucket with Object Lock",
+        "B2-like",
+        True,
+        _proved(**_REFUSED),
+    ),
+    "gcs-like": Known(
+        "gcs_like",
+        "GCS-like: conditions are ignored, 400 for `?object-lock`, a HEAD without a length",
+        "GCS-like",
+        False,
+        _proved(**{**_PLAIN, **_ALL_WIN, "checksums": True}),
+    ),
+    "oss-like": Known(
+        "oss_like",
+        "OSS-like: the bucket only in the host's name, 501 for a conditional write, 404 for "
+        "`?object-lock`, 405 for `?versioning`",
+        "OSS-like",
+        False,
+        _proved(**{**_PLAIN, **_REFUSED}),
+    ),
+    "minio-like": Known(
+        "minio_like",
+        "MinIO-like (2021): lock calls need Content-MD5; 501 for a conditional end of an upload",
+        "MinIO-like",
+        True,
+        _proved(complete_create_once=False),
+    ),
 }
 
 
@@ -119,6 +158,7 @@ class Matter:
 
 
 _RGW = ("rgw-locked", "rgw-plain")
+_NO_CONDITION = ("b2-like", "oss-like")
 
 
 def _all(stores: tuple[str, ...], instead: str) -> dict[str, str]:
@@ -127,14 +167,22 @@ def _all(stores: tuple[str, ...], instead: str) -> dict[str, str]:
 
 MATTERS: Mapping[str, Matter] = {
     "a create-once write of a taken key": Matter(
-        "refused", {"rclone": "overwritten", "rgw-locked": "hidden under a second version"}
+        "refused",
+        {
+            "rclone": "overwritten",
+            "gcs-like": "overwritten",
+            "rgw-locked": "hidden under a second version",
+            **_all(_NO_CONDITION, "the condition is refused"),
+        },
     ),
     "a create-once end of an upload, of a taken key": Matter(
         "refused",
         {
             "rclone": "overwritten",
+            "gcs-like": "overwritten",
             "rgw-locked": "hidden under a second version",
             "rgw-plain": "overwritten",
+            **_all((*_NO_CONDITION, "minio-like"), "the condition is refused"),
         },
     ),
     "an object with a wrong SHA-256": Matter("refused", _all((*_RGW, "moto", "rclone"), "kept")),
@@ -158,6 +206,11 @@ MATTERS: Mapping[str, Matter] = {
     "a storage class (ARCHIVER_STORAGE_CLASS=STANDARD_IA)": Matter(
         "told as kept", _all(_RGW, "refused")
     ),
+    "a lock or a hold without Content-MD5": Matter(
+        "taken with another checksum", {"minio-like": "refused"}, locked=True
+    ),
+    "the size of an object, by a HEAD": Matter("told", {"gcs-like": "not told"}),
+    "the bucket's name in the path": Matter("taken", {"oss-like": "refused"}),
     "a listing of versions": Matter("told", {"rclone": "not there"}),
     "an object uploaded in parts": Matter("kept"),
     "the time when an upload was begun": Matter("told", {"moto": "always one of 2010"}),

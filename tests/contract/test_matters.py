@@ -24,7 +24,7 @@ from tests.contract.conftest import STORES, MakeBucket, Server
 from tests.contract.stores import KNOWN, MATTERS, told
 from tests.fakes.audio import noise
 from tests.fakes.clock import HandClock
-from tests.system.servers import REGION
+from tests.system.servers import REGION, s3_client
 
 WRONG = checksums.hex_to_base64(checksums.sha256_hex(b"another"))
 DAY = timedelta(days=1)
@@ -140,9 +140,11 @@ def _overwritten(scene: Scene, *, in_parts: bool) -> str:
         write = partial(scene.end, scene.upload(), IfNoneMatch="*")
     else:
         write = partial(scene.put, "k", Body=b"y", ChecksumSHA256=_sha256(b"y"), IfNoneMatch="*")
-    if scene.refusal(write, status=412):
+    try:
+        write()
+    except StoreError as error:
         assert scene.bucket.read("k") == b"x"
-        return "refused"
+        return {412: "refused", 501: "the condition is refused"}[error.status or 0]
     assert scene.bucket.read("k") == b"y"
     versions = list(scene.bucket.versions("k"))
     return "hidden under a second version" if len(versions) == 2 else "overwritten"
@@ -256,6 +258,29 @@ def _as_sent(options: dict[str, str]) -> dict[str, str]:
 # --- the rest
 
 
+def _without_md5(scene: Scene) -> str:
+    """Asked by a client that sends a CRC instead."""
+    version = str(scene.put("k")["VersionId"])
+    client = s3_client(scene.server.endpoint_url, scene.server.environment)
+    hold = partial(client.put_object_legal_hold, LegalHold={"Status": "OFF"})
+    refused = scene.refusal(lambda: scene.ask(partial(hold, **scene.at("k", version))), status=400)
+    return "refused" if refused else "taken with another checksum"
+
+
+def _told_size(scene: Scene) -> str:
+    scene.put("k")
+    head = scene.bucket.head("k")
+    assert head is not None
+    assert head.size == 1
+    return "told" if "ContentLength" in scene.s3.head_object(**scene.at("k")) else "not told"
+
+
+def _in_path(scene: Scene) -> str:
+    client = s3_client(scene.server.endpoint_url, scene.server.environment)
+    ask = partial(client.list_objects_v2, Bucket="plain")
+    return "refused" if scene.refusal(lambda: scene.ask(ask), status=403) else "taken"
+
+
 def _versions(scene: Scene) -> str:
     scene.put("k")
     found = [(v.key, v.is_latest, v.is_delete_marker) for v in scene.bucket.versions("k")]
@@ -327,6 +352,9 @@ OBSERVERS: dict[str, Callable[[Scene], str]] = {
     "a storage class (ARCHIVER_STORAGE_CLASS=STANDARD_IA)": lambda scene: _setting(
         scene, "STORAGE_CLASS", storage_class="STANDARD_IA"
     ),
+    "a lock or a hold without Content-MD5": _without_md5,
+    "the size of an object, by a HEAD": _told_size,
+    "the bucket's name in the path": _in_path,
     "a listing of versions": _versions,
     "an object uploaded in parts": _parts,
     "the time when an upload was begun": _begun,

@@ -170,8 +170,8 @@ class SimulatedCall:
 
     @property
     def id(self) -> str:
-        call_id: str = self.document["id"]
-        return call_id
+        """As paths name it; the document may have it as a number."""
+        return str(self.document["id"])
 
     @property
     def state(self) -> str | None:

@@ -141,7 +141,11 @@ class MemoryS3:
         def effect() -> Answer:
             found = self._find(Key, rest, "NoSuchKey")
             data = found.data
-            if Range:
+            if Range and not data:
+                raise refusal("InvalidRange", 416, "GetObject")
+            if Range == "bytes=0-0":
+                data = data[:1]
+            elif Range:
                 data = data[-int(Range.removeprefix("bytes=-")) :]
             return {**_written(found), "Body": Body(data), "ContentLength": len(data)}
 

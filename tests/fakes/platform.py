@@ -59,6 +59,10 @@ _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 _REMEMBERED_REQUESTS = 200_000
 
 Hook = Callable[[Request], Reply | None]
+TimesAs = Literal[
+    "rfc3339", "no zone", "no seconds", "rfc1123", "epoch", "epoch ms", "epoch text"
+]  # fmt: skip
+_TIME_FIELDS = ("startTime", "endTime", "createdAt", "expiresAt")
 
 
 @dataclass
@@ -70,7 +74,11 @@ class Options:
     answers 429 beyond that many requests within one second of the machine's clock. `tokens` maps
     bearer tokens to scopes, `api_keys` maps API keys to their secret and scopes. `frozen` promises
     that neither calls nor options change any more: a listing is then put together once, and not
-    once for each of its pages.
+    once for each of its pages. `past_end` answers a page beyond the last one, `absent` what a call
+    lacks (survey, recording): a status, or a body. `times` writes the times in answers another way,
+    `bom` puts a byte order mark before each body. `quota` answers 429 beyond so many requests in
+    so many seconds of `clock`, with the seconds to the next such span as `Retry-After`, or as a
+    date where `retry_date` is set.
     """
 
     enveloped: bool | Literal["mixed"] = True
@@ -87,6 +95,12 @@ class Options:
     api_keys: dict[str, tuple[str, frozenset[str]]] = field(default_factory=dict)
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     frozen: bool = False
+    past_end: int | bytes | None = None
+    absent: int | bytes = 404
+    times: TimesAs = "rfc3339"
+    bom: bool = False
+    quota: tuple[int, int] | None = None
+    retry_date: bool = False
 
 
 class _Refusal(Exception):
@@ -95,6 +109,7 @@ class _Refusal(Exception):
     def __init__(self, status: int, code: str, message: str, **more: int) -> None:
         super().__init__(message)
         self.status = status
+        self.body: bytes | None = None
         self.error: dict[str, Any] = {"code": code, "message": message, **more}
 
 
@@ -126,6 +141,7 @@ class VoicePlatform:
         self._signing_key = secrets.token_bytes(32)
         self._answered = itertools.count()
         self._second, self._requests_in_second = 0, 0
+        self._span_end, self._requests_in_span = 0.0, 0
         self._frozen_listing: tuple[dict[str, str], list[SimulatedCall]] | None = None
 
     # --- the calls
@@ -217,21 +233,77 @@ class VoicePlatform:
         }
         try:
             self._check_rate()
+            self._check_quota()
             body, pagination = self._route(request, self._authenticate(request))
         except _Refusal as refusal:
             error = {**refusal.error, "requestId": request_id}
             if "retryAfter" in error:
-                headers["Retry-After"] = str(error["retryAfter"])
+                until = now + timedelta(seconds=error["retryAfter"])
+                date = format_datetime(until, usegmt=True)
+                headers["Retry-After"] = (
+                    date if self.options.retry_date else str(error["retryAfter"])
+                )
             if refusal.status == 401:
                 headers["WWW-Authenticate"] = "Bearer"
-            return Reply(refusal.status, headers, _json({"error": error}))
+            body = _json({"error": error}) if refusal.body is None else refusal.body
+            return Reply(refusal.status, headers, body)
+        body = self.written(body)
         number, enveloped = next(self._answered), self.options.enveloped
         if number % 2 == 0 if enveloped == "mixed" else enveloped:
             timestamp = now.astimezone(UTC).isoformat().replace("+00:00", "Z")
             body = {"data": body, "meta": {"requestId": request_id, "timestamp": timestamp}}
             if pagination is not None:
                 body["pagination"] = pagination
-        return Reply(200, headers, _json(body))
+        return Reply(200, headers, b"\xef\xbb\xbf" * self.options.bom + _json(body))
+
+    def written(self, body: Any) -> Any:
+        """A document, or a list of them, with its times as this platform writes them."""
+        if self.options.times == "rfc3339":
+            return body
+        if isinstance(body, list):
+            return [self.written(one) for one in body]
+        return {
+            name: self._time(value) if name in _TIME_FIELDS and value else value
+            for name, value in body.items()
+        }
+
+    def _time(self, text: str) -> str | float:
+        moment = _parse(text)
+        assert moment is not None
+        seconds = moment.timestamp()
+        whole = int(seconds) if seconds.is_integer() else seconds
+        match self.options.times:
+            case "no zone":
+                return moment.replace(tzinfo=None).isoformat()
+            case "no seconds":
+                return f"{moment:%Y-%m-%dT%H:%MZ}"
+            case "rfc1123":
+                return format_datetime(moment, usegmt=True)
+            case "epoch":
+                return whole
+            case "epoch ms":
+                return round(seconds * 1000)
+            case _:
+                return str(whole)
+
+    def _check_quota(self) -> None:
+        if self.options.quota is None:
+            return
+        most, span = self.options.quota
+        with self._lock:
+            now = self.options.clock().timestamp()
+            if now >= self._span_end:
+                self._span_end, self._requests_in_span = now + span, 0
+            self._requests_in_span += 1
+            if self._requests_in_span > most:
+                left = math.ceil(self._span_end - now)
+                raise _Refusal(429, "rate_limited", "Too many requests.", retryAfter=left)
+
+    def _nothing(self, says: int | bytes, code: str, message: str) -> _Refusal:
+        """How this platform says that there is none."""
+        refusal = _Refusal(200 if isinstance(says, bytes) else says, code, message)
+        refusal.body = says if isinstance(says, bytes) else b"" if says == 204 else None
+        return refusal
 
     def _check_rate(self) -> None:
         if self.options.rate_per_second is None:
@@ -303,11 +375,13 @@ class VoicePlatform:
             if part == [name]:
                 document = call.apart().get(kind)
                 if document is None:
-                    raise _Refusal(404, f"{kind}_not_found", "The call has no such document.")
+                    raise self._nothing(
+                        self.options.absent, f"{kind}_not_found", "No such document."
+                    )
                 return document
         if part == ["recording-url"]:
             if call.recording is None:
-                raise _Refusal(404, "recording_not_found", "The call has no recording.")
+                raise self._nothing(self.options.absent, "recording_not_found", "No recording.")
             with self._lock:
                 self.sas_issued[call.id] += 1
             url, expiry = self.sign(call.id)
@@ -322,6 +396,8 @@ class VoicePlatform:
         pages = math.ceil(len(matching) / size)
         if self.options.clamp_pages:
             page = min(page, max(1, pages))
+        if page > max(1, pages) and self.options.past_end is not None:
+            raise self._nothing(self.options.past_end, "no_such_page", "There is no such page.")
         shown = matching[(page - 1) * size : page * size]
         full = self.options.listing_has_transcripts
         return [call.detail() if full else call.entry() for call in shown], {

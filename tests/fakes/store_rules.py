@@ -18,12 +18,13 @@ from archiver.manifest import layout
 from tests.fakes.calls import APART
 
 _DOCUMENT = "|".join(("transcript", *APART))
+_AUDIO = "wav|w64|mp3|aac|ogg|flac|amr|awb|m4a|aiff|au|caf|webm|wma|bin"
 _FILE = re.compile(
     r"recordings/dt=(\d{4}-\d\d-\d\d)/([A-Za-z0-9_.-]+)/"
-    rf"(recording(-[0-9a-f]{{16}})?\.wav|({_DOCUMENT})(-[0-9a-f]{{16}})?\.(json|bad))",
+    rf"(recording(-[0-9a-f]{{16}})?\.({_AUDIO})|({_DOCUMENT})(-[0-9a-f]{{16}})?\.(json|bad))",
     re.ASCII,
 )
-_PART = re.compile(r"recordings/.*/recording-[0-9a-f]{16}\.wav", re.ASCII)
+_PART = re.compile(rf"recordings/.*/recording-[0-9a-f]{{16}}\.({_AUDIO})", re.ASCII)
 _KEY = re.compile(r"manifest/keys/([0-9a-f]{16}\.pem|VERIFY\.md|verify\.sh)")
 _EVENT = re.compile(r"manifest/events/dt=\d{4}-\d\d-\d\d/\d{6}-[0-9a-f]{8}\.(jsonl|sha256|seal)")
 _SIGHTING = re.compile(r"manifest/sightings/dt=\d{4}-\d\d-\d\d/\d{4}-[0-9a-f]{16}\.json")

@@ -240,7 +240,7 @@ def _recordings() -> None:
     lost = {
         **{str(code): harm.status(code, b"<Error/>") for code in (403, 404, 500, 412)},
         "nothing": harm.body(b"", "audio/wav"),
-        "no length": harm.unmeasured,
+        "half, without a length": harm.unmeasured,
         "broken off": harm.broken_off,
         "reset": harm.resets,
         "HTML": harm.html,

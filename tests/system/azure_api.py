@@ -152,10 +152,12 @@ class AzureApi:
             )
             self._scheme = "https"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self.host = f"127.0.0.1:{self._server.server_address[1]}"
+        """What its URL names. A test may put a proxy there."""
 
     @property
     def url(self) -> str:
-        return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}{BASE}"
+        return f"{self._scheme}://{self.host}{BASE}"
 
     @property
     def urls_given(self) -> Counter[str]:

@@ -28,6 +28,7 @@ from tests.system.checker import Expected
 from tests.system.command import BIN, ROOT, clean_environment
 
 REGION = "us-east-1"
+DOMAIN = "store.example.com"
 AZURITE = ROOT / ".cache" / "azurite" / "node_modules" / ".bin" / "azurite-blob"
 _GRPC_OFFSET = 10_000
 START_TRIES = 3
@@ -211,6 +212,8 @@ class Weed(Server):
             "ip.bind": "127.0.0.1",
             **{f"{name}.port": port for name, port in self._ports.items()},
             "s3.config": self.directory / "s3.json",
+            # A bucket may also stand in the host's name, where a client comes by a proxy.
+            "s3.domainName": DOMAIN,
             "s3.port.iceberg": 0,
             "s3.port.lance": 0,
             "s3.allowDeleteBucketNotEmpty": "false",
@@ -310,10 +313,8 @@ class Azurite(Server):
         if not self._listens(self.port):
             self.stop()
             pytest.fail("Azurite does not start")
-
-    @property
-    def host(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        self.host = f"127.0.0.1:{self.port}"
+        """What signed URLs name. A test may put a proxy there."""
 
     @property
     def account_url(self) -> str:

@@ -19,10 +19,12 @@ class Proxy:
     matter: it serves each connection in a thread of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        """`host`: `::1` listens on IPv6."""
         self.upstream = ""
         self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family, backlog=128)
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -33,7 +35,8 @@ class Proxy:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+        host, port = self._listener.getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # the listener was closed
@@ -64,9 +67,13 @@ class TcpProxy(Proxy):
     """
 
     def __init__(
-        self, *, reset_after: int | None = None, bytes_per_second: float | None = None
+        self,
+        host: str = "127.0.0.1",
+        *,
+        reset_after: int | None = None,
+        bytes_per_second: float | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(host)
         self.brought = 0
         self.resets = 0
         self.flows = threading.Event()

@@ -25,6 +25,7 @@ METRICS = {
     "archiver_sas_renewals_total": ("counter", set()),
     "archiver_clock_skew_seconds": ("gauge", {"of"}),
     "archiver_unreadable_entries_total": ("counter", set()),
+    "archiver_source_pause_seconds": ("gauge", set()),
     "archiver_in_flight": ("gauge", set()),
     "archiver_pending_calls": ("gauge", set()),
     "archiver_oldest_unarchived_seconds": ("gauge", set()),

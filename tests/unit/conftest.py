@@ -6,6 +6,7 @@ import logging
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.fakes.clock import HandClock
 from tests.fakes.memory_source import MemoryPlatform, api_client, recording_client
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.platform import Platform
-from tests.fakes.population import a_call
+from tests.fakes.population import TEN, a_call
 from tests.fakes.relisting import SETTLED, WatchedPlatform, another
 from tests.fakes.rig import Archive, HandLoop, Rig, wired
 
@@ -47,6 +48,13 @@ def served(clock: HandClock) -> Iterator[Platform]:
     with Platform(clock=clock.now) as running:
         yield running
         assert running.violations == []
+
+
+@pytest.fixture
+def served_late(served: Platform, clock: HandClock) -> Platform:
+    """As `served`, thirty days after its calls: their windows have settled."""
+    clock.turn_to(TEN + timedelta(days=30))
+    return served
 
 
 @pytest.fixture

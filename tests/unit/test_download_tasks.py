@@ -24,6 +24,9 @@ THREADS = 4
 class Slow:
     """A recording that comes in pieces, with a wait before each."""
 
+    received = coding = None
+    is_undecodable = False
+
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._at = 0
@@ -58,7 +61,7 @@ def test_threads_do_not_share_a_buffer():
     audio = {f"{n}.wav": wav(4.0 - n / 7, seed=n) for n in range(24)}
 
     def move(key: str) -> None:
-        writer.write(Slow(audio[key]), key, None, False)  # type: ignore[arg-type]
+        writer.write(Slow(audio[key]), key, None, False, set(), is_settled=True)  # type: ignore[arg-type]
 
     workers.map(move, audio)
     workers.close()
@@ -81,11 +84,11 @@ def test_a_slow_upload_is_nobodys_orphan(days):
     writer = RecordingWriter(store, 4_000, lambda: "0" * 16, clock.monotonic)
     began = clock.now()
     if days < 6:
-        writer.write(Slow(audio), "recording.wav", None, False)  # type: ignore[arg-type]
+        writer.write(Slow(audio), "recording.wav", None, False, set(), is_settled=True)  # type: ignore[arg-type]
         assert store.object(f"recording-{'0' * 16}.wav").data == audio
     else:
         with pytest.raises(CallError) as caught:
-            writer.write(Slow(audio), "recording.wav", None, False)  # type: ignore[arg-type]
+            writer.write(Slow(audio), "recording.wav", None, False, set(), is_settled=True)  # type: ignore[arg-type]
         assert caught.value.reason == "too_slow"
         assert clock.now() - began < ORPHANED_AFTER
     assert timedelta(hours=36) < GIVEN_UP_AFTER < ORPHANED_AFTER

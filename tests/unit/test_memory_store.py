@@ -135,7 +135,7 @@ def test_hooks_may_fail_a_request_before_and_after_it_is_done(plain):
         *(
             (key, b"x", "outside the layout")
             for key in (
-                "else", "recordings/x.wav", CALL + "recording.mp3", CALL + "note.json",
+                "else", "recordings/x.wav", CALL + "recording.exe", CALL + "note.json",
                 "records/r1.json", "manifest/segments/dt=2024-01-15/1060.r1.jsonl",
                 "manifest/seals/1.json", "manifest/x",
             )

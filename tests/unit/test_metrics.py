@@ -33,6 +33,7 @@ FROZEN = {
 }
 ADDED = {
     "archiver_clock_skew_seconds": ["of"],
+    "archiver_source_pause_seconds": [],
 }
 """What came later: an addition harms no reader."""
 

@@ -111,7 +111,8 @@ def test_a_window_is_half_open():
         ({"startTime": "2024-01-15T10:00:00Z", "createdAt": "2024-01-14T10:00:00Z"}, 15),
         ({"startTime": None, "createdAt": "2024-01-14T10:00:00Z"}, 14),
         ({"startTime": "soon", "createdAt": "2024-01-14T10:00:00Z"}, 14),
-        ({"startTime": 1705312800, "endTime": "2024-01-13T10:00:00Z"}, None),
+        ({"startTime": 1705312800, "createdAt": "2024-01-14T10:00:00Z"}, 15),
+        ({"startTime": 0, "endTime": "2024-01-13T10:00:00Z"}, None),
     ],
 )
 def test_a_call_is_placed_by_its_start_else_its_creation(document, expected):

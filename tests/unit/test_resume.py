@@ -171,6 +171,40 @@ def test_it_ends_when_it_takes_longer_than_the_least_rate_allows(clock):
     assert len(blobs.asked) == 6
 
 
+def test_a_pause_of_the_source_is_no_time_of_the_download(clock):
+    """A second connection needs a fresh URL, which the source's quota allows in 60 s only."""
+    blobs = Blobs(clock, a_call(audio=AUDIO), sas_ttl_seconds=10)
+    blobs.bend = cut_after(2 * MIB)
+    blobs.platform.later("request", 2, lambda: clock.forward(timedelta(seconds=11)))
+    urls: list[Request] = []
+
+    def throttle(request: Request) -> Reply | None:
+        is_of_url = request.path.endswith("/recording-url")
+        if is_of_url:
+            urls.append(request)
+        is_refused = len(urls) == 2 and (is_of_url or request.query.get("pageSize") == "1")
+        return Reply(429, {"Retry-After": "60"}, b"{}") if is_refused else None
+
+    blobs.platform.hooks.append(throttle)
+    assert blobs.read(min_bytes_per_second=MIB, rate_grace_seconds=15.0) == AUDIO
+    assert sum(clock.sleeps) >= 60
+
+
+def test_a_blob_store_that_keeps_a_download_waiting_says_nothing_of_its_rate(clock):
+    blobs = Blobs(clock, a_call(audio=AUDIO * 2))
+    cut = cut_after(MIB // 4)
+
+    def busy(request: Request, reply: Reply) -> Reply:
+        is_busy = len(blobs.asked) % 4 != 1
+        return Reply(503, {"Retry-After": "60"}) if is_busy else cut(request, reply)
+
+    blobs.bend = busy
+    error = error_of(CallError, blobs.read)
+    assert (error.reason, error.retryable) == ("too_slow", False)
+    assert "waiting for over an hour" in str(error)
+    assert 3600 < sum(clock.sleeps) < 4000
+
+
 def test_a_recording_that_the_source_loses_midway_was_there(clock):
     """`no_recording` would say that there never was one."""
     blobs = Blobs(clock, a_call(audio=AUDIO), sas_ttl_seconds=60)

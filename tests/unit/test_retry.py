@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from archiver.core.clock import Interrupted
+from archiver.core.concurrency import ConcurrencyLimit
 from archiver.core.errors import SourceError, StoreError
 from archiver.core.retry import LONGEST_WAIT_SECONDS, Retry
 from archiver.observability.metrics import REGISTRY
@@ -61,12 +62,21 @@ def test_what_cannot_help_is_not_tried_again(clock, error):
     assert clock.sleeps == []
 
 
+def test_a_last_answer_that_throttles_lowers_the_limit(clock):
+    limit = ConcurrencyLimit(8, clock)
+    error = again(retry_after_seconds=61.0)
+    error.status = 503
+    with pytest.raises(SourceError):
+        Retry(clock, concurrency_limit=limit).call("list", Flaky(error))
+    assert limit.limit < 8
+
+
 def test_retry_after_is_heard(clock):
     flaky = Flaky(again(retry_after_seconds=17.0), again(retry_after_seconds=0.0))
     assert Retry(clock).call("list", flaky) == "done"
     assert clock.sleeps[0] == 17.0
     assert clock.sleeps[1] < 2
-    assert LONGEST_WAIT_SECONDS == 60
+    assert LONGEST_WAIT_SECONDS == 60.5
 
 
 def test_a_request_to_end_is_heard_while_waiting(clock):

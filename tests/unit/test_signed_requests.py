@@ -191,17 +191,6 @@ def test_a_bundle_of_the_environment_is_trusted(tls, root, clock, transport, mon
 
 
 @pytest.mark.usefixtures("aws_keys")
-@pytest.mark.parametrize("content", [None, b"no certificate"])
-def test_a_bundle_that_cannot_be_read_is_named(clock, transport, tmp_path, content, monkeypatch):
-    bundle = tmp_path / "bundle.pem"
-    if content is not None:
-        bundle.write_bytes(content)
-    monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
-    with pytest.raises(StoreError, match="AWS_CA_BUNDLE: no certificates can be read from"):
-        bucket_at("https://127.0.0.1:1", clock, transport)
-
-
-@pytest.mark.usefixtures("aws_keys")
 def test_a_proxy_is_asked(clock, transport, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")

@@ -481,7 +481,7 @@ BAD_JSON = {
     "deep": b'{"id":"vc_01","x":' + b"[" * 99 + b"]" * 99 + b"}",
     "cut": b'{"id":"vc_01",',
     "latin": b'{"id":"vc_01","x":"\xe4"}',
-    "bom": b'\xef\xbb\xbf{"id":"vc_01"}',
+    "bom of UTF-16": '{"id":"vc_01"}'.encode("utf-16"),
     "enveloped": b'{"data":{"id":"vc_01","x":NaN}}',
     "huge": b'{"id":"vc_01","x":"' + b"x" * (34 << 20) + b'"}',
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -19,9 +21,10 @@ from archiver.observability.metrics import REGISTRY
 from archiver.pipeline.call import FailedTry
 from archiver.store.bucket import Bucket
 from tests.fakes.audio import MULAW, chunk, fmt, noise, riff, wav
+from tests.fakes.calls import BytesRecording
 from tests.fakes.http_server import Reply, Request
 from tests.fakes.platform import Platform
-from tests.fakes.population import TEN, a_call, voice
+from tests.fakes.population import TEN, a_call, call_of, voice
 from tests.fakes.rig import HOUR, WINDOW, Rig
 
 DIR = "recordings/dt=2024-01-15/vc_1/"
@@ -175,7 +178,8 @@ def test_an_expired_url_is_replaced(platform, rig):
 )
 def test_a_fault_that_passes_is_overcome(platform, rig, fault):
     platform.add(a_call())
-    left = [fault, fault]
+    # The same wrong bytes twice would be the blob's own.
+    left = [fault, fault] if "Content-MD5" not in fault.headers else [fault]
     platform.hooks.append(lambda request: left.pop() if request.server == "blob" and left else None)
     assert archived(rig()).document["files"][0]["sha256"] == checksums.sha256_hex(voice())
 
@@ -186,11 +190,13 @@ BAD: dict[str, object] = {
     "recording_missing": Reply(404, {}, b""),
     "recording_empty": Reply(200, {}, b""),
     "not_wav": Reply(200, {"Content-Type": "audio/wav"}, b"<!doctype html>" * 50),
-    "truncated": Reply(200, {}, wav(1)[:-100]),
+    "truncated": Reply(200, {}, wav(1), close_after=5000),
     "too_large": Reply(200, {}, b"x", content_length=5 << 30),
     "url_refused": Reply(403, {}, b""),
-    "digest_mismatch": Reply(200, {"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}, wav(1)),
-    "bad_response": Reply(200, {"Content-Encoding": "gzip"}, wav(1)),
+    "digest_mismatch": [
+        Reply(200, {"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}, wav(1, seed=n)) for n in range(4)
+    ],
+    "bad_response": Reply(206, {}, wav(1)),
     "source_unavailable": Reply(500, {}, b""),
 }
 
@@ -198,7 +204,8 @@ BAD: dict[str, object] = {
 @pytest.mark.parametrize("reason", BAD)
 def test_a_bad_blob_is_pending_then_failed(platform, rig, clock, reason):
     platform.add(a_call(epa={"a": 1}))
-    platform.hooks.append(lambda request: BAD[reason] if request.server == "blob" else None)
+    replies = itertools.cycle(BAD[reason] if isinstance(BAD[reason], list) else [BAD[reason]])
+    platform.hooks.append(lambda request: next(replies) if request.server == "blob" else None)
     made = rig(give_up=2 * HOUR)
     assert unarchived(made, settled=False).reason == reason
     assert unarchived(made).attempts == 2
@@ -209,6 +216,111 @@ def test_a_bad_blob_is_pending_then_failed(platform, rig, clock, reason):
     assert (document["outcome"], document["reason"], document["attempts"]) == ("failed", reason, 3)
     assert [file["kind"] for file in document["files"]] == ["transcript", "epa"], "what is known"
     assert document["audio"] is None
+
+
+PAGES = [
+    b"<!DOCTYPE html><title>Sign in</title>",
+    b"\n\t <html lang=en>",
+    b"<h1>502 Bad Gateway</h1>",
+    b"<!-- proxy --><html>",
+    b"<?xml version='1.0'?><Error/>",
+    b"\xef\xbb\xbf<?xml version='1.0'?><Error><Code>BlobNotFound</Code></Error>",
+    b"<Error><Code>AccessDenied</Code></Error>",
+    "<!doctype html><p>Störung".encode("latin-1"),
+    "\ufeff<!doctype html>".encode("utf-16"),
+    b'{"error":{"code":"not_ready"}}',
+    b"{}",
+    b'[{"message":"gone"}]',
+    b"[]",
+    b" " * 3000 + b"<html>",
+    b"<!doctype html>" + b"x" * (6 << 20),
+]
+"""What no recording begins with."""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_no_recording(platform, rig, bucket, page):
+    platform.add(a_call(audio=page))
+    assert unarchived(rig(part_bytes=5 << 20)).reason == "not_wav"
+    assert list(bucket.list("")) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "content_type", "findings"),
+    [
+        (wav(1)[:-100], "recording.wav", "audio/wav", ["header_length_mismatch"]),
+        (wav(1)[:20], "recording.wav", "audio/wav", ["audio_unreadable", "header_length_mismatch"]),
+        (b"ID3\4\0\0\0\0\0\0" + bytes(500), "recording.mp3", "audio/mpeg", ["not_wav"]),
+        (b"OggS" + bytes(500), "recording.ogg", "audio/ogg", ["not_wav"]),
+        (b"fLaC" + bytes(500), "recording.flac", "audio/flac", ["not_wav"]),
+        (
+            b"<\0 is no page" * 40,
+            "recording.bin",
+            "application/octet-stream",
+            ["audio_unreadable", "not_wav"],
+        ),
+        (
+            b"Come back later.",
+            "recording.bin",
+            "application/octet-stream",
+            ["audio_unreadable", "not_wav"],
+        ),
+    ],
+)
+def test_whatever_else_is_whole_is_kept_as_what_it_is(
+    platform, rig, bucket, data, name, content_type, findings
+):
+    platform.add(a_call(audio=data))
+    document = archived(rig()).document
+    [file, _] = document["files"]
+    assert (file["key"], file["content_type"]) == (DIR + name, content_type)
+    assert document["findings"] == findings
+    assert bucket.read(file["key"], file["version_id"]) == data
+    head = bucket.client.s3.head_object(Bucket="locked", Key=f"{bucket.client.prefix}{file['key']}")
+    assert head["ContentType"] == content_type
+
+
+def test_a_large_file_of_another_kind_goes_in_parts_under_its_own_extension(platform, rig, bucket):
+    data = b"OggS" + noise(6 << 20)
+    platform.add(a_call(audio=data))
+    bucket.put_once("records/dt=2024-01-15/vc_1/r1.json", b"foreign bytes")
+    made = rig(part_bytes=5 << 20)
+    assert [unarchived(made).reason for _ in "12"] == ["record_unreadable"] * 2
+    [recording, _] = archived(made, taken=1).document["files"]
+    assert re.fullmatch(DIR + "recording-[0-9a-f]{16}\\.ogg", recording["key"])
+    assert [item.key for item in bucket.list(DIR + "recording")] == [recording["key"]], "used again"
+    assert recording["sha256"] == checksums.sha256_hex(data)
+
+
+def test_what_was_refused_before_is_archived_by_the_next_try(platform, rig, clock):
+    """An earlier release failed it: its record is amended."""
+    platform.add(a_call())
+    page = Reply(200, {}, PAGES[0])
+    platform.hooks.append(lambda request: page if request.server == "blob" else None)
+    clock.turn_to(WINDOW.end + DAYS)
+    made = rig()
+    failed = archived(made)
+    assert (failed.outcome, failed.document["reason"]) == ("failed", "not_wav")
+    platform.hooks.clear()
+    call_of(platform, "vc_1").recording = BytesRecording(b"fLaC" + bytes(500))
+    amended = archived(made, previous=failed)
+    assert (amended.outcome, amended.revision) == ("archived", 2)
+    assert amended.document["files"][0]["key"] == DIR + "recording.flac"
+
+
+@pytest.mark.parametrize(("is_same", "reason"), [(False, "digest_mismatch"), (True, "not_wav")])
+def test_a_page_that_is_damage_on_the_way_is_no_fault_of_the_blob(platform, rig, is_same, reason):
+    """The announced digest tells, unless the same page comes again."""
+    platform.add(a_call())
+    times = itertools.count()
+
+    def page(request: Request) -> Reply | None:
+        body = b"<html>" * (50 if is_same else 50 + next(times))
+        md5 = {"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}
+        return Reply(200, md5, body) if request.server == "blob" else None
+
+    platform.hooks.append(page)
+    assert unarchived(rig()).reason == reason
 
 
 def test_a_bad_url_is_never_asked(platform, rig, clock):
@@ -285,6 +397,11 @@ def test_no_survey_is_no_file(platform, rig, bucket):
         (wav(1), 10**400, []),
         (wav(1), "long", []),
         (wav(1) + b"tail", 1, ["trailing_bytes"]),
+        (wav(10)[:-20], 10, ["header_length_mismatch"]),
+        (wav(10)[:100_044], 10, ["duration_mismatch", "header_length_mismatch"]),
+        (wav(10)[:28] + b"\0\x7d\0\0" + wav(10)[32:], 10, ["duration_uncertain"]),
+        (wav(10)[:44], 10, ["audio_empty", "duration_mismatch", "header_length_mismatch"]),
+        (b"fLaC" + bytes(500), 99, ["not_wav"]),
         (wav(1)[:40] + bytes(4) + noise(16000), 1, ["header_length_unknown"]),
         (riff(chunk(b"fmt ", fmt(MULAW, bits=8)), chunk(b"data", noise(8000))), 1, []),
     ],
